@@ -1,0 +1,148 @@
+"""The thin asynchronous layer in front of the Flask application.
+
+It holds what would hold a thread: a client that takes its time with the body, and Redis that takes its
+time with the reply. Flask itself runs on the event loop: between the two waits there is only computing.
+Any number of slow clients, and a Redis that hangs, leave the loop free to answer everyone else.
+"""
+
+import asyncio
+import contextlib
+import io
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from flask import Flask
+
+from service.answers import DEFER, Pending
+from service.errors import RequestTimeoutError
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+REQUEST_SECONDS: Final = 4.5
+"""For a whole request, body and Redis: every answer comes within 5 s."""
+DRAINED_BYTES: Final = 8 * 1_048_576
+"""Read and dropped of a body too large, so that its sender reads the answer before the connection ends."""
+
+
+class Application:
+    """An ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html) out of the Flask one."""
+
+    def __init__(self, app: Flask, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http":
+            await self._serve(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        store = self._app.extensions["session_store"]
+        await receive()
+        store.probe()  # connects now, not with the first delivery; Redis may also be away
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await asyncio.to_thread(store.close)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + REQUEST_SECONDS
+        body = io.BytesIO()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._read_body(receive, body)
+        except _ClientGoneError:
+            return
+        except TimeoutError:
+            if body.tell() <= self._max_body_bytes:
+                body = _LateBody()
+        body.seek(0)
+
+        pending: list[Pending[Any]] = []
+        response = _Response()
+        environ = _environ(scope, body) | {DEFER: pending.append}
+        chunks = self._app(environ, response.start)
+        for answer in pending:
+            done = asyncio.Event()
+            answer.future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(answer.timeout, deadline - loop.time())):
+                    await done.wait()
+            chunks = answer.settled()(environ, response.start)
+        await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
+        await send({"type": "http.response.body", "body": b"".join(chunks)})
+
+    async def _read_body(self, receive: Receive, body: io.BytesIO) -> None:
+        """Fill in the body; of one that is too large, a part that is too large as well."""
+        size = 0
+        more = True
+        while more and size <= self._max_body_bytes + DRAINED_BYTES:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientGoneError
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if body.tell() <= self._max_body_bytes:
+                body.write(chunk)
+            more = message.get("more_body", False)
+
+
+class _ClientGoneError(Exception):
+    pass
+
+
+class _LateBody(io.BytesIO):
+    """What is left of a body that did not arrive in time: whoever reads it says so."""
+
+    def read(self, _size: int | None = -1, /) -> bytes:
+        raise RequestTimeoutError("The body did not arrive in time.")
+
+
+class _Response:
+    """What the WSGI application says with `start_response`, in ASGI's terms."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+
+    def start(self, status: str, headers: list[tuple[str, str]], _: Any = None) -> Callable[[bytes], object]:
+        self.status = int(status.partition(" ")[0])
+        self.headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        return lambda _: None
+
+
+def _environ(scope: Message, body: io.BytesIO) -> dict[str, Any]:
+    """Build what PEP 3333 asks for."""
+    host, port = scope.get("server") or ("", None)
+    environ: dict[str, Any] = {
+        "REQUEST_METHOD": scope["method"],
+        "SCRIPT_NAME": "",
+        "PATH_INFO": unquote_to_bytes(scope.get("raw_path") or scope["path"]).decode("latin-1"),
+        "QUERY_STRING": scope["query_string"].decode("latin-1"),
+        "SERVER_NAME": host,
+        "SERVER_PORT": str(port or ""),
+        "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scope["scheme"],
+        "wsgi.input": body,
+        "wsgi.input_terminated": True,
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": False,
+        "wsgi.multiprocess": False,
+        "wsgi.run_once": False,
+    }
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        # `svix_id` is not `svix-id`, though CGI's names make them one.
+        if "_" in name:
+            continue
+        key = name.upper().replace("-", "_")
+        if key not in {"CONTENT_TYPE", "CONTENT_LENGTH"}:
+            key = f"HTTP_{key}"
+        environ[key] = f"{environ[key]},{value}" if key in environ else value
+    return environ

@@ -1,0 +1,156 @@
+"""Settings: the only reader of the environment (and of `.env` in the working directory)."""
+
+import base64
+import binascii
+import re
+from typing import Annotated, Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.contract import OMITTABLE_FIELDS
+from service.errors import ConfigurationError
+
+_SECRET_PREFIX: Final = "whsec_"
+_DAY: Final = 86_400
+
+
+def _split(value: object) -> object:
+    return [part for part in re.split(r"[,\s]+", value) if part] if isinstance(value, str) else value
+
+
+def _check_secrets(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    if not secrets:
+        raise ValueError("holds no secret")
+    for number, secret in enumerate(secrets, start=1):
+        which = f"secret {number} of {len(secrets)} " if len(secrets) > 1 else ""
+        prefix, _, encoded = secret.get_secret_value().partition("_")
+        if f"{prefix}_" != _SECRET_PREFIX:
+            raise ValueError(f"{which}does not start with {_SECRET_PREFIX}: copy it from Clerk's Dashboard, Webhooks")
+        try:
+            size = len(base64.b64decode(encoded, validate=True))
+        except (binascii.Error, ValueError):
+            raise ValueError(f"{which}is not base64 after {_SECRET_PREFIX}: was it cut?") from None
+        if not 24 <= size <= 64:  # noqa: PLR2004  # https://www.standardwebhooks.com: 24 to 64 bytes
+            raise ValueError(f"{which}decodes to {size} bytes, not to 24 to 64: was it cut?")
+    return secrets
+
+
+def _check_redis_url(url: SecretStr) -> SecretStr:
+    """Messages here never quote the URL: it holds a password, or a part of one where it is malformed."""
+    form = "use redis://[user:password@]host[:port][/db], rediss://… for TLS, or unix:///path?db=0"
+    try:
+        parts = urlsplit(url.get_secret_value())
+        port_is_a_number = parts.port is None or parts.port > 0
+    except ValueError:
+        raise ValueError(f"is malformed (percent-encode what is special in a password); {form}") from None
+    if parts.scheme in {"redis+sentinel", "redis+cluster"}:
+        raise ValueError(f"{parts.scheme}:// is not supported by this version yet; {form}")
+    if parts.scheme == "unix":
+        if not parts.path or parts.path == "/":
+            raise ValueError(f"names no socket; {form}")
+        return url
+    if parts.scheme not in {"redis", "rediss"}:
+        raise ValueError(f"has an unknown scheme; {form}")
+    if not parts.hostname or not port_is_a_number:
+        raise ValueError(f"names no host; {form}")
+    if not re.fullmatch(r"/?|/[0-9]+/?", parts.path):
+        raise ValueError(f"names a database that is no number; {form}")
+    return url
+
+
+def _check_omit_fields(names: frozenset[str]) -> frozenset[str]:
+    if unknown := sorted(names - OMITTABLE_FIELDS):
+        raise ValueError(
+            f"can't leave out {', '.join(unknown)}; what can be: {', '.join(sorted(OMITTABLE_FIELDS))}"
+        )
+    return names
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+class _Environment(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        populate_by_name=True,
+    )
+
+
+class LogSettings(_Environment):
+    log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = "info"
+    log_format: Annotated[Literal["json", "console"], BeforeValidator(_lower)] = "json"
+
+
+class SigningSettings(_Environment):
+    clerk_webhook_signing_secret: Annotated[
+        tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_secrets)
+    ] = Field(validation_alias=AliasChoices("clerk_webhook_signing_secret", "clerk_webhook_secret"))
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        return tuple(secret.get_secret_value() for secret in self.clerk_webhook_signing_secret)
+
+
+class RedisSettings(_Environment):
+    redis_url: Annotated[SecretStr, AfterValidator(_check_redis_url)]
+    redis_tls_verify: bool = True
+    redis_key_prefix: str = Field("{clerk}", min_length=1)
+    redis_channel: str = Field("clerk:sessions", min_length=1)
+    redis_timeout: float = Field(2.0, gt=0, le=60, allow_inf_nan=False)
+    """Seconds, for connecting and for one command."""
+
+
+class ListenSettings(_Environment):
+    host: str = "0.0.0.0"  # noqa: S104  # a platform's router comes from outside
+    port: int = Field(8000, ge=1, le=65535)
+    web_concurrency: int = Field(1, ge=1)
+
+
+class Settings(SigningSettings, RedisSettings, ListenSettings, LogSettings):
+    """What `serve` runs with."""
+
+    redis_min_replicas: int = Field(0, ge=0)
+    stream_maxlen: int = Field(5000, ge=1)
+    session_retention: int = Field(7 * _DAY, ge=2 * _DAY, le=400 * _DAY)
+    """Seconds. The sender retries for 27.6 hours: an id forgotten sooner would be applied twice."""
+    dead_letter_max: int = Field(1000, ge=0)
+    max_body_bytes: int = Field(1_048_576, ge=1)
+    omit_fields: Annotated[
+        frozenset[str], NoDecode, BeforeValidator(_split), AfterValidator(_check_omit_fields)
+    ] = frozenset()
+    publish_http_request: bool = False
+    metrics_token: SecretStr = SecretStr("")
+
+
+S = TypeVar("S", bound=_Environment)
+
+
+def load(kind: type[S], **overrides: Any) -> S:
+    """Read settings from the environment and `.env`; the environment wins, overrides win over both.
+
+    Raises ConfigurationError with a line for each wrong or missing setting.
+    """
+    try:
+        return kind(**overrides)
+    except ValidationError as error:
+        faults = [
+            f"{str(fault['loc'][0]).upper()}: {_explain(fault['type'], fault['msg'])}"
+            for fault in error.errors(include_url=False, include_context=False, include_input=False)
+        ]
+        raise ConfigurationError(faults) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError([f".env: can't be read ({error})"]) from None
+
+
+def _explain(kind: str, message: str) -> str:
+    if kind == "missing":
+        return "is missing; set it in the environment or in .env (.env.example explains every setting)"
+    return message.removeprefix("Value error, ")

@@ -1,0 +1,51 @@
+"""Connections to Redis, built in one place."""
+
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import ConnectionPool, SSLConnection, parse_url
+from redis.retry import Retry
+
+from service.errors import ConfigurationError
+
+
+def connect(
+    url: str,
+    *,
+    tls_verify: bool = True,
+    timeout: float | None = 2.0,
+    on_connect: Callable[[redis.connection.Connection], None] | None = None,
+) -> redis.Redis:
+    """Return a client for a redis://, rediss:// or unix:// URL; it connects when it is first used.
+
+    timeout: seconds, for connecting and for one command; None waits for ever (for blocking reads).
+    on_connect: is called with each new connection, after its handshake.
+    Raises ConfigurationError if the URL can't be used.
+    """
+    try:
+        options: dict[str, Any] = parse_url(url)
+        options |= {
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout or 5.0,
+            # A script that is sent again by the client would be a second delivery: the sender does the retrying.
+            "retry": Retry(NoBackoff(), 0),
+            # RESP2 needs no HELLO, and no further word on connecting than what the URL asks for.
+            "protocol": 2,
+            "driver_info": None,
+        }
+        if not tls_verify and options.get("connection_class") is SSLConnection:
+            options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
+        if on_connect is not None:
+
+            def greet(connection: redis.connection.Connection) -> None:
+                connection.on_connect()
+                on_connect(connection)
+
+            options["redis_connect_func"] = greet
+        pool = ConnectionPool(**options)
+        pool.connection_class(**pool.connection_kwargs)  # connects to nothing; refuses options it does not know
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError([f"REDIS_URL: {error}"]) from None
+    return redis.Redis(connection_pool=pool)

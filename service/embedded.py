@@ -1,0 +1,102 @@
+"""The Redis that `dev` and the tests start for themselves: on 127.0.0.1, a port of its own, nothing kept."""
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import redis
+
+START_SECONDS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedRedis:
+    name: str
+    """What it is, for people: `redis-server` and its path, or the stand-in."""
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+    """None for the stand-in, which runs in this process."""
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+
+@contextlib.contextmanager
+def run() -> Iterator[EmbeddedRedis]:
+    """Run the redis-server on PATH or, where there is none, fakeredis' TCP server.
+
+    Raises RuntimeError if neither is there, or it does not start.
+    """
+    binary = shutil.which("redis-server")
+    with run_server(binary) if binary else run_stand_in() as server:
+        yield server
+
+
+@contextlib.contextmanager
+def run_server(binary: str, options: Sequence[str] = (), port: int | None = None) -> Iterator[EmbeddedRedis]:
+    """Run a redis-server. options: of its command line, like `--maxmemory 1mb`, one word each."""
+    with tempfile.TemporaryDirectory(prefix="session-relay-redis-") as directory:
+        chosen = port or _free_port()
+        command = [binary, "--bind", "127.0.0.1", "--port", str(chosen), "--dir", directory]
+        command += ["--save", "", "--appendonly", "no", "--logfile", "redis.log", *options]
+        # In a session of its own: Ctrl-C goes to us, and we end it when everything before it has ended.
+        with subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL) as process:
+            try:
+                _await_start(process, chosen, Path(directory) / "redis.log")
+                yield EmbeddedRedis(f"redis-server ({binary})", chosen, process)
+            finally:
+                process.kill()  # it keeps nothing
+
+
+@contextlib.contextmanager
+def run_stand_in() -> Iterator[EmbeddedRedis]:
+    """Run fakeredis' TCP server in threads of this process."""
+    try:
+        import lupa  # noqa: F401, PLC0415  # what fakeredis runs Lua with
+        from fakeredis import TcpFakeServer  # noqa: PLC0415  # in the `dev` extra
+    except ImportError:
+        raise RuntimeError(
+            "There is no Redis here. Install redis-server, or the stand-in: "
+            "pip install 'clerk-session-relay[dev]', or set REDIS_URL."
+        ) from None
+    server = TcpFakeServer(("127.0.0.1", 0))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, name="fakeredis", daemon=True)
+    thread.start()
+    try:
+        yield EmbeddedRedis("fakeredis, an in-memory stand-in", server.server_address[1])
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _await_start(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    with redis.Redis(port=port, retry=None, socket_timeout=1) as client:
+        while True:
+            try:
+                client.ping()
+            except redis.RedisError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    said = log.read_text(errors="replace") if log.exists() else ""
+                    raise RuntimeError(f"redis-server did not start:\n{said}") from None
+                time.sleep(0.01)
+            else:
+                return

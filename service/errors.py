@@ -1,0 +1,113 @@
+"""Everything that can go wrong with a delivery: one tree; each error knows its HTTP status and its code."""
+
+from typing import ClassVar
+
+
+class RelayError(Exception):
+    """A delivery that gets no 2xx. The text is for the sender: it never holds a secret or the body."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "The service has a defect"
+    retry_after: ClassVar[int | None] = None
+    """Seconds after which the sender should try again."""
+
+
+class SignatureError(RelayError):
+    """The one family that `signature.Verifier.verify` raises."""
+
+    status = 400
+
+
+class MissingSignatureError(SignatureError):
+    code = "missing_signature"
+    title = "Signature headers are missing"
+
+
+class MalformedSignatureError(SignatureError):
+    code = "malformed_signature"
+    title = "A signature header is malformed"
+
+
+class TimestampOutOfToleranceError(SignatureError):
+    code = "timestamp_out_of_tolerance"
+    title = "The signature's timestamp is too far from now"
+
+
+class InvalidSignatureError(SignatureError):
+    code = "invalid_signature"
+    title = "The signature does not match"
+
+
+class MalformedEventError(RelayError):
+    status = 400
+    code = "malformed_event"
+    title = "The body is not an event"
+
+
+class BadRequestError(RelayError):
+    status = 400
+    code = "bad_request"
+    title = "The request can't be read"
+
+
+class UnauthorizedError(RelayError):
+    status = 401
+    code = "unauthorized"
+    title = "This needs a token"
+
+
+class NotFoundError(RelayError):
+    status = 404
+    code = "not_found"
+    title = "Nothing is here"
+
+
+class MethodNotAllowedError(RelayError):
+    status = 405
+    code = "method_not_allowed"
+    title = "This method is not allowed here"
+
+
+class RequestTimeoutError(RelayError):
+    status = 408
+    code = "request_timeout"
+    title = "The request did not arrive in time"
+
+
+class BodyTooLargeError(RelayError):
+    status = 413
+    code = "body_too_large"
+    title = "The body is too large"
+
+
+class UnsupportedEncodingError(RelayError):
+    status = 415
+    code = "unsupported_encoding"
+    title = "This content encoding is not supported"
+
+
+class StoreUnavailableError(RelayError):
+    """Redis did not take the event, or did not say so in time. The sender keeps it and tries again."""
+
+    status = 503
+    code = "store_unavailable"
+    title = "Redis is not available"
+    # Svix tries a 503 again after about 5 s, a 429 after a minute or more.
+    retry_after = 5
+
+
+class DeadLettersFullError(StoreUnavailableError):
+    code = "dead_letters_full"
+    title = "There is no room for another dead letter"
+
+
+class ConfigurationError(Exception):
+    """Settings that stop the start.
+
+    faults: one line per fault; each names the variable and never its secret value.
+    """
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults

@@ -1,0 +1,51 @@
+"""The way of one delivery, after its signature. Knows no HTTP, so it can replay dead letters too."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from service.clerk import Ignored, Unusable, parse
+from service.contract import Outcome
+from service.normalize import normalize
+from service.signature import Delivery
+from service.store import SessionStore
+
+
+class Ingest:
+    def __init__(
+        self,
+        store: SessionStore,
+        *,
+        publish_http_request: bool = False,
+        note_nulled: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """note_nulled: is told each odd field that was read as null. clock: Unix seconds."""
+        self._store = store
+        self._publish_http_request = publish_http_request
+        self._note_nulled = note_nulled
+        self._clock = clock
+
+    def __call__(self, delivery: Delivery) -> Future[Outcome]:
+        """Turn a genuine delivery into state; once the future has an outcome, Redis has the state.
+
+        Raises MalformedEventError; StoreUnavailableError, here or in the future.
+        """
+        now_ms = int(self._clock() * 1000)
+        event = parse(delivery.body, self._note_nulled)
+        if isinstance(event, Ignored):
+            return _done(Outcome("ignored"))
+        if isinstance(event, Unusable):
+            return self._store.keep_dead_letter(delivery, event, now_ms)
+        change = normalize(
+            event, message_id=delivery.id, now_ms=now_ms, publish_http_request=self._publish_http_request
+        )
+        if isinstance(change, Unusable):
+            return self._store.keep_dead_letter(delivery, change, now_ms)
+        return self._store.apply(change, now_ms)
+
+
+def _done(outcome: Outcome) -> Future[Outcome]:
+    future: Future[Outcome] = Future()
+    future.set_result(outcome)
+    return future

@@ -1,0 +1,122 @@
+"""JSON text to Python values, whatever is in the parts that nobody reads.
+
+Clerk's payload embeds the `user` with metadata that end users write themselves. Fast parsers give up on
+some valid JSON (lone surrogates, deep nesting, integers of thousands of digits), and a user who could make
+the parser give up could hide the end of a session. So what the fast parser refuses is read again here,
+without recursion and without limits on digits. Both readings take the literals NaN and Infinity, as
+Python's `json` does, and both let the last of duplicate keys win.
+"""
+
+import re
+from json.decoder import JSONDecodeError, scanstring  # type: ignore[attr-defined]  # C, without a stub
+from typing import Any, Final
+
+from pydantic_core import from_json
+
+_SPACE: Final = re.compile(r"[ \t\n\r]*+")
+_COLON: Final = re.compile(r"[ \t\n\r]*+:")
+_SCALAR: Final = re.compile(
+    r"(?P<integer>-?+(?:0|[1-9][0-9]*+))(?P<fraction>(?:\.[0-9]++)?+(?:[eE][+-]?+[0-9]++)?+)"
+    r"|(?P<word>true|false|null|NaN|-?Infinity)"
+)
+_WORDS: Final = {
+    "true": True,
+    "false": False,
+    "null": None,
+    "NaN": float("nan"),
+    "Infinity": float("inf"),
+    "-Infinity": float("-inf"),
+}
+# Python converts longer ones only on request (CVE-2020-10735), since it takes quadratic time.
+_MAX_DIGITS: Final = 4300
+
+
+def loads(text: bytes) -> Any:
+    """Parse UTF-8 JSON.
+
+    Raises ValueError if it is none.
+    """
+    try:
+        return from_json(text)
+    except ValueError:
+        return _loads_without_recursion(text.decode())
+
+
+def _loads_without_recursion(text: str) -> Any:
+    position = _skip_space(text, 0)
+    open_containers: list[dict[str, Any] | list[Any]] = []
+    open_keys: list[str] = []  # one for each open object: the key whose value comes next
+    while True:
+        value: Any
+        character = text[position : position + 1]
+        if character == "{":
+            position = _skip_space(text, position + 1)
+            if text[position : position + 1] != "}":
+                open_containers.append({})
+                position = _read_key(text, position, open_keys)
+                continue
+            value, position = {}, position + 1
+        elif character == "[":
+            position = _skip_space(text, position + 1)
+            if text[position : position + 1] != "]":
+                open_containers.append([])
+                continue
+            value, position = [], position + 1
+        elif character == '"':
+            value, position = scanstring(text, position + 1, True)
+        else:
+            value, position = _read_scalar(text, position)
+
+        # A value is complete: put it where it belongs, and close what it completes.
+        while True:
+            position = _skip_space(text, position)
+            character = text[position : position + 1]
+            if not open_containers:
+                if character:
+                    raise JSONDecodeError("Extra data", text, position)
+                return value
+            container = open_containers[-1]
+            position += 1
+            if isinstance(container, dict):
+                container[open_keys.pop()] = value
+                if character == ",":
+                    position = _read_key(text, _skip_space(text, position), open_keys)
+                    break
+                closing = "}"
+            else:
+                container.append(value)
+                if character == ",":
+                    position = _skip_space(text, position)
+                    break
+                closing = "]"
+            if character != closing:
+                raise JSONDecodeError(f"Expecting ',' or '{closing}'", text, position - 1)
+            value = open_containers.pop()
+
+
+def _skip_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position
+
+
+def _read_key(text: str, position: int, open_keys: list[str]) -> int:
+    """Read `"key":`, keep the key, and return where its value begins."""
+    if text[position : position + 1] != '"':
+        raise JSONDecodeError("Expecting a key in double quotes", text, position)
+    key, position = scanstring(text, position + 1, True)
+    colon = _COLON.match(text, position)
+    if not colon:
+        raise JSONDecodeError("Expecting ':'", text, position)
+    open_keys.append(key)
+    return _skip_space(text, colon.end())
+
+
+def _read_scalar(text: str, position: int) -> tuple[Any, int]:
+    match = _SCALAR.match(text, position)
+    if not match:
+        raise JSONDecodeError("Expecting a value", text, position)
+    if match["word"]:
+        return _WORDS[match["word"]], match.end()
+    if match["fraction"] or len(match["integer"]) > _MAX_DIGITS:
+        return float(match[0]), match.end()
+    return int(match[0]), match.end()

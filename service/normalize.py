@@ -1,0 +1,129 @@
+"""Clerk's event to the contract's state, and its place in the order of all events of the session. Pure."""
+
+import dataclasses
+from typing import Final, Literal, NamedTuple
+
+from service import clerk
+from service.clerk import Unusable
+from service.contract import (
+    OPEN_STATUSES,
+    Event,
+    EventWithRequest,
+    HttpRequest,
+    Session,
+    SessionActivity,
+    SessionTask,
+    Status,
+)
+
+DAY_MS: Final = 86_400_000
+
+_RANKS: Final[tuple[Status, ...]] = (
+    "pending",
+    "active",
+    "abandoned",
+    "expired",
+    "replaced",
+    "removed",
+    "ended",
+    "revoked",
+)
+_TERMINAL_TYPES: Final[dict[str, Status]] = {
+    "session.ended": "ended",
+    "session.removed": "removed",
+    "session.revoked": "revoked",
+}
+
+
+class OrderKey(NamedTuple):
+    """The greatest one among a session's events is its state, whatever order they come in.
+
+    Message ids are ASCII, so Python's order of strings is the order of bytes.
+    """
+
+    terminal: bool
+    updated_at_ms: int
+    occurred_at_ms: int
+    rank: int
+    message_id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SessionChange:
+    """What one event says about a session."""
+
+    event: Event
+    session: Session
+    order: OrderKey
+
+
+def normalize(
+    event: clerk.SessionEvent, *, message_id: str, now_ms: int, publish_http_request: bool = False
+) -> SessionChange | Unusable:
+    data = event.data
+    status = _status(event.type, data.status)
+    if status is None:
+        return Unusable(event.type, "invalid_status", "data.status: missing")
+    updated_at = next(
+        (
+            time
+            for time in (data.updated_at, event.timestamp, data.last_active_at, data.created_at)
+            if time is not None
+        ),
+        None,
+    )
+    if updated_at is None:
+        return Unusable(event.type, "invalid_updated_at", "data.updated_at: missing, and no other time is there")
+    if updated_at > now_ms + DAY_MS:
+        return Unusable(event.type, "invalid_updated_at", "data.updated_at: over a day in the future")
+    occurred_at = updated_at if event.timestamp is None else event.timestamp
+    return SessionChange(
+        event=_event(event, message_id, occurred_at, publish_http_request),
+        session=Session(
+            id=data.id,
+            user_id=data.user_id,
+            client_id=data.client_id,
+            actor=data.actor,
+            status=status,
+            live=status == "active" and (data.expire_at is None or data.expire_at > now_ms),
+            last_active_organization_id=data.last_active_organization_id,
+            last_active_at=data.last_active_at,
+            latest_activity=data.latest_activity and SessionActivity(**vars(data.latest_activity)),
+            expire_at=data.expire_at,
+            abandon_at=data.abandon_at,
+            updated_at=updated_at,
+            created_at=data.created_at,
+            tasks=tuple(SessionTask(key=task.key) for task in data.tasks),
+        ),
+        order=OrderKey(
+            status not in OPEN_STATUSES, updated_at, occurred_at, _RANKS.index(status), message_id
+        ),
+    )
+
+
+def _status(type_: str, reported: Status | None) -> Status | None:
+    """The type outranks an open status: a `session.revoked` that still says `active` is a revocation."""
+    if type_ in _TERMINAL_TYPES and (reported is None or reported in OPEN_STATUSES):
+        return _TERMINAL_TYPES[type_]
+    return reported
+
+
+def _event(event: clerk.SessionEvent, message_id: str, occurred_at_ms: int, with_request: bool) -> Event:
+    source: Literal["clerk"] = "clerk"
+    if not with_request:
+        return Event(
+            id=message_id,
+            type=event.type,
+            occurred_at=occurred_at_ms,
+            instance_id=event.instance_id,
+            source=source,
+        )
+    request = event.event_attributes and event.event_attributes.http_request
+    return EventWithRequest(
+        id=message_id,
+        type=event.type,
+        occurred_at=occurred_at_ms,
+        instance_id=event.instance_id,
+        source=source,
+        http_request=request and HttpRequest(**vars(request)),
+    )

@@ -1,0 +1,54 @@
+"""`serve`: the application under granian, one event loop per worker process.
+
+Why granian, why its ASGI interface: docs/server.md has the figures.
+"""
+
+import os
+import tempfile
+
+from granian.constants import HTTPModes, Interfaces, Loops
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server import Server
+
+from service import log
+from service.app import create_app
+from service.asgi import Application
+from service.config import Settings, load
+
+STOP_SECONDS = 15
+"""For requests under way when the service is told to stop; platforms kill after 30 s."""
+
+
+def application() -> Application:
+    """Build the application in a worker process."""
+    settings = load(Settings)
+    log.configure(settings)
+    return Application(create_app(settings), settings.max_body_bytes)
+
+
+def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT; requests under way are answered first."""
+    with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
+        # Each worker counts in a file there, so that any of them can tell the sum.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
+        Server(
+            "service.server:application",
+            factory=True,
+            interface=Interfaces.ASGI,
+            address=settings.host,
+            port=settings.port,
+            workers=settings.web_concurrency,
+            http=HTTPModes.http1,
+            websockets=False,
+            loop=Loops.uvloop,
+            backlog=2048,
+            # Connections held open, not requests at work: slow clients must not crowd out the others.
+            backpressure=8192,
+            workers_kill_timeout=STOP_SECONDS,
+            respawn_failed_workers=True,
+            respawn_interval=0.5,
+            http1_settings=HTTP1Settings(header_read_timeout=5_000),
+            log_level=LogLevels(settings.log_level),
+            log_dictconfig=log.dict_config(settings),
+        ).serve()

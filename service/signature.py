@@ -1,0 +1,88 @@
+"""Raw bytes and headers to a genuine delivery, or one family of errors. Does no I/O.
+
+Wraps `svix` (https://docs.svix.com/receiving/verifying-payloads/how-manual): the package lets `ValueError`,
+`binascii.Error` and `UnicodeDecodeError` out on malformed input, so only what is well-formed reaches it.
+"""
+
+import dataclasses
+import re
+import time
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from svix.webhooks import Webhook, WebhookVerificationError
+
+from service.contract import ID
+from service.errors import (
+    InvalidSignatureError,
+    MalformedSignatureError,
+    MissingSignatureError,
+    TimestampOutOfToleranceError,
+)
+
+TOLERANCE_SECONDS: Final = 300
+_TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
+_V1_ENTRY: Final = re.compile(r"v1,[A-Za-z0-9+/]{43}=")
+"""`v1,` and the base64 of the 32 bytes of an HMAC-SHA256."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Delivery:
+    """A delivery whose signature was right."""
+
+    id: str
+    """The Svix message id: the same for every retry."""
+    sent_at: int
+    """Unix seconds: when this attempt was signed."""
+    body: bytes
+    """Valid UTF-8."""
+
+
+class Verifier:
+    """Verifies deliveries against one or more secrets; any of them will do, so rotation loses nothing."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        """secrets: `whsec_…`, as Clerk shows them; validated by the settings."""
+        self._webhooks = [Webhook(secret) for secret in secrets]
+
+    def verify(self, headers: Mapping[str, str], body: bytes, now: float | None = None) -> Delivery:
+        """Check a delivery's signature over its raw bytes.
+
+        headers: looked up in lower case. now: Unix seconds; the current time if left out.
+        Raises SignatureError, and nothing else.
+        """
+        family = "svix" if any(headers.get(f"svix-{name}") for name in _HEADERS) else "webhook"
+        values = [headers.get(f"{family}-{name}") for name in _HEADERS]
+        missing = [f"{family}-{name}" for name, value in zip(_HEADERS, values, strict=True) if not value]
+        if missing:
+            raise MissingSignatureError(f"Missing: {', '.join(missing)}.")
+        message_id, timestamp, signature = (value or "" for value in values)
+
+        if not ID.fullmatch(message_id):
+            raise MalformedSignatureError(f"{family}-id is not 1 to 128 of A-Z a-z 0-9 _ -.")
+        if not _TIMESTAMP.fullmatch(timestamp):
+            raise MalformedSignatureError(f"{family}-timestamp is not 1 to 12 digits.")
+        entries = [entry for entry in signature.split(" ") if _V1_ENTRY.fullmatch(entry)]
+        if not entries:
+            raise MalformedSignatureError(f"{family}-signature has no `v1,` entry with the base64 of 32 bytes.")
+
+        sent_at = int(timestamp)
+        if abs((time.time() if now is None else now) - sent_at) > TOLERANCE_SECONDS:
+            raise TimestampOutOfToleranceError(
+                f"{family}-timestamp is more than {TOLERANCE_SECONDS} seconds away from the time here."
+            )
+        well_formed = {
+            "svix-id": message_id,
+            "svix-timestamp": timestamp,
+            "svix-signature": " ".join(entries),
+        }
+        for webhook in self._webhooks:
+            try:
+                webhook.verify(body, well_formed)
+            except (WebhookVerificationError, ValueError):
+                continue
+            return Delivery(message_id, sent_at, body)
+        raise InvalidSignatureError("No signature in it was made with a signing secret known here.")
+
+
+_HEADERS: Final = ("id", "timestamp", "signature")

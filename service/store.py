@@ -1,0 +1,128 @@
+"""Session state in Redis: each call is one script, so it is applied whole or not at all."""
+
+import importlib.resources
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Final
+
+import orjson
+
+from service.clerk import Unusable
+from service.config import Settings
+from service.connections import connect
+from service.contract import Outcome, Session, omit
+from service.errors import DeadLettersFullError
+from service.group_commit import GroupCommit, Script
+from service.keys import Keys
+from service.normalize import SessionChange
+from service.signature import Delivery
+
+MAX_TTL_MS: Final = 400 * 86_400_000
+
+_LUA = importlib.resources.files("service") / "lua"
+_APPLY_SESSION: Final = Script.from_source((_LUA / "apply_session.lua").read_bytes())
+_KEEP_DEAD_LETTER: Final = Script.from_source((_LUA / "keep_dead_letter.lua").read_bytes())
+
+
+def time_to_live_ms(expire_at_ms: int | None, now_ms: int, retention_ms: int) -> int:
+    """How long a session's key is kept: past its end, long enough to meet what is still being retried."""
+    if expire_at_ms is None:
+        return MAX_TTL_MS
+    return min(max(expire_at_ms - now_ms, 0) + retention_ms, MAX_TTL_MS)
+
+
+class SessionStore:
+    """Every method returns at once; its future raises StoreUnavailableError if Redis did not take it."""
+
+    def __init__(self, settings: Settings, group: GroupCommit | None = None) -> None:
+        self.keys = Keys(settings.redis_key_prefix, settings.redis_channel)
+        self._settings = settings
+        self._retention_ms = settings.session_retention * 1000
+        self._confirm = int(settings.redis_min_replicas > 0)
+        self._group = group or GroupCommit(
+            partial(_connect, settings),
+            (_APPLY_SESSION, _KEEP_DEAD_LETTER),
+            min_replicas=settings.redis_min_replicas,
+            # The server's own wait has to end before the socket's does.
+            replica_timeout_ms=max(1, int(settings.redis_timeout * 750)),
+        )
+
+    def apply(self, change: SessionChange, now_ms: int) -> Future[Outcome]:
+        """Make the change part of the session's state: `applied`, `duplicate` or `stale`."""
+        session, order, keys = change.session, change.order, self.keys
+        arguments = (
+            4,
+            keys.session(session.id),
+            keys.user_sessions(session.user_id),
+            keys.events,
+            keys.expiry,
+            change.event.id,
+            f"{order.terminal:d} {order.updated_at_ms} {order.occurred_at_ms} {order.rank}",
+            session.id,
+            session.user_id,
+            session.status,
+            int(session.live),
+            "" if session.expire_at is None else session.expire_at,
+            time_to_live_ms(session.expire_at, now_ms, self._retention_ms),
+            self._retention_ms,
+            self._settings.stream_maxlen,
+            keys.channel,
+            keys.user_channel(session.user_id),
+            self._message_after_head(change),
+            self._confirm,
+        )
+        return self._group.submit(_APPLY_SESSION, *arguments, parse=partial(_outcome, session))
+
+    def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Future[Outcome]:
+        """Keep what can't be read; the future raises DeadLettersFullError if there is no room."""
+        letter = {
+            "id": delivery.id,
+            "received_at": now_ms,
+            "reason": why.reason,
+            "detail": why.detail,
+            "body": delivery.body.decode(),
+        }
+        arguments = (
+            1,
+            self.keys.dead_letters,
+            delivery.id,
+            orjson.dumps(letter),
+            self._settings.dead_letter_max,
+            self._confirm,
+        )
+        return self._group.submit(_KEEP_DEAD_LETTER, *arguments, parse=partial(_kept, why))
+
+    def probe(self) -> Future[object]:
+        """Ask whether Redis would take a write now, without writing: no memory, replica, loading and so on."""
+        return self._group.submit("LPUSHX", self.keys.probe, "", parse=lambda reply: reply)
+
+    def close(self) -> None:
+        self._group.close()
+
+    def _message_after_head(self, change: SessionChange) -> bytes:
+        """The published JSON from the event on; the script puts cursor and revision before it."""
+        session = change.session
+        if self._settings.omit_fields:
+            session = omit(session, self._settings.omit_fields)
+        return b"," + orjson.dumps({"event": change.event, "session": session})[1:]
+
+
+def _connect(settings: Settings, on_connect: Callable[[Any], None]) -> Any:
+    return connect(
+        settings.redis_url.get_secret_value(),
+        tls_verify=settings.redis_tls_verify,
+        timeout=settings.redis_timeout,
+        on_connect=on_connect,
+    )
+
+
+def _outcome(session: Session, reply: list[bytes]) -> Outcome:
+    outcome, cursor, revision = (part.decode() for part in reply)
+    return Outcome(outcome, session.id, cursor, int(revision) if revision else None)  # type: ignore[arg-type]
+
+
+def _kept(why: Unusable, reply: bytes) -> Outcome:
+    if reply == b"full":
+        raise DeadLettersFullError("Work them off with `session-relay dead-letters`, or raise DEAD_LETTER_MAX.")
+    return Outcome("dead_lettered", reason=why.reason)
