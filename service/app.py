@@ -125,6 +125,6 @@ def _refuse_http(error: HTTPException) -> Response:
             return _refuse(BadRequestError(error.name))
 
 
-def _refuse_defect(_: Exception) -> Response:
-    log.exception("request_failed")
+def _refuse_defect(error: Exception) -> Response:
+    log.error("request_failed", exc_info=error)
     return _refuse(RelayError("This is a defect of the service; its log says more."))

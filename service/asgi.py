@@ -10,6 +10,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import Future
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -69,11 +70,7 @@ class Application:
         environ = _environ(scope, body) | {DEFER: pending.append}
         chunks = self._app(environ, response.start)
         for answer in pending:
-            done = asyncio.Event()
-            answer.future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(answer.timeout, deadline - loop.time())):
-                    await done.wait()
+            await _wait(answer.future, min(loop.time() + answer.timeout, deadline))
             chunks = answer.settled()(environ, response.start)
         await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
         await send({"type": "http.response.body", "body": b"".join(chunks)})
@@ -91,6 +88,16 @@ class Application:
             if body.tell() <= self._max_body_bytes:
                 body.write(chunk)
             more = message.get("more_body", False)
+
+
+async def _wait(future: Future[Any], deadline: float) -> None:
+    """Wait for a future of another thread, until the loop's clock shows the deadline."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+    future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout_at(deadline):
+            await done.wait()
 
 
 class _ClientGoneError(Exception):

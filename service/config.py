@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.contract import OMITTABLE_FIELDS
 from service.errors import ConfigurationError
 
-_SECRET_PREFIX: Final = "whsec_"
+_SECRET_PREFIX: Final = "whsec_"  # noqa: S105  # what every secret begins with
 _DAY: Final = 86_400
 
 
@@ -27,7 +27,9 @@ def _check_secrets(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         which = f"secret {number} of {len(secrets)} " if len(secrets) > 1 else ""
         prefix, _, encoded = secret.get_secret_value().partition("_")
         if f"{prefix}_" != _SECRET_PREFIX:
-            raise ValueError(f"{which}does not start with {_SECRET_PREFIX}: copy it from Clerk's Dashboard, Webhooks")
+            raise ValueError(
+                f"{which}does not start with {_SECRET_PREFIX}: copy it from Clerk's Dashboard, Webhooks"
+            )
         try:
             size = len(base64.b64decode(encoded, validate=True))
         except (binascii.Error, ValueError):
@@ -85,7 +87,9 @@ class _Environment(BaseSettings):
 
 
 class LogSettings(_Environment):
-    log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = "info"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)
+    ] = "info"
     log_format: Annotated[Literal["json", "console"], BeforeValidator(_lower)] = "json"
 
 

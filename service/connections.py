@@ -25,11 +25,11 @@ def connect(
     Raises ConfigurationError if the URL can't be used.
     """
     try:
-        options: dict[str, Any] = parse_url(url)
+        options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
         options |= {
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout or 5.0,
-            # A script that is sent again by the client would be a second delivery: the sender does the retrying.
+            # A script sent again by the client would be a second delivery: the sender does the retrying.
             "retry": Retry(NoBackoff(), 0),
             # RESP2 needs no HELLO, and no further word on connecting than what the URL asks for.
             "protocol": 2,
@@ -40,12 +40,14 @@ def connect(
         if on_connect is not None:
 
             def greet(connection: redis.connection.Connection) -> None:
-                connection.on_connect()
+                connection.on_connect()  # type: ignore[no-untyped-call]
                 on_connect(connection)
 
             options["redis_connect_func"] = greet
         pool = ConnectionPool(**options)
-        pool.connection_class(**pool.connection_kwargs)  # connects to nothing; refuses options it does not know
+        pool.connection_class(
+            **pool.connection_kwargs
+        )  # connects to nothing; refuses options it does not know
     except (TypeError, ValueError) as error:
         raise ConfigurationError([f"REDIS_URL: {error}"]) from None
     return redis.Redis(connection_pool=pool)

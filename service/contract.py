@@ -5,7 +5,7 @@ Plain frozen dataclasses, in the order in which the JSON has its keys. Times are
 
 import dataclasses
 import re
-from typing import Final, Literal, cast, get_args
+from typing import Final, Literal, get_args
 
 import orjson
 
@@ -100,9 +100,7 @@ def omit(session: Session, fields: frozenset[str]) -> Session:
         changes["tasks"] = ()
     inner = {name.partition(".")[2]: None for name in fields if "." in name}
     if inner and session.latest_activity is not None and "latest_activity" not in changes:
-        changes["latest_activity"] = dataclasses.replace(
-            session.latest_activity, **cast("dict[str, None]", inner)
-        )
+        changes["latest_activity"] = dataclasses.replace(session.latest_activity, **inner)
     return dataclasses.replace(session, **changes)  # type: ignore[arg-type]  # names are checked at the start
 
 

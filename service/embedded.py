@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Final
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 START_SECONDS: Final = 10
 
@@ -49,7 +51,7 @@ def run_server(binary: str, options: Sequence[str] = (), port: int | None = None
         command = [binary, "--bind", "127.0.0.1", "--port", str(chosen), "--dir", directory]
         command += ["--save", "", "--appendonly", "no", "--logfile", "redis.log", *options]
         # In a session of its own: Ctrl-C goes to us, and we end it when everything before it has ended.
-        with subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL) as process:
+        with subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL) as process:  # noqa: S603
             try:
                 _await_start(process, chosen, Path(directory) / "redis.log")
                 yield EmbeddedRedis(f"redis-server ({binary})", chosen, process)
@@ -61,7 +63,7 @@ def run_server(binary: str, options: Sequence[str] = (), port: int | None = None
 def run_stand_in() -> Iterator[EmbeddedRedis]:
     """Run fakeredis' TCP server in threads of this process."""
     try:
-        import lupa  # noqa: F401, PLC0415  # what fakeredis runs Lua with
+        import lupa  # type: ignore[import-untyped]  # noqa: F401, PLC0415  # what fakeredis runs Lua with
         from fakeredis import TcpFakeServer  # noqa: PLC0415  # in the `dev` extra
     except ImportError:
         raise RuntimeError(
@@ -89,7 +91,7 @@ def _free_port() -> int:
 
 def _await_start(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    with redis.Redis(port=port, retry=None, socket_timeout=1) as client:
+    with redis.Redis(port=port, retry=Retry(NoBackoff(), 0), socket_timeout=1) as client:
         while True:
             try:
                 client.ping()

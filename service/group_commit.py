@@ -65,7 +65,7 @@ class GroupCommit:
         min_replicas: a reply counts only once that many replicas have what the pipeline wrote.
         """
         self._scripts = scripts
-        self._client = connect(self._load_scripts_on)
+        self._client: Any = connect(self._load_scripts_on)
         self._min_replicas = min_replicas
         self._replica_timeout_ms = replica_timeout_ms
         self._waiting: collections.deque[_Command] = collections.deque()
@@ -164,7 +164,9 @@ class GroupCommit:
             if isinstance(confirmed, Exception):
                 raise confirmed
             if confirmed < self._min_replicas:
-                error = StoreUnavailableError(f"{confirmed} of {self._min_replicas} replicas confirmed in time.")
+                error = StoreUnavailableError(
+                    f"{confirmed} of {self._min_replicas} replicas confirmed in time."
+                )
                 return [reply if isinstance(reply, Exception) else error for reply in replies]
         return replies
 

@@ -1,7 +1,6 @@
 """/healthz, /readyz and /metrics."""
 
 import hmac
-from collections.abc import Callable
 from typing import Final
 
 from flask import Blueprint, Response, request

@@ -42,7 +42,7 @@ def loads(text: bytes) -> Any:
         return _loads_without_recursion(text.decode())
 
 
-def _loads_without_recursion(text: str) -> Any:
+def _loads_without_recursion(text: str) -> Any:  # noqa: C901, PLR0912  # a grammar in one loop
     position = _skip_space(text, 0)
     open_containers: list[dict[str, Any] | list[Any]] = []
     open_keys: list[str] = []  # one for each open object: the key whose value comes next

@@ -2,14 +2,21 @@
 
 import os
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    generate_latest,
+)
 from prometheus_client.multiprocess import MultiProcessCollector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 DELIVERIES = Counter(
     "session_relay_deliveries",
-    "Requests to the webhook endpoint, by outcome; `rejected` and `failed` have the problem's code as reason.",
+    "Requests to the endpoint, by outcome; `rejected` and `failed` have the problem's code as reason.",
     ["outcome", "reason"],
 )
 NULLED_FIELDS = Counter(

@@ -73,7 +73,9 @@ def normalize(
         None,
     )
     if updated_at is None:
-        return Unusable(event.type, "invalid_updated_at", "data.updated_at: missing, and no other time is there")
+        return Unusable(
+            event.type, "invalid_updated_at", "data.updated_at: missing, and no other time is there"
+        )
     if updated_at > now_ms + DAY_MS:
         return Unusable(event.type, "invalid_updated_at", "data.updated_at: over a day in the future")
     occurred_at = updated_at if event.timestamp is None else event.timestamp
@@ -88,7 +90,7 @@ def normalize(
             live=status == "active" and (data.expire_at is None or data.expire_at > now_ms),
             last_active_organization_id=data.last_active_organization_id,
             last_active_at=data.last_active_at,
-            latest_activity=data.latest_activity and SessionActivity(**vars(data.latest_activity)),
+            latest_activity=SessionActivity(**vars(data.latest_activity)) if data.latest_activity else None,
             expire_at=data.expire_at,
             abandon_at=data.abandon_at,
             updated_at=updated_at,
@@ -118,12 +120,12 @@ def _event(event: clerk.SessionEvent, message_id: str, occurred_at_ms: int, with
             instance_id=event.instance_id,
             source=source,
         )
-    request = event.event_attributes and event.event_attributes.http_request
+    request = event.event_attributes.http_request if event.event_attributes else None
     return EventWithRequest(
         id=message_id,
         type=event.type,
         occurred_at=occurred_at_ms,
         instance_id=event.instance_id,
         source=source,
-        http_request=request and HttpRequest(**vars(request)),
+        http_request=HttpRequest(**vars(request)) if request else None,
     )

@@ -64,7 +64,9 @@ class Verifier:
             raise MalformedSignatureError(f"{family}-timestamp is not 1 to 12 digits.")
         entries = [entry for entry in signature.split(" ") if _V1_ENTRY.fullmatch(entry)]
         if not entries:
-            raise MalformedSignatureError(f"{family}-signature has no `v1,` entry with the base64 of 32 bytes.")
+            raise MalformedSignatureError(
+                f"{family}-signature has no `v1,` entry with the base64 of 32 bytes."
+            )
 
         sent_at = int(timestamp)
         if abs((time.time() if now is None else now) - sent_at) > TOLERANCE_SECONDS:

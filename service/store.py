@@ -94,7 +94,7 @@ class SessionStore:
         return self._group.submit(_KEEP_DEAD_LETTER, *arguments, parse=partial(_kept, why))
 
     def probe(self) -> Future[object]:
-        """Ask whether Redis would take a write now, without writing: no memory, replica, loading and so on."""
+        """Ask whether Redis would take a write now, without writing: memory, replicas, loading and so on."""
         return self._group.submit("LPUSHX", self.keys.probe, "", parse=lambda reply: reply)
 
     def close(self) -> None:
@@ -124,5 +124,7 @@ def _outcome(session: Session, reply: list[bytes]) -> Outcome:
 
 def _kept(why: Unusable, reply: bytes) -> Outcome:
     if reply == b"full":
-        raise DeadLettersFullError("Work them off with `session-relay dead-letters`, or raise DEAD_LETTER_MAX.")
+        raise DeadLettersFullError(
+            "Work them off with `session-relay dead-letters`, or raise DEAD_LETTER_MAX."
+        )
     return Outcome("dead_lettered", reason=why.reason)
