@@ -86,30 +86,40 @@ class _Environment(BaseSettings):
     )
 
 
+_LogLevel = Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)]
+_LogFormat = Annotated[Literal["json", "console"], BeforeValidator(_lower)]
+
+
 class LogSettings(_Environment):
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)
-    ] = "info"
-    log_format: Annotated[Literal["json", "console"], BeforeValidator(_lower)] = "json"
+    log_level: _LogLevel = "info"
+    log_format: _LogFormat = "json"
+
+
+_SigningSecrets = Annotated[
+    tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_secrets)
+]
+_SIGNING_SECRET_NAMES: Final = AliasChoices("clerk_webhook_signing_secret", "clerk_webhook_secret")
+_RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
 
 
 class SigningSettings(_Environment):
-    clerk_webhook_signing_secret: Annotated[
-        tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_secrets)
-    ] = Field(validation_alias=AliasChoices("clerk_webhook_signing_secret", "clerk_webhook_secret"))
+    clerk_webhook_signing_secret: _SigningSecrets = Field(validation_alias=_SIGNING_SECRET_NAMES)
 
     @property
     def secrets(self) -> tuple[str, ...]:
         return tuple(secret.get_secret_value() for secret in self.clerk_webhook_signing_secret)
 
 
-class RedisSettings(_Environment):
-    redis_url: Annotated[SecretStr, AfterValidator(_check_redis_url)]
+class _RedisNames(_Environment):
     redis_tls_verify: bool = True
     redis_key_prefix: str = Field("{clerk}", min_length=1)
     redis_channel: str = Field("clerk:sessions", min_length=1)
     redis_timeout: float = Field(2.0, gt=0, le=60, allow_inf_nan=False)
     """Seconds, for connecting and for one command."""
+
+
+class RedisSettings(_RedisNames):
+    redis_url: _RedisUrl
 
 
 class ListenSettings(_Environment):
@@ -132,6 +142,17 @@ class Settings(SigningSettings, RedisSettings, ListenSettings, LogSettings):
     ] = frozenset()
     publish_http_request: bool = False
     metrics_token: SecretStr = SecretStr("")
+
+
+class DevSettings(_RedisNames):
+    """What `dev` is told; it makes up what is missing."""
+
+    clerk_webhook_signing_secret: _SigningSecrets | None = Field(None, validation_alias=_SIGNING_SECRET_NAMES)
+    redis_url: _RedisUrl | None = None
+    host: str = "127.0.0.1"
+    port: int | None = Field(None, ge=1, le=65535)
+    log_level: _LogLevel = "warning"
+    log_format: _LogFormat = "console"
 
 
 S = TypeVar("S", bound=_Environment)

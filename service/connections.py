@@ -45,9 +45,11 @@ def connect(
 
             options["redis_connect_func"] = greet
         pool = ConnectionPool(**options)
-        pool.connection_class(
-            **pool.connection_kwargs
-        )  # connects to nothing; refuses options it does not know
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError([f"REDIS_URL: {error}"]) from None
+        # Connects to nothing yet, but refuses options that it does not know.
+        pool.connection_class(**pool.connection_kwargs)
+    except (TypeError, ValueError):
+        # The error's own text may quote a part of a password.
+        raise ConfigurationError(
+            ["REDIS_URL: redis-py does not know an option in it, or its value"]
+        ) from None
     return redis.Redis(connection_pool=pool)

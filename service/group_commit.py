@@ -158,7 +158,7 @@ class GroupCommit:
                 pipeline.execute_command(name, *rest)
         if self._min_replicas:
             pipeline.execute_command("WAIT", self._min_replicas, self._replica_timeout_ms)
-        replies = pipeline.execute(raise_on_error=False)
+        replies: list[Any] = pipeline.execute(raise_on_error=False)
         if self._min_replicas:
             confirmed = replies.pop()
             if isinstance(confirmed, Exception):

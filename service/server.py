@@ -15,6 +15,7 @@ from service import log
 from service.app import create_app
 from service.asgi import Application
 from service.config import Settings, load
+from service.store import SessionStore
 
 STOP_SECONDS = 15
 """For requests under way when the service is told to stop; platforms kill after 30 s."""
@@ -28,7 +29,11 @@ def application() -> Application:
 
 
 def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT; requests under way are answered first."""
+    """Run until SIGTERM or SIGINT; requests under way are answered first.
+
+    Raises ConfigurationError.
+    """
+    SessionStore(settings).close()  # finds what is wrong with REDIS_URL here, not in every worker
     with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
         # Each worker counts in a file there, so that any of them can tell the sum.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
