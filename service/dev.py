@@ -79,7 +79,7 @@ def run(settings: DevSettings, *, simulate: bool, console: Console) -> int:
             if server.poll() is not None:
                 raise RuntimeError(f"The relay ended by itself, with exit status {server.returncode}.")
             if (message := _next_message(subscriber, 0.2)) is not None:
-                console.print(view.line(message))
+                console.print(view.line(message), soft_wrap=True)
         console.print("\nStopping …", style="dim")
     return 0
 
@@ -207,6 +207,8 @@ def _simulate(console: Console, url: str, secret: str, subscriber: Any, stop: th
             else _next_message(subscriber, 0.1)
         )
         table.add_row(
-            what, f"{answer.status} {answer.said}", Text("nothing", "dim") if got is None else view.line(got)
+            what,
+            f"{answer.status} {answer.said}",
+            Text("nothing", "dim") if got is None else view.change(got),
         )
     console.print(table)

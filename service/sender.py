@@ -38,12 +38,18 @@ def one_life(types: Sequence[str], values: dict[str, Any]) -> list[Letter]:
 
     values: set in each by dotted path. Raises KeyError for a path that leads nowhere.
     """
-    session_id, user_id = simulator.new_id("sess"), simulator.new_id("user")
     now_ms = time.time_ns() // 1_000_000
+    born_ms = now_ms - 1000 * (len(types) - 1)
+    session = simulator.sample(now_ms=born_ms)["data"]
+    lasting = {
+        f"data.{name}": session[name] for name in ("client_id", "created_at", "expire_at", "abandon_at")
+    }
     letters = []
-    for age, type_ in zip(reversed(range(len(types))), types, strict=True):
-        event = simulator.sample(type_, session_id=session_id, user_id=user_id, now_ms=now_ms - age * 1000)
-        event = simulator.with_values(event, values)
+    for number, type_ in enumerate(types):
+        event = simulator.sample(
+            type_, session_id=session["id"], user_id=session["user_id"], now_ms=born_ms + 1000 * number
+        )
+        event = simulator.with_values(event, (lasting if type_.startswith("session.") else {}) | values)
         letters.append(Letter(simulator.encode(event), str(event["type"])))
     return letters
 

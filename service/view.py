@@ -18,13 +18,19 @@ def line(message: bytes, *, stale: bool = False) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis", style="dim" if stale else "")
     text.append(_time(event["occurred_at"]), "dim").append("  ")
     text.append(f"{_printable(event['type']):<17}").append("  ")
-    if stale:
-        text.append(f"{session['status']} (stale)")
-    else:
-        if content["previous_status"]:
-            text.append(f"{content['previous_status']} → ", "dim")
-        text.append(session["status"], STATUS_STYLES.get(session["status"], "red"))
+    text.append(f"{session['status']} (stale)") if stale else text.append(change(message))
     return text.append(f"  {session['id']}  {session['user_id']}", "dim")
+
+
+def change(message: bytes) -> Text:
+    """Return what the session is now, and what it was before."""
+    content = json.loads(message)
+    status = content["session"]["status"]
+    text = Text()
+    if content["previous_status"]:
+        text.append(f"{content['previous_status']} → ", "dim")
+    text.append(status, STATUS_STYLES.get(status, "red"))
+    return text.append(" (live)" if content["session"]["live"] else " (not live)", "dim")
 
 
 def details(message: bytes) -> Table:
