@@ -36,6 +36,7 @@ def dict_config(settings: LogSettings) -> dict[str, Any]:
                 "processors": [
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                     structlog.processors.format_exc_info,
+                    _time_and_level_first,
                     _renderer(settings),
                 ],
             }
@@ -57,6 +58,10 @@ _SHARED: list[Any] = [
     structlog.stdlib.PositionalArgumentsFormatter(),
     structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
 ]
+
+
+def _time_and_level_first(_: Any, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {"time": line.pop("time"), "level": line.pop("level"), **line}
 
 
 def _renderer(settings: LogSettings) -> Any:

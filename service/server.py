@@ -4,6 +4,7 @@ Why granian, why its ASGI interface: docs/server.md has the figures.
 """
 
 import os
+import socket
 import tempfile
 
 from granian.constants import HTTPModes, Interfaces, Loops
@@ -12,9 +13,9 @@ from granian.log import LogLevels
 from granian.server import Server
 
 from service import log
-from service.app import create_app
 from service.asgi import Application
 from service.config import Settings, load
+from service.errors import ConfigurationError
 from service.store import SessionStore
 
 STOP_SECONDS = 15
@@ -23,6 +24,9 @@ STOP_SECONDS = 15
 
 def application() -> Application:
     """Build the application in a worker process."""
+    # Imported here: the Prometheus client looks for its directory when it is imported, and workers are forked.
+    from service.app import create_app  # noqa: PLC0415
+
     settings = load(Settings)
     log.configure(settings)
     return Application(create_app(settings), settings.max_body_bytes)
@@ -31,9 +35,10 @@ def application() -> Application:
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT; requests under way are answered first.
 
-    Raises ConfigurationError.
+    Raises ConfigurationError if it can't start with these settings.
     """
     SessionStore(settings).close()  # finds what is wrong with REDIS_URL here, not in every worker
+    _check_address(settings)
     with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
         # Each worker counts in a file there, so that any of them can tell the sum.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
@@ -57,3 +62,13 @@ def serve(settings: Settings) -> None:
             log_level=LogLevels(settings.log_level),
             log_dictconfig=log.dict_config(settings),
         ).serve()
+
+
+def _check_address(settings: Settings) -> None:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as error:
+        raise ConfigurationError(
+            [f"HOST, PORT: can't listen on {settings.host} port {settings.port} ({error.strerror})"]
+        ) from None
