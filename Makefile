@@ -1,0 +1,68 @@
+# make run    the relay with nothing set up: its own Redis, its own secret, sample deliveries
+# make test   the whole test suite
+# make lint   style, types and the direction of imports
+# make pins   write the pins of requirements*.txt anew (needs uv; ARGS=--upgrade moves them)
+# make clean  forget the virtual environment and what the tools keep
+#
+# ARGS is handed on: make run ARGS=--no-simulate, make test ARGS="-k store".
+
+# The first of these that is new enough; or name one: make run PYTHON=/path/to/python3.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help run test lint pins clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+# `exec`: a signal for the command reaches it, and no shell stands in between.
+run: .venv/.installed
+	@exec .venv/bin/session-relay dev $(ARGS)
+
+test: .venv/.installed
+	@exec .venv/bin/python -m pytest $(ARGS)
+
+lint: .venv/.installed
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+# Set-up happens once; nothing of it needs the network again until one of these files changes.
+.venv/.installed: .venv/.made pyproject.toml requirements-dev.txt
+	@echo "Installing what is pinned in requirements-dev.txt into .venv …"
+	@$(PIP) install --progress-bar off --requirement requirements-dev.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Programs in .venv hold its path, and .venv holds that of its Python: when either moved, it is made anew.
+IN_PLACE := $(shell test -x .venv/bin/python && test "$$(cat .venv/.made)" = "$$(pwd -P)" && echo yes)
+ifneq ($(IN_PLACE),yes)
+.PHONY: .venv/.made
+endif
+
+# Debian has ensurepip in a package of its own (python3-venv). Where that is missing, the pip of the machine
+# puts a pip into the environment.
+.venv/.made:
+	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+		echo "Python 3.11 or newer is needed, and $(or $(PYTHON),python3) is not; name one: make $(or $(MAKECMDGOALS),run) PYTHON=/path/to/python3" >&2; \
+		exit 1; }
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv >/dev/null 2>&1 || { \
+		$(PYTHON) -m venv --clear --without-pip .venv && \
+		$(PYTHON) -m pip install --disable-pip-version-check --quiet --target \
+			"$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" pip; }
+	@pwd -P > $@
+
+# Hashes and addresses of a registry stay out: which one is used is the machine's business (pip's own settings).
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make pins"
+
+pins:
+	$(COMPILE) $(ARGS) pyproject.toml --extra dev --group test --output-file requirements-dev.txt
+	echo . | $(COMPILE) - --constraint requirements-dev.txt --output-file requirements.txt
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
