@@ -1,0 +1,47 @@
+"""The direction of imports: the contracts are in pyproject.toml, [tool.importlinter]."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).parents[1]
+
+READERS_OF_THE_ENVIRONMENT = {
+    "dev.py",  # hands its own on to the server that it starts
+    "metrics.py",  # PROMETHEUS_MULTIPROC_DIR, as prometheus_client asks
+    "server.py",  # sets that
+}
+"""Besides config, which leaves the reading to pydantic-settings."""
+
+
+def test_the_import_contracts_are_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+
+    status = lint_imports(config_filename="pyproject.toml", no_cache=True)
+
+    assert status == 0, capsys.readouterr().out
+
+
+def test_the_environment_is_touched_by_named_modules_only() -> None:
+    touching = {
+        path.name
+        for path in (ROOT / "service").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if {"environ", "environb", "getenv", "putenv"} & set(_names(node))
+    }
+
+    assert touching <= READERS_OF_THE_ENVIRONMENT
+
+
+def _names(node: ast.AST) -> list[str]:
+    match node:
+        case ast.Attribute(value=ast.Name(id="os"), attr=name):
+            return [name]
+        case ast.ImportFrom(module="os", names=aliases):
+            return [alias.name for alias in aliases]
+        case _:
+            return []
