@@ -1,0 +1,251 @@
+"""CONTRACT, section 3: who is let in, and which fault is answered first."""
+
+from typing import Final
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from samples import MESSAGE_ID, NOW_S, OTHER_SECRET, SECRET, clock_of_svix, patient, sign
+
+from service.errors import SignatureError
+from service.signature import Delivery, Verifier
+
+BODY: Final = b'{"type":"session.created"}'
+FAMILIES: Final = ("svix", "webhook")
+PARTS: Final = ("id", "timestamp", "signature")
+CODES: Final = {
+    "missing_signature",
+    "malformed_signature",
+    "timestamp_out_of_tolerance",
+    "invalid_signature",
+}
+
+
+def verify(
+    headers: dict[str, str], body: bytes = BODY, *, now: float = NOW_S, secrets: tuple[str, ...] = (SECRET,)
+) -> Delivery:
+    with clock_of_svix(now):
+        return Verifier(secrets).verify(headers, body, now)
+
+
+def refusal(headers: dict[str, str], body: bytes = BODY, *, now: float = NOW_S) -> str:
+    with pytest.raises(SignatureError) as caught:
+        verify(headers, body, now=now)
+    assert caught.value.status == 400
+    return caught.value.code
+
+
+# https://github.com/standard-webhooks/standard-webhooks and https://github.com/svix/svix-webhooks publish
+# this vector with their libraries.
+VECTOR_BODY: Final = b'{"test": 2432232314}'
+VECTOR: Final = {
+    "id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
+    "timestamp": "1614265330",
+    "signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_public_test_vector_is_genuine(family: str) -> None:
+    headers = {f"{family}-{part}": value for part, value in VECTOR.items()}
+    delivery = verify(headers, VECTOR_BODY, now=1614265330)
+    assert delivery == Delivery("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, VECTOR_BODY)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fresh_signature_is_genuine_in_both_header_families(family: str) -> None:
+    assert verify(sign(BODY, family=family)) == Delivery(MESSAGE_ID, NOW_S, BODY)
+
+
+@pytest.mark.parametrize("body", [b"", b"\x00", b" {} \r\n", "æ\u2028😀".encode(), b"not JSON"])
+def test_any_utf8_body_is_verified_as_the_bytes_it_came_in(body: bytes) -> None:
+    assert verify(sign(body), body).body == body
+
+
+@pytest.mark.parametrize(
+    "others",
+    ["v1a,bm90IG91cnM=", "v2,x", "v1,dG9vIHNob3J0", "v1", ",", "garbage", "v1,", "\u00e9,\udcff", " "],
+)
+def test_other_entries_of_the_signature_header_are_skipped(others: str) -> None:
+    headers = sign(BODY)
+    headers["svix-signature"] = f"{others} {headers['svix-signature']} {others}"
+    assert verify(headers).id == MESSAGE_ID
+
+
+def test_a_second_v1_entry_may_be_the_right_one() -> None:
+    headers = sign(BODY)
+    wrong = sign(BODY, secret=OTHER_SECRET)["svix-signature"]
+    headers["svix-signature"] = f"{wrong} {headers['svix-signature']}"
+    assert verify(headers).id == MESSAGE_ID
+
+
+@pytest.mark.parametrize("secret", [SECRET, OTHER_SECRET])
+@pytest.mark.parametrize("secrets", [(SECRET, OTHER_SECRET), (OTHER_SECRET, SECRET)])
+def test_any_of_several_secrets_will_do(secret: str, secrets: tuple[str, ...]) -> None:
+    assert verify(sign(BODY, secret=secret), secrets=secrets).id == MESSAGE_ID
+
+
+def test_a_secret_that_is_not_among_them_will_not() -> None:
+    assert refusal(sign(BODY, secret=OTHER_SECRET)) == "invalid_signature"
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("empty", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_header_left_out_or_empty_is_missing(part: str, empty: bool, family: str) -> None:
+    headers = sign(BODY, family=family)
+    del headers[f"{family}-{part}"]
+    if empty:
+        headers[f"{family}-{part}"] = ""
+    assert refusal(headers) == "missing_signature"
+
+
+def test_no_headers_at_all_are_missing() -> None:
+    assert refusal({}) == "missing_signature"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_one_svix_header_makes_that_family_count(part: str) -> None:
+    name = f"svix-{part}"
+    headers = sign(BODY, family="webhook") | {name: sign(BODY)[name]}
+    assert refusal(headers) == "missing_signature"
+
+
+def test_the_svix_family_counts_where_both_are_there() -> None:
+    right, wrong = sign(BODY), sign(BODY, secret=OTHER_SECRET, family="webhook")
+    assert verify(right | wrong).id == MESSAGE_ID
+    right, wrong = sign(BODY, family="webhook"), sign(BODY, secret=OTHER_SECRET)
+    assert refusal(right | wrong) == "invalid_signature"
+
+
+def test_empty_svix_headers_do_not_hide_the_other_family() -> None:
+    empty = {f"svix-{part}": "" for part in PARTS}
+    assert verify(sign(BODY, family="webhook") | empty).id == MESSAGE_ID
+
+
+@pytest.mark.parametrize("message_id", ["a", "-_", "m" * 128, "msg_2xYZ-09"])
+def test_ids_of_1_to_128_letters_digits_and_dashes_are_well_formed(message_id: str) -> None:
+    assert verify(sign(BODY, message_id=message_id)).id == message_id
+
+
+@pytest.mark.parametrize(
+    "message_id", ["m" * 129, "msg 1", "msg.1", "msg_é", "msg_1\n", " msg_1", "msg_\u0661", "msg:1", "\udcff"]
+)
+def test_a_malformed_id(message_id: str) -> None:
+    assert refusal(sign(BODY) | {"svix-id": message_id}) == "malformed_signature"
+
+
+MALFORMED_TIMESTAMPS: Final = (
+    *("1e9", "-1", f"+{NOW_S}", f" {NOW_S}", f"{NOW_S}\n", f"{NOW_S}.0", "0x1", "nan", "1_0", "now"),
+    *("\u0661\u0667", "\u00b2", "0" * 13, "9" * 5000),
+)
+
+
+@pytest.mark.parametrize("timestamp", MALFORMED_TIMESTAMPS, ids=ascii)
+def test_a_malformed_timestamp(timestamp: str) -> None:
+    assert refusal(sign(BODY) | {"svix-timestamp": timestamp}) == "malformed_signature"
+
+
+@pytest.mark.parametrize("timestamp", ["0", "000000000001", "9" * 12])
+def test_a_timestamp_of_1_to_12_digits_is_well_formed(timestamp: str) -> None:
+    assert refusal(sign(BODY) | {"svix-timestamp": timestamp}) == "timestamp_out_of_tolerance"
+
+
+WITHOUT_V1_ENTRY: Final = (
+    *("v1", "v1,", "v1,%", f"v1,{'A' * 44}", f"v1,{'A' * 42}=", f"v1,{'A' * 42}==", f"v1,{'A' * 43}"),
+    *(f"v1,{'_' * 43}=", f"v1, {'A' * 43}=", f"V1,{'A' * 43}=", f"v1a,{'A' * 43}=", f"v2,{'A' * 43}="),
+    *(f"v1;{'A' * 43}=", "A" * 43 + "=", f"v1,{'A' * 43}=,x", f"v1,{'é' * 43}=", " ", ",", "\udcff"),
+)
+
+
+@pytest.mark.parametrize("signature", WITHOUT_V1_ENTRY, ids=ascii)
+def test_a_signature_header_without_a_well_formed_v1_entry(signature: str) -> None:
+    assert refusal(sign(BODY) | {"svix-signature": signature}) == "malformed_signature"
+
+
+@pytest.mark.parametrize("off", [-300, -299.5, 0, 299.5, 300])
+def test_five_minutes_off_are_tolerated(off: float) -> None:
+    assert verify(sign(BODY), now=NOW_S + off).sent_at == NOW_S
+
+
+@pytest.mark.parametrize("off", [-86_400, -301, -300.01, 300.01, 301, 86_400])
+def test_more_than_five_minutes_off_are_not(off: float) -> None:
+    assert refusal(sign(BODY), now=NOW_S + off) == "timestamp_out_of_tolerance"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        pytest.param(sign(BODY), BODY + b" ", id="body"),
+        pytest.param(sign(BODY) | {"svix-id": "msg_other"}, BODY, id="id"),
+        pytest.param(sign(BODY) | {"svix-timestamp": str(NOW_S + 1)}, BODY, id="timestamp"),
+        pytest.param(sign(BODY) | {"svix-signature": f"v1,{'A' * 43}="}, BODY, id="signature"),
+    ],
+)
+def test_one_thing_changed_after_signing_is_invalid(headers: dict[str, str], body: bytes) -> None:
+    assert refusal(headers, body) == "invalid_signature"
+
+
+@pytest.mark.parametrize("body", [b"\xff", b'{"type":"\xed\xa0\x80"}', b"\xc0\x80", "{}".encode("utf-16")])
+def test_a_body_that_is_not_utf8_is_invalid_however_it_is_signed(body: bytes) -> None:
+    assert refusal(sign(body), body) == "invalid_signature"
+
+
+OLD: Final = str(NOW_S - 301)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"id": "", "timestamp": "x", "signature": "x"}, "missing_signature"),
+        ({"id": "not an id", "signature": ""}, "missing_signature"),
+        ({"id": "not an id", "timestamp": OLD}, "malformed_signature"),
+        ({"timestamp": OLD, "signature": "v1,x"}, "malformed_signature"),
+        ({"timestamp": OLD, "signature": f"v1,{'A' * 43}="}, "timestamp_out_of_tolerance"),
+        ({"signature": f"v1,{'A' * 43}="}, "invalid_signature"),
+    ],
+)
+def test_what_is_wrong_first_is_answered(changes: dict[str, str], code: str) -> None:
+    headers = sign(BODY) | {f"svix-{part}": value for part, value in changes.items()}
+    assert refusal(headers) == code
+
+
+def test_no_refusal_quotes_a_secret_a_signature_or_the_body() -> None:
+    right = sign(BODY)
+    quoted = (SECRET, SECRET.removeprefix("whsec_"), right["svix-signature"].removeprefix("v1,"), "session.")
+    for headers in ({}, right | {"svix-id": "?"}, right | {"svix-timestamp": OLD}, right | {"svix-id": "m"}):
+        with pytest.raises(SignatureError) as caught:
+            verify(headers)
+        assert str(caught.value)
+        assert not [value for value in quoted if value in str(caught.value)]
+
+
+def _header(part: str) -> st.SearchStrategy[str]:
+    good = sign(BODY)[f"svix-{part}"]
+    return st.one_of(
+        st.just(good), st.text(), st.text("vV1a,= +/-_0123456789"), st.from_regex(r"v1,[A-Za-z0-9+/]{43}=")
+    )
+
+
+# The right id and timestamp with any body but the one that was signed: no chance to be right.
+_HEADERS = st.fixed_dictionaries({}, optional={f"{f}-{p}": _header(p) for f in FAMILIES for p in PARTS})
+
+
+@patient
+@given(_HEADERS, st.binary().filter(lambda body: body != BODY), st.floats(0, 1e11) | st.just(float(NOW_S)))
+@example({"svix-id": "m", "svix-timestamp": "9" * 12, "svix-signature": f"v1,{'A' * 43}="}, b"", 1e12 - 1)
+def test_whatever_comes_in_the_refusal_is_of_one_family(
+    headers: dict[str, str], body: bytes, now: float
+) -> None:
+    assert refusal(headers, body, now=now) in CODES
+
+
+@patient
+@given(st.binary() | st.text().map(str.encode))
+def test_a_signed_body_is_genuine_just_if_it_is_utf8(body: bytes) -> None:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        assert refusal(sign(body), body) == "invalid_signature"
+    else:
+        assert verify(sign(body), body).body == body
