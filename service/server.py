@@ -24,7 +24,7 @@ STOP_SECONDS = 15
 
 def application() -> Application:
     """Build the application in a worker process."""
-    # Imported here: the Prometheus client looks for its directory when it is imported, and workers are forked.
+    # Here, not above: the Prometheus client looks for its directory on import, and workers are forked.
     from service.app import create_app  # noqa: PLC0415
 
     settings = load(Settings)
@@ -70,5 +70,5 @@ def _check_address(settings: Settings) -> None:
         socket.create_server((settings.host, settings.port), family=family).close()
     except OSError as error:
         raise ConfigurationError(
-            [f"HOST, PORT: can't listen on {settings.host} port {settings.port} ({error.strerror})"]
+            [f"HOST, PORT: can't listen on {settings.host} port {settings.port} ({os.strerror(error.errno or 0)})"]
         ) from None
