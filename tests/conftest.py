@@ -1,0 +1,136 @@
+"""Redis for the tests: a redis-server of their own where there is one, and fakeredis' stand-in.
+
+Nothing here ever talks to a Redis that it did not start.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support import (
+    Intake,
+    ServiceProcess,
+    assert_sessions_and_users_expire,
+    client_of,
+    intake_on,
+    redis_server,
+    run_service,
+)
+
+from service.config import Settings
+from service.embedded import EmbeddedRedis, run_stand_in
+
+INSTALL_REDIS = "install it, for example with `apt-get install redis-server` or `brew install redis`"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("CI") == "true" and shutil.which("redis-server") is None:
+        raise pytest.UsageError(f"CI=true, but there is no redis-server on PATH: {INSTALL_REDIS}.")
+    # Settings of whoever runs the tests are none of theirs.
+    for name in [*Settings.model_fields, "clerk_webhook_secret"]:
+        os.environ.pop(name.upper(), None)
+        os.environ.pop(name, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "redis_binary" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.real_redis)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # One place for all of them, so that pytest's summary has one line about it.
+    if item.get_closest_marker("real_redis") and shutil.which("redis-server") is None:
+        pytest.skip(f"needs a redis-server on PATH: {INSTALL_REDIS}")
+
+
+@pytest.fixture(scope="session")
+def redis_binary() -> str:
+    binary = shutil.which("redis-server")
+    assert binary is not None
+    return binary
+
+
+@pytest.fixture(scope="session")
+def real_redis(redis_binary: str) -> Iterator[EmbeddedRedis]:
+    """One redis-server for all tests of this process that leave it as it is."""
+    with redis_server(redis_binary) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def stand_in() -> Iterator[EmbeddedRedis]:
+    with run_stand_in() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def any_redis(request: pytest.FixtureRequest) -> EmbeddedRedis:
+    """The real one if there is one: for tests of what lies before Redis."""
+    name = "stand_in" if shutil.which("redis-server") is None else "real_redis"
+    server: EmbeddedRedis = request.getfixturevalue(name)
+    return server
+
+
+@pytest.fixture(params=[pytest.param("real_redis", marks=pytest.mark.real_redis), "stand_in"])
+def relay_redis(request: pytest.FixtureRequest) -> EmbeddedRedis:
+    """Each of the two, for tests of what the Lua scripts do."""
+    server: EmbeddedRedis = request.getfixturevalue(request.param)
+    return server
+
+
+@pytest.fixture
+def client(relay_redis: EmbeddedRedis) -> Iterator[Any]:
+    """A client of the Redis under test, which is empty at first; afterwards, keys must have their TTL."""
+    with client_of(relay_redis.url) as client:
+        client.flushall()
+        yield client
+        assert_sessions_and_users_expire(client)
+
+
+@pytest.fixture
+def intake(relay_redis: EmbeddedRedis, client: Any) -> Iterator[Intake]:
+    with intake_on(relay_redis.url) as intake:
+        yield intake
+
+
+@pytest.fixture
+def start_redis(redis_binary: str) -> Iterator[Callable[..., EmbeddedRedis]]:
+    """Start redis-servers for this test alone, which may do with them what it likes."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *options, **named: stack.enter_context(redis_server(redis_binary, *options, **named))
+
+
+@pytest.fixture
+def own_redis(start_redis: Callable[..., EmbeddedRedis]) -> EmbeddedRedis:
+    return start_redis()
+
+
+@pytest.fixture
+def own_client(own_redis: EmbeddedRedis) -> Iterator[Any]:
+    with client_of(own_redis.url) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def shared_service(any_redis: EmbeddedRedis) -> Iterator[ServiceProcess]:
+    """The service under its production server, for all tests of this process that leave it as it is."""
+    with run_service(any_redis.url) as service:
+        yield service
+
+
+@pytest.fixture
+def http_client(any_redis: EmbeddedRedis) -> Iterator[Any]:
+    """A client of the Redis that `service` writes to; empty at first."""
+    with client_of(any_redis.url) as client:
+        client.flushall()
+        yield client
+        assert_sessions_and_users_expire(client)
+
+
+@pytest.fixture
+def service(shared_service: ServiceProcess, http_client: Any) -> ServiceProcess:
+    return shared_service

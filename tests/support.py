@@ -1,0 +1,452 @@
+"""What the test modules share: events, ways to hand them in, and Redis servers and clients that misbehave."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import httpx
+import redis
+
+from service import simulator
+from service.config import Settings, load
+from service.contract import Outcome
+from service.embedded import EmbeddedRedis, run_server
+from service.ingest import Ingest
+from service.signature import Delivery
+from service.store import SessionStore
+
+T = TypeVar("T")
+
+SECRET: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+NOW_MS: Final = 1_795_422_800_000
+"""The frozen time of the tests that hand events to the store directly."""
+DAY_MS: Final = 86_400_000
+HOUR_MS: Final = 3_600_000
+WEEK_S: Final = 604_800
+ROOT: Final = Path(__file__).resolve().parent.parent
+CLERK_EXAMPLES: Final = ROOT.parent / "shared" / "clerk" / "webhooks-openapi-sessions.json"
+
+SESSION_KEY: Final = "{clerk}:session:sess_1"
+USER_KEY: Final = "{clerk}:user:user_1:sessions"
+EVENTS_KEY: Final = "{clerk}:events"
+EXPIRY_KEY: Final = "{clerk}:expiry"
+DEAD_LETTERS_KEY: Final = "{clerk}:dead-letters"
+
+
+def eventually(check: Callable[[], T], within: float = 10.0) -> T:
+    """Return what `check` returns once that is true; for what has no event to wait for."""
+    deadline = time.monotonic() + within
+    while not (result := check()):
+        assert time.monotonic() < deadline, f"still {result!r} after {within} s"
+        time.sleep(0.01)
+    return result
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+# Events, and the way into a store
+
+
+def clerk_event(
+    status: str | None = "active",
+    *,
+    type_: str | None = None,
+    session_id: str = "sess_1",
+    user_id: str = "user_1",
+    updated_at: int = NOW_MS - 1000,
+    occurred_at: int | None = None,
+    expire_at: int | None = NOW_MS + DAY_MS,
+    **data: Any,
+) -> dict[str, Any]:
+    """Return the body of a delivery about one session. Times: Unix milliseconds."""
+    event = simulator.sample(
+        type_ or {"active": "session.created"}.get(str(status), f"session.{status}"),
+        session_id=session_id,
+        user_id=user_id,
+        now_ms=updated_at,
+    )
+    event["timestamp"] = updated_at if occurred_at is None else occurred_at
+    event["data"] |= {"status": status, "updated_at": updated_at, "expire_at": expire_at, **data}
+    return event
+
+
+def make_settings(redis_url: str, **overrides: Any) -> Settings:
+    return load(
+        Settings,
+        _env_file=None,
+        redis_url=redis_url,
+        **{"clerk_webhook_signing_secret": SECRET} | overrides,
+    )
+
+
+class Intake:
+    """Takes deliveries into a store of its own, at a frozen time."""
+
+    def __init__(self, redis_url: str, *, now_ms: int = NOW_MS, **overrides: Any) -> None:
+        self.now_ms = now_ms
+        settings = make_settings(redis_url, **overrides)
+        self.store = SessionStore(settings)
+        self._ingest = Ingest(
+            self.store,
+            publish_http_request=settings.publish_http_request,
+            clock=lambda: self.now_ms / 1000,
+        )
+
+    def begin(self, event: object, message_id: str) -> Future[Outcome]:
+        body = event if isinstance(event, bytes) else json.dumps(event).encode()
+        return self._ingest(Delivery(message_id, self.now_ms // 1000, body))
+
+    def take(self, event: object, message_id: str) -> Outcome:
+        return self.begin(event, message_id).result(timeout=30)
+
+    def close(self) -> None:
+        self.store.close()
+
+
+@contextlib.contextmanager
+def intake_on(redis_url: str, **options: Any) -> Iterator[Intake]:
+    intake = Intake(redis_url, **options)
+    try:
+        yield intake
+    finally:
+        intake.close()
+
+
+# Looking into Redis
+
+
+@contextlib.contextmanager
+def client_of(redis_url: str, **options: Any) -> Iterator[Any]:
+    """Return a client that speaks text. Typed Any: redis-py's replies are unions of everything."""
+    with redis.Redis.from_url(redis_url, **{"decode_responses": True, "protocol": 2} | options) as client:
+        yield client
+
+
+def contents(client: Any) -> dict[str, Any]:
+    """Return all that Redis holds, and which keys have a TTL; an empty stream holds nothing."""
+    read = {
+        "hash": client.hgetall,
+        "zset": lambda key: client.zrange(key, 0, -1, withscores=True),
+        "stream": client.xrange,
+        "string": client.get,
+    }
+    held = {key: (read[client.type(key)](key), client.pttl(key) >= 0) for key in client.scan_iter("*")}
+    return {key: value for key, value in held.items() if value[0]}
+
+
+def assert_sessions_and_users_expire(client: Any) -> None:
+    for pattern in ("*:session:*", "*:user:*:sessions"):
+        for key in client.scan_iter(pattern):
+            assert client.ttl(key) != -1, f"{key} stays for ever"
+
+
+class Subscriber:
+    """Collects what is published."""
+
+    def __init__(self, client: Any, *channels: str) -> None:
+        self._pubsub = client.pubsub(ignore_subscribe_messages=False)
+        self._pubsub.subscribe(*channels)
+        for _ in channels:
+            assert self._pubsub.get_message(timeout=10)["type"] == "subscribe"
+
+    def next(self, within: float = 10.0) -> tuple[str, str]:
+        """Return the next message, with its channel first."""
+        message = self._pubsub.get_message(timeout=within)
+        assert message is not None, "nothing was published"
+        return message["channel"], message["data"]
+
+    def rest(self) -> list[tuple[str, str]]:
+        """Return what has arrived until now: everything that Redis published before it answers a ping."""
+        self._pubsub.ping("end")
+        messages = []
+        while (message := self._pubsub.get_message(timeout=10))["type"] != "pong":
+            messages.append((message["channel"], message["data"]))
+        return messages
+
+    def close(self) -> None:
+        self._pubsub.close()
+
+
+@contextlib.contextmanager
+def subscribed(client: Any, *channels: str) -> Iterator[Subscriber]:
+    subscriber = Subscriber(client, *channels)
+    try:
+        yield subscriber
+    finally:
+        subscriber.close()
+
+
+@contextlib.contextmanager
+def monitored(client: Any) -> Iterator[list[str]]:
+    """Collect the commands of all other clients, but for those of scripts; filled in on leaving."""
+    commands: list[str] = []
+    with client.monitor() as monitor:
+        yield commands
+        client.echo("end-of-monitoring")
+        while "end-of-monitoring" not in (said := monitor.next_command())["command"]:
+            if said["client_type"] != "lua":
+                commands.append(said["command"])
+
+
+# Redis servers
+
+
+@contextlib.contextmanager
+def redis_server(binary: str, *options: str, port: int | None = None) -> Iterator[EmbeddedRedis]:
+    """Run a redis-server; tried again if someone else took the free port first."""
+    with contextlib.ExitStack() as stack:
+        for attempt in range(3):
+            with contextlib.suppress(RuntimeError):
+                server = stack.enter_context(run_server(binary, options, port))
+                break
+            if attempt == 2:
+                server = stack.enter_context(run_server(binary, options, port))
+        yield server
+
+
+@contextlib.contextmanager
+def frozen(server: EmbeddedRedis) -> Iterator[None]:
+    """Keep the process from doing anything: connections open, but nothing answers."""
+    assert server.process is not None
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+
+
+class _SayOneThing(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        server = self.server
+        assert isinstance(server, StubbornRedis)
+        with contextlib.suppress(ConnectionError, ValueError):
+            while count := self.rfile.readline():
+                words = []
+                for _ in range(int(count[1:])):
+                    size = int(self.rfile.readline()[1:])
+                    words.append(self.rfile.read(size))
+                    self.rfile.read(2)
+                server.commands.append(words)
+                self.wfile.write(server.reply)
+
+
+class StubbornRedis(socketserver.ThreadingTCPServer):
+    """A Redis that gives one reply to everything, in RESP: `-LOADING …`."""
+
+    daemon_threads = True
+
+    def __init__(self, reply: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), _SayOneThing)
+        self.reply = reply + b"\r\n"
+        self.commands: list[list[bytes]] = []
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.server_address[1]}/0"
+
+
+@contextlib.contextmanager
+def stubborn_redis(reply: bytes) -> Iterator[StubbornRedis]:
+    with StubbornRedis(reply) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+# The service in a process of its own
+
+SERVE: Final = [
+    sys.executable,
+    "-c",
+    """
+from service import log
+from service.config import Settings, load
+from service.server import serve
+
+settings = load(Settings)
+log.configure(settings)
+serve(settings)
+""",
+]
+
+
+class ServiceProcess:
+    """`session-relay serve`, with a client that posts to it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process = process
+        self.port = port
+        self._log = log
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=15)
+
+    def deliver(
+        self, event: object, message_id: str | None = None, headers: dict[str, str] | None = None
+    ) -> httpx.Response:
+        """Sign as Svix would and post."""
+        body = event if isinstance(event, bytes) else json.dumps(event).encode()
+        signed = simulator.sign(SECRET, body, message_id=message_id)
+        return self.http.post("/webhooks/clerk", content=body, headers=signed | (headers or {}))
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._log.read_text().splitlines()]
+
+    def log_text(self) -> str:
+        return self._log.read_text()
+
+    def stop(self) -> int:
+        """Stop it as a platform does, and return its exit status."""
+        self.process.terminate()
+        return self.process.wait(timeout=25)
+
+
+@contextlib.contextmanager
+def run_service(redis_url: str, **environment: str) -> Iterator[ServiceProcess]:
+    """Run the service on a free port until it answers. environment: settings; see CONTRACT, section 2."""
+    with tempfile.TemporaryDirectory(prefix="session-relay-test-") as directory:
+        for _ in range(3):  # someone else may take the free port first
+            port = free_port()
+            log = Path(directory) / "log"
+            with log.open("wb") as stderr:
+                process = subprocess.Popen(
+                    SERVE,
+                    cwd=directory,
+                    env=os.environ
+                    | {
+                        "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
+                        "REDIS_URL": redis_url,
+                        "HOST": "127.0.0.1",
+                        "PORT": str(port),
+                        "PYTHONPATH": str(ROOT),
+                    }
+                    | environment,
+                    stdin=subprocess.DEVNULL,
+                    stderr=stderr,
+                )
+            service = ServiceProcess(process, port, log)
+            if eventually(lambda: _has_started(service), within=30) == "yes":  # noqa: B023  # called at once
+                break
+            service.http.close()
+        else:
+            raise RuntimeError(f"The service did not start:\n{log.read_text()}")
+        try:
+            yield service
+        finally:
+            service.http.close()
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+                try:
+                    process.wait(timeout=25)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def _has_started(service: ServiceProcess) -> str:
+    if service.process.poll() is not None:
+        return "no"
+    try:
+        return "yes" if service.http.get("/healthz").status_code == 200 else ""
+    except httpx.TransportError:
+        return ""
+
+
+# HTTP below what a client library allows
+
+
+class RawAnswer:
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def code(self) -> str | None:
+        """The problem's code, or None if the body is none."""
+        return json.loads(self.body).get("code") if self.body else None
+
+
+class RawConnection:
+    """A connection that sends exactly the bytes it is given."""
+
+    def __init__(self, port: int, timeout: float = 15) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def answer(self, method: str = "POST") -> RawAnswer:
+        response = http.client.HTTPResponse(self.socket, method=method)
+        try:
+            response.begin()
+            headers = {name.lower(): value for name, value in response.getheaders()}
+            return RawAnswer(response.status, headers, response.read())
+        finally:
+            response.close()
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+@contextlib.contextmanager
+def raw_connection(port: int) -> Iterator[RawConnection]:
+    connection = RawConnection(port)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def request_head(
+    headers: Sequence[tuple[bytes, bytes]] | dict[str, str],
+    *,
+    method: bytes = b"POST",
+    target: bytes = b"/webhooks/clerk",
+) -> bytes:
+    pairs = (
+        [(name.encode(), value.encode()) for name, value in headers.items()]
+        if isinstance(headers, dict)
+        else list(headers)
+    )
+    lines = [method + b" " + target + b" HTTP/1.1", b"Host: relay.example"]
+    lines += [name + b": " + value for name, value in pairs]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def exchange(port: int, request: bytes, method: str = "POST") -> RawAnswer:
+    with raw_connection(port) as connection:
+        connection.send(request)
+        return connection.answer(method)
+
+
+def metric(text: str, name: str, **labels: str) -> float:
+    """Return one sample out of Prometheus' text format; 0 if it is not there."""
+    wanted = {f'{label}="{value}"' for label, value in labels.items()}
+    for line in text.splitlines():
+        match = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
+        if match and wanted <= set((match[1] or "").split(",")):
+            return float(match[2])
+    return 0.0

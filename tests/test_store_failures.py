@@ -1,0 +1,177 @@
+"""A script that fails half-way: nothing of it remains, nothing was published, and a retry applies.
+
+CONTRACT, section 6. On a real Redis only: it is Redis that does the failing.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support import (
+    DAY_MS,
+    DEAD_LETTERS_KEY,
+    EVENTS_KEY,
+    EXPIRY_KEY,
+    NOW_MS,
+    SESSION_KEY,
+    USER_KEY,
+    Intake,
+    clerk_event,
+    client_of,
+    contents,
+    intake_on,
+    subscribed,
+)
+
+from service.embedded import EmbeddedRedis
+from service.errors import StoreUnavailableError
+
+CHANNELS = ("clerk:sessions", "clerk:sessions:user:user_1")
+
+
+@pytest.fixture
+def real_client(real_redis: EmbeddedRedis) -> Iterator[Any]:
+    with client_of(real_redis.url) as client:
+        client.flushall()
+        yield client
+        client.flushall()
+
+
+@pytest.fixture
+def real_intake(real_redis: EmbeddedRedis, real_client: Any) -> Iterator[Intake]:
+    with intake_on(real_redis.url) as intake:
+        yield intake
+
+
+UNREADABLE = b'{"type":"session.created"}'
+
+HISTORIES: dict[str, Callable[[], list[Any]]] = {
+    "a session never seen": list,
+    "a live session": lambda: [clerk_event("active", updated_at=NOW_MS - 5000)],
+    "a pending session": lambda: [clerk_event("pending", updated_at=NOW_MS - 5000)],
+    "a live session of another user": lambda: [
+        clerk_event("active", updated_at=NOW_MS - 5000, user_id="user_0")
+    ],
+    "one of two live sessions": lambda: [
+        clerk_event("active", updated_at=NOW_MS - 5000),
+        clerk_event("active", updated_at=NOW_MS - 5000, session_id="sess_2"),
+    ],
+}
+NEXT: dict[str, Callable[[], Any]] = {
+    "an update": lambda: clerk_event("active", updated_at=NOW_MS - 1000, expire_at=NOW_MS + 20 * DAY_MS),
+    "its end": lambda: clerk_event("ended", updated_at=NOW_MS - 1000),
+    "a late event": lambda: clerk_event("pending", updated_at=NOW_MS - 9000),
+}
+
+
+@pytest.mark.parametrize("broken", [USER_KEY, EXPIRY_KEY, EVENTS_KEY, SESSION_KEY])
+@pytest.mark.parametrize("next_", NEXT)
+@pytest.mark.parametrize("history", HISTORIES)
+def test_a_failure_at_any_key_leaves_nothing_and_a_retry_applies(
+    real_redis: EmbeddedRedis,
+    real_intake: Intake,
+    real_client: Any,
+    history: str,
+    next_: str,
+    broken: str,
+) -> None:
+    # Given: what was held, and a key of the wrong type in the way
+    for number, event in enumerate(HISTORIES[history]()):
+        real_intake.take(event, f"msg_{number}")
+    with client_of(real_redis.url, decode_responses=False) as binary:
+        intact = binary.dump(broken)
+        ttl = max(0, binary.pttl(broken))
+        binary.delete(broken)
+        binary.set(broken, "in the way", ex=3600)
+        before = contents(real_client)
+
+        # If: an event comes that would be written there
+        with subscribed(real_client, *CHANNELS) as subscriber:
+            result = real_intake.begin(NEXT[next_](), "msg_next").exception(timeout=30)
+            if result is None:
+                return  # this key was not needed
+            # I expect: a refusal, nothing published, nothing changed
+            assert isinstance(result, StoreUnavailableError)
+            assert subscriber.rest() == []
+        assert contents(real_client) == before
+
+        # And, once the key is as it was: that the retry is no duplicate
+        binary.delete(broken)
+        if intact is not None:
+            binary.restore(broken, ttl, intact)
+    assert real_intake.take(NEXT[next_](), "msg_next").outcome in {"applied", "stale"}
+    assert real_intake.take(NEXT[next_](), "msg_next").outcome == "duplicate"
+
+
+def test_a_failure_at_the_old_users_set_leaves_nothing(real_intake: Intake, real_client: Any) -> None:
+    real_intake.take(clerk_event(user_id="user_0", updated_at=NOW_MS - 5000), "msg_1")
+    real_client.delete("{clerk}:user:user_0:sessions")
+    real_client.set("{clerk}:user:user_0:sessions", "in the way", ex=3600)
+    before = contents(real_client)
+
+    with pytest.raises(StoreUnavailableError):
+        real_intake.take(clerk_event(user_id="user_1"), "msg_2")
+
+    assert contents(real_client) == before
+    real_client.delete("{clerk}:user:user_0:sessions")
+    assert real_intake.take(clerk_event(user_id="user_1"), "msg_2").outcome == "applied"
+
+
+@pytest.mark.parametrize("allowed", [(), ("clerk:sessions",), ("clerk:sessions:user:*",)])
+@pytest.mark.parametrize("history", HISTORIES)
+def test_a_user_that_may_not_publish_leaves_nothing(
+    own_redis: EmbeddedRedis, own_client: Any, history: str, allowed: tuple[str, ...]
+) -> None:
+    with intake_on(own_redis.url) as intake:
+        for number, event in enumerate(HISTORIES[history]()):
+            intake.take(event, f"msg_{number}")
+    rules = ["on", ">secret", "~*", "+@all", "resetchannels", *(f"&{channel}" for channel in allowed)]
+    own_client.execute_command("ACL", "SETUSER", "relay", *rules)
+    before = contents(own_client)
+    url = own_redis.url.replace("redis://", "redis://relay:secret@")
+
+    with subscribed(own_client, *CHANNELS) as subscriber, intake_on(url) as intake:
+        with pytest.raises(StoreUnavailableError):
+            intake.take(NEXT["an update"](), "msg_next")
+        assert subscriber.rest() == []
+        assert contents(own_client) == before
+
+        own_client.execute_command("ACL", "SETUSER", "relay", "allchannels")
+        assert intake.take(NEXT["an update"](), "msg_next").outcome == "applied"
+        assert len(subscriber.rest()) == 2
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("next_", NEXT)
+def test_a_full_memory_leaves_nothing_and_still_answers_duplicates(
+    own_redis: EmbeddedRedis, own_client: Any, history: str, next_: str
+) -> None:
+    with intake_on(own_redis.url) as intake:
+        for number, event in enumerate(HISTORIES[history]()):
+            intake.take(event, f"msg_{number}")
+        before = contents(own_client)
+        own_client.config_set("maxmemory", "1")
+
+        with pytest.raises(StoreUnavailableError):
+            intake.take(NEXT[next_](), "msg_next")
+        with pytest.raises(StoreUnavailableError):
+            intake.take(UNREADABLE, "msg_bad")
+        with pytest.raises(StoreUnavailableError):
+            intake.store.probe().result(timeout=30)
+        if history != "a session never seen":
+            assert intake.take(HISTORIES[history]()[0], "msg_0").outcome == "duplicate"
+        assert contents(own_client) == before
+
+        own_client.config_set("maxmemory", "0")
+        assert intake.take(NEXT[next_](), "msg_next").outcome in {"applied", "stale"}
+        assert intake.take(UNREADABLE, "msg_bad").outcome == "dead_lettered"
+
+
+def test_a_dead_letter_box_of_the_wrong_type_is_a_refusal(real_intake: Intake, real_client: Any) -> None:
+    real_client.set(DEAD_LETTERS_KEY, "in the way")
+
+    with pytest.raises(StoreUnavailableError):
+        real_intake.take(UNREADABLE, "msg_1")
+
+    real_client.delete(DEAD_LETTERS_KEY)
+    assert real_intake.take(UNREADABLE, "msg_1").outcome == "dead_lettered"
