@@ -53,6 +53,12 @@ def create_app(settings: Settings | None = None, store: SessionStore | None = No
     app.register_error_handler(HTTPException, _refuse_http)
     app.register_error_handler(Exception, _refuse_defect)
 
+    @app.before_request
+    def refuse_leading_slashes() -> None:
+        # werkzeug's routing drops them: https://github.com/pallets/werkzeug, MapAdapter.match
+        if request.environ["PATH_INFO"].startswith("//"):
+            raise NotFound
+
     @app.post("/webhooks/clerk", provide_automatic_options=False)
     def receive() -> Response:
         g.report = report = _Report()

@@ -145,8 +145,9 @@ def _environ(scope: Message, body: io.BytesIO) -> dict[str, Any]:
     }
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        # `svix_id` is not `svix-id`, though CGI's names make them one.
-        if "_" in name:
+        # `svix_id` is not `svix-id`, though CGI's names make them one. The host's name is nobody's business
+        # here, and one that is malformed would stop Flask's routing.
+        if "_" in name or name == "host":
             continue
         key = name.upper().replace("-", "_")
         if key not in {"CONTENT_TYPE", "CONTENT_LENGTH"}:

@@ -70,5 +70,7 @@ def _check_address(settings: Settings) -> None:
         socket.create_server((settings.host, settings.port), family=family).close()
     except OSError as error:
         raise ConfigurationError(
-            [f"HOST, PORT: can't listen on {settings.host} port {settings.port} ({os.strerror(error.errno or 0)})"]
+            [
+                f"HOST, PORT: can't listen on {settings.host} port {settings.port} ({os.strerror(error.errno or 0)})"
+            ]
         ) from None
