@@ -69,8 +69,6 @@ def _check_address(settings: Settings) -> None:
     try:
         socket.create_server((settings.host, settings.port), family=family).close()
     except OSError as error:
-        raise ConfigurationError(
-            [
-                f"HOST, PORT: can't listen on {settings.host} port {settings.port} ({os.strerror(error.errno or 0)})"
-            ]
-        ) from None
+        reason = str(error.strerror).partition(" (")[0]
+        fault = f"HOST, PORT: can't listen on {settings.host} port {settings.port}: {reason}"
+        raise ConfigurationError([fault]) from None

@@ -161,9 +161,14 @@ if held then
   end
   undo[2] = { 'HDEL', session_key, message_field }
   undo[3] = set_held
-  undo[4] = { 'PEXPIRE', session_key, math.max(redis.call('PTTL', session_key), retention) }
-  undo[5] = { 'ZREM', user_key, session_id }
-  undo[6], undo[7] = index(held)
+  undo[4] = { 'ZREM', user_key, session_id }
+  undo[5], undo[6] = index(held)
+  for _, key in ipairs({ session_key, held._user_key }) do
+    local left = redis.call('PTTL', key)
+    if left > 0 then
+      undo[#undo + 1] = { 'PEXPIRE', key, left }
+    end
+  end
 else
   undo[2] = { 'DEL', session_key }
   undo[3] = { 'ZREM', user_key, session_id }
