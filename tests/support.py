@@ -234,10 +234,10 @@ def frozen(server: EmbeddedRedis) -> Iterator[None]:
         server.process.send_signal(signal.SIGCONT)
 
 
-class _SayOneThing(socketserver.StreamRequestHandler):
+class _Script(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         server = self.server
-        assert isinstance(server, StubbornRedis)
+        assert isinstance(server, ScriptedRedis)
         with contextlib.suppress(ConnectionError, ValueError):
             while count := self.rfile.readline():
                 words = []
@@ -246,17 +246,20 @@ class _SayOneThing(socketserver.StreamRequestHandler):
                     words.append(self.rfile.read(size))
                     self.rfile.read(2)
                 server.commands.append(words)
-                self.wfile.write(server.reply)
+                reply = server.reply(words)
+                if reply is None:
+                    return
+                self.wfile.write(reply + b"\r\n")
 
 
-class StubbornRedis(socketserver.ThreadingTCPServer):
-    """A Redis that gives one reply to everything, in RESP: `-LOADING …`."""
+class ScriptedRedis(socketserver.ThreadingTCPServer):
+    """A Redis that says what a test tells it to, in RESP; it hangs up where it is told to say None."""
 
     daemon_threads = True
 
-    def __init__(self, reply: bytes) -> None:
-        super().__init__(("127.0.0.1", 0), _SayOneThing)
-        self.reply = reply + b"\r\n"
+    def __init__(self, reply: Callable[[list[bytes]], bytes | None]) -> None:
+        super().__init__(("127.0.0.1", 0), _Script)
+        self.reply = reply
         self.commands: list[list[bytes]] = []
 
     @property
@@ -265,8 +268,8 @@ class StubbornRedis(socketserver.ThreadingTCPServer):
 
 
 @contextlib.contextmanager
-def stubborn_redis(reply: bytes) -> Iterator[StubbornRedis]:
-    with StubbornRedis(reply) as server:
+def scripted_redis(reply: Callable[[list[bytes]], bytes | None]) -> Iterator[ScriptedRedis]:
+    with ScriptedRedis(reply) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:

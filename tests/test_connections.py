@@ -1,0 +1,241 @@
+"""Every kind of REDIS_URL: TCP, TLS, a unix socket, passwords; and nothing sent that nobody asked for."""
+
+import contextlib
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import clerk_event, client_of, free_port, intake_on, scripted_redis
+
+from service.connections import connect
+from service.embedded import EmbeddedRedis
+from service.errors import ConfigurationError, StoreUnavailableError
+
+StartRedis = Callable[..., EmbeddedRedis]
+
+
+def outcome_of_a_delivery(redis_url: str, **settings: Any) -> str:
+    """Return what a fresh store makes of one delivery, as the sender would see it."""
+    with intake_on(redis_url, **settings) as intake:
+        try:
+            return intake.take(clerk_event(), "msg_1").outcome
+        except StoreUnavailableError as error:
+            return error.code
+
+
+# What goes over the line
+
+
+def test_connecting_sends_only_what_the_url_asks_for() -> None:
+    with scripted_redis(lambda _: b"+OK") as server, connect(server.url) as client:
+        client.execute_command("ECHO", "1")
+    assert server.commands == [[b"ECHO", b"1"]]
+
+    with (
+        scripted_redis(lambda _: b"+OK") as server,
+        connect(server.url.replace("//", "//someone:p%40ss@").replace("/0", "/3")) as client,
+    ):
+        client.execute_command("ECHO", "1")
+    assert server.commands == [[b"AUTH", b"someone", b"p@ss"], [b"SELECT", b"3"], [b"ECHO", b"1"]]
+
+
+def test_each_new_connection_is_handed_over_after_its_handshake() -> None:
+    greeted: list[int] = []
+    with scripted_redis(lambda _: b"+OK") as server:
+
+        def greet(_: object) -> None:
+            greeted.append(len(server.commands))
+
+        with connect(server.url.replace("/0", "/3"), on_connect=greet) as client:
+            client.execute_command("ECHO", "1")
+            client.connection_pool.disconnect()
+            client.execute_command("ECHO", "2")
+
+    assert greeted == [1, 3]  # after the first SELECT; after SELECT, ECHO and another SELECT
+
+
+@pytest.mark.parametrize("reply", [b"-ERR no", None])
+def test_no_command_is_tried_a_second_time(reply: bytes | None) -> None:
+    with (
+        scripted_redis(lambda _: reply) as server,
+        connect(server.url) as client,
+        contextlib.suppress(Exception),
+    ):
+        client.execute_command("INCR", "x")
+
+    assert server.commands == [[b"INCR", b"x"]]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:6379/0?nonsense=1",
+        "redis://127.0.0.1:6379/0?socket_timeout=soon",
+        "rediss://127.0.0.1:6379/0?ssl_cert_reqs=perhaps",
+        "http://127.0.0.1:6379/0",
+    ],
+)
+def test_a_url_that_can_not_be_used_is_refused_before_connecting(url: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        connect(url)
+
+    assert error.value.faults[0].startswith("REDIS_URL: ")
+
+
+# Where Redis is
+
+
+def test_a_unix_socket(start_redis: StartRedis, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("s") / "s"
+    server = start_redis("--unixsocket", str(path))
+    server_db = 2
+
+    assert outcome_of_a_delivery(f"unix://{path}?db={server_db}") == "applied"
+    with client_of(server.url.replace("/0", f"/{server_db}")) as client:
+        assert client.exists("{clerk}:session:sess_1")
+
+
+def test_a_unix_socket_that_is_not_there(tmp_path: Path) -> None:
+    assert outcome_of_a_delivery(f"unix://{tmp_path}/none") == "store_unavailable"
+
+
+def test_a_port_where_nobody_listens() -> None:
+    assert outcome_of_a_delivery(f"redis://127.0.0.1:{free_port()}/0") == "store_unavailable"
+
+
+def test_a_host_that_does_not_exist() -> None:
+    assert outcome_of_a_delivery("redis://redis.invalid:6379/0") == "store_unavailable"
+
+
+# Passwords
+
+
+def test_a_password(own_redis: EmbeddedRedis, own_client: Any) -> None:
+    own_client.config_set("requirepass", "p@ss/w:rd")
+
+    def url(credentials: str) -> str:
+        return own_redis.url.replace("//", f"//{credentials}")
+
+    assert outcome_of_a_delivery(url(":p%40ss%2Fw%3Ard@")) == "applied"
+    assert outcome_of_a_delivery(url("default:p%40ss%2Fw%3Ard@")) == "duplicate"
+    assert outcome_of_a_delivery(url("")) == "store_unavailable"
+    assert outcome_of_a_delivery(url(":wrong@")) == "store_unavailable"
+
+
+def test_a_user_with_no_more_rights_than_the_relay_needs(own_redis: EmbeddedRedis, own_client: Any) -> None:
+    """The rights that the README may ask for."""
+    own_client.execute_command(
+        *("ACL", "SETUSER", "relay", "on", ">secret", "~{clerk}:*", "&clerk:sessions*", "-@all"),
+        *("+script|load", "+evalsha", "+lpushx", "+hmget", "+hset", "+hdel", "+hget", "+hexists", "+hlen"),
+        *("+del", "+pttl", "+pexpire", "+zadd", "+zrem", "+xadd", "+xdel", "+publish"),
+    )
+
+    with intake_on(own_redis.url.replace("//", "//relay:secret@")) as intake:
+        assert intake.take(clerk_event("active"), "msg_1").outcome == "applied"
+        assert intake.take(clerk_event("ended"), "msg_2").outcome == "applied"
+        assert intake.take(clerk_event("active"), "msg_3").outcome == "stale"
+        assert intake.take(b'{"type":"session.created"}', "msg_4").outcome == "dead_lettered"
+        intake.store.probe().result(timeout=30)
+
+
+# TLS
+
+
+def openssl(*arguments: str, directory: Path) -> None:
+    binary = shutil.which("openssl")
+    if binary is None:
+        pytest.skip("needs the openssl command, to make certificates")
+    subprocess.run([binary, *arguments], cwd=directory, check=True, capture_output=True)
+
+
+NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+SUBJECT_HERE = ("-subj", "/CN=redis", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost")
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate (own); a CA, and what it signed for this host (here) and another (else)."""
+    directory = tmp_path_factory.mktemp("certificates")
+    make = ("req", "-x509", *NEW_KEY, "-days", "2", "-keyout")
+    openssl(*make, "own.key", "-out", "own.crt", *SUBJECT_HERE, directory=directory)
+    openssl(*make, "ca.key", "-out", "ca.crt", "-subj", "/CN=a private CA", directory=directory)
+    for name, alternative in {"here": "IP:127.0.0.1,DNS:localhost", "else": "DNS:elsewhere.example"}.items():
+        request = ("req", "-new", *NEW_KEY, "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        openssl(*request, "-subj", "/CN=redis", directory=directory)
+        (directory / "extensions").write_text(f"subjectAltName={alternative}\n")
+        signing = ("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-days", "2")
+        openssl(
+            *(*signing, "-CAcreateserial", "-extfile", "extensions", "-out", f"{name}.crt"),
+            directory=directory,
+        )
+    return directory
+
+
+@pytest.fixture
+def start_tls(start_redis: StartRedis, certificates: Path) -> Callable[[str], str]:
+    """Start a Redis with one of the certificates, and return its rediss:// URL."""
+
+    def start(name: str) -> str:
+        port = free_port()
+        paths = {suffix: str(certificates / f"{name}.{suffix}") for suffix in ("crt", "key")}
+        try:
+            start_redis(
+                *("--tls-port", str(port), "--tls-auth-clients", "no"),
+                *("--tls-cert-file", paths["crt"], "--tls-key-file", paths["key"]),
+                *("--tls-ca-cert-file", str(certificates / "ca.crt")),
+            )
+        except RuntimeError as error:
+            if "tls" not in str(error).lower():
+                raise
+            pytest.skip("needs a redis-server that was built with TLS")
+        return f"rediss://127.0.0.1:{port}/0"
+
+    return start
+
+
+def test_a_self_signed_certificate_is_refused_unless_told_otherwise(start_tls: Callable[[str], str]) -> None:
+    url = start_tls("own")
+
+    assert outcome_of_a_delivery(url) == "store_unavailable"
+    assert outcome_of_a_delivery(url, redis_tls_verify=False) == "applied"
+
+
+def test_a_private_ca_is_trusted_if_the_url_names_it(
+    start_tls: Callable[[str], str], certificates: Path
+) -> None:
+    url = start_tls("here")
+
+    assert outcome_of_a_delivery(url) == "store_unavailable"
+    assert outcome_of_a_delivery(f"{url}?ssl_ca_certs={certificates}/ca.crt") == "applied"
+
+
+def test_a_private_ca_is_trusted_if_the_machine_trusts_it(
+    start_tls: Callable[[str], str], certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.crt"))
+
+    assert outcome_of_a_delivery(start_tls("here")) == "applied"
+
+
+def test_a_certificate_for_another_host_is_refused(
+    start_tls: Callable[[str], str], certificates: Path
+) -> None:
+    url = start_tls("else")
+
+    assert outcome_of_a_delivery(f"{url}?ssl_ca_certs={certificates}/ca.crt") == "store_unavailable"
+    assert outcome_of_a_delivery(url, redis_tls_verify=False) == "applied"
+
+
+def test_tls_to_a_server_without_it_is_refused(own_redis: EmbeddedRedis) -> None:
+    url = own_redis.url.replace("redis://", "rediss://")
+
+    assert outcome_of_a_delivery(url, redis_tls_verify=False, redis_timeout=1) == "store_unavailable"
+
+
+def test_no_tls_to_a_server_that_wants_it_is_refused(start_tls: Callable[[str], str]) -> None:
+    url = start_tls("own").replace("rediss://", "redis://")
+
+    assert outcome_of_a_delivery(url, redis_timeout=1) == "store_unavailable"

@@ -1,0 +1,414 @@
+"""What goes over the connection to Redis, and what becomes of deliveries when it fails.
+
+On a real Redis that each of the rougher tests starts for itself.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support import (
+    EVENTS_KEY,
+    NOW_MS,
+    SESSION_KEY,
+    Intake,
+    clerk_event,
+    client_of,
+    eventually,
+    free_port,
+    frozen,
+    intake_on,
+    monitored,
+    redis_server,
+    scripted_redis,
+)
+
+from service import group_commit
+from service.embedded import EmbeddedRedis
+from service.errors import StoreUnavailableError
+
+UNREADABLE = b'{"type":"session.created"}'
+StartRedis = Callable[..., EmbeddedRedis]
+
+
+@pytest.fixture
+def connected(own_redis: EmbeddedRedis) -> Iterator[Intake]:
+    """A store that has its connection already, with a short timeout."""
+    with intake_on(own_redis.url, redis_timeout=0.5) as intake:
+        intake.store.probe().result(timeout=30)
+        yield intake
+
+
+@pytest.fixture
+def patient(own_redis: EmbeddedRedis) -> Iterator[Intake]:
+    """The same, for tests in which Redis stops for a while without a timeout."""
+    with intake_on(own_redis.url, redis_timeout=30) as intake:
+        intake.store.probe().result(timeout=30)
+        yield intake
+
+
+def refusal(intake: Intake, message_id: str = "msg_refused") -> float:
+    """Take a delivery that is refused, and return the seconds that took."""
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailableError):
+        intake.take(clerk_event(), message_id)
+    return time.monotonic() - started
+
+
+def is_taken(intake: Intake, message_id: str = "msg_taken") -> bool:
+    try:
+        return intake.take(clerk_event(), message_id).outcome in {"applied", "stale", "duplicate"}
+    except StoreUnavailableError:
+        return False
+
+
+# Round trips
+
+
+def test_each_delivery_is_one_evalsha_and_nothing_else(connected: Intake, own_client: Any) -> None:
+    with monitored(own_client) as commands:
+        connected.take(clerk_event(updated_at=NOW_MS - 1000), "msg_applied")
+        connected.take(clerk_event(updated_at=NOW_MS - 1000), "msg_applied")
+        connected.take(clerk_event(updated_at=NOW_MS - 2000), "msg_stale")
+        connected.take(UNREADABLE, "msg_unreadable")
+        connected.take({"type": "user.created"}, "msg_ignored")
+
+    assert [command.split()[0] for command in commands] == ["EVALSHA"] * 4
+
+
+def test_connecting_loads_the_scripts_and_says_nothing_else(
+    own_redis: EmbeddedRedis, own_client: Any
+) -> None:
+    with intake_on(own_redis.url) as intake, monitored(own_client) as commands:
+        intake.take(clerk_event(), "msg_1")
+
+    assert [" ".join(command.split()[:2]) for command in commands[:2]] == ["SCRIPT LOAD"] * 2
+    assert [command.split()[0] for command in commands[2:]] == ["EVALSHA"]
+
+
+def test_deliveries_that_wait_share_a_round_trip_and_get_their_own_replies(
+    patient: Intake, own_redis: EmbeddedRedis
+) -> None:
+    futures = []
+    with frozen(own_redis):
+        futures.append(patient.begin(clerk_event(session_id="sess_first"), "msg_first"))
+        eventually(futures[0].running)
+        futures += [patient.begin(clerk_event(session_id=f"sess_{i}"), f"msg_{i}") for i in range(300)]
+
+    outcomes = [future.result(timeout=30) for future in futures]
+    assert [outcome.session_id for outcome in outcomes] == ["sess_first", *(f"sess_{i}" for i in range(300))]
+    assert {(outcome.outcome, outcome.revision) for outcome in outcomes} == {("applied", 1)}
+
+
+def test_one_delivery_that_fails_does_not_fail_those_beside_it(
+    patient: Intake, own_client: Any, own_redis: EmbeddedRedis
+) -> None:
+    own_client.set("{clerk}:session:sess_bad", "in the way", ex=3600)
+    with frozen(own_redis):
+        first = patient.begin(clerk_event(session_id="sess_0"), "msg_0")
+        eventually(first.running)
+        good = patient.begin(clerk_event(session_id="sess_1"), "msg_1")
+        bad = patient.begin(clerk_event(session_id="sess_bad"), "msg_bad")
+        also_good = patient.begin(clerk_event(session_id="sess_2"), "msg_2")
+
+    assert good.result(timeout=30).outcome == "applied"
+    assert isinstance(bad.exception(timeout=30), StoreUnavailableError)
+    assert also_good.result(timeout=30).outcome == "applied"
+
+
+def test_a_delivery_that_nobody_waits_for_any_more_is_not_sent(
+    patient: Intake, own_redis: EmbeddedRedis, own_client: Any
+) -> None:
+    with frozen(own_redis):
+        first = patient.begin(clerk_event(updated_at=NOW_MS - 3000), "msg_1")
+        eventually(first.running)
+        given_up = patient.begin(clerk_event(updated_at=NOW_MS - 2000), "msg_2")
+        last = patient.begin(clerk_event(updated_at=NOW_MS - 1000), "msg_3")
+        assert given_up.cancel()
+    first.result(timeout=30)
+    last.result(timeout=30)
+
+    assert own_client.xlen(EVENTS_KEY) == 2
+    assert own_client.hget(SESSION_KEY, "_message:msg_2") is None
+
+
+def test_there_is_a_bound_to_what_may_wait(own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_commit, "MAX_WAITING", 5)
+    with intake_on(own_redis.url, redis_timeout=30) as intake:
+        intake.store.probe().result(timeout=30)
+        with frozen(own_redis):
+            futures = [intake.begin(clerk_event(), "msg_first")]
+            eventually(futures[0].running)
+            futures += [intake.begin(clerk_event(), f"msg_{i}") for i in range(5)]
+            with pytest.raises(StoreUnavailableError):
+                intake.begin(clerk_event(), "msg_one_too_many")
+        for future in futures:
+            future.result(timeout=30)
+
+
+def test_closing_sends_what_waits_and_refuses_what_comes_later(
+    own_redis: EmbeddedRedis, own_client: Any
+) -> None:
+    intake = Intake(own_redis.url)
+    futures = [intake.begin(clerk_event(session_id=f"sess_{i}"), f"msg_{i}") for i in range(300)]
+
+    intake.close()
+
+    assert {future.result(timeout=0).outcome for future in futures} == {"applied"}
+    with pytest.raises(StoreUnavailableError):
+        intake.take(clerk_event(), "msg_later")
+    intake.close()
+
+
+def test_a_store_that_was_never_used_closes(own_redis: EmbeddedRedis) -> None:
+    Intake(own_redis.url).close()
+
+
+# What does not even cost a 503
+
+
+def test_a_script_cache_that_was_flushed_costs_nothing(connected: Intake, own_client: Any) -> None:
+    for number in range(3):
+        own_client.script_flush()
+        assert connected.take(clerk_event(), f"msg_{number}").outcome in {"applied", "stale"}
+        own_client.script_flush()
+        assert connected.take(UNREADABLE, f"msg_bad_{number}").outcome == "dead_lettered"
+
+    assert own_client.xlen(EVENTS_KEY) == 3
+
+
+def test_a_connection_that_was_killed_while_idle_costs_nothing(connected: Intake, own_client: Any) -> None:
+    for number in range(3):
+        own_client.client_kill_filter(_type="normal", skipme=True)
+        assert connected.take(clerk_event(), f"msg_{number}").outcome in {"applied", "stale"}
+
+
+def test_a_connection_that_redis_dropped_for_idling_costs_nothing(connected: Intake, own_client: Any) -> None:
+    def others() -> list[str]:
+        own = own_client.client_id()
+        return [client["id"] for client in own_client.client_list() if int(client["id"]) != own]
+
+    own_client.config_set("timeout", "1")
+    assert others()
+    eventually(lambda: not others())
+
+    assert connected.take(clerk_event(), "msg_1").outcome == "applied"
+
+
+# Redis that hangs
+
+
+def test_a_redis_that_hangs_is_a_refusal_then_one_at_once_then_it_recovers(
+    connected: Intake, own_redis: EmbeddedRedis
+) -> None:
+    with frozen(own_redis):
+        assert refusal(connected, "msg_1") >= 0.4  # REDIS_TIMEOUT is 0.5 here
+        started = time.monotonic()
+        for number in range(5):
+            refusal(connected, f"msg_at_once_{number}")
+        assert time.monotonic() - started < 0.5
+
+    eventually(lambda: is_taken(connected), within=5)
+
+
+def test_refusals_at_once_end_after_a_second(connected: Intake, own_redis: EmbeddedRedis) -> None:
+    with frozen(own_redis):
+        refusal(connected)
+        eventually(lambda: refusal(connected) >= 0.4, within=5)
+
+
+def test_all_that_wait_for_a_redis_that_hangs_are_refused_together(
+    connected: Intake, own_redis: EmbeddedRedis
+) -> None:
+    with frozen(own_redis):
+        started = time.monotonic()
+        futures = [connected.begin(clerk_event(), f"msg_{number}") for number in range(500)]
+        for future in futures:
+            assert isinstance(future.exception(timeout=30), StoreUnavailableError)
+        assert time.monotonic() - started < 3
+
+
+def test_what_was_refused_but_reached_redis_is_a_duplicate_when_it_comes_again(
+    connected: Intake, own_redis: EmbeddedRedis, own_client: Any
+) -> None:
+    with frozen(own_redis):
+        refusal(connected, "msg_1")
+    eventually(lambda: own_client.exists(SESSION_KEY))  # Redis has worked off what it was sent
+
+    eventually(lambda: is_taken(connected, "msg_1"), within=5)
+
+    assert connected.take(clerk_event(), "msg_1").outcome == "duplicate"
+    assert own_client.xlen(EVENTS_KEY) == 1
+
+
+def test_a_redis_that_hangs_while_connecting_is_a_refusal(own_redis: EmbeddedRedis) -> None:
+    with intake_on(own_redis.url, redis_timeout=0.5) as intake:
+        with frozen(own_redis):
+            assert refusal(intake) >= 0.4
+        eventually(lambda: is_taken(intake), within=5)
+
+
+# Redis that is away, or says no
+
+
+def test_a_redis_that_is_away_is_a_refusal_until_it_is_back(start_redis: StartRedis) -> None:
+    port = free_port()
+    with intake_on(f"redis://127.0.0.1:{port}/0") as intake:
+        refusal(intake)
+        server = start_redis(port=port)
+        assert intake.take(clerk_event(), "msg_1").outcome == "applied"
+
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait()
+        refusal(intake)
+        refusal(intake)
+
+        start_redis(port=port)
+        assert intake.take(clerk_event(), "msg_2").outcome == "applied"
+
+
+REFUSALS = {
+    "loading": b"-LOADING Redis is loading the dataset in memory",
+    "read-only": b"-READONLY You can't write against a read only replica.",
+    "out of memory": b"-OOM command not allowed when used memory > 'maxmemory'.",
+    "no password": b"-NOAUTH Authentication required.",
+    "not permitted": b"-NOPERM this user has no permissions to run the 'evalsha' command",
+    "disk": b"-MISCONF Redis is configured to save RDB snapshots, but it is currently not able to",
+    "busy": b"-BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+    "master down": b"-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+    "no replicas": b"-NOREPLICAS Not enough good replicas to write.",
+    "cluster down": b"-CLUSTERDOWN The cluster is down",
+    "moved": b"-MOVED 1234 127.0.0.1:7001",
+    "too many clients": b"-ERR max number of clients reached",
+    "unheard of": b"-SOMETHING new",
+    "no Redis at all": b"HTTP/1.1 400 Bad Request",
+    "hung up": None,
+}
+
+
+@pytest.mark.parametrize("at", ["connecting", "writing"])
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_whatever_redis_says_but_yes_is_a_refusal(kind: str, at: str) -> None:
+    sha = b"$40\r\n" + b"0" * 40
+
+    def reply(words: list[bytes]) -> bytes | None:
+        return sha if at == "writing" and words[0] == b"SCRIPT" else REFUSALS[kind]
+
+    with scripted_redis(reply) as server, intake_on(server.url, redis_timeout=5) as intake:
+        for message_id in ["msg_1", "msg_2"]:
+            refusal(intake, message_id)
+        with pytest.raises(StoreUnavailableError):
+            intake.take(UNREADABLE, "msg_3")
+        with pytest.raises(StoreUnavailableError):
+            intake.store.probe().result(timeout=30)
+
+
+def test_a_delivery_is_never_sent_twice(own_redis: EmbeddedRedis) -> None:
+    # The connection breaks after the command was read: whether it was run, nobody knows.
+    def reply(words: list[bytes]) -> bytes | None:
+        return b"$40\r\n" + b"0" * 40 if words[0] == b"SCRIPT" else None
+
+    with scripted_redis(reply) as server, intake_on(server.url) as intake:
+        refusal(intake)
+        assert [words[0] for words in server.commands].count(b"EVALSHA") == 1
+
+
+def test_a_script_that_stays_unknown_is_a_refusal_not_a_loop() -> None:
+    def reply(words: list[bytes]) -> bytes | None:
+        return b"$40\r\n" + b"0" * 40 if words[0] == b"SCRIPT" else b"-NOSCRIPT No matching script."
+
+    with scripted_redis(reply) as server, intake_on(server.url) as intake:
+        refusal(intake)
+        assert [words[0] for words in server.commands].count(b"EVALSHA") == 2
+
+
+def test_refusals_keep_redis_own_words_to_the_log() -> None:
+    with (
+        scripted_redis(lambda _: b"-ERR password=hunter2") as server,
+        intake_on(server.url) as intake,
+        pytest.raises(StoreUnavailableError) as refused,
+    ):
+        intake.take(clerk_event(), "msg_1")
+
+    assert "hunter2" not in str(refused.value)
+
+
+# Replicas
+
+
+@pytest.fixture
+def pair(start_redis: StartRedis) -> tuple[EmbeddedRedis, EmbeddedRedis]:
+    """A Redis and its replica, in sync."""
+    main = start_redis("--repl-diskless-sync-delay", "0")
+    replica = start_redis("--replicaof", "127.0.0.1", str(main.port))
+    with client_of(replica.url) as client:
+        eventually(lambda: client.info("replication")["master_link_status"] == "up", within=30)
+    return main, replica
+
+
+def test_a_read_only_replica_is_a_refusal(pair: tuple[EmbeddedRedis, EmbeddedRedis]) -> None:
+    _, replica = pair
+    with intake_on(replica.url) as intake:
+        refusal(intake)
+        with pytest.raises(StoreUnavailableError):
+            intake.store.probe().result(timeout=30)
+        with client_of(replica.url) as client:
+            client.replicaof("NO", "ONE")
+        assert intake.take(clerk_event(), "msg_1").outcome == "applied"
+
+
+def test_without_the_replicas_asked_for_a_write_is_refused_until_they_have_it(
+    start_redis: StartRedis, redis_binary: str
+) -> None:
+    main = start_redis("--repl-diskless-sync-delay", "0")
+    with intake_on(main.url, redis_min_replicas=1, redis_timeout=0.5) as intake:
+        refusal(intake, "msg_1")
+        with pytest.raises(StoreUnavailableError):
+            intake.take(UNREADABLE, "msg_bad")
+        with pytest.raises(StoreUnavailableError):
+            intake.store.probe().result(timeout=30)
+
+        with redis_server(redis_binary, "--replicaof", "127.0.0.1", str(main.port)) as replica:
+            with client_of(replica.url) as client:
+                eventually(lambda: client.info("replication")["master_link_status"] == "up", within=30)
+            # It was written, after all.
+            assert eventually(lambda: _outcome(intake, clerk_event(), "msg_1")) == "duplicate"
+            assert intake.take(UNREADABLE, "msg_bad").outcome == "dead_lettered"
+            assert intake.take(clerk_event(), "msg_2").outcome == "applied"
+            intake.store.probe().result(timeout=30)
+
+
+def test_a_duplicate_too_is_acknowledged_only_when_the_replicas_have_the_first(
+    pair: tuple[EmbeddedRedis, EmbeddedRedis],
+) -> None:
+    main, replica = pair
+    with intake_on(main.url, redis_min_replicas=1, redis_timeout=0.5) as intake:
+        assert _outcome(intake, clerk_event(), "msg_1") == "applied"
+        assert _outcome(intake, UNREADABLE, "msg_bad") == "dead_lettered"
+        with frozen(replica):
+            refusal(intake, "msg_1")
+            refusal(intake, "msg_2")
+            assert _outcome(intake, UNREADABLE, "msg_bad") is None
+        assert eventually(lambda: _outcome(intake, clerk_event(), "msg_1")) == "duplicate"
+        assert _outcome(intake, clerk_event(), "msg_2") == "duplicate"
+        assert _outcome(intake, UNREADABLE, "msg_bad") == "dead_lettered"
+
+
+def test_a_full_dead_letter_box_says_so_with_replicas_too(pair: tuple[EmbeddedRedis, EmbeddedRedis]) -> None:
+    main, _ = pair
+    with (
+        intake_on(main.url, redis_min_replicas=1, dead_letter_max=0) as intake,
+        pytest.raises(StoreUnavailableError) as refused,
+    ):
+        intake.take(UNREADABLE, "msg_1")
+
+    assert refused.value.code == "dead_letters_full"
+
+
+def _outcome(intake: Intake, event: object, message_id: str) -> str | None:
+    try:
+        return intake.take(event, message_id).outcome
+    except StoreUnavailableError:
+        return None
