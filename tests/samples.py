@@ -28,7 +28,7 @@ NOW_S: Final = 1_795_422_761
 NOW_MS: Final = NOW_S * 1000
 DAY_MS: Final = 86_400_000
 
-ABSENT: Final = object()
+ABSENT: Final = mock.sentinel.ABSENT
 """A value that stands for a field left out."""
 
 patient: Final = settings(deadline=None)
