@@ -125,11 +125,8 @@ def test_any_order_with_any_repetition_ends_the_same_and_as_the_model_says(
         deliveries = data.draw(st.permutations(events + repeated), label="deliveries")
         session_id = f"sess_{next(session_numbers)}"
         model = Model()
-        bodies = [sample_ids_made_up_by_the_simulator_are_equal(sent.body(session_id)) for sent in deliveries]
 
-        futures = [
-            shared_intake.begin(body, sent.message_id) for body, sent in zip(bodies, deliveries, strict=True)
-        ]
+        futures = [shared_intake.begin(sent.body(session_id), sent.message_id) for sent in deliveries]
         answers = [(outcome.outcome, outcome.revision) for outcome in (f.result(timeout=30) for f in futures)]
 
         assert answers == [model.take(sent) for sent in deliveries]
