@@ -28,6 +28,8 @@ MAX_BATCH: Final = 128
 """Commands in one round trip: at about 15 µs each, well below any timeout."""
 MAX_WAITING: Final = 10_000
 """Commands that may wait for the connection: memory has a bound, too."""
+CLOSE_SECONDS: Final = 5.0
+"""For what still waits when the service stops."""
 PAUSE_AFTER_TIMEOUT: Final = 1.0
 """Seconds for which commands are refused at once after a timeout, instead of waiting for the next one."""
 
@@ -101,7 +103,7 @@ class GroupCommit:
             self._closing = True
             self._wake.notify()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(CLOSE_SECONDS)
         self._client.close()
 
     def _run(self) -> None:
