@@ -10,7 +10,8 @@
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
+# Twice --quiet: errors only.
+PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet --quiet
 
 .PHONY: help run test lint pins clean
 
@@ -32,7 +33,7 @@ lint: .venv/.installed
 
 # Set-up happens once; nothing of it needs the network again until one of these files changes.
 .venv/.installed: .venv/.made pyproject.toml requirements-dev.txt
-	@echo "Installing what is pinned in requirements-dev.txt into .venv …"
+	@echo "Installing what requirements-dev.txt pins into .venv: a minute, the first time …"
 	@$(PIP) install --progress-bar off --requirement requirements-dev.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -52,8 +53,10 @@ endif
 	@rm -rf .venv
 	@$(PYTHON) -m venv .venv >/dev/null 2>&1 || { \
 		$(PYTHON) -m venv --clear --without-pip .venv && \
-		$(PYTHON) -m pip install --disable-pip-version-check --quiet --target \
-			"$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" pip; }
+		$(PYTHON) -m pip install --disable-pip-version-check --quiet --quiet --target \
+			"$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" pip; } || { \
+		echo "$(PYTHON) has neither ensurepip nor pip; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
+		exit 1; }
 	@pwd -P > $@
 
 # Hashes and addresses of a registry stay out: which one is used is the machine's business (pip's own settings).
