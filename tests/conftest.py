@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 from support import (
+    NO_REDIS,
+    Endpoint,
     Intake,
     ServiceProcess,
     assert_sessions_and_users_expire,
     client_of,
     intake_on,
+    make_settings,
     redis_server,
+    run_plain_wsgi,
     run_service,
 )
 
@@ -115,6 +119,15 @@ def own_client(own_redis: EmbeddedRedis) -> Iterator[Any]:
         yield client
 
 
+@pytest.fixture
+def http_client(any_redis: EmbeddedRedis) -> Iterator[Any]:
+    """A client of the Redis that `service` and `endpoint` write to; empty at first."""
+    with client_of(any_redis.url) as client:
+        client.flushall()
+        yield client
+        assert_sessions_and_users_expire(client)
+
+
 @pytest.fixture(scope="session")
 def shared_service(any_redis: EmbeddedRedis) -> Iterator[ServiceProcess]:
     """The service under its production server, for all tests of this process that leave it as it is."""
@@ -122,15 +135,37 @@ def shared_service(any_redis: EmbeddedRedis) -> Iterator[ServiceProcess]:
         yield service
 
 
-@pytest.fixture
-def http_client(any_redis: EmbeddedRedis) -> Iterator[Any]:
-    """A client of the Redis that `service` writes to; empty at first."""
-    with client_of(any_redis.url) as client:
-        client.flushall()
-        yield client
-        assert_sessions_and_users_expire(client)
+@pytest.fixture(scope="session")
+def shared_plain_wsgi(any_redis: EmbeddedRedis) -> Iterator[Endpoint]:
+    with run_plain_wsgi(make_settings(any_redis.url)) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
 def service(shared_service: ServiceProcess, http_client: Any) -> ServiceProcess:
     return shared_service
+
+
+@pytest.fixture(params=["shared_service", "shared_plain_wsgi"], ids=["serve", "plain WSGI"])
+def endpoint(request: pytest.FixtureRequest, http_client: Any) -> Endpoint:
+    """The service under its production server, and its application under any WSGI server."""
+    endpoint: Endpoint = request.getfixturevalue(request.param)
+    return endpoint
+
+
+@pytest.fixture(scope="session")
+def service_without_redis() -> Iterator[ServiceProcess]:
+    with run_service(NO_REDIS) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def plain_wsgi_without_redis() -> Iterator[Endpoint]:
+    with run_plain_wsgi(make_settings(NO_REDIS)) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(params=["service_without_redis", "plain_wsgi_without_redis"], ids=["serve", "plain WSGI"])
+def endpoint_without_redis(request: pytest.FixtureRequest) -> Endpoint:
+    endpoint: Endpoint = request.getfixturevalue(request.param)
+    return endpoint

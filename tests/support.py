@@ -1,6 +1,8 @@
 """What the test modules share: events, ways to hand them in, and Redis servers and clients that misbehave."""
 
+import base64
 import contextlib
+import hmac
 import http.client
 import json
 import os
@@ -20,8 +22,10 @@ from typing import Any, Final, TypeVar
 
 import httpx
 import redis
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 from service import simulator
+from service.app import create_app
 from service.config import Settings, load
 from service.contract import Outcome
 from service.embedded import EmbeddedRedis, run_server
@@ -39,6 +43,9 @@ HOUR_MS: Final = 3_600_000
 WEEK_S: Final = 604_800
 ROOT: Final = Path(__file__).resolve().parent.parent
 CLERK_EXAMPLES: Final = ROOT.parent / "shared" / "clerk" / "webhooks-openapi-sessions.json"
+
+NO_REDIS: Final = "redis://127.0.0.1:1/0"
+"""Where nobody listens."""
 
 SESSION_KEY: Final = "{clerk}:session:sess_1"
 USER_KEY: Final = "{clerk}:user:user_1:sessions"
@@ -279,30 +286,41 @@ def scripted_redis(reply: Callable[[list[bytes]], bytes | None]) -> Iterator[Scr
             thread.join()
 
 
-# The service in a process of its own
+# The service, over HTTP
 
-SERVE: Final = [
-    sys.executable,
-    "-c",
-    """
-from service import log
-from service.config import Settings, load
-from service.server import serve
-
-settings = load(Settings)
-log.configure(settings)
-serve(settings)
-""",
-]
+SERVE: Final = [sys.executable, "-m", "service", "serve"]
 
 
-class ServiceProcess:
-    """`session-relay serve`, with a client that posts to it."""
+def signature(message_id: str, timestamp: str, body: bytes, secret: str = SECRET) -> str:
+    """Sign any bytes (https://github.com/standard-webhooks/standard-webhooks, "Signature scheme")."""
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    digest = hmac.digest(key, f"{message_id}.{timestamp}.".encode() + body, "sha256")
+    return f"v1,{base64.b64encode(digest).decode()}"
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-        self.process = process
+
+def signed(
+    body: bytes,
+    message_id: str | None = None,
+    *,
+    at: float | None = None,
+    family: str = "svix",
+    secret: str = SECRET,
+) -> dict[str, str]:
+    """Return the three headers of a delivery. at: Unix seconds."""
+    message_id = simulator.new_id("msg") if message_id is None else message_id
+    timestamp = str(int(time.time() if at is None else at))
+    return {
+        f"{family}-id": message_id,
+        f"{family}-timestamp": timestamp,
+        f"{family}-signature": signature(message_id, timestamp, body, secret),
+    }
+
+
+class Endpoint:
+    """Where the service listens, with a client that posts to it."""
+
+    def __init__(self, port: int) -> None:
         self.port = port
-        self._log = log
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=15)
 
     def deliver(
@@ -310,11 +328,46 @@ class ServiceProcess:
     ) -> httpx.Response:
         """Sign as Svix would and post."""
         body = event if isinstance(event, bytes) else json.dumps(event).encode()
-        signed = simulator.sign(SECRET, body, message_id=message_id)
-        return self.http.post("/webhooks/clerk", content=body, headers=signed | (headers or {}))
+        return self.post(body, signed(body, message_id) | (headers or {}))
+
+    def post(self, body: bytes | Iterator[bytes], headers: dict[str, str]) -> httpx.Response:
+        headers = {"content-type": "application/json"} | headers
+        return self.http.post("/webhooks/clerk", content=body, headers=headers)
+
+
+class _Silent(WSGIRequestHandler):
+    def log(self, *_: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def run_plain_wsgi(settings: Settings) -> Iterator[Endpoint]:
+    """Run what `create_app` returns under a plain WSGI server with threads, in this process."""
+    app = create_app(settings)
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Silent)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    endpoint = Endpoint(server.server_port)
+    try:
+        yield endpoint
+    finally:
+        endpoint.http.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        app.extensions["session_store"].close()
+
+
+class ServiceProcess(Endpoint):
+    """`session-relay serve`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        super().__init__(port)
+        self.process = process
+        self._log = log
 
     def log_lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._log.read_text().splitlines()]
+        return [json.loads(line) for line in self.log_text().splitlines()]
 
     def log_text(self) -> str:
         return self._log.read_text()
