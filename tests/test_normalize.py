@@ -82,7 +82,8 @@ def test_the_next_best_time_stands_in_for_updated_at(
 
 
 def test_a_time_of_zero_is_a_time() -> None:
-    assert change(event({"data.updated_at": 0, "timestamp": 0})).order[1:3] == (0, 0)
+    assert change(event({"data.updated_at": 0, "timestamp": 5})).order[1:3] == (0, 5_000)
+    assert change(event({"data.updated_at": 5, "timestamp": 0})).order[1:3] == (5_000, 0)
 
 
 def test_no_time_at_all_is_a_dead_letter() -> None:

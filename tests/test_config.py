@@ -1,0 +1,218 @@
+"""CONTRACT, section 2: settings, and how a wrong one is reported."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+from samples import OTHER_SECRET, SECRET
+
+from service.config import Settings, SigningSettings, load
+from service.contract import OMITTABLE_FIELDS
+from service.errors import ConfigurationError
+
+NEEDED: Final = {"CLERK_WEBHOOK_SIGNING_SECRET": SECRET, "REDIS_URL": "redis://127.0.0.1"}
+NAMES: Final = (
+    *("CLERK_WEBHOOK_SIGNING_SECRET", "CLERK_WEBHOOK_SECRET", "REDIS_URL", "REDIS_TLS_VERIFY"),
+    *("REDIS_KEY_PREFIX", "REDIS_CHANNEL", "REDIS_TIMEOUT", "REDIS_MIN_REPLICAS", "STREAM_MAXLEN"),
+    *("SESSION_RETENTION", "DEAD_LETTER_MAX", "MAX_BODY_BYTES", "OMIT_FIELDS", "PUBLISH_HTTP_REQUEST"),
+    *("HOST", "PORT", "WEB_CONCURRENCY", "LOG_LEVEL", "LOG_FORMAT", "METRICS_TOKEN"),
+)
+
+Environment = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Environment:
+    """Start from an environment without settings, in a directory without a `.env`."""
+    monkeypatch.chdir(tmp_path)
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+    def put(**values: str) -> None:
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return put
+
+
+def faults() -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        load(Settings)
+    assert all(len(fault.splitlines()) == 1 for fault in caught.value.faults)
+    assert str(caught.value).splitlines() == caught.value.faults
+    return caught.value.faults
+
+
+def fault_of(name: str, value: str, environment: Environment) -> str:
+    environment(**NEEDED | {name: value})
+    [fault] = faults()
+    assert fault.startswith(f"{name}: ")
+    return fault
+
+
+def test_the_defaults_are_those_of_the_contract(environment: Environment) -> None:
+    environment(**NEEDED)
+    settings = load(Settings)
+    assert settings.secrets == (SECRET,)
+    assert settings.redis_url.get_secret_value() == "redis://127.0.0.1"
+    assert settings.metrics_token.get_secret_value() == ""
+    plain = settings.model_dump(exclude={"clerk_webhook_signing_secret", "redis_url", "metrics_token"})
+    assert plain == {
+        "redis_tls_verify": True,
+        "redis_key_prefix": "{clerk}",
+        "redis_channel": "clerk:sessions",
+        "redis_timeout": 2.0,
+        "redis_min_replicas": 0,
+        "stream_maxlen": 5000,
+        "session_retention": 604_800,
+        "dead_letter_max": 1000,
+        "max_body_bytes": 1_048_576,
+        "omit_fields": frozenset(),
+        "publish_http_request": False,
+        "host": "0.0.0.0",
+        "port": 8000,
+        "web_concurrency": 1,
+        "log_level": "info",
+        "log_format": "json",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("REDIS_TLS_VERIFY", "false", False),
+        ("REDIS_KEY_PREFIX", "{app}:clerk", "{app}:clerk"),
+        ("REDIS_CHANNEL", "sessions", "sessions"),
+        ("REDIS_TIMEOUT", "0.25", 0.25),
+        ("REDIS_MIN_REPLICAS", "2", 2),
+        ("STREAM_MAXLEN", "1", 1),
+        ("SESSION_RETENTION", "172800", 172_800),
+        ("DEAD_LETTER_MAX", "0", 0),
+        ("MAX_BODY_BYTES", "4096", 4096),
+        ("PUBLISH_HTTP_REQUEST", "true", True),
+        ("HOST", "127.0.0.1", "127.0.0.1"),
+        ("PORT", "65535", 65_535),
+        ("WEB_CONCURRENCY", "3", 3),
+        ("LOG_LEVEL", "WARNING", "warning"),
+        ("LOG_FORMAT", "console", "console"),
+    ],
+)
+def test_each_setting_is_read_under_its_name(
+    name: str, text: str, value: object, environment: Environment
+) -> None:
+    environment(**NEEDED | {name: text})
+    assert getattr(load(Settings), name.lower()) == value
+
+
+def test_the_token_for_metrics_is_read(environment: Environment) -> None:
+    environment(**NEEDED, METRICS_TOKEN="hunter2")
+    assert load(Settings).metrics_token.get_secret_value() == "hunter2"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in NEEDED])
+def test_an_empty_setting_is_one_left_out(name: str, environment: Environment) -> None:
+    environment(**NEEDED)
+    before = load(Settings)
+    environment(**{name: ""})
+    assert load(Settings) == before
+
+
+# Where settings come from.
+
+
+def test_a_file_is_read_and_the_environment_wins(environment: Environment, tmp_path: Path) -> None:
+    lines = [f"{name}={value}" for name, value in NEEDED.items()]
+    lines += ["# a comment", "STREAM_MAXLEN=7", "OMIT_FIELDS='actor,tasks'", 'export HOST="::1"', "UNKNOWN=1"]
+    (tmp_path / ".env").write_text("\n".join([*lines, "PORT=1"]), encoding="utf-8")
+    environment(PORT="2")
+    settings = load(Settings)
+    assert (settings.secrets, settings.stream_maxlen, settings.host) == ((SECRET,), 7, "::1")
+    assert settings.omit_fields == {"actor", "tasks"}
+    assert settings.port == 2
+
+
+@pytest.mark.parametrize("in_file", ["CLERK_WEBHOOK_SIGNING_SECRET", "CLERK_WEBHOOK_SECRET"])
+@pytest.mark.parametrize("outside", ["CLERK_WEBHOOK_SIGNING_SECRET", "CLERK_WEBHOOK_SECRET"])
+def test_the_environments_secret_wins_under_either_name(
+    in_file: str, outside: str, environment: Environment, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text(f"{in_file}={OTHER_SECRET}\n", encoding="utf-8")
+    environment(**{outside: SECRET})
+    assert load(SigningSettings).secrets == (SECRET,)
+
+
+def test_a_file_that_is_no_text_is_one_fault(environment: Environment, tmp_path: Path) -> None:
+    environment(**NEEDED)
+    (tmp_path / ".env").write_bytes(b"PORT=\xff\xfe")
+    [fault] = faults()
+    assert fault.startswith(".env: ")
+
+
+# Faults.
+
+
+def test_what_is_missing_is_named() -> None:
+    first, second = faults()
+    assert first.startswith(("CLERK_WEBHOOK_SIGNING_SECRET: ", "REDIS_URL: "))
+    assert {fault.partition(":")[0] for fault in (first, second)} == set(NEEDED)
+    assert all("missing" in fault for fault in (first, second))
+
+
+BAD: Final = (
+    *(("REDIS_TLS_VERIFY", value) for value in ("maybe", "2", " ")),
+    *(("REDIS_TIMEOUT", value) for value in ("0", "-1", "nan", "inf", "2s")),
+    *(("REDIS_MIN_REPLICAS", value) for value in ("-1", "1.5", "x")),
+    *(("STREAM_MAXLEN", value) for value in ("0", "-1", "many")),
+    *(("SESSION_RETENTION", value) for value in ("172799", "0", "-1", "7d")),
+    *(("DEAD_LETTER_MAX", value) for value in ("-1", "x")),
+    *(("MAX_BODY_BYTES", value) for value in ("0", "1MB")),
+    *(("PUBLISH_HTTP_REQUEST", value) for value in ("maybe",)),
+    *(("PORT", value) for value in ("0", "65536", "http", "80.5")),
+    *(("WEB_CONCURRENCY", value) for value in ("0", "-1", "auto")),
+    *(("LOG_LEVEL", value) for value in ("loud", "17")),
+    *(("LOG_FORMAT", value) for value in ("xml", "json\nconsole")),
+)
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_bad_value_is_one_line_that_names_the_variable(
+    name: str, value: str, environment: Environment
+) -> None:
+    assert fault_of(name, value, environment)
+
+
+def test_each_of_several_faults_has_its_line(environment: Environment) -> None:
+    environment(PORT="x", CLERK_WEBHOOK_SECRET="whsec_hunter2", OMIT_FIELDS="nickname", REDIS_TIMEOUT="0")
+    named = [fault.partition(":")[0] for fault in faults()]
+    assert len(named) == 5
+    assert {"PORT", "OMIT_FIELDS", "REDIS_TIMEOUT", "REDIS_URL"} < set(named)
+    assert {"CLERK_WEBHOOK_SIGNING_SECRET", "CLERK_WEBHOOK_SECRET"} & set(named)
+
+
+# OMIT_FIELDS.
+
+
+@pytest.mark.parametrize(
+    "text", ["actor,latest_activity.city", " actor  latest_activity.city ", "actor,\n,latest_activity.city,"]
+)
+def test_fields_to_omit_are_separated_by_commas_or_space(text: str, environment: Environment) -> None:
+    environment(**NEEDED, OMIT_FIELDS=text)
+    assert load(Settings).omit_fields == {"actor", "latest_activity.city"}
+
+
+def test_all_that_can_be_omitted_may_be_omitted(environment: Environment) -> None:
+    environment(**NEEDED, OMIT_FIELDS=",".join(OMITTABLE_FIELDS))
+    assert load(Settings).omit_fields == OMITTABLE_FIELDS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("object", "id", "user_id", "status", "live", "user", "Actor", "session.actor", "city", "tasks.key"),
+        *("latest_activity.", "latest_activity.mood", "actor.sub", "userId", "event"),
+    ],
+)
+def test_a_field_that_can_not_be_omitted_stops_the_start(name: str, environment: Environment) -> None:
+    fault = fault_of("OMIT_FIELDS", f"actor,{name}", environment)
+    assert f" {name};" in fault
