@@ -1,0 +1,332 @@
+"""The asynchronous layer: what waits, waits without a thread, and never for longer than 5 s."""
+
+import asyncio
+import json
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from flask import Flask, Response, request
+
+from service import answers, asgi
+from service.asgi import Application
+from service.errors import RelayError
+
+LIMIT = 100
+
+
+class Store:
+    """Stands in for the store where only its start and end matter."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def probe(self) -> None:
+        self.calls.append("probe")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+class Client:
+    """The server's side of ASGI: hands over messages, and collects what is sent."""
+
+    def __init__(self, *messages: dict[str, Any], then_hang: bool = False) -> None:
+        self._messages = list(messages)
+        self._then_hang = then_hang
+        self.received = 0
+        self.sent: list[dict[str, Any]] = []
+
+    async def receive(self) -> dict[str, Any]:
+        if not self._messages:
+            assert self._then_hang, "receives more than there is"
+            await asyncio.sleep(3600)
+        self.received += 1
+        return self._messages.pop(0)
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        return dict(self.sent[0]["headers"])
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message["body"] for message in self.sent[1:])
+
+
+def scope(path: str = "/echo", *headers: tuple[bytes, bytes]) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": list(headers),
+        "server": ("127.0.0.1", 8000),
+    }
+
+
+def chunk(body: bytes, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+@pytest.fixture
+def futures() -> dict[str, Future[str]]:
+    """What the requests for /wait/long and /wait/briefly wait for."""
+    return {"long": Future(), "briefly": Future()}
+
+
+@pytest.fixture
+def app(futures: dict[str, Future[str]]) -> Application:
+    flask = Flask(__name__)
+    flask.extensions["session_store"] = Store()
+
+    @flask.post("/echo")
+    def echo() -> Response:
+        return Response(request.stream.read())
+
+    @flask.post("/unread")
+    def unread() -> Response:
+        return Response(b"unread")
+
+    @flask.post("/seen")
+    def seen() -> Response:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        return answers.json(
+            {"headers": headers, "query": request.query_string.decode(), "path": request.path}
+        )
+
+    @flask.post("/wait/<name>")
+    def wait(name: str) -> Response:
+        timeout = 0.05 if name == "briefly" else 30
+        return answers.Pending(futures[name], answer, timeout)
+
+    def answer(result: str | RelayError) -> Response:
+        return answers.problem(result) if isinstance(result, RelayError) else Response(result)
+
+    @flask.errorhandler(RelayError)
+    def refuse(error: RelayError) -> Response:
+        return answers.problem(error)
+
+    return Application(flask, LIMIT)
+
+
+def call(app: Application, scope: dict[str, Any], client: Client) -> Client:
+    asyncio.run(app(scope, client.receive, client.send))
+    return client
+
+
+# Bodies
+
+
+def test_a_body_in_one_piece(app: Application) -> None:
+    client = call(app, scope(), Client(chunk(b"hello")))
+
+    assert (client.status, client.body) == (200, b"hello")
+    assert [message["type"] for message in client.sent] == ["http.response.start", "http.response.body"]
+
+
+def test_a_body_in_many_pieces(app: Application) -> None:
+    pieces = [*(chunk(bytes([letter]), more=True) for letter in b"hello"), chunk(b"")]
+
+    assert call(app, scope(), Client(*pieces)).body == b"hello"
+
+
+def test_content_length_and_body_agree_in_the_answer(app: Application) -> None:
+    client = call(app, scope(), Client(chunk(b"hello")))
+
+    assert client.headers[b"content-length"] == b"5"
+    assert all(name == name.lower() for name in client.headers)
+
+
+def test_a_client_that_leaves_gets_nothing(app: Application) -> None:
+    client = call(app, scope(), Client(chunk(b"hel", more=True), {"type": "http.disconnect"}))
+
+    assert client.sent == []
+
+
+def test_of_a_body_too_large_no_more_than_the_limit_and_a_piece_is_kept(app: Application) -> None:
+    pieces = [chunk(b"x" * 60, more=True) for _ in range(50)]
+
+    client = call(app, scope(), Client(*pieces, chunk(b"")))
+
+    assert LIMIT < len(client.body) <= LIMIT + 60
+    assert client.received == 51, "the rest is read, so that the sender reads the answer"
+
+
+def test_a_body_without_end_is_not_read_for_ever(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asgi, "DRAINED_BYTES", 200)
+
+    client = call(app, scope(), Client(*(chunk(b"x" * 60, more=True) for _ in range(50))))
+
+    assert client.status == 200
+    assert client.received < 10
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asgi, "REQUEST_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("pieces", [[], [chunk(b"hel", more=True)]])
+def test_a_body_that_does_not_arrive_is_a_request_timeout(
+    app: Application, pieces: list[dict[str, Any]]
+) -> None:
+    client = call(app, scope(), Client(*pieces, then_hang=True))
+
+    assert (client.status, json.loads(client.body)["code"]) == (408, "request_timeout")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_late_body_that_nobody_reads_does_not_matter(app: Application) -> None:
+    assert call(app, scope("/unread"), Client(then_hang=True)).body == b"unread"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_body_that_is_too_large_already_is_not_late(app: Application) -> None:
+    client = call(app, scope(), Client(chunk(b"x" * 101, more=True), then_hang=True))
+
+    assert (client.status, len(client.body)) == (200, 101)
+
+
+# Answers that wait
+
+
+def test_an_answer_that_is_there_already(app: Application, futures: dict[str, Future[str]]) -> None:
+    futures["long"].set_result("done")
+
+    assert call(app, scope("/wait/long"), Client(chunk(b""))).body == b"done"
+
+
+def test_an_answer_that_comes_from_another_thread_is_waited_for(
+    app: Application, futures: dict[str, Future[str]]
+) -> None:
+    async def both() -> Client:
+        client = Client(chunk(b""))
+        task = asyncio.create_task(app(scope("/wait/long"), client.receive, client.send))
+        await asyncio.to_thread(futures["long"].set_result, "done")
+        await task
+        return client
+
+    assert asyncio.run(both()).body == b"done"
+
+
+def test_an_answer_that_does_not_come_is_503_and_its_future_is_cancelled(
+    app: Application, futures: dict[str, Future[str]]
+) -> None:
+    client = call(app, scope("/wait/briefly"), Client(chunk(b"")))
+
+    assert (client.status, json.loads(client.body)["code"]) == (503, "store_unavailable")
+    assert client.headers[b"retry-after"] == b"5"
+    assert futures["briefly"].cancelled()
+
+
+def test_an_answer_under_way_that_does_not_come_is_503_too(
+    app: Application, futures: dict[str, Future[str]]
+) -> None:
+    futures["briefly"].set_running_or_notify_cancel()
+
+    client = call(app, scope("/wait/briefly"), Client(chunk(b"")))
+
+    assert (client.status, json.loads(client.body)["code"]) == (503, "store_unavailable")
+
+
+def test_an_answer_that_is_a_defect_says_so_and_no_more(
+    app: Application, futures: dict[str, Future[str]]
+) -> None:
+    futures["long"].set_exception(ZeroDivisionError("a secret detail"))
+
+    client = call(app, scope("/wait/long"), Client(chunk(b"")))
+
+    assert (client.status, json.loads(client.body)["code"]) == (500, "internal_error")
+    assert b"a secret detail" not in client.body
+
+
+def test_while_one_request_waits_others_are_answered(
+    app: Application, futures: dict[str, Future[str]]
+) -> None:
+    async def both() -> list[bytes]:
+        waiting, other = Client(chunk(b"")), Client(chunk(b"hello"))
+        stalled = Client(chunk(b"hel", more=True), then_hang=True)
+        tasks = [
+            asyncio.create_task(app(scope("/wait/long"), waiting.receive, waiting.send)),
+            asyncio.create_task(app(scope(), stalled.receive, stalled.send)),
+        ]
+        await app(scope(), other.receive, other.send)
+        assert not waiting.sent
+        assert not stalled.sent
+        futures["long"].set_result("done")
+        await tasks[0]
+        tasks[1].cancel()
+        return [other.body, waiting.body]
+
+    assert asyncio.run(both()) == [b"hello", b"done"]
+
+
+# What Flask gets to see
+
+
+def seen(app: Application, *headers: tuple[bytes, bytes]) -> Any:
+    return json.loads(call(app, scope("/seen", *headers), Client(chunk(b""))).body)
+
+
+def test_headers(app: Application) -> None:
+    headers = seen(app, (b"svix-id", b"msg_1"), (b"content-type", b"text/x"), (b"content-length", b"0"))
+
+    assert headers["headers"] == {"svix-id": "msg_1", "content-type": "text/x", "content-length": "0"}
+
+
+def test_a_repeated_header_is_a_list(app: Application) -> None:
+    assert seen(app, (b"x-a", b"1"), (b"x-a", b"2"))["headers"]["x-a"] == "1,2"
+
+
+def test_a_header_with_an_underscore_is_not_the_one_with_a_hyphen(app: Application) -> None:
+    assert seen(app, (b"svix_id", b"forged"), (b"svix-id", b"msg_1"))["headers"]["svix-id"] == "msg_1"
+    assert "svix-id" not in seen(app, (b"svix_id", b"forged"))["headers"]
+
+
+def test_bytes_that_are_not_ascii(app: Application) -> None:
+    assert seen(app, (b"x-a", b"\xff\xc3\xa9"))["headers"]["x-a"] == b"\xff\xc3\xa9".decode("latin-1")
+
+
+def test_percent_encoded_paths_and_queries(app: Application) -> None:
+    encoded = scope("/seen") | {"raw_path": b"/see%6E", "query_string": b"a=%ff&b"}
+    seen_path = json.loads(call(app, encoded, Client(chunk(b""))).body)
+
+    assert seen_path["path"] == "/seen"
+    assert seen_path["query"] == "a=%ff&b"
+
+
+def test_a_server_that_leaves_out_what_it_may(app: Application) -> None:
+    bare = scope("/seen")
+    del bare["raw_path"], bare["server"]
+
+    assert call(app, bare, Client(chunk(b""))).status == 200
+
+
+# The service's life
+
+
+def test_the_store_connects_at_the_start_and_closes_at_the_end(app: Application) -> None:
+    client = Client({"type": "lifespan.startup"}, {"type": "lifespan.shutdown"})
+
+    call(app, {"type": "lifespan"}, client)
+
+    assert [message["type"] for message in client.sent] == [
+        "lifespan.startup.complete",
+        "lifespan.shutdown.complete",
+    ]
+    assert app._app.extensions["session_store"].calls == ["probe", "close"]
+
+
+def test_other_protocols_are_left_alone(app: Application) -> None:
+    assert call(app, {"type": "websocket"}, Client()).sent == []
