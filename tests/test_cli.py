@@ -1,0 +1,1033 @@
+"""The commands as a user types them: what they print, where, and with which status they end. CONTRACT, 8."""
+
+import base64
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from children import RELAY, Program, started
+from click.testing import CliRunner, Result
+from support import (
+    HOUR_MS,
+    ROOT,
+    SECRET,
+    ServiceProcess,
+    Subscriber,
+    clerk_event,
+    eventually,
+    free_port,
+    intake_on,
+    subscribed,
+)
+
+from service import cli, log, server, simulator
+from service.contract import Session
+from service.embedded import EmbeddedRedis
+
+NO_REDIS = "redis://127.0.0.1:1/0"
+"""Nothing listens on port 1."""
+
+
+def event(type_: str = "session.created", **data: Any) -> dict[str, Any]:
+    """Return the body of a delivery that happens now, with these values in its `data`."""
+    body = simulator.sample(type_)
+    body["data"] |= data
+    return body
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Away from any .env."""
+    monkeypatch.chdir(tmp_path)
+
+
+Environment = Mapping[str, str | None]
+
+
+def run(*arguments: str, environment: Environment | None = None, stdin: bytes | None = None) -> Result:
+    """Run a command in this process; a traceback fails the test."""
+    result = CliRunner().invoke(cli.main, arguments, input=stdin, env=environment)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def relay(
+    *arguments: str, cwd: Path, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, to its end."""
+    return subprocess.run(
+        [*RELAY, *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | (environment or {}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+# The command itself
+
+
+def commands() -> list[str]:
+    return sorted(cli.main.commands)
+
+
+def test_each_command_of_the_contract_is_there() -> None:
+    assert {"serve", "dev", "send", "tail", "sessions", "session"} <= set(commands())
+
+
+@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_of_a_command_is_a_success(command: str, option: str) -> None:
+    result = run(command, option)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert f"{command} [OPTIONS]" in result.stdout
+
+
+def test_the_version_is_told() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout.strip().split()[-1][0].isdigit()
+
+
+def test_it_runs_as_a_module(tmp_path: Path) -> None:
+    done = relay("--help", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "python -m service" in done.stdout
+
+
+def test_it_is_installed_as_session_relay() -> None:
+    program = shutil.which("session-relay", path=str(Path(RELAY[0]).parent))
+    if program is None:
+        pytest.skip("the project is not installed in this environment")
+    done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["Usage:", "session-relay"])
+
+
+def test_an_unknown_command_is_an_error_of_usage() -> None:
+    result = run("srve")
+    assert result.exit_code == 2
+    assert "srve" in result.stderr
+
+
+# serve
+
+
+@pytest.fixture
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`serve` in this process gets as far as its settings let it, and no further."""
+    monkeypatch.setattr(log, "configure", lambda _: None)
+    monkeypatch.setattr(server, "Server", lambda *_, **__: pytest.fail("it starts with these settings"))
+
+
+def serve(**settings: str) -> Result:
+    complete: Environment = {
+        "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
+        "REDIS_URL": NO_REDIS,
+        "HOST": "127.0.0.1",
+    }
+    return run("serve", environment={**complete, "PORT": str(free_port()), **settings})
+
+
+def test_serve_names_every_missing_setting_in_a_line_of_its_own(tmp_path: Path) -> None:
+    done = relay("serve", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sorted(line.partition(":")[0] for line in done.stderr.splitlines()) == [
+        "CLERK_WEBHOOK_SIGNING_SECRET",
+        "REDIS_URL",
+    ]
+
+
+@pytest.mark.usefixtures("_no_server")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CLERK_WEBHOOK_SIGNING_SECRET", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
+        ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLa"),
+        ("CLERK_WEBHOOK_SIGNING_SECRET", f"{SECRET} whsec_%"),
+        ("REDIS_URL", "127.0.0.1:6379"),
+        ("REDIS_URL", "http://127.0.0.1:6379"),
+        ("REDIS_URL", "redis://127.0.0.1:1/0?nonsense=1"),
+        ("REDIS_TLS_VERIFY", "perhaps"),
+        ("REDIS_TIMEOUT", "0"),
+        ("REDIS_MIN_REPLICAS", "-1"),
+        ("STREAM_MAXLEN", "many"),
+        ("SESSION_RETENTION", "172799"),
+        ("DEAD_LETTER_MAX", "-1"),
+        ("MAX_BODY_BYTES", "0"),
+        ("OMIT_FIELDS", "latest_activity.ip"),
+        ("OMIT_FIELDS", "user_id"),
+        ("PUBLISH_HTTP_REQUEST", "2"),
+        ("PORT", "65536"),
+        ("WEB_CONCURRENCY", "0"),
+        ("LOG_LEVEL", "loud"),
+        ("LOG_FORMAT", "xml"),
+        ("HOST", "192.0.2.1"),
+    ],
+)
+def test_serve_names_a_wrong_setting_in_one_line(name: str, value: str) -> None:
+    result = serve(**{name: value})
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert re.match(rf"{name}[:,]", line)
+
+
+@pytest.mark.usefixtures("_no_server")
+def test_serve_names_all_wrong_settings_at_once() -> None:
+    result = serve(PORT="0", LOG_LEVEL="loud", REDIS_TIMEOUT="soon")
+    assert result.exit_code == 2
+    named = {line.partition(":")[0] for line in result.stderr.splitlines()}
+    assert named == {"PORT", "LOG_LEVEL", "REDIS_TIMEOUT"}
+
+
+@pytest.mark.usefixtures("_no_server")
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaS",
+        "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "whsec_" + base64.b64encode(bytes(range(40, 105))).decode(),
+    ],
+)
+def test_serve_never_shows_a_secret(secret: str) -> None:
+    result = serve(CLERK_WEBHOOK_SIGNING_SECRET=secret)
+    assert result.exit_code == 2
+    assert secret.removeprefix("whsec_")[:12] not in result.output
+
+
+@pytest.mark.usefixtures("_no_server")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://relay:hunter-two@127.0.0.1:port/0",
+        "redis://relay:hunter-two@127.0.0.1:1/zero",
+        "redis://relay:hunter-two@[::1/0",
+        "amqp://relay:hunter-two@127.0.0.1/0",
+        "redis://relay:hunter-two@127.0.0.1:1/0?socket_timeout=hunter-two",
+        "redis://relay:hunter-two#two@127.0.0.1:1/0",
+    ],
+)
+def test_serve_never_shows_the_password_of_redis(url: str) -> None:
+    result = serve(REDIS_URL=url)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("REDIS_URL: ")
+    assert "hunter" not in result.output
+
+
+def test_serve_tells_of_a_taken_port_in_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = relay(
+            "serve",
+            cwd=tmp_path,
+            environment={
+                "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
+                "REDIS_URL": NO_REDIS,
+                "HOST": "127.0.0.1",
+                "PORT": str(port),
+            },
+        )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "PORT" in line
+    assert str(port) in line
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Program]:
+    """`python -m service serve`, with no Redis, settings in .env, and a PORT of the environment."""
+    port = free_port()
+    (tmp_path / ".env").write_text(
+        f"CLERK_WEBHOOK_SIGNING_SECRET={SECRET}\nREDIS_URL={NO_REDIS}\nHOST=127.0.0.1\nPORT=1\n"
+    )
+    with started([*RELAY, "serve"], tmp_path, {"PORT": str(port)}) as program:
+
+        def answers() -> bool:
+            assert program.process.poll() is None, program.stderr
+            try:
+                return httpx.get(f"http://127.0.0.1:{port}/healthz").is_success
+            except httpx.TransportError:
+                return False
+
+        eventually(answers, within=30)
+        yield program
+
+
+def test_serve_reads_dotenv_and_the_environment_wins(served: Program) -> None:
+    assert served.process.poll() is None  # it answered on the environment's port, with the rest of .env
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_ends_well_when_it_is_told_to(served: Program, number: int) -> None:
+    assert served.stop(number) == 0
+    assert served.stdout == ""
+    assert "Traceback" not in served.stderr
+
+
+def test_serve_logs_json_only(served: Program) -> None:
+    served.stop()
+    assert all(json.loads(line)["level"] for line in served.stderr.splitlines())
+
+
+# send
+
+
+SIGNING: Environment = {"CLERK_WEBHOOK_SIGNING_SECRET": SECRET}
+
+
+@pytest.fixture
+def published(http_client: Any) -> Iterator[Subscriber]:
+    with subscribed(http_client, "clerk:sessions") as subscriber:
+        yield subscriber
+
+
+def rows(result: Result) -> list[list[str]]:
+    return [line.split() for line in result.stdout.splitlines()]
+
+
+def send(service: ServiceProcess, *arguments: str, stdin: bytes | None = None) -> Result:
+    return run("send", *arguments, environment={**SIGNING, "PORT": str(service.port)}, stdin=stdin)
+
+
+def messages(subscriber: Subscriber) -> list[Any]:
+    return [json.loads(data) for _, data in subscriber.rest()]
+
+
+def test_send_without_a_type_creates_a_session(service: ServiceProcess, published: Subscriber) -> None:
+    result = send(service)
+    assert result.exit_code == 0
+    (message,) = messages(published)
+    assert (message["event"]["type"], message["session"]["status"]) == ("session.created", "active")
+    assert rows(result) == [
+        ["200", "applied", "session.created", message["event"]["id"], message["session"]["id"]]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("type_", "status"),
+    [
+        ("session.created", "active"),
+        ("session.pending", "pending"),
+        ("session.ended", "ended"),
+        ("session.removed", "removed"),
+        ("session.revoked", "revoked"),
+    ],
+)
+def test_send_sends_each_type(
+    type_: str, status: str, service: ServiceProcess, published: Subscriber
+) -> None:
+    assert send(service, type_).exit_code == 0
+    (message,) = messages(published)
+    assert (message["event"]["type"], message["session"]["status"]) == (type_, status)
+
+
+def test_send_of_several_types_is_the_life_of_one_session(
+    service: ServiceProcess, published: Subscriber
+) -> None:
+    assert send(service, "session.pending", "session.created", "session.revoked").exit_code == 0
+    life = messages(published)
+    assert [message["session"]["status"] for message in life] == ["pending", "active", "revoked"]
+    assert [message["revision"] for message in life] == [1, 2, 3]
+    assert len({(message["session"]["id"], message["session"]["user_id"]) for message in life}) == 1
+
+
+def test_send_of_another_type_is_ignored_by_the_relay(service: ServiceProcess, published: Subscriber) -> None:
+    result = send(service, "user.updated")
+    assert result.exit_code == 0
+    assert rows(result)[0][:3] == ["200", "ignored", "user.updated"]
+    assert messages(published) == []
+
+
+class Recorder:
+    """Stands where the network begins: keeps what would be sent, and says 200."""
+
+    url = "http://relay.example/webhooks/clerk"
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        assert request.url == self.url
+        self.bodies.append(request.content)
+        return httpx.Response(200, json={"outcome": "ignored"})
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    transport = httpx.MockTransport(recorder)
+    monkeypatch.setattr(httpx, "Client", functools.partial(httpx.Client, transport=transport))
+    return recorder
+
+
+def record(recorder: Recorder, *arguments: str, stdin: bytes | None = None) -> Result:
+    return run("send", *arguments, "--url", recorder.url, environment=SIGNING, stdin=stdin)
+
+
+BYTES = b'{ "type":"user.created",\r\n\t"data": {"id":"user_1","name":"\xc3\x85se \\ud800"}, "n":1e400}\n\n'
+
+
+def test_a_file_is_sent_byte_for_byte(recorder: Recorder, tmp_path: Path) -> None:
+    (tmp_path / "event.json").write_bytes(BYTES)
+    assert record(recorder, "event.json").exit_code == 0
+    assert recorder.bodies == [BYTES]
+
+
+def test_a_file_without_an_ending_is_a_file_too(recorder: Recorder, tmp_path: Path) -> None:
+    (tmp_path / "session.created").write_bytes(BYTES)
+    assert record(recorder, "session.created").exit_code == 0
+    assert recorder.bodies == [BYTES]
+
+
+def test_standard_input_is_sent_byte_for_byte(recorder: Recorder) -> None:
+    assert record(recorder, "-", stdin=BYTES).exit_code == 0
+    assert recorder.bodies == [BYTES]
+
+
+def test_standard_input_is_sent_each_time_of_count(recorder: Recorder) -> None:
+    assert record(recorder, "-", "--count", "3", stdin=BYTES).exit_code == 0
+    assert recorder.bodies == [BYTES] * 3
+
+
+def test_a_file_is_accepted_by_the_relay(
+    service: ServiceProcess, published: Subscriber, tmp_path: Path
+) -> None:
+    body = event("session.ended")
+    (tmp_path / "event.json").write_text(json.dumps(body, indent=2))
+    result = send(service, "event.json")
+    assert result.exit_code == 0
+    (message,) = messages(published)
+    assert message["session"]["id"] == body["data"]["id"]
+    assert rows(result)[0][2] == "event.json"
+
+
+def test_types_and_files_are_sent_in_the_order_given(recorder: Recorder, tmp_path: Path) -> None:
+    (tmp_path / "event.json").write_bytes(b'{"type":"user.deleted"}')
+    assert record(recorder, "session.created", "event.json", "session.ended").exit_code == 0
+    assert [json.loads(body)["type"] for body in recorder.bodies] == [
+        "session.created",
+        "user.deleted",
+        "session.ended",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("data.client_id=client_2", "client_2"),
+        ("data.client_id=null", None),
+        ("data.client_id=17", 17),
+        ('data.client_id="17"', "17"),
+        ('data.client_id={"a": [1, true]}', {"a": [1, True]}),
+        ("data.client_id=", ""),
+        ("data.client_id=a=b", "a=b"),
+        ("data.client_id={not json", "{not json"),
+    ],
+)
+def test_set_takes_json_or_else_text(assignment: str, expected: object, recorder: Recorder) -> None:
+    assert record(recorder, "--set", assignment).exit_code == 0
+    assert json.loads(recorder.bodies[0])["data"]["client_id"] == expected
+
+
+def test_set_reaches_into_what_is_nested(recorder: Recorder) -> None:
+    assert record(recorder, "--set", "data.latest_activity.city=Ås").exit_code == 0
+    activity = json.loads(recorder.bodies[0])["data"]["latest_activity"]
+    assert (activity["city"], activity["browser_name"]) == ("Ås", "Firefox")
+
+
+def test_set_makes_what_is_missing_on_the_way(recorder: Recorder) -> None:
+    assert record(recorder, "--set", "data.more.and.more=1").exit_code == 0
+    assert json.loads(recorder.bodies[0])["data"]["more"] == {"and": {"more": 1}}
+
+
+def test_set_can_be_repeated(recorder: Recorder) -> None:
+    assert record(recorder, "--set", "data.status=ended", "--set", "timestamp=1").exit_code == 0
+    body = json.loads(recorder.bodies[0])
+    assert (body["data"]["status"], body["timestamp"]) == ("ended", 1)
+
+
+def test_set_counts_for_every_delivery(recorder: Recorder) -> None:
+    assert record(recorder, "session.created", "session.ended", "--set", "data.id=sess_7").exit_code == 0
+    assert [json.loads(body)["data"]["id"] for body in recorder.bodies] == ["sess_7", "sess_7"]
+
+
+def test_set_changes_a_file(recorder: Recorder, tmp_path: Path) -> None:
+    (tmp_path / "event.json").write_bytes(b'{"type": "session.ended", "data": {"id": "sess_1"}}')
+    assert record(recorder, "event.json", "--set", "data.id=sess_2").exit_code == 0
+    assert json.loads(recorder.bodies[0]) == {"type": "session.ended", "data": {"id": "sess_2"}}
+
+
+@pytest.mark.parametrize("value", ["1" + 40 * "0", '"\\ud800"', "NaN"])
+def test_set_can_send_what_only_a_lenient_reader_takes(value: str, recorder: Recorder) -> None:
+    """Such values are in deliveries of the wild, so a test of one's own subscriber wants them, too."""
+    assert record(recorder, "--set", f"data.user.public_metadata={value}").exit_code == 0
+    assert value.encode() in recorder.bodies[0]
+
+
+@pytest.mark.parametrize("assignment", ["data.status", "=active", ""])
+def test_set_that_is_no_assignment_is_an_error_of_usage(assignment: str) -> None:
+    result = run("send", "--set", assignment, environment=SIGNING)
+    assert result.exit_code == 2
+    assert "path=value" in result.stderr
+
+
+@pytest.mark.parametrize("what", ["session.created", "event.json"])
+def test_set_through_something_that_is_no_object_is_an_error_of_usage(what: str, tmp_path: Path) -> None:
+    (tmp_path / "event.json").write_bytes(b'{"data": {"status": "ended"}}')
+    result = run("send", what, "--set", "data.status.now=active", environment=SIGNING)
+    assert result.exit_code == 2
+    assert "data.status.now" in result.stderr
+
+
+@pytest.mark.parametrize("body", [b"[]", b"nonsense", b"\xff", b""])
+def test_set_on_a_file_that_is_no_object_is_an_error_of_usage(body: bytes, tmp_path: Path) -> None:
+    (tmp_path / "event.json").write_bytes(body)
+    result = run("send", "event.json", "--set", "a=1", environment=SIGNING)
+    assert result.exit_code == 2
+    assert "event.json" in result.stderr
+
+
+def test_count_makes_a_new_session_each_time(service: ServiceProcess, published: Subscriber) -> None:
+    result = send(service, "session.created", "session.ended", "--count", "5")
+    assert result.exit_code == 0
+    sent = messages(published)
+    assert len(sent) == len(rows(result)) == 10
+    assert len({message["session"]["id"] for message in sent}) == 5
+
+
+def test_duplicate_sends_each_delivery_twice(service: ServiceProcess, published: Subscriber) -> None:
+    result = send(service, "session.created", "session.ended", "--duplicate")
+    assert result.exit_code == 0
+    assert [row[1] for row in rows(result)] == ["applied", "duplicate", "applied", "duplicate"]
+    assert len(messages(published)) == 2
+
+
+def test_shuffle_ends_in_the_same_state(
+    service: ServiceProcess, published: Subscriber, http_client: Any
+) -> None:
+    types = ["session.pending", "session.created", "session.revoked"]
+    result = send(service, *types, "--count", "10", "--duplicate", "--shuffle")
+    assert result.exit_code == 0
+    assert len(rows(result)) == 60
+    statuses = [http_client.hget(key, "status") for key in http_client.scan_iter("{clerk}:session:*")]
+    assert statuses == ["revoked"] * 10
+
+
+def test_shuffle_changes_the_order(recorder: Recorder) -> None:
+    life = ["session.pending", "session.created", "session.ended"] * 10
+    assert record(recorder, *life, "--shuffle").exit_code == 0
+    sent = [json.loads(body)["type"] for body in recorder.bodies]
+    assert sent != life  # by chance once in 30! / (10!)^3 times
+    assert sorted(sent) == sorted(life)
+
+
+def test_rate_keeps_the_pace(recorder: Recorder) -> None:
+    begun = time.monotonic()
+    assert record(recorder, "--count", "5", "--rate", "50").exit_code == 0
+    assert time.monotonic() - begun >= 4 / 50
+    assert len(recorder.bodies) == 5
+
+
+@pytest.mark.parametrize("arguments", [["--rate", "0"], ["--rate", "-1"], ["--count", "0"], ["--count", "x"]])
+def test_a_count_or_rate_that_means_nothing_is_an_error_of_usage(arguments: list[str]) -> None:
+    result = run("send", *arguments, environment=SIGNING)
+    assert result.exit_code == 2
+    assert arguments[0] in result.stderr
+
+
+def test_forge_is_refused_and_that_is_a_success(service: ServiceProcess, published: Subscriber) -> None:
+    result = send(service, "session.revoked", "--forge")
+    assert result.exit_code == 0
+    assert rows(result)[0][:3] == ["400", "invalid_signature", "session.revoked"]
+    assert messages(published) == []
+
+
+def test_forge_that_is_taken_is_a_failure(recorder: Recorder) -> None:
+    assert record(recorder, "--forge").exit_code == 1
+
+
+def test_a_delivery_that_is_refused_is_a_failure(service: ServiceProcess) -> None:
+    result = send(service, "-", stdin=b"nonsense")
+    assert result.exit_code == 1
+    assert rows(result)[0][:2] == ["400", "malformed_event"]
+
+
+def test_one_delivery_that_is_refused_does_not_stop_the_others(service: ServiceProcess) -> None:
+    result = send(service, "session.created", "-", "session.ended", stdin=b"nonsense")
+    assert result.exit_code == 1
+    assert [row[0] for row in rows(result)] == ["200", "400", "200"]
+
+
+def test_a_dead_letter_is_no_failure(service: ServiceProcess) -> None:
+    result = send(service, "--set", "data.status=asleep")
+    assert result.exit_code == 0
+    assert rows(result)[0][:2] == ["202", "dead_lettered"]
+
+
+def test_url_says_where_to(service: ServiceProcess) -> None:
+    url = f"http://127.0.0.1:{service.port}/webhooks/clerk"
+    result = run("send", "--url", url, environment={**SIGNING, "PORT": "1"})
+    assert (result.exit_code, rows(result)[0][:2]) == (0, ["200", "applied"])
+
+
+def test_a_url_of_another_place_tells_so(service: ServiceProcess) -> None:
+    url = f"http://127.0.0.1:{service.port}/webhooks/clark"
+    result = run("send", "--url", url, environment=SIGNING)
+    assert (result.exit_code, rows(result)[0][:2]) == (1, ["404", "not_found"])
+
+
+@pytest.mark.parametrize("url", ["nonsense", "ftp://127.0.0.1/", "http://127.0.0.1:port/", "http://[::1", ""])
+def test_a_url_that_is_none_is_told_in_one_line(url: str) -> None:
+    result = run("send", "--url", url, environment={**SIGNING, "PORT": "1"})
+    assert result.exit_code in {1, 2}
+    assert "Traceback" not in result.output
+
+
+def test_send_says_clearly_that_nothing_listens() -> None:
+    result = run("send", environment={**SIGNING, "PORT": "1"})
+    assert result.exit_code == 1
+    assert "no answer" in result.output
+    assert "refused" in result.output
+
+
+@pytest.mark.parametrize(
+    "name", ["nonsense", "event.json", "./nowhere/event.txt", "/nowhere/session.created"]
+)
+def test_what_is_neither_type_nor_file_is_an_error_of_usage(name: str) -> None:
+    result = run("send", name, environment={**SIGNING, "PORT": "1"})
+    assert result.exit_code == 2
+    assert name in result.stderr
+
+
+def test_send_needs_a_secret() -> None:
+    result = run("send")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("CLERK_WEBHOOK_SIGNING_SECRET: ")
+
+
+def test_send_signs_with_the_first_of_several_secrets(service: ServiceProcess) -> None:
+    secrets = f"{SECRET},{simulator.new_secret()}"
+    result = run("send", environment={"CLERK_WEBHOOK_SIGNING_SECRET": secrets, "PORT": str(service.port)})
+    assert result.exit_code == 0
+
+
+def test_send_never_shows_the_secret(service: ServiceProcess) -> None:
+    assert SECRET.removeprefix("whsec_")[:12] not in send(service, "session.created").output
+
+
+# tail
+
+
+Tail = Callable[..., Program]
+
+
+@pytest.fixture
+def tail(any_redis: EmbeddedRedis, tmp_path: Path) -> Iterator[Tail]:
+    """Start `tail`, in processes of their own: it ends only when it is told to."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments, redis_url=any_redis.url: stack.enter_context(
+            started([*RELAY, "tail", *arguments], tmp_path, {"REDIS_URL": redis_url})
+        )
+
+
+def deliver(service: ServiceProcess, body: dict[str, Any]) -> Any:
+    answer = service.deliver(body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def channel_messages(service: ServiceProcess, client: Any, *bodies: dict[str, Any]) -> list[str]:
+    """Deliver these, and return what was published."""
+    with subscribed(client, "clerk:sessions") as subscriber:
+        for body in bodies:
+            deliver(service, body)
+        return [data for _, data in subscriber.rest()]
+
+
+def test_tail_from_start_shows_what_is_there(service: ServiceProcess, tail: Tail) -> None:
+    answers = [deliver(service, event(type_)) for type_ in ("session.created", "session.revoked")]
+    program = tail("--from", "start")
+    program.wait_for(answers[-1]["session_id"])
+    first, second = program.lines()
+    assert "session.created" in first
+    assert "active (live)" in first
+    assert answers[0]["session_id"] in first
+    assert "session.revoked" in second
+    assert "revoked (not live)" in second
+
+
+def test_tail_shows_what_comes_later(service: ServiceProcess, tail: Tail) -> None:
+    first = deliver(service, event())
+    program = tail("--from", "start")
+    program.wait_for(first["session_id"])
+    second = deliver(service, event())
+    program.wait_for(second["session_id"])
+
+
+def test_tail_from_now_shows_only_what_comes_later(service: ServiceProcess, tail: Tail) -> None:
+    before = deliver(service, event())
+    program = tail()
+
+    def something_is_shown() -> bool:
+        deliver(service, event())
+        return bool(program.stdout)
+
+    eventually(something_is_shown, within=30)
+    assert before["session_id"] not in program.stdout
+
+
+def test_tail_from_a_cursor_shows_only_what_is_after_it(service: ServiceProcess, tail: Tail) -> None:
+    answers = [deliver(service, event()) for _ in range(3)]
+    program = tail("--from", answers[1]["cursor"])
+    program.wait_for(answers[2]["session_id"])
+    assert len(program.lines()) == 1
+
+
+def test_tail_shows_what_a_session_was_before(service: ServiceProcess, tail: Tail) -> None:
+    created = event()
+    deliver(service, created)
+    deliver(service, event("session.ended", id=created["data"]["id"]))
+    tail("--from", "start").wait_for("active → ended")
+
+
+@pytest.mark.parametrize("cursor", ["", "never", "1795422761000-", "-1", "1-2-3", "$", "-", "+"])
+def test_tail_refuses_what_is_no_cursor(cursor: str) -> None:
+    result = run("tail", "--from", cursor, environment={"REDIS_URL": NO_REDIS})
+    assert result.exit_code == 2
+    assert "--from" in result.stderr
+
+
+@pytest.mark.parametrize("cursor", ["18446744073709551616-0", "0-18446744073709551616"])
+def test_tail_refuses_a_cursor_too_large_for_redis(cursor: str, any_redis: EmbeddedRedis) -> None:
+    result = run("tail", "--from", cursor, environment={"REDIS_URL": any_redis.url})
+    assert result.exit_code in {1, 2}
+    assert len(result.stderr.splitlines()) <= 4
+
+
+def test_tail_of_a_user_shows_only_that_user(service: ServiceProcess, tail: Tail) -> None:
+    deliver(service, event(user_id="user_1"))
+    wanted = deliver(service, event(user_id="user_2"))
+    deliver(service, event(user_id="user_22"))
+    last = deliver(service, event(user_id="user_2"))
+    program = tail("--from", "start", "--user", "user_2")
+    program.wait_for(last["session_id"])
+    assert [line.split()[-2] for line in program.lines()] == [wanted["session_id"], last["session_id"]]
+
+
+def late_event(service: ServiceProcess) -> tuple[Any, Any, Any]:
+    """Deliver a session's end, then its beginning, then another session; return the answers."""
+    ended = event("session.ended")
+    created = event("session.created", id=ended["data"]["id"])
+    return deliver(service, ended), deliver(service, created), deliver(service, event())
+
+
+def test_tail_leaves_out_events_that_came_too_late(service: ServiceProcess, tail: Tail) -> None:
+    _, late, last = late_event(service)
+    assert late["outcome"] == "stale"
+    program = tail("--from", "start")
+    program.wait_for(last["session_id"])
+    assert len(program.lines()) == 2
+
+
+def test_tail_shows_events_that_came_too_late_if_asked(service: ServiceProcess, tail: Tail) -> None:
+    _, _, last = late_event(service)
+    program = tail("--from", "start", "--stale")
+    program.wait_for(last["session_id"])
+    assert "active (stale)" in program.lines()[1]
+
+
+def test_tail_as_json_is_what_was_published(service: ServiceProcess, http_client: Any, tail: Tail) -> None:
+    created = event(latest_activity={"city": "Tromsø", "browser_name": 'a "b" \\ \x1b[31m'})
+    published = channel_messages(
+        service, http_client, created, event("session.ended", id=created["data"]["id"])
+    )
+    program = tail("--from", "start", "--json")
+    program.wait_for('"status":"ended"')
+    assert program.lines() == published
+    assert http_client.hget(f"{{clerk}}:session:{created['data']['id']}", "state") == published[1]
+
+
+def test_tail_as_json_of_a_late_event_has_its_cursor(service: ServiceProcess, tail: Tail) -> None:
+    _, late, last = late_event(service)
+    program = tail("--from", "start", "--stale", "--json")
+    program.wait_for(last["session_id"])
+    message = json.loads(program.lines()[1])
+    assert (message["cursor"], message["revision"], message["previous_status"]) == (
+        late["cursor"],
+        None,
+        None,
+    )
+
+
+def test_tail_ends_well_on_ctrl_c(service: ServiceProcess, tail: Tail) -> None:
+    answer = deliver(service, event())
+    program = tail("--from", "start")
+    program.wait_for(answer["session_id"])
+    assert program.interrupt() == 0
+    assert program.stderr == ""
+
+
+def test_tail_ends_without_a_word_when_its_reader_has_enough(
+    service: ServiceProcess, any_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """As `session-relay tail | head -n 1` does."""
+    deliver(service, event())
+    with subprocess.Popen(
+        [*RELAY, "tail", "--from", "start", "--json"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "REDIS_URL": any_redis.url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline()
+            process.stdout.close()
+
+            def has_ended() -> bool:
+                deliver(service, event())
+                return process.poll() is not None
+
+            eventually(has_ended)
+            assert process.stderr.read() == b""
+        finally:
+            process.kill()
+
+
+def durable_redis(start_redis: Callable[..., EmbeddedRedis], directory: Path, port: int) -> EmbeddedRedis:
+    """Start a Redis that keeps what it was told in this directory."""
+    options = ("--dir", str(directory), "--appendonly", "yes", "--appendfsync", "always")
+    return start_redis(*options, port=port)
+
+
+def take(redis_url: str, *numbers: int) -> list[str]:
+    """Have these sessions created; return the cursors."""
+    with intake_on(redis_url) as intake:
+        outcomes = [
+            intake.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}") for number in numbers
+        ]
+    assert all(outcome.outcome == "applied" for outcome in outcomes)
+    return [str(outcome.cursor) for outcome in outcomes]
+
+
+def test_tail_goes_on_where_it_was_when_redis_is_back(
+    start_redis: Callable[..., EmbeddedRedis], tail: Tail, tmp_path: Path
+) -> None:
+    directory = tmp_path / "redis"
+    directory.mkdir()
+    port = free_port()
+    first = durable_redis(start_redis, directory, port)
+    cursors = take(first.url, 1, 2, 3)
+    program = tail("--from", "start", "--json", redis_url=first.url)
+    program.wait_for("sess_3")
+
+    assert first.process is not None
+    first.process.kill()
+    program.wait_for("trying again", stream="stderr")
+    second = durable_redis(start_redis, directory, port)
+    cursors += take(second.url, 4, 5)
+    program.wait_for("sess_5")
+    cursors += take(second.url, 6)
+    program.wait_for("sess_6")
+
+    assert [json.loads(line)["cursor"] for line in program.lines()] == cursors
+    assert program.process.poll() is None
+    assert "Traceback" not in program.stderr
+
+
+# session
+
+
+def read(redis: EmbeddedRedis, *arguments: str, **environment: str) -> Result:
+    return run(*arguments, environment={"REDIS_URL": redis.url} | environment)
+
+
+def show_session(redis: EmbeddedRedis, session_id: str, columns: int = 250) -> str:
+    """Return what a process of its own prints: a terminal's width is looked at when it starts."""
+    environment = {"REDIS_URL": redis.url, "COLUMNS": str(columns)}
+    done = relay("session", session_id, cwd=Path.cwd(), environment=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_session_shows_every_field_of_a_session(service: ServiceProcess, any_redis: EmbeddedRedis) -> None:
+    body = event(tasks=[{"key": "choose-organization"}])
+    answer = deliver(service, body)
+    lines = show_session(any_redis, answer["session_id"]).splitlines()
+    shown = dict(re.findall(r"^(last event|\S+) +(.*?) *$", "\n".join(lines), re.MULTILINE))
+    data = body["data"]
+    assert list(shown) == [
+        *[field.name for field in dataclasses.fields(Session)],
+        "revision",
+        "cursor",
+        "last event",
+    ]
+    assert (shown["id"], shown["user_id"]) == (answer["session_id"], data["user_id"])
+    assert (shown["status"], shown["live"], shown["actor"]) == ("active", "true", "null")
+    assert str(data["expire_at"]) in shown["expire_at"]
+    assert json.loads(shown["latest_activity"]) == data["latest_activity"]
+    assert json.loads(shown["tasks"]) == [{"key": "choose-organization"}]
+    assert (shown["revision"], shown["cursor"]) == ("1", answer["cursor"])
+    assert shown["last event"].startswith("session.created  msg_")
+
+
+def test_session_as_json_is_what_was_published(
+    service: ServiceProcess, http_client: Any, any_redis: EmbeddedRedis
+) -> None:
+    body = event()
+    (published,) = channel_messages(service, http_client, body)
+    result = read(any_redis, "session", body["data"]["id"], "--json")
+    assert (result.exit_code, result.stdout) == (0, published + "\n")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_session_that_is_not_held_is_a_failure(options: list[str], any_redis: EmbeddedRedis) -> None:
+    result = read(any_redis, "session", "sess_nobody", *options)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "sess_nobody" in result.stderr
+
+
+def test_session_that_ended_is_shown_as_it_ended(service: ServiceProcess, any_redis: EmbeddedRedis) -> None:
+    answer = deliver(service, event("session.revoked"))
+    result = read(any_redis, "session", answer["session_id"])
+    assert "revoked" in result.stdout
+    assert not re.search(r"^live +true", result.stdout, re.MULTILINE)
+
+
+def test_session_folds_nothing_that_another_program_reads(
+    service: ServiceProcess, any_redis: EmbeddedRedis
+) -> None:
+    answer = deliver(service, event())
+    shown = show_session(any_redis, answer["session_id"], columns=40)
+    assert re.search(f"^id +{answer['session_id']}$", shown, re.MULTILINE)
+    assert re.search('"browser_version": "145.0", "ip_address": "192.0.2.44"', shown)
+
+
+@pytest.fixture
+def run_out(any_redis: EmbeddedRedis, http_client: Any) -> dict[str, Any]:
+    """A session that was live when it was published, and has run out since: two hours in no time."""
+    now_ms = time.time_ns() // 1_000_000
+    then_ms = now_ms - 2 * HOUR_MS
+    body = simulator.sample(now_ms=then_ms)
+    data: dict[str, Any] = body["data"]
+    data["expire_at"] = now_ms - 1000
+    with intake_on(any_redis.url, now_ms=then_ms) as intake:
+        assert intake.take(body, "msg_1").outcome == "applied"
+    assert http_client.hget(f"{{clerk}}:session:{data['id']}", "live") == "1"
+    return data
+
+
+def test_session_that_has_run_out_is_not_shown_as_live(
+    run_out: dict[str, Any], any_redis: EmbeddedRedis
+) -> None:
+    result = read(any_redis, "session", run_out["id"])
+    assert re.search(r"^live +false", result.stdout, re.MULTILINE)
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\n\x9b31m\u202e[bold]Oslo[/bold]"
+
+
+def test_session_lets_no_name_steer_the_terminal(service: ServiceProcess, any_redis: EmbeddedRedis) -> None:
+    activity = {"id": "sess_activity_1", "city": HOSTILE, "browser_name": HOSTILE}
+    body = event(latest_activity=activity, actor={"sub": HOSTILE}, tasks=[{"key": HOSTILE}])
+    shown = show_session(any_redis, deliver(service, body)["session_id"])
+    assert all(line.isprintable() for line in shown.split("\n"))
+    assert shown.count("[bold]Oslo[/bold]") == 4
+
+
+def test_tail_lets_no_type_steer_the_terminal(service: ServiceProcess, tail: Tail) -> None:
+    answer = deliver(service, event() | {"type": f"session.{HOSTILE}"})
+    program = tail("--from", "start")
+    program.wait_for(answer["session_id"])
+    (line,) = program.lines()
+    assert line.isprintable()
+
+
+# sessions
+
+
+def test_sessions_shows_the_live_ones_of_a_user(service: ServiceProcess, any_redis: EmbeddedRedis) -> None:
+    live = [deliver(service, event(user_id="user_1"))["session_id"] for _ in range(2)]
+    ended = event(user_id="user_1")
+    deliver(service, ended)
+    deliver(service, event("session.ended", id=ended["data"]["id"], user_id="user_1"))
+    deliver(service, event("session.pending", user_id="user_1"))
+    deliver(service, event(user_id="user_2"))
+    result = read(any_redis, "sessions", "user_1")
+    assert result.exit_code == 0
+    assert {line.split()[-2] for line in result.stdout.splitlines()} == set(live)
+
+
+def test_sessions_as_json_are_what_was_published(
+    service: ServiceProcess, http_client: Any, any_redis: EmbeddedRedis
+) -> None:
+    published = channel_messages(
+        service, http_client, event(user_id="user_1"), event(user_id="user_1", expire_at=None)
+    )
+    result = read(any_redis, "sessions", "user_1", "--json")
+    assert (result.exit_code, result.stdout.splitlines()) == (0, published)
+
+
+def test_sessions_of_a_user_who_has_none_says_so(any_redis: EmbeddedRedis) -> None:
+    result = read(any_redis, "sessions", "user_nobody")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "user_nobody" in result.stderr
+
+
+def test_sessions_as_json_of_a_user_who_has_none_is_nothing(any_redis: EmbeddedRedis) -> None:
+    result = read(any_redis, "sessions", "user_nobody", "--json")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_sessions_leaves_out_one_that_has_run_out(run_out: dict[str, Any], any_redis: EmbeddedRedis) -> None:
+    result = read(any_redis, "sessions", run_out["user_id"], "--json")
+    assert (result.exit_code, result.stdout) == (0, "")
+
+
+def test_sessions_of_another_prefix_are_others(service: ServiceProcess, any_redis: EmbeddedRedis) -> None:
+    deliver(service, event(user_id="user_1"))
+    result = read(any_redis, "sessions", "user_1", "--json", REDIS_KEY_PREFIX="{other}")
+    assert (result.exit_code, result.stdout) == (0, "")
+
+
+# All that read
+
+
+@pytest.mark.parametrize("arguments", [["session", "sess_1"], ["sessions", "user_1"], ["tail"]])
+def test_redis_away_is_told_in_one_line(arguments: list[str]) -> None:
+    result = run(*arguments, environment={"REDIS_URL": "redis://relay:hunter-two@127.0.0.1:1/0"})
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Redis: ")
+    assert "hunter" not in line
+
+
+@pytest.mark.parametrize("arguments", [["session", "sess_1"], ["sessions", "user_1"], ["tail"]])
+@pytest.mark.parametrize("url", [None, "redis://relay:hunter-two@127.0.0.1:port/0"])
+def test_a_wrong_redis_url_is_told_in_one_line(arguments: list[str], url: str | None) -> None:
+    result = run(*arguments, environment={"REDIS_URL": url})
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("REDIS_URL: ")
+    assert "hunter" not in line
+
+
+def test_reading_needs_no_secret_of_clerk(any_redis: EmbeddedRedis) -> None:
+    assert read(any_redis, "sessions", "user_nobody", CLERK_WEBHOOK_SIGNING_SECRET="").exit_code == 0
