@@ -1,0 +1,608 @@
+"""`session-relay serve`: HTTP as it comes from the wire, slow and hanging partners, and how it ends."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support import (
+    EVENTS_KEY,
+    NO_REDIS,
+    ROOT,
+    SECRET,
+    SERVE,
+    RawConnection,
+    ServiceProcess,
+    client_of,
+    eventually,
+    exchange,
+    free_port,
+    frozen,
+    raw_connection,
+    request_head,
+    run_service,
+    signed,
+)
+
+from service import simulator
+from service.embedded import EmbeddedRedis
+
+IGNORED = b'{"type":"user.created"}'
+Pairs = list[tuple[bytes, bytes]]
+
+
+def sample_body(session_id: str = "sess_1", **values: Any) -> bytes:
+    event = simulator.sample(session_id=session_id, user_id="user_1")
+    return simulator.encode(simulator.with_values(event, values))
+
+
+def pairs(headers: dict[str, str]) -> Pairs:
+    return [(name.encode(), value.encode()) for name, value in headers.items()]
+
+
+def with_length(headers: dict[str, str], body: bytes) -> dict[str, str]:
+    return headers | {"content-length": str(len(body))}
+
+
+def genuine(body: bytes = IGNORED, family: str = "svix") -> Pairs:
+    return pairs(with_length(signed(body, family=family), body))
+
+
+# The wire
+
+
+def test_a_header_with_an_underscore_is_none_of_ours(service: ServiceProcess) -> None:
+    forged = [(b"svix_id", b"msg_1"), (b"svix_timestamp", b"1"), (b"svix_signature", b"v1,x")]
+
+    answer = exchange(service.port, request_head(genuine(family="webhook") + forged) + IGNORED)
+    assert answer.status == 200
+
+    genuine_names = [(name.replace(b"-", b"_"), value) for name, value in pairs(signed(IGNORED))]
+    length = [(b"content-length", b"%d" % len(IGNORED))]
+    answer = exchange(service.port, request_head(genuine_names + length) + IGNORED)
+    assert (answer.status, answer.code) == (400, "missing_signature")
+
+
+def test_header_names_in_any_case(service: ServiceProcess) -> None:
+    headers = [(name.upper(), value) for name, value in genuine()]
+
+    assert exchange(service.port, request_head(headers) + IGNORED).status == 200
+
+
+@pytest.mark.parametrize("name", [b"svix-id", b"svix-timestamp"])
+def test_a_header_twice_is_malformed(service: ServiceProcess, name: bytes) -> None:
+    headers = genuine()
+    headers.append((name, dict(headers)[name]))
+
+    answer = exchange(service.port, request_head(headers) + IGNORED)
+
+    assert (answer.status, answer.code) == (400, "malformed_signature")
+
+
+@pytest.mark.parametrize("value", [b"\xff", b"\xc3\xa9", b"a\x80b", "日本".encode()])
+def test_bytes_that_are_not_ascii_in_a_header_of_no_concern(service: ServiceProcess, value: bytes) -> None:
+    answer = exchange(service.port, request_head([*genuine(), (b"x-forwarded-user", value)]) + IGNORED)
+
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("name", [b"svix-id", b"svix-timestamp", b"svix-signature"])
+def test_bytes_that_are_not_ascii_in_a_signature_header_are_malformed(
+    service: ServiceProcess, name: bytes
+) -> None:
+    headers = [(key, b"\xff" if key == name else value) for key, value in genuine()]
+
+    answer = exchange(service.port, request_head(headers) + IGNORED)
+
+    assert (answer.status, answer.code) == (400, "malformed_signature")
+
+
+def test_a_svix_header_that_is_not_ascii_is_there_all_the_same(service: ServiceProcess) -> None:
+    headers = [*genuine(family="webhook"), (b"svix-id", b"\xff")]
+
+    answer = exchange(service.port, request_head(headers) + IGNORED)
+
+    assert (answer.status, answer.code) == (400, "missing_signature")
+
+
+def test_an_entry_of_the_signature_that_is_not_ascii_is_skipped(service: ServiceProcess) -> None:
+    headers = [(key, b"v9,\xff " + value if key == b"svix-signature" else value) for key, value in genuine()]
+
+    assert exchange(service.port, request_head(headers) + IGNORED).status == 200
+
+
+@pytest.mark.parametrize(
+    "host", [b"", b"a b", b"[::1", b"\xff", b"relay.example:99999", b"x" * 5000, b"a/b?c#d", b"a@b"]
+)
+def test_the_hosts_name_does_not_matter(service: ServiceProcess, host: bytes) -> None:
+    request = request_head(genuine()).replace(b"Host: relay.example", b"Host: " + host)
+
+    answer = exchange(service.port, request + IGNORED)
+
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://relay.example/webhooks/clerk", 200),
+        (b"/webhooks/clerk?", 200),
+        (b"/webhooks/clerk?a=b&%00", 200),
+        (b"/webhooks/cl%65rk", 200),
+        (b"/webhooks/clerk%2f", 404),
+        (b"/webhooks/clerk/../clerk", 404),
+        (b"/%", 404),
+        (b"/" + b"x" * 5000, 404),
+    ],
+)
+def test_forms_of_the_target(service: ServiceProcess, target: bytes, status: int) -> None:
+    assert exchange(service.port, request_head(genuine(), target=target) + IGNORED).status == status
+
+
+@pytest.mark.parametrize("target", [b"*", b"relay.example:443", b"/webhooks/cl\xc3\xa9rk", b"?", b"webhooks"])
+@pytest.mark.parametrize("method", [b"POST", b"OPTIONS", b"CONNECT"])
+def test_odd_targets_make_no_defect(service: ServiceProcess, method: bytes, target: bytes) -> None:
+    headers = genuine() if method == b"POST" else []
+    body = IGNORED if headers else b""
+
+    answer = exchange(service.port, request_head(headers, method=method, target=target) + body)
+
+    assert 400 <= answer.status < 500
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"POST /webhooks/clerk HTTP/9.9\r\n\r\n",
+        b"POST /webhooks/clerk HTTP/1.1\r\nHost: x\r\nContent-Length: nonsense\r\n\r\n",
+        b"POST /webhooks/clerk HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /webhooks/clerk HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: nonsense\r\n\r\n",
+        b"POST /webhooks/clerk HTTP/1.1\r\nHost: x\r\na b: c\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused_and_harms_nobody(service: ServiceProcess, garbage: bytes) -> None:
+    with raw_connection(service.port) as connection:
+        connection.send(garbage)
+        with contextlib.suppress(Exception):
+            assert 400 <= connection.answer().status < 500
+
+    assert service.deliver(IGNORED).status_code == 200
+
+
+def test_a_chunk_that_is_none_harms_nobody(service: ServiceProcess) -> None:
+    headers = [*pairs(signed(IGNORED)), (b"transfer-encoding", b"chunked")]
+    with raw_connection(service.port) as connection:
+        connection.send(request_head(headers) + b"5\r\nhello\r\nnonsense\r\n")
+        with contextlib.suppress(Exception):
+            assert 400 <= connection.answer().status < 500
+
+    assert service.deliver(IGNORED).status_code == 200
+
+
+def test_http_1_0(service: ServiceProcess) -> None:
+    request = request_head(genuine()).replace(b"HTTP/1.1", b"HTTP/1.0")
+
+    assert exchange(service.port, request + IGNORED).status == 200
+
+
+def test_one_connection_serves_many_requests_whatever_becomes_of_them(service: ServiceProcess) -> None:
+    requests = [
+        (request_head(genuine()) + IGNORED, 200),
+        (request_head([]), 400),
+        (request_head(genuine(), target=b"/x") + IGNORED, 404),
+        (request_head([*genuine(), (b"content-encoding", b"gzip")]) + IGNORED, 415),
+        (request_head([], method=b"GET"), 405),
+        (request_head(genuine()) + IGNORED, 200),
+    ]
+    with raw_connection(service.port) as connection:
+        for request, status in requests:
+            connection.send(request)
+            assert connection.answer().status == status
+
+
+def test_a_sender_that_asks_before_it_sends_the_body(service: ServiceProcess) -> None:
+    with raw_connection(service.port) as connection:
+        connection.send(request_head([*genuine(), (b"expect", b"100-continue")]))
+        assert connection.socket.recv(1000).startswith(b"HTTP/1.1 100 ")
+        connection.send(IGNORED)
+        assert connection.answer().status == 200
+
+
+def test_a_sender_that_leaves_in_the_middle_harms_nobody(service: ServiceProcess) -> None:
+    for _ in range(20):
+        with raw_connection(service.port) as connection:
+            connection.send(request_head(genuine()) + IGNORED[:5])
+
+    assert service.deliver(IGNORED).status_code == 200
+
+
+def test_a_sender_that_does_not_wait_for_the_answer_was_heard(
+    service: ServiceProcess, http_client: Any
+) -> None:
+    body = sample_body()
+    with raw_connection(service.port) as connection:
+        connection.send(request_head(genuine(body)) + body)
+        connection.socket.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(Exception):
+            connection.answer()
+
+    eventually(lambda: http_client.exists("{clerk}:session:sess_1"))
+
+
+# Large and strange bodies
+
+
+@pytest.mark.parametrize("megabytes", [2, 5, 30])
+def test_a_sender_of_far_too_much_reads_the_refusal(service: ServiceProcess, megabytes: int) -> None:
+    size = megabytes * 1_000_000
+    with raw_connection(service.port) as connection:
+
+        def send() -> None:
+            with contextlib.suppress(OSError):
+                connection.send(request_head(signed(IGNORED) | {"content-length": str(size)}))
+                for _ in range(megabytes):
+                    connection.send(b"x" * 1_000_000)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        answer = connection.answer()
+        sender.join()
+
+    assert (answer.status, answer.code) == (413, "body_too_large")
+
+
+HOSTILE: dict[str, bytes] = {
+    "deep objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "deep lists": b"[" * 250_000 + b"]" * 250_000,
+    "a long integer": b"9" * 500_000,
+    "lone surrogates": b'"' + b"\\ud800" * 80_000 + b'"',
+    "not a number": b"[NaN,Infinity,-Infinity,1e999,-0]",
+    "a wide object": b"{" + b",".join(b'"%d":0' % i for i in range(40_000)) + b"}",
+    "nul": b'"\\u0000"',
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_what_users_write_into_their_metadata_hides_no_end_of_a_session(
+    service: ServiceProcess, http_client: Any, kind: str
+) -> None:
+    event = simulator.sample("session.ended", session_id="sess_1", user_id="user_1")
+    event["data"]["user"]["unsafe_metadata"] = "HERE"
+    body = simulator.encode(event).replace(b'"HERE"', HOSTILE[kind])
+    started = time.monotonic()
+
+    response = service.deliver(body)
+
+    assert (response.status_code, response.json()["outcome"]) == (200, "applied")
+    assert time.monotonic() - started < 5
+    assert http_client.hget("{clerk}:session:sess_1", "status") == "ended"
+
+
+# Slow partners
+
+
+def test_slow_senders_are_answered_in_time_and_delay_nobody(
+    service: ServiceProcess, http_client: Any
+) -> None:
+    body = sample_body("sess_slow")
+    with contextlib.ExitStack() as stack:
+        started = time.monotonic()
+        stalled = [stack.enter_context(raw_connection(service.port)) for _ in range(200)]
+        for connection in stalled:
+            connection.send(request_head(genuine(body)) + body[:100])
+        never_sent = stack.enter_context(raw_connection(service.port))
+        never_sent.send(request_head(genuine(body)))
+        silent = [stack.enter_context(raw_connection(service.port)) for _ in range(50)]
+        silent[0].send(b"POST /webhooks/clerk HT")
+
+        # Given 250 connections that take their time, everyone else is served as ever.
+        for number in range(20):
+            before = time.monotonic()
+            assert service.http.get("/healthz").status_code == 200
+            assert service.deliver(sample_body(f"sess_{number}")).json()["outcome"] == "applied"
+            assert time.monotonic() - before < 1
+
+        for connection in [stalled[0], stalled[-1], never_sent]:
+            answer = connection.answer()
+            assert (answer.status, answer.code) == (408, "request_timeout")
+        assert time.monotonic() - started < 6  # 5 s since the last of them began
+
+    assert not http_client.exists("{clerk}:session:sess_slow")
+    assert service.deliver(IGNORED).status_code == 200
+
+
+def drip(connection: RawConnection, body: bytes) -> Iterator[None]:
+    """Send a body byte by byte."""
+    for start in range(len(body)):
+        connection.send(body[start : start + 1])
+        yield
+
+
+def test_a_body_in_single_bytes_is_taken(service: ServiceProcess) -> None:
+    with raw_connection(service.port) as connection:
+        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.send(request_head(genuine()))
+        for _ in drip(connection, IGNORED):
+            pass
+        assert connection.answer().status == 200
+
+
+# Redis
+
+
+@pytest.fixture
+def own_service(own_redis: EmbeddedRedis) -> Iterator[ServiceProcess]:
+    with run_service(own_redis.url) as service:
+        assert service.deliver(sample_body("sess_0")).status_code == 200
+        yield service
+
+
+def test_a_redis_that_hangs_costs_every_delivery_a_503_in_time_and_health_nothing(
+    own_service: ServiceProcess, own_redis: EmbeddedRedis
+) -> None:
+    healthy: list[tuple[int, float]] = []
+    ready: list[tuple[int, float]] = []
+    stop = threading.Event()
+
+    def watch(path: str, answers: list[tuple[int, float]]) -> None:
+        with httpx.Client(base_url=f"http://127.0.0.1:{own_service.port}", timeout=15) as client:
+            while not stop.is_set():
+                before = time.monotonic()
+                status = client.get(path).status_code
+                answers.append((status, time.monotonic() - before))
+
+    def deliver(number: int) -> tuple[int, float]:
+        before = time.monotonic()
+        with httpx.Client(base_url=f"http://127.0.0.1:{own_service.port}", timeout=15) as client:
+            body = sample_body(f"sess_{number}")
+            response = client.post("/webhooks/clerk", content=body, headers=signed(body))
+        return response.status_code, time.monotonic() - before
+
+    with ThreadPoolExecutor(20) as threads, frozen(own_redis):
+        watchers = [
+            threads.submit(watch, "/healthz", healthy),
+            threads.submit(watch, "/readyz", ready),
+        ]
+        first = [threads.submit(deliver, number) for number in range(16)]
+        for future in first:
+            status, seconds = future.result(timeout=30)
+            assert (status, seconds < 5) == (503, True)
+        before = time.monotonic()
+        assert {deliver(number)[0] for number in range(3)} == {503}
+        assert time.monotonic() - before < 1  # at once, for a second
+        stop.set()
+        for watcher in watchers:
+            watcher.result(timeout=30)
+
+    assert {status for status, _ in healthy} == {200}
+    assert {status for status, _ in ready} == {503}
+    assert max(seconds for _, seconds in healthy + ready) < 1
+    eventually(lambda: own_service.http.get("/readyz").status_code == 200, within=15)
+    assert own_service.deliver(sample_body("sess_after")).json()["outcome"] == "applied"
+
+
+def test_a_redis_that_restarts_needs_no_restart_of_the_service(
+    own_service: ServiceProcess, own_redis: EmbeddedRedis, start_redis: Callable[..., EmbeddedRedis]
+) -> None:
+    assert own_redis.process is not None
+    own_redis.process.kill()
+    own_redis.process.wait()
+    assert own_service.deliver(sample_body("sess_1")).status_code == 503
+    assert own_service.http.get("/readyz").status_code == 503
+    assert own_service.http.get("/healthz").status_code == 200
+
+    start_redis(port=own_redis.port)
+
+    assert own_service.deliver(sample_body("sess_1")).json()["outcome"] == "applied"
+    assert own_service.http.get("/readyz").status_code == 200
+
+
+def test_the_service_starts_without_redis(start_redis: Callable[..., EmbeddedRedis]) -> None:
+    port = free_port()
+    with run_service(f"redis://127.0.0.1:{port}/0") as service:
+        assert service.deliver(sample_body()).status_code == 503
+        start_redis(port=port)
+        assert service.deliver(sample_body()).json()["outcome"] == "applied"
+
+
+# Several processes
+
+
+def test_several_processes_serve_one_port(own_redis: EmbeddedRedis) -> None:
+    with run_service(own_redis.url, WEB_CONCURRENCY="2") as service:
+        body = sample_body()
+        headers = signed(body)
+
+        def deliver(_: int) -> str:
+            with httpx.Client(base_url=f"http://127.0.0.1:{service.port}", timeout=15) as client:
+                outcome: str = client.post("/webhooks/clerk", content=body, headers=headers).json()["outcome"]
+                return outcome
+
+        with ThreadPoolExecutor(8) as threads:
+            outcomes = list(threads.map(deliver, range(40)))
+
+        assert sorted(outcomes) == ["applied"] + ["duplicate"] * 39
+        assert service.stop() == 0
+
+
+# How it ends
+
+
+def test_sigterm_lets_what_has_begun_finish(own_service: ServiceProcess, own_redis: EmbeddedRedis) -> None:
+    body = sample_body("sess_last")
+    with raw_connection(own_service.port) as begun:
+        begun.send(request_head(genuine(body)) + body[:100])
+        # Answered, so the service has read what came before it, too.
+        assert own_service.deliver(IGNORED).status_code == 200
+
+        own_service.process.terminate()
+        eventually(lambda: not accepts(own_service.port))
+        begun.send(body[100:])
+
+        answer = begun.answer()
+        assert (answer.status, json.loads(answer.body)["outcome"]) == (200, "applied")
+    assert own_service.process.wait(timeout=25) == 0
+    with client_of(own_redis.url) as client:
+        assert client.exists("{clerk}:session:sess_last")
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_sigterm_under_load_answers_all_that_it_took(
+    own_service: ServiceProcess, own_redis: EmbeddedRedis
+) -> None:
+    enough = threading.Event()
+    stop = threading.Event()
+
+    def deliver_until_the_end(worker: int) -> tuple[set[str], set[str]]:
+        """Return the sessions that were answered for, and those whose answer never came."""
+        answered, unanswered = set(), set()
+        with httpx.Client(base_url=f"http://127.0.0.1:{own_service.port}", timeout=15) as client:
+            for number in range(100_000):
+                if stop.is_set():
+                    break
+                session_id = f"sess_{worker}_{number}"
+                body = sample_body(session_id)
+                try:
+                    response = client.post("/webhooks/clerk", content=body, headers=signed(body))
+                except httpx.ConnectError:
+                    break
+                except httpx.TransportError:
+                    unanswered.add(session_id)
+                    break
+                assert response.json()["outcome"] == "applied"
+                answered.add(session_id)
+                if number == 30:
+                    enough.set()
+        return answered, unanswered
+
+    with ThreadPoolExecutor(8) as threads:
+        futures = [threads.submit(deliver_until_the_end, worker) for worker in range(8)]
+        try:
+            assert enough.wait(timeout=30)
+            assert own_service.stop() == 0
+        finally:
+            stop.set()
+        results = [future.result(timeout=30) for future in futures]
+
+    with client_of(own_redis.url) as client:
+        taken = {entry["session_id"] for _, entry in client.xrange(EVENTS_KEY)} - {"sess_0"}
+    assert taken == {session_id for answered, _ in results for session_id in answered}
+
+
+def test_idle_connections_do_not_hold_up_the_end(own_service: ServiceProcess) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            idle = stack.enter_context(raw_connection(own_service.port))
+            idle.send(request_head(genuine()) + IGNORED)
+            assert idle.answer().status == 200
+        stack.enter_context(raw_connection(own_service.port))
+        started = time.monotonic()
+        assert own_service.stop() == 0
+        assert time.monotonic() - started < 20  # a platform kills after 30 s
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_with_status_0_though_redis_is_away_or_hangs(
+    own_service: ServiceProcess, own_redis: EmbeddedRedis, number: signal.Signals
+) -> None:
+    with frozen(own_redis):
+        own_service.process.send_signal(number)
+        assert own_service.process.wait(timeout=25) == 0
+
+
+def test_no_process_is_left_behind(own_redis: EmbeddedRedis) -> None:
+    with run_service(own_redis.url, WEB_CONCURRENCY="2") as service:
+        children = eventually(lambda: children_of(service.process.pid))
+        assert service.stop() == 0
+
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def children_of(pid: int) -> list[int]:
+    listing = Path(f"/proc/{pid}/task/{pid}/children")
+    if not listing.exists():
+        pytest.skip("needs /proc to look for processes")
+    return [int(child) for child in listing.read_text().split()]
+
+
+# Settings that stop the start
+
+
+def failed_start(**environment: str) -> tuple[int, str]:
+    """Return the exit status, and what it said."""
+    environment = {
+        "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
+        "REDIS_URL": NO_REDIS,
+        "HOST": "127.0.0.1",
+        "PORT": str(free_port()),
+        "PYTHONPATH": str(ROOT),
+    } | environment
+    done = subprocess.run(
+        SERVE,
+        env=os.environ | {name: value for name, value in environment.items() if value},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CLERK_WEBHOOK_SIGNING_SECRET", ""),
+        ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_hunter2"),
+        ("REDIS_URL", "redis://:hunter2@127.0.0.1:hunter2"),
+        ("REDIS_URL", "rediss://:hunter2@127.0.0.1/0?ssl_cert_reqs=perhaps"),
+        ("OMIT_FIELDS", "live"),
+    ],
+)
+def test_a_wrong_setting_stops_the_start_with_one_line_about_it(name: str, value: str) -> None:
+    status, said = failed_start(**{name: value})
+
+    assert status == 2
+    [line] = said.splitlines()
+    assert line.startswith(name)
+    assert "hunter2" not in said
+
+
+def test_each_wrong_setting_has_a_line() -> None:
+    status, said = failed_start(REDIS_URL="", STREAM_MAXLEN="0", LOG_LEVEL="loud")
+
+    assert status == 2
+    assert sorted(line.split(":")[0] for line in said.splitlines()) == [
+        "LOG_LEVEL",
+        "REDIS_URL",
+        "STREAM_MAXLEN",
+    ]
+
+
+def test_a_port_that_is_taken_stops_the_start() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, said = failed_start(PORT=str(port))
+
+    assert status == 2
+    assert str(port) in said
+    assert "Traceback" not in said
