@@ -1,7 +1,6 @@
 """The Flask application: routes and answers. A webhook comes in here; follow it into `ingest`."""
 
 import time
-from functools import partial
 from typing import Final
 
 import structlog
@@ -80,10 +79,12 @@ def _read_body(request: Request, at_most: int) -> bytes:
     too_large = BodyTooLargeError(f"The body is larger than {at_most} bytes.")
     if (request.content_length or 0) > at_most:
         raise too_large
-    body = b"".join(iter(partial(request.stream.read, at_most + 1), b""))
-    if len(body) > at_most:
-        raise too_large
-    return body
+    body = bytearray()
+    while chunk := request.stream.read(at_most + 1 - len(body)):
+        body += chunk
+        if len(body) > at_most:
+            raise too_large
+    return bytes(body)
 
 
 class _Report:

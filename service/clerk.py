@@ -6,7 +6,6 @@ the rest: CONTRACT, "What is accepted".
 
 import dataclasses
 import decimal
-import json
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -148,8 +147,8 @@ def _whole_actor(value: object) -> orjson.Fragment | None:
     if not isinstance(value, dict) or not isinstance(value.get("sub"), str):
         raise ValueError("not an object with a string `sub`")  # noqa: TRY004  # pydantic reports ValueError
     try:
-        compact = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    except (ValueError, RecursionError):
+        compact = lenient_json.dumps(value).encode()
+    except ValueError:
         raise ValueError("can't be written as UTF-8 JSON again") from None
     if len(compact) > MAX_ACTOR_BYTES:
         raise ValueError(f"larger than {MAX_ACTOR_BYTES} bytes of compact JSON")
@@ -204,13 +203,16 @@ class Activity(_Wire):
 def _good_tasks(value: object, info: ValidationInfo) -> tuple[Task, ...]:
     if value is None:
         return ()
+    if not isinstance(value, list):
+        _note_nulled(info)
+        return ()
     tasks = []
-    for task in value if isinstance(value, list) else [value]:
+    for task in value:
         try:
             tasks.append(Task.model_validate(task))
         except ValidationError:
             _note_nulled(info)
-    return tuple(tasks) if isinstance(value, list) else ()
+    return tuple(tasks)
 
 
 class SessionData(_Wire):

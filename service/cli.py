@@ -1,7 +1,6 @@
 """The commands."""
 
 import contextlib
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import redis
 from rich.console import Console
 
 from service import dev as dev_mode
-from service import log, sender, simulator, view
+from service import lenient_json, log, sender, simulator, view
 from service import server as server_mode
 from service.config import DevSettings, ListenSettings, RedisSettings, Settings, SigningSettings, load
 from service.errors import ConfigurationError
@@ -26,6 +25,8 @@ class _Group(click.Group):
         """Run a command; settings that stop it end it with status 2, other known failures with 1."""
         try:
             return super().invoke(ctx)
+        except (click.exceptions.Exit, click.Abort):  # click's own, and RuntimeErrors too
+            raise
         except ConfigurationError as error:
             for fault in error.faults:
                 click.echo(fault, err=True)
@@ -71,7 +72,7 @@ def _parse_assignment(_: click.Context, __: click.Parameter, assignments: tuple[
         if not equals or not path:
             raise click.BadParameter(f"{assignment!r} is not path=value")
         try:
-            values[path] = json.loads(value)
+            values[path] = lenient_json.loads(value.encode())
         except ValueError:
             values[path] = value
     return values
@@ -116,7 +117,10 @@ def send(
     """
     secret = load(SigningSettings).secrets[0]
     url = url or f"http://127.0.0.1:{load(ListenSettings).port}{dev_mode.WEBHOOK_PATH}"
-    letters = [letter for _ in range(count) for letter in _letters(what or ("session.created",), values)]
+    files = {name: _read_file(name) for name in what if not _is_type(name)}
+    letters = [
+        letter for _ in range(count) for letter in _letters(what or ("session.created",), files, values)
+    ]
     answers = sender.deliver(
         letters, url=url, secret=secret, duplicate=duplicate, shuffle=shuffle, forge=forge, rate=rate
     )
@@ -127,11 +131,13 @@ def send(
     sys.exit(1 if failed else 0)
 
 
-def _letters(what: tuple[str, ...], values: dict[str, Any]) -> list[Letter]:
+def _letters(what: tuple[str, ...], files: dict[str, bytes], values: dict[str, Any]) -> list[Letter]:
     types = [name for name in what if _is_type(name)]
     try:
         life = iter(sender.one_life(types, values))
-        return [next(life) if _is_type(name) else _letter_from_file(name, values) for name in what]
+        return [
+            next(life) if _is_type(name) else _letter_from_file(name, files[name], values) for name in what
+        ]
     except KeyError as error:
         raise click.BadParameter(
             f"--set {error.args[0]}: leads through something that is no object"
@@ -139,20 +145,25 @@ def _letters(what: tuple[str, ...], values: dict[str, Any]) -> list[Letter]:
 
 
 def _is_type(name: str) -> bool:
-    return name != "-" and "." in name and not name.endswith(".json") and not Path(name).is_file()
+    return re.fullmatch(r"[a-z_]+\.[A-Za-z_.]+", name) is not None and not (
+        name.endswith(".json") or Path(name).is_file()
+    )
 
 
-def _letter_from_file(name: str, values: dict[str, Any]) -> Letter:
+def _read_file(name: str) -> bytes:
     try:
-        body = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         raise click.BadParameter(
             f"{name}: neither an event type like session.created nor a file ({error.strerror})"
         ) from None
+
+
+def _letter_from_file(name: str, body: bytes, values: dict[str, Any]) -> Letter:
     if not values:
         return Letter(body, name)
     try:
-        event = json.loads(body)
+        event = lenient_json.loads(body)
     except ValueError:
         event = None
     if not isinstance(event, dict):

@@ -47,7 +47,7 @@ def connect(
         pool = ConnectionPool(**options)
         # Connects to nothing yet, but refuses options that it does not know.
         pool.connection_class(**pool.connection_kwargs)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, redis.RedisError):
         # The error's own text may quote a part of a password.
         raise ConfigurationError(
             ["REDIS_URL: redis-py does not know an option in it, or its value"]

@@ -94,11 +94,12 @@ def _await_start(process: subprocess.Popen[bytes], port: int, log: Path) -> None
     with redis.Redis(port=port, retry=Retry(NoBackoff(), 0), socket_timeout=1) as client:
         while True:
             try:
-                client.ping()
+                # Its number shows that it is ours: another server may have taken the port.
+                if client.info("server")["process_id"] == process.pid:
+                    return
+                raise redis.ConnectionError("another server")
             except redis.RedisError:
                 if process.poll() is not None or time.monotonic() > deadline:
                     said = log.read_text(errors="replace") if log.exists() else ""
                     raise RuntimeError(f"redis-server did not start:\n{said}") from None
                 time.sleep(0.01)
-            else:
-                return

@@ -64,6 +64,8 @@ class SessionFeed:
         while True:
             try:
                 reply = self._client.xread({self._keys.events: after}, count=500, block=BLOCK_MS)
+            except redis.AuthenticationError:
+                raise  # a ConnectionError too, but one that trying again does not mend
             except (redis.ConnectionError, redis.TimeoutError) as error:
                 on_reconnect(error)
                 time.sleep(RECONNECT_SECONDS)

@@ -1,22 +1,22 @@
-"""JSON text to Python values, whatever is in the parts that nobody reads.
+"""JSON text to Python values and back, whatever is in the parts that nobody reads.
 
 Clerk's payload embeds the `user` with metadata that end users write themselves. Fast parsers give up on
 some valid JSON (lone surrogates, deep nesting, integers of thousands of digits), and a user who could make
-the parser give up could hide the end of a session. So what the fast parser refuses is read again here,
-without recursion and without limits on digits. Both readings take the literals NaN and Infinity, as
-Python's `json` does, and both let the last of duplicate keys win.
+the parser give up could hide the end of a session. So what Python's own parser refuses is read again here,
+by the same rules (NaN and Infinity are taken, the last of duplicate keys wins), without recursion and
+without a limit on digits.
 """
 
+import dataclasses
+import json
 import re
 from json.decoder import JSONDecodeError, scanstring  # type: ignore[attr-defined]  # C, without a stub
 from typing import Any, Final
 
-from pydantic_core import from_json
-
-_SPACE: Final = re.compile(r"[ \t\n\r]*+")
-_COLON: Final = re.compile(r"[ \t\n\r]*+:")
+_SPACE: Final = re.compile(r"[ \t\n\r]*")
+_COLON: Final = re.compile(r"[ \t\n\r]*:")
 _SCALAR: Final = re.compile(
-    r"(?P<integer>-?+(?:0|[1-9][0-9]*+))(?P<fraction>(?:\.[0-9]++)?+(?:[eE][+-]?+[0-9]++)?+)"
+    r"(?P<sign>-?)(?P<digits>0|[1-9][0-9]*)(?P<fraction>(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)"
     r"|(?P<word>true|false|null|NaN|-?Infinity)"
 )
 _WORDS: Final = {
@@ -36,10 +36,44 @@ def loads(text: bytes) -> Any:
 
     Raises ValueError if it is none.
     """
+    decoded = text.decode()
     try:
-        return from_json(text)
-    except ValueError:
-        return _loads_without_recursion(text.decode())
+        return json.loads(decoded)
+    except (ValueError, RecursionError):
+        return _loads_without_recursion(decoded)
+
+
+def dumps(value: Any) -> str:
+    """Write compact JSON; Python's own encoder would give up on deep nesting.
+
+    Raises ValueError for NaN and Infinity, which JSON does not have.
+    """
+    written: list[str] = []
+    left: list[Any] = [value]
+    while left:
+        match left.pop():
+            case _Punctuation(mark):
+                written.append(mark)
+            case dict() as members:
+                items = [
+                    part for key, member in members.items() for part in (_COMMA, key, _MARK_COLON, member)
+                ]
+                left += reversed([_Punctuation("{"), *items[1:], _Punctuation("}")])
+            case list() as members:
+                items = [part for member in members for part in (_COMMA, member)]
+                left += reversed([_Punctuation("["), *items[1:], _Punctuation("]")])
+            case scalar:
+                written.append(json.dumps(scalar, ensure_ascii=False, allow_nan=False))
+    return "".join(written)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Punctuation:
+    mark: str
+
+
+_COMMA: Final = _Punctuation(",")
+_MARK_COLON: Final = _Punctuation(":")
 
 
 def _loads_without_recursion(text: str) -> Any:  # noqa: C901, PLR0912  # a grammar in one loop
@@ -117,6 +151,6 @@ def _read_scalar(text: str, position: int) -> tuple[Any, int]:
         raise JSONDecodeError("Expecting a value", text, position)
     if match["word"]:
         return _WORDS[match["word"]], match.end()
-    if match["fraction"] or len(match["integer"]) > _MAX_DIGITS:
+    if match["fraction"] or len(match["digits"]) > _MAX_DIGITS:
         return float(match[0]), match.end()
     return int(match[0]), match.end()

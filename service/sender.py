@@ -82,7 +82,7 @@ def deliver(
             headers = simulator.sign(key, letter.body, message_id=letter.message_id)
             try:
                 response = client.post(url, content=letter.body, headers=headers)
-            except httpx.HTTPError as error:
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
                 yield Answer(letter, 0, {"detail": f"no answer: {error}"})
                 continue
             yield Answer(letter, response.status_code, _json(response))

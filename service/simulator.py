@@ -3,12 +3,12 @@
 import base64
 import copy
 import datetime
+import json
 import secrets
 import string
 import time
 from typing import Any, Final
 
-import orjson
 from svix.webhooks import Webhook
 
 SESSION_TYPES: Final = (
@@ -105,7 +105,8 @@ def with_values(event: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]
 
 
 def encode(event: dict[str, Any]) -> bytes:
-    return orjson.dumps(event)
+    """Write it as JSON, whatever `with_values` put in: lone surrogates, NaN, any integer."""
+    return json.dumps(event, separators=(",", ":")).encode()
 
 
 def sign(

@@ -1,19 +1,19 @@
 """How messages look to a person in a terminal."""
 
 import datetime
-import json
 import time
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
+
+from service import lenient_json
 
 STATUS_STYLES = {"active": "bold green", "pending": "yellow", "revoked": "bold red"}
 
 
 def line(message: bytes, *, stale: bool = False) -> Text:
     """Return one line: when, what, whose, and what changed from what."""
-    content = json.loads(message)
+    content = lenient_json.loads(message)
     event, session = content["event"], content["session"]
     text = Text(no_wrap=True, overflow="ellipsis", style="dim" if stale else "")
     text.append(_time(event["occurred_at"]), "dim").append("  ")
@@ -24,7 +24,7 @@ def line(message: bytes, *, stale: bool = False) -> Text:
 
 def change(message: bytes) -> Text:
     """Return what the session is now, and what it was before."""
-    content = json.loads(message)
+    content = lenient_json.loads(message)
     status = content["session"]["status"]
     text = Text()
     if content["previous_status"]:
@@ -33,28 +33,28 @@ def change(message: bytes) -> Text:
     return text.append(" (live)" if content["session"]["live"] else " (not live)", "dim")
 
 
-def details(message: bytes) -> Table:
-    """Return the state held of one session, a row for each field."""
-    content = json.loads(message)
+def details(message: bytes) -> Text:
+    """Return the state held of one session, a line for each field."""
+    rows = []
+    content = lenient_json.loads(message)
     event, session = content["event"], content["session"]
-    table = Table("field", "value", show_header=False, box=None, pad_edge=False)
     for name, value in session.items():
+        shown, style = value if isinstance(value, str) else lenient_json.dumps(value), ""
         if name == "live":
-            value = is_live(session)  # noqa: PLW2901
-        if isinstance(value, int) and name.endswith("_at"):
-            value = f"{_time(value)}  ({value})"  # noqa: PLW2901
-        shown = Text(_printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
-        if name == "status":
-            shown.stylize(STATUS_STYLES.get(value, "red"))
-        table.add_row(Text(name, "bold"), shown)
-    table.add_section()
-    table.add_row(Text("revision", "bold"), str(content["revision"]))
-    table.add_row(Text("cursor", "bold"), content["cursor"])
-    table.add_row(
-        Text("last event", "bold"),
-        Text(f"{_printable(event['type'])}  {event['id']}  {_time(event['occurred_at'])}"),
-    )
-    return table
+            shown = lenient_json.dumps(is_live(session))
+        elif name == "status":
+            style = STATUS_STYLES.get(value, "red")
+        elif name.endswith("_at") and value is not None:
+            shown = f"{_time(value)}  ({value})"
+        rows.append(_row(name, shown, style))
+    rows.append(_row("revision", str(content["revision"])))
+    rows.append(_row("cursor", content["cursor"]))
+    rows.append(_row("last event", f"{event['type']}  {event['id']}  {_time(event['occurred_at'])}"))
+    return Text("\n").join(rows)
+
+
+def _row(name: str, value: str, style: str = "") -> Text:
+    return Text(f"{name:<29}", "bold").append(_printable(value), style or "not bold")
 
 
 def is_live(session: dict[str, Any]) -> bool:
