@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from samples import patient
 
-from service.lenient_json import _loads_without_recursion, loads
+from service.lenient_json import _loads_without_recursion, dumps, loads
 
 Reader = Callable[[str], Any]
 
@@ -222,3 +222,25 @@ def test_nesting_as_deep_as_a_body_allows_is_read(reader: Reader, opening: str, 
 def test_deep_nesting_that_is_not_closed_is_refused(reader: Reader, text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         reader(text)
+
+
+def written(writer: Callable[[Any], str], value: Any) -> str:
+    try:
+        return writer(value)
+    except ValueError:
+        return "refused"
+
+
+@patient
+@given(json_texts)
+@example('{"b":[{}],"a":[[],""],"c":{"d":1,"e":2}}')
+def test_a_value_is_written_as_the_standard_library_writes_it_compactly(text: str) -> None:
+    value = json.loads(text)
+    compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    assert written(dumps, value) == written(compact.encode, value)
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ('[0,{"a":', "},1]")])
+def test_nesting_however_deep_is_written(opening: str, closing: str) -> None:
+    text = f'{opening * 20_000}"deep"{closing * 20_000}'
+    assert dumps(_loads_without_recursion(text)) == text
