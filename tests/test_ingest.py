@@ -1,0 +1,135 @@
+"""The way of one delivery, after its signature: where each kind of event goes. No Redis, no HTTP."""
+
+import json
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from support import NOW_MS, clerk_event
+
+from service.clerk import Unusable
+from service.contract import Outcome
+from service.errors import MalformedEventError, StoreUnavailableError
+from service.ingest import Ingest
+from service.normalize import SessionChange
+from service.signature import Delivery
+
+
+class Store:
+    """Writes down what it is asked to keep, and leaves the answers to the test."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.answer: Future[Outcome] = Future()
+
+    def apply(self, change: SessionChange, now_ms: int) -> Future[Outcome]:
+        self.asked.append(("apply", change, now_ms))
+        return self.answer
+
+    def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Future[Outcome]:
+        self.asked.append(("keep_dead_letter", delivery, why, now_ms))
+        return self.answer
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def nulled() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def ingest(store: Store, nulled: list[str]) -> Ingest:
+    return Ingest(store, note_nulled=nulled.append, clock=lambda: NOW_MS / 1000)  # type: ignore[arg-type]
+
+
+def delivery(event: object) -> Delivery:
+    body = event if isinstance(event, bytes) else json.dumps(event).encode()
+    return Delivery("msg_1", NOW_MS // 1000, body)
+
+
+def test_a_session_event_is_applied_and_its_answer_is_the_stores(ingest: Ingest, store: Store) -> None:
+    future = ingest(delivery(clerk_event("active")))
+
+    [(asked, change, now_ms)] = store.asked
+    assert (asked, now_ms) == ("apply", NOW_MS)
+    assert change.event.id == "msg_1"
+    assert change.session.status == "active"
+    assert not future.done()
+    store.answer.set_result(Outcome("applied", "sess_1", "1-0", 1))
+    assert future.result(timeout=0).outcome == "applied"
+
+
+@pytest.mark.parametrize("type_", ["user.created", "organization.deleted", "session", "sessionx.created"])
+def test_another_event_is_ignored_without_the_store(ingest: Ingest, store: Store, type_: str) -> None:
+    assert ingest(delivery({"type": type_, "data": 1})).result(timeout=0) == Outcome("ignored")
+    assert store.asked == []
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        ({"type": "session.created"}, "invalid_data"),
+        (clerk_event("active", id="sess 1"), "invalid_id"),
+        # Known only once it is normalized:
+        (clerk_event(None, type_="session.created"), "invalid_status"),
+        (clerk_event("active", updated_at=NOW_MS + 86_400_001), "invalid_updated_at"),
+    ],
+)
+def test_what_can_not_be_turned_into_state_becomes_a_dead_letter(
+    ingest: Ingest, store: Store, event: dict[str, Any], reason: str
+) -> None:
+    sent = delivery(event)
+
+    assert ingest(sent) is store.answer
+
+    [(asked, kept, why, now_ms)] = store.asked
+    assert (asked, kept, why.reason, now_ms) == ("keep_dead_letter", sent, reason, NOW_MS)
+
+
+def test_what_is_no_event_is_an_error_and_not_kept(ingest: Ingest, store: Store) -> None:
+    with pytest.raises(MalformedEventError):
+        ingest(delivery(b"[]"))
+
+    assert store.asked == []
+
+
+def test_odd_metadata_is_counted_by_field(ingest: Ingest, store: Store, nulled: list[str]) -> None:
+    ingest(delivery(clerk_event("active", client_id=17, latest_activity={"city": 4, "country": "NO"})))
+
+    assert sorted(nulled) == ["city", "client_id"]
+    assert store.asked[0][1].session.latest_activity.country == "NO"
+
+
+def test_whether_a_session_is_live_is_told_by_the_clock(store: Store) -> None:
+    for now_ms in [NOW_MS, NOW_MS + 2000]:
+        ingest = Ingest(store, clock=lambda now_ms=now_ms: now_ms / 1000)  # type: ignore[arg-type,misc]
+        ingest(delivery(clerk_event("active", expire_at=NOW_MS + 1000)))
+
+    assert [change.session.live for _, change, _ in store.asked] == [True, False]
+
+
+def test_the_http_request_comes_along_only_on_request(store: Store) -> None:
+    for publish in [False, True]:
+        Ingest(store, publish_http_request=publish, clock=lambda: NOW_MS / 1000)(  # type: ignore[arg-type]
+            delivery(clerk_event("active"))
+        )
+
+    without, with_request = [change.event for _, change, _ in store.asked]
+    assert not hasattr(without, "http_request")
+    assert with_request.http_request.client_ip == "192.0.2.44"
+
+
+def test_a_store_that_refuses_at_once_is_heard(
+    ingest: Ingest, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object, __: int) -> Future[Outcome]:
+        raise StoreUnavailableError("Redis timed out a moment ago.")
+
+    monkeypatch.setattr(store, "apply", refuse)
+
+    with pytest.raises(StoreUnavailableError):
+        ingest(delivery(clerk_event("active")))
