@@ -1,0 +1,176 @@
+"""The log: one JSON object per line, whatever comes in; nothing secret in it."""
+
+import json
+import logging
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from support import NO_REDIS, ROOT, SECRET, ServiceProcess, run_service, signed
+
+from service import simulator
+
+FORGED = 'x\n{"event":"forged"}\r\u2028\x1b[31m'
+
+
+def logged(script: str, **settings: str) -> str:
+    """Run a script with `log` (structlog) and `logging` (the library) configured; return its stderr."""
+    prepared = f"""
+import logging, structlog
+from service.config import LogSettings
+from service.log import configure
+configure(LogSettings(_env_file=None, **{settings!r}))
+log = structlog.get_logger("service.test")
+library = logging.getLogger("some.library")
+{script}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", prepared], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout == ""
+    return done.stderr
+
+
+def lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def test_each_line_is_a_json_object_of_the_service_and_of_libraries_alike() -> None:
+    ours, theirs = lines(logged("log.info('hello', number=1)\nlibrary.warning('hello %s', 'you')"))
+
+    assert ours == {
+        "time": ours["time"],
+        "level": "info",
+        "logger": "service.test",
+        "event": "hello",
+        "number": 1,
+    }
+    assert theirs == {
+        "time": theirs["time"],
+        "level": "warning",
+        "logger": "some.library",
+        "event": "hello you",
+    }
+    assert ours["time"].endswith("Z")
+
+
+def test_no_value_can_forge_a_line() -> None:
+    said = logged(f"log.info('hello', value={FORGED!r})\nlibrary.warning({FORGED!r})")
+
+    first, second = lines(said)
+    assert first["value"] == FORGED
+    assert second["event"] == FORGED
+
+
+def test_an_exception_is_one_line_without_the_values_around_it() -> None:
+    said = logged(
+        """
+def fail(secret):
+    raise ValueError("what went wrong")
+try:
+    fail("hunter2")
+except ValueError:
+    log.exception("failed")
+"""
+    )
+
+    [line] = lines(said)
+    assert "what went wrong" in line["exception"]
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error", "critical"])
+def test_the_level_is_a_setting(level: str) -> None:
+    script = "\n".join(
+        f"log.{name}('{name}'); library.{name}('{name}')"
+        for name in ("debug", "info", "warning", "error", "critical")
+    )
+
+    said = lines(logged(script, log_level=level))
+
+    assert {line["level"] for line in said} == {
+        name
+        for name in ("debug", "info", "warning", "error", "critical")
+        if getattr(logging, name.upper()) >= getattr(logging, level.upper())
+    }
+
+
+def test_a_console_gets_readable_lines() -> None:
+    said = logged("log.info('hello', number=1)\nlibrary.warning('there')", log_format="console")
+
+    first, second = said.splitlines()
+    assert "hello" in first
+    assert "number" in first
+    assert not first.startswith("{")
+    assert "there" in second
+
+
+def test_no_value_can_forge_a_line_for_a_console() -> None:
+    said = logged(f"log.info('hello', value={FORGED!r})", log_format="console")
+
+    assert len(said.splitlines()) == 1
+
+
+# What the service says
+
+
+def deliveries(service: ServiceProcess) -> list[dict[str, Any]]:
+    return [line for line in service.log_lines() if line["event"] == "delivery"]
+
+
+def test_each_delivery_is_a_line_and_every_line_is_json(service: ServiceProcess) -> None:
+    before = len(deliveries(service))
+    service.deliver(simulator.sample(session_id="sess_1"), "msg_1")
+    service.deliver({"type": "session.created"}, "msg_2")
+    service.deliver([], "msg_3")
+    service.post(b"{}", {})
+
+    said = deliveries(service)[before:]
+
+    for line in said:
+        assert line.pop("duration_ms") >= 0
+        assert line.pop("time")
+        assert line.pop("logger") == "service.app"
+    common = {"event": "delivery", "session_id": None}
+    assert said == [
+        {
+            "event": "delivery",
+            "level": "info",
+            "outcome": "applied",
+            "reason": None,
+            "message_id": "msg_1",
+            "session_id": "sess_1",
+        },
+        common
+        | {
+            "level": "warning",
+            "outcome": "dead_lettered",
+            "reason": "invalid_data",
+            "message_id": "msg_2",
+        },
+        common | {"level": "info", "outcome": "rejected", "reason": "malformed_event", "message_id": "msg_3"},
+        common | {"level": "info", "outcome": "rejected", "reason": "missing_signature", "message_id": None},
+    ]
+
+
+def test_nothing_secret_and_nothing_of_the_user_is_logged() -> None:
+    redis_url = NO_REDIS.replace("//", "//someone:hunter2@")
+    with run_service(redis_url, LOG_LEVEL="debug", METRICS_TOKEN="hunter3") as service:
+        body = simulator.encode(simulator.sample("session.ended"))
+        headers = signed(body)
+        assert service.post(body, headers).status_code == 503
+        assert service.post(body, headers | {"svix-id": "msg_2"}).status_code == 400
+        assert service.deliver({"type": "session.created", "data": {"id": "!MARKER"}}).status_code == 503
+        assert service.deliver(b"MARKER").status_code == 400
+        assert service.http.get("/metrics", headers={"authorization": "Bearer MARKER"}).status_code == 401
+        assert service.stop() == 0
+        said = service.log_text()
+        assert {"redis_failed", "delivery"} <= {line["event"] for line in service.log_lines()}
+
+    for secret in [
+        *("hunter2", "hunter3", "MARKER", SECRET, SECRET.removeprefix("whsec_")),
+        headers["svix-signature"].removeprefix("v1,"),
+        *("Sunniva", "never published", "192.0.2.44", "Bergen"),
+    ]:
+        assert secret not in said
