@@ -4,6 +4,7 @@ Why granian, why its ASGI interface: docs/server.md has the figures.
 """
 
 import os
+import resource
 import socket
 import tempfile
 
@@ -20,6 +21,10 @@ from service.store import SessionStore
 
 STOP_SECONDS = 15
 """For requests under way when the service is told to stop; platforms kill after 30 s."""
+
+IDLE_SECONDS = 95
+"""For a connection without a request. Granian counts the pause between two requests too, and Heroku's router
+keeps connections for 90 s (https://devcenter.heroku.com/articles/http-routing): it has to end them, not we."""
 
 
 def application() -> Application:
@@ -39,6 +44,8 @@ def serve(settings: Settings) -> None:
     """
     SessionStore(settings).close()  # finds what is wrong with REDIS_URL here, not in every worker
     _check_address(settings)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each slow client holds a file, if no thread
     with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
         # Each worker counts in a file there, so that any of them can tell the sum.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
@@ -58,7 +65,7 @@ def serve(settings: Settings) -> None:
             workers_kill_timeout=STOP_SECONDS,
             respawn_failed_workers=True,
             respawn_interval=0.5,
-            http1_settings=HTTP1Settings(header_read_timeout=5_000),
+            http1_settings=HTTP1Settings(header_read_timeout=IDLE_SECONDS * 1000),
             log_level=LogLevels(settings.log_level),
             log_dictconfig=log.dict_config(settings),
         ).serve()
