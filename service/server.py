@@ -23,8 +23,8 @@ STOP_SECONDS = 15
 """For requests under way when the service is told to stop; platforms kill after 30 s."""
 
 IDLE_SECONDS = 95
-"""For a connection without a request. Granian counts the pause between two requests too, and Heroku's router
-keeps connections for 90 s (https://devcenter.heroku.com/articles/http-routing): it has to end them, not we."""
+"""For a connection without a request. Granian counts the pause between two requests too, and the connections
+of Heroku's router live for 90 s (https://devcenter.heroku.com/articles/http-routing): it has to end them."""
 
 
 def application() -> Application:
