@@ -402,7 +402,8 @@ def run_service(redis_url: str, **environment: str) -> Iterator[ServiceProcess]:
                     stderr=stderr,
                 )
             service = ServiceProcess(process, port, log)
-            if eventually(lambda: _has_started(service), within=30) == "yes":  # noqa: B023  # called at once
+            workers = int(environment.get("WEB_CONCURRENCY", "1"))
+            if _starts(service, workers):
                 break
             service.http.close()
         else:
@@ -421,13 +422,19 @@ def run_service(redis_url: str, **environment: str) -> Iterator[ServiceProcess]:
                     process.wait()
 
 
-def _has_started(service: ServiceProcess) -> str:
-    if service.process.poll() is not None:
-        return "no"
-    try:
-        return "yes" if service.http.get("/healthz").status_code == 200 else ""
-    except httpx.TransportError:
-        return ""
+def _starts(service: ServiceProcess, workers: int) -> bool:
+    """Wait until it answers, with all its worker processes; return False if it ends instead."""
+
+    def outcome() -> str:
+        if service.process.poll() is not None:
+            return "ended"
+        try:
+            answers = service.http.get("/healthz").status_code == 200
+        except httpx.TransportError:
+            return ""
+        return "started" if answers and service.log_text().count('"Started worker-') >= workers else ""
+
+    return eventually(outcome, within=60) == "started"
 
 
 # HTTP below what a client library allows

@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import os
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +15,6 @@ import httpx
 import pytest
 from support import (
     EVENTS_KEY,
-    NO_REDIS,
-    ROOT,
-    SECRET,
-    SERVE,
     RawConnection,
     ServiceProcess,
     client_of,
@@ -228,17 +222,18 @@ def test_a_sender_that_leaves_in_the_middle_harms_nobody(service: ServiceProcess
     assert service.deliver(IGNORED).status_code == 200
 
 
-def test_a_sender_that_does_not_wait_for_the_answer_was_heard(
+def test_a_sender_that_does_not_wait_for_the_answer_may_come_again(
     service: ServiceProcess, http_client: Any
 ) -> None:
     body = sample_body()
-    with raw_connection(service.port) as connection:
-        connection.send(request_head(genuine(body)) + body)
-        connection.socket.shutdown(socket.SHUT_WR)
-        with contextlib.suppress(Exception):
-            connection.answer()
+    headers = signed(body)
+    for _ in range(5):
+        with raw_connection(service.port) as connection:
+            connection.send(request_head(with_length(headers, body)) + body)
+            connection.socket.shutdown(socket.SHUT_WR)
 
-    eventually(lambda: http_client.exists("{clerk}:session:sess_1"))
+    assert service.post(body, headers).json()["outcome"] in {"applied", "duplicate"}
+    assert http_client.xlen(EVENTS_KEY) == 1
 
 
 # Large and strange bodies
@@ -297,15 +292,22 @@ def test_slow_senders_are_answered_in_time_and_delay_nobody(
     service: ServiceProcess, http_client: Any
 ) -> None:
     body = sample_body("sess_slow")
+    head = request_head(genuine(body))
+
+    def stall(sent: bytes) -> tuple[int, str | None, float]:
+        with raw_connection(service.port) as connection:
+            connection.send(sent)
+            before = time.monotonic()
+            answer = connection.answer()
+            return answer.status, answer.code, time.monotonic() - before
+
     with contextlib.ExitStack() as stack:
-        started = time.monotonic()
-        stalled = [stack.enter_context(raw_connection(service.port)) for _ in range(200)]
-        for connection in stalled:
-            connection.send(request_head(genuine(body)) + body[:100])
-        never_sent = stack.enter_context(raw_connection(service.port))
-        never_sent.send(request_head(genuine(body)))
-        silent = [stack.enter_context(raw_connection(service.port)) for _ in range(50)]
-        silent[0].send(b"POST /webhooks/clerk HT")
+        for _ in range(200):
+            stack.enter_context(raw_connection(service.port)).send(head + body[:100])
+        for _ in range(50):
+            stack.enter_context(raw_connection(service.port)).send(b"POST /webhooks/clerk HT")
+        threads = stack.enter_context(ThreadPoolExecutor(3))
+        stalled = [threads.submit(stall, sent) for sent in (head, head + body[:1], head + body[:-1])]
 
         # Given 250 connections that take their time, everyone else is served as ever.
         for number in range(20):
@@ -314,10 +316,9 @@ def test_slow_senders_are_answered_in_time_and_delay_nobody(
             assert service.deliver(sample_body(f"sess_{number}")).json()["outcome"] == "applied"
             assert time.monotonic() - before < 1
 
-        for connection in [stalled[0], stalled[-1], never_sent]:
-            answer = connection.answer()
-            assert (answer.status, answer.code) == (408, "request_timeout")
-        assert time.monotonic() - started < 6  # 5 s since the last of them began
+        for status, code, seconds in [future.result(timeout=30) for future in stalled]:
+            assert (status, code) == (408, "request_timeout")
+            assert seconds < 5
 
     assert not http_client.exists("{clerk}:session:sess_slow")
     assert service.deliver(IGNORED).status_code == 200
@@ -349,48 +350,51 @@ def own_service(own_redis: EmbeddedRedis) -> Iterator[ServiceProcess]:
         yield service
 
 
+def timed(port: int, request: bytes, method: str = "GET") -> tuple[int, float]:
+    """Send a request over a connection of its own; return the status, and the seconds it took."""
+    before = time.monotonic()
+    status = exchange(port, request, method).status
+    return status, time.monotonic() - before
+
+
+def delivery(session_id: str) -> bytes:
+    body = sample_body(session_id)
+    return request_head(genuine(body)) + body
+
+
 def test_a_redis_that_hangs_costs_every_delivery_a_503_in_time_and_health_nothing(
     own_service: ServiceProcess, own_redis: EmbeddedRedis
 ) -> None:
-    healthy: list[tuple[int, float]] = []
-    ready: list[tuple[int, float]] = []
-    stop = threading.Event()
+    port = own_service.port
+    has_recovered = threading.Event()
 
-    def watch(path: str, answers: list[tuple[int, float]]) -> None:
-        with httpx.Client(base_url=f"http://127.0.0.1:{own_service.port}", timeout=15) as client:
-            while not stop.is_set():
-                before = time.monotonic()
-                status = client.get(path).status_code
-                answers.append((status, time.monotonic() - before))
+    def watch(path: bytes) -> list[tuple[int, float]]:
+        answers = [timed(port, request_head([], method=b"GET", target=path))]
+        while not has_recovered.is_set():
+            answers.append(timed(port, request_head([], method=b"GET", target=path)))
+            has_recovered.wait(0.02)
+        return answers
 
-    def deliver(number: int) -> tuple[int, float]:
-        before = time.monotonic()
-        with httpx.Client(base_url=f"http://127.0.0.1:{own_service.port}", timeout=15) as client:
-            body = sample_body(f"sess_{number}")
-            response = client.post("/webhooks/clerk", content=body, headers=signed(body))
-        return response.status_code, time.monotonic() - before
+    with ThreadPoolExecutor(10) as threads:
+        with frozen(own_redis):
+            healthz, readyz = threads.submit(watch, b"/healthz"), threads.submit(watch, b"/readyz")
+            deliveries = [threads.submit(timed, port, delivery(f"sess_{i}"), "POST") for i in range(8)]
+            for future in deliveries:
+                status, seconds = future.result(timeout=30)
+                assert status == 503
+                assert seconds < 5
+            # One timeout was enough: for a second, refusals come at once.
+            status, seconds = timed(port, delivery("sess_at_once"), "POST")
+            assert status == 503
+            assert seconds < 1
+        eventually(lambda: own_service.deliver(sample_body("sess_after")).status_code == 200)
+        eventually(lambda: own_service.http.get("/readyz").status_code == 200)
+        has_recovered.set()
 
-    with ThreadPoolExecutor(20) as threads, frozen(own_redis):
-        watchers = [
-            threads.submit(watch, "/healthz", healthy),
-            threads.submit(watch, "/readyz", ready),
-        ]
-        first = [threads.submit(deliver, number) for number in range(16)]
-        for future in first:
-            status, seconds = future.result(timeout=30)
-            assert (status, seconds < 5) == (503, True)
-        before = time.monotonic()
-        assert {deliver(number)[0] for number in range(3)} == {503}
-        assert time.monotonic() - before < 1  # at once, for a second
-        stop.set()
-        for watcher in watchers:
-            watcher.result(timeout=30)
-
-    assert {status for status, _ in healthy} == {200}
-    assert {status for status, _ in ready} == {503}
-    assert max(seconds for _, seconds in healthy + ready) < 1
-    eventually(lambda: own_service.http.get("/readyz").status_code == 200, within=15)
-    assert own_service.deliver(sample_body("sess_after")).json()["outcome"] == "applied"
+    assert {status for status, _ in healthz.result()} == {200}
+    assert {status for status, _ in readyz.result()} == {200, 503}
+    assert max(seconds for _, seconds in healthz.result()) < 1
+    assert max(seconds for _, seconds in readyz.result()) < 1
 
 
 def test_a_redis_that_restarts_needs_no_restart_of_the_service(
@@ -529,7 +533,8 @@ def test_it_ends_with_status_0_though_redis_is_away_or_hangs(
 
 def test_no_process_is_left_behind(own_redis: EmbeddedRedis) -> None:
     with run_service(own_redis.url, WEB_CONCURRENCY="2") as service:
-        children = eventually(lambda: children_of(service.process.pid))
+        children = children_of(service.process.pid)
+        assert len(children) >= 2
         assert service.stop() == 0
 
     assert not any(Path(f"/proc/{child}").exists() for child in children)
@@ -540,69 +545,3 @@ def children_of(pid: int) -> list[int]:
     if not listing.exists():
         pytest.skip("needs /proc to look for processes")
     return [int(child) for child in listing.read_text().split()]
-
-
-# Settings that stop the start
-
-
-def failed_start(**environment: str) -> tuple[int, str]:
-    """Return the exit status, and what it said."""
-    environment = {
-        "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
-        "REDIS_URL": NO_REDIS,
-        "HOST": "127.0.0.1",
-        "PORT": str(free_port()),
-        "PYTHONPATH": str(ROOT),
-    } | environment
-    done = subprocess.run(
-        SERVE,
-        env=os.environ | {name: value for name, value in environment.items() if value},
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("CLERK_WEBHOOK_SIGNING_SECRET", ""),
-        ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_hunter2"),
-        ("REDIS_URL", "redis://:hunter2@127.0.0.1:hunter2"),
-        ("REDIS_URL", "rediss://:hunter2@127.0.0.1/0?ssl_cert_reqs=perhaps"),
-        ("OMIT_FIELDS", "live"),
-    ],
-)
-def test_a_wrong_setting_stops_the_start_with_one_line_about_it(name: str, value: str) -> None:
-    status, said = failed_start(**{name: value})
-
-    assert status == 2
-    [line] = said.splitlines()
-    assert line.startswith(name)
-    assert "hunter2" not in said
-
-
-def test_each_wrong_setting_has_a_line() -> None:
-    status, said = failed_start(REDIS_URL="", STREAM_MAXLEN="0", LOG_LEVEL="loud")
-
-    assert status == 2
-    assert sorted(line.split(":")[0] for line in said.splitlines()) == [
-        "LOG_LEVEL",
-        "REDIS_URL",
-        "STREAM_MAXLEN",
-    ]
-
-
-def test_a_port_that_is_taken_stops_the_start() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        status, said = failed_start(PORT=str(port))
-
-    assert status == 2
-    assert str(port) in said
-    assert "Traceback" not in said
