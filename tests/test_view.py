@@ -37,18 +37,17 @@ def message(
     return orjson.dumps(head | {"event": change.event, "session": change.session})
 
 
-def plain(*lines: Text, width: int = 1000) -> str:
+def plain(text: Text, width: int = 1000) -> str:
     """Return what a terminal of this width shows, colours aside."""
     console = Console(width=width, soft_wrap=True, highlight=False)
     with console.capture() as capture:
-        for line in lines:
-            console.print(line)
+        console.print(text)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def rows(content: bytes) -> dict[str, str]:
     found = {}
-    for row in plain(*view.details(content)).splitlines():
+    for row in plain(view.details(content)).splitlines():
         if row:
             name, _, value = row.partition("  ")
             found[name] = value.strip()
@@ -150,14 +149,14 @@ def test_details_let_no_name_steer_the_terminal() -> None:
         tasks=[{"key": HOSTILE}],
         type_=f"session.{HOSTILE}",
     )
-    shown = plain(*view.details(content), width=5000)
+    shown = plain(view.details(content), width=5000)
     assert all(line.isprintable() for line in shown.split("\n"))
     assert shown.count("[bold red]Oslo[/] :smile:") == 9
 
 
 def test_details_are_a_line_for_each_field_in_a_narrow_terminal() -> None:
     content = message()
-    assert plain(*view.details(content), width=20) == plain(*view.details(content))
+    assert plain(view.details(content), width=20) == plain(view.details(content))
 
 
 # Live

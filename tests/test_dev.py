@@ -1,0 +1,461 @@
+"""`dev`: everything with nothing set up, and nothing left of it. CONTRACT, section 8."""
+
+import contextlib
+import http.server
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from children import PROC, RELAY, Program, descendants, running, started
+from support import SECRET, client_of, eventually, free_port, subscribed
+
+from service import dev as dev_mode
+from service import simulator
+from service.embedded import EmbeddedRedis
+
+READY = r"Ctrl-C stops"
+
+Dev = Callable[..., Program]
+
+
+def without_redis_server(directory: Path) -> str:
+    """Return a PATH on which there is no redis-server, but all else that is needed."""
+    directory.mkdir(exist_ok=True)
+    for name in ("sh", "cat", "env"):
+        if (found := shutil.which(name)) and not (directory / name).exists():
+            (directory / name).symlink_to(found)
+    return str(directory)
+
+
+class RunningDev:
+    """A `dev` that has said all it says at first."""
+
+    def __init__(self, program: Program) -> None:
+        program.wait_for(READY)
+        self.program = program
+        self.said = program.stdout
+
+    def find(self, pattern: str) -> str:
+        match = re.search(pattern, self.said, re.MULTILINE)
+        assert match is not None, f"no {pattern!r} in:\n{self.said}"
+        return match[1]
+
+    @property
+    def url(self) -> str:
+        return self.find(r"^webhooks +(\S+) *$")
+
+    @property
+    def secret(self) -> str:
+        return self.find(r"^secret +(\S+) *$")
+
+    @property
+    def redis_url(self) -> str:
+        return self.find(r"^Redis +(\S+) ")
+
+    @property
+    def redis_name(self) -> str:
+        return self.find(r"^Redis +\S+ +\((.*)\) *$")
+
+    def command(self, name: str) -> str:
+        """Return the line to try that has this word in it."""
+        return self.find(rf"^  (.*\b{name}\b.*)$")
+
+    def table(self) -> list[list[str]]:
+        """Return what was sent, what was answered and what the subscriber got."""
+        _, *rows = self.find(r"(?s)^(sent .*?)\n\n").splitlines()
+        return [re.split(r" {2,}", row.strip()) for row in rows]
+
+
+@pytest.fixture(params=[pytest.param("redis-server", marks=pytest.mark.real_redis), "fakeredis"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """With a redis-server on PATH, and without one."""
+    name: str = request.param
+    if name == "fakeredis":
+        pytest.importorskip("fakeredis")
+        pytest.importorskip("lupa")
+    return name
+
+
+def own_redis_of(kind: str, directory: Path) -> dict[str, str]:
+    """Return what makes `dev` start a Redis of this kind."""
+    return (
+        {"REDIS_URL": ""}
+        if kind == "redis-server"
+        else {
+            "REDIS_URL": "",
+            "PATH": without_redis_server(directory / "bin"),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def all_of_them(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], RunningDev]]:
+    """One `dev` of each kind, for the tests that leave it as it is."""
+    directory = tmp_path_factory.mktemp("dev")
+    with contextlib.ExitStack() as stack:
+        found: dict[str, RunningDev] = {}
+
+        def get(kind: str) -> RunningDev:
+            if kind not in found:
+                environment = {"PORT": str(free_port())} | own_redis_of(kind, directory)
+                found[kind] = RunningDev(
+                    stack.enter_context(started([*RELAY, "dev"], directory, environment))
+                )
+            return found[kind]
+
+        yield get
+
+
+@pytest.fixture
+def dev(all_of_them: Callable[[str], RunningDev], kind: str) -> RunningDev:
+    return all_of_them(kind)
+
+
+@pytest.fixture
+def start(any_redis: EmbeddedRedis, tmp_path: Path) -> Iterator[Dev]:
+    """Start a `dev` for this test alone; with a Redis given, where the test says nothing of it."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(*arguments: str, command: tuple[str, ...] = RELAY, **environment: str) -> Program:
+            defaults = {"PORT": str(free_port()), "REDIS_URL": any_redis.url}
+            return stack.enter_context(
+                started([*command, "dev", *arguments], tmp_path, defaults | environment)
+            )
+
+        yield begin
+
+
+def shell(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a line as someone would who copied it into another terminal."""
+    return subprocess.run(
+        command, shell=True, cwd=directory, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+# What it says
+
+
+def test_it_says_which_redis_it_uses(dev: RunningDev, kind: str) -> None:
+    assert kind in dev.redis_name
+
+
+def test_it_makes_a_secret(dev: RunningDev) -> None:
+    assert re.fullmatch(r"whsec_[A-Za-z0-9+/]{32}", dev.secret)
+
+
+def test_it_listens_on_this_machine_only(dev: RunningDev) -> None:
+    assert dev.url.startswith("http://127.0.0.1:")
+    assert dev.redis_url.startswith("redis://127.0.0.1:")
+
+
+def test_it_listens_where_it_says(dev: RunningDev) -> None:
+    assert httpx.get(dev.url.replace("/webhooks/clerk", "/readyz")).status_code == 200
+
+
+def test_it_says_nothing_on_stderr(dev: RunningDev) -> None:
+    assert dev.program.stderr == ""
+
+
+# What it says to try
+
+
+def test_the_send_command_works(dev: RunningDev, tmp_path: Path) -> None:
+    done = shell(dev.command("send"), tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split()[:3] == ["200", "applied", "session.revoked"]
+
+
+def test_the_tail_command_works(dev: RunningDev, tmp_path: Path) -> None:
+    command = ["sh", "-c", f"exec env {dev.command('tail')}"]
+    with started(command, tmp_path) as tail:
+        tail.wait_for("session.created")
+
+
+def test_the_redis_cli_command_works(dev: RunningDev, tmp_path: Path) -> None:
+    if shutil.which("redis-cli") is None:
+        pytest.skip("there is no redis-cli on PATH")
+    with started(["sh", "-c", f"exec {dev.command('redis-cli')}"], tmp_path) as subscriber:
+        subscriber.wait_for("^clerk:sessions$")
+        assert simulated_post(dev).status_code == 200
+        subscriber.wait_for('"schema_version":1')
+
+
+def simulated_post(dev: RunningDev, secret: str | None = None) -> httpx.Response:
+    body = simulator.encode(simulator.sample())
+    return httpx.post(dev.url, content=body, headers=simulator.sign(secret or dev.secret, body))
+
+
+def test_an_outsider_can_subscribe(dev: RunningDev) -> None:
+    body = simulator.sample()
+    text = simulator.encode(body)
+    with client_of(dev.redis_url) as client, subscribed(client, "clerk:sessions") as subscriber:
+        answer = httpx.post(dev.url, content=text, headers=simulator.sign(dev.secret, text))
+        _, message = subscriber.next()
+    assert answer.json()["outcome"] == "applied"
+    assert json.loads(message)["session"]["id"] == body["data"]["id"]
+
+
+def test_it_shows_what_subscribers_get_from_then_on(dev: RunningDev) -> None:
+    session_id = simulated_post(dev).json()["session_id"]
+    shown = dev.program.wait_for(rf"^.*{session_id}.*$")[0]
+    assert "session.created" in shown
+    assert "active (live)" in shown
+
+
+# The simulation
+
+
+def test_the_simulation_shows_each_outcome_beside_what_the_subscriber_got(dev: RunningDev) -> None:
+    assert dev.table() == [
+        ["session.created", "200 applied", "active (live)"],
+        ["the same message again", "200 duplicate", "nothing"],
+        ["session.pending, late", "200 stale", "nothing"],
+        ["session.revoked, forged", "400 invalid_signature", "nothing"],
+        ["user.updated", "200 ignored", "nothing"],
+        ["session.ended", "200 applied", "active → ended (not live)"],
+        ["session.created, once more", "200 duplicate", "nothing"],
+    ]
+
+
+def test_no_simulate_sends_nothing(start: Dev, http_client: Any) -> None:
+    dev = RunningDev(start("--no-simulate"))
+    assert not re.search("^sent", dev.said, re.MULTILINE)
+    assert http_client.dbsize() == 0
+
+
+def test_nothing_is_cut_in_a_narrow_terminal(start: Dev, any_redis: EmbeddedRedis) -> None:
+    """What can't be copied whole is of no use."""
+    dev = RunningDev(start("--no-simulate", COLUMNS="30"))
+    assert dev.redis_url == any_redis.url
+    assert f"--url {dev.url}" in dev.command("send")
+    assert dev.secret in dev.command("send")
+
+
+# The end of it
+
+
+needs_proc = pytest.mark.skipif(not PROC.is_dir(), reason="needs /proc to see which processes are there")
+
+
+@needs_proc
+@pytest.mark.parametrize("how", ["SIGTERM", "Ctrl-C"])
+def test_it_ends_with_status_0_and_leaves_no_process(how: str, start: Dev, kind: str, tmp_path: Path) -> None:
+    program = RunningDev(start("--no-simulate", **own_redis_of(kind, tmp_path))).program
+    children = descendants(program.process.pid)
+    assert len(children) >= (3 if kind == "redis-server" else 2)  # the server and its worker, and Redis
+    status = program.interrupt() if how == "Ctrl-C" else program.stop()
+    assert status == 0
+    assert running(children) == set()
+    assert program.stderr == ""
+
+
+def test_it_ends_when_its_terminal_is_closed(start: Dev) -> None:
+    assert RunningDev(start("--no-simulate")).program.stop(signal.SIGHUP) == 0
+
+
+@needs_proc
+def test_it_can_be_told_to_end_while_it_starts(start: Dev) -> None:
+    program = start(REDIS_URL="")
+    children = eventually(lambda: descendants(program.process.pid), within=30)
+    assert program.interrupt() == 0
+    assert running(children) == set()
+
+
+def test_pressing_ctrl_c_twice_ends_it_as_well(start: Dev) -> None:
+    program = RunningDev(start("--no-simulate")).program
+    os.killpg(program.process.pid, signal.SIGINT)
+    assert program.interrupt() == 0
+
+
+@needs_proc
+def test_it_ends_when_the_relay_ended_by_itself(start: Dev) -> None:
+    program = RunningDev(start("--no-simulate", REDIS_URL="")).program
+    children = descendants(program.process.pid)
+    for pid in children:
+        if b"serve" in (PROC / str(pid) / "cmdline").read_bytes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert program.end() == 1
+    assert "ended by itself" in program.stderr
+    assert running(children) == set()
+
+
+# What it is given
+
+
+def preferring(port: int) -> tuple[str, ...]:
+    """Return the command, with another port in the place of 8000."""
+    script = (
+        "import sys; from service import dev; from service.cli import main; "
+        f"dev.PREFERRED_PORT = {port}; main(sys.argv[1:])"
+    )
+    return (sys.executable, "-c", script)
+
+
+def test_it_prefers_port_8000() -> None:
+    assert dev_mode.PREFERRED_PORT == 8000
+
+
+def test_it_listens_on_the_preferred_port_if_that_is_free(start: Dev) -> None:
+    port = free_port()
+    dev = RunningDev(start("--no-simulate", command=preferring(port), PORT=""))
+    assert httpx.URL(dev.url).port == port
+
+
+def test_it_takes_another_port_if_the_preferred_one_is_taken_and_says_so(start: Dev) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+        dev = RunningDev(start("--no-simulate", command=preferring(port), PORT=""))
+        other = httpx.URL(dev.url).port
+        assert other not in {None, port}
+        assert f":{other}/" in dev.command("send")
+        assert httpx.get(dev.url.replace("/webhooks/clerk", "/healthz")).status_code == 200
+
+
+def test_a_port_given_that_is_taken_ends_it(start: Dev) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        program = start(PORT=port)
+        assert program.end() != 0
+    assert f"port {port}" in program.stderr
+    assert "Traceback" not in program.stderr
+
+
+class _Other(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        assert isinstance(self.server, OtherServer)
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class OtherServer(http.server.ThreadingHTTPServer):
+    """Answers everything with one status."""
+
+    daemon_threads = True
+
+    def __init__(self, status: int) -> None:
+        super().__init__(("127.0.0.1", 0), _Other)
+        self.status = status
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_another_server_on_its_port_is_not_taken_for_the_relay(status: int, start: Dev) -> None:
+    with OtherServer(status) as other:
+        thread = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            port = str(other.server_address[1])
+            program = start(PORT=port)
+            assert program.end() != 0
+        finally:
+            other.shutdown()
+            thread.join()
+    assert f"port {port}" in program.stderr
+    assert "whsec_" not in program.stdout
+
+
+def test_the_secrets_it_is_given_are_used(start: Dev) -> None:
+    other = simulator.new_secret()
+    dev = RunningDev(start("--no-simulate", CLERK_WEBHOOK_SIGNING_SECRET=f"{SECRET} {other}"))
+    assert dev.secret == SECRET
+    assert [simulated_post(dev, secret).status_code for secret in (SECRET, other)] == [200, 200]
+
+
+def test_the_redis_it_is_given_is_used(start: Dev, any_redis: EmbeddedRedis, http_client: Any) -> None:
+    dev = RunningDev(start())
+    assert (dev.redis_url, dev.redis_name) == (any_redis.url, "REDIS_URL")
+    assert http_client.xlen("{clerk}:events") == 3  # applied, stale, applied
+    dev.program.stop()
+    assert http_client.xlen("{clerk}:events") == 3
+
+
+def test_settings_in_dotenv_are_used(start: Dev, any_redis: EmbeddedRedis, tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / ".env").write_text(
+        f"CLERK_WEBHOOK_SIGNING_SECRET={SECRET}\nREDIS_URL={any_redis.url}\n"
+        f"REDIS_CHANNEL='other channel'\nPORT={port}\n"
+    )
+    dev = RunningDev(start(REDIS_URL="", PORT=""))
+    assert (dev.secret, dev.redis_url, httpx.URL(dev.url).port) == (SECRET, any_redis.url, port)
+    assert dev.table()[0][2] == "active (live)"
+    assert dev.command("redis-cli").endswith("subscribe 'other channel'")
+
+
+@pytest.mark.real_redis
+def test_the_password_of_a_redis_given_is_not_shown(
+    start: Dev, start_redis: Callable[..., EmbeddedRedis]
+) -> None:
+    server = start_redis()
+    with client_of(server.url) as client:
+        client.config_set("requirepass", "hunter-two")
+    dev = RunningDev(start("--no-simulate", REDIS_URL=server.url.replace("//", "//:hunter-two@")))
+    assert "hunter" not in dev.said + dev.program.stderr
+
+
+def test_a_redis_given_that_is_away_ends_it(start: Dev) -> None:
+    program = start(REDIS_URL="redis://relay:hunter-two@127.0.0.1:1/0")
+    assert program.end() == 1
+    assert "Redis can't be used" in program.stderr
+    assert "Traceback" not in program.stderr
+    assert "hunter" not in program.stdout + program.stderr
+
+
+def test_a_wrong_setting_ends_it_with_a_line_that_names_it(start: Dev) -> None:
+    program = start(CLERK_WEBHOOK_SIGNING_SECRET="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLa")
+    assert program.end() == 2
+    (line,) = program.stderr.splitlines()
+    assert line.startswith("CLERK_WEBHOOK_SIGNING_SECRET: ")
+    assert "MfKQ9r8GKYqr" not in line
+
+
+def test_a_wrong_setting_of_the_server_ends_it_with_a_line_that_names_it(start: Dev) -> None:
+    program = start(STREAM_MAXLEN="many")
+    assert program.end() != 0
+    assert "STREAM_MAXLEN: " in program.stderr
+    assert "Traceback" not in program.stderr
+
+
+def test_without_redis_server_and_stand_in_it_says_what_to_do(start: Dev, tmp_path: Path) -> None:
+    script = "import sys; sys.modules['fakeredis'] = None; from service.cli import main; main(sys.argv[1:])"
+    program = start(command=(sys.executable, "-c", script), **own_redis_of("fakeredis", tmp_path))
+    assert program.end() == 1
+    (line,) = program.stderr.splitlines()
+    assert "redis-server" in line
+    assert "REDIS_URL" in line
+
+
+def test_a_redis_that_comes_back_is_heard_again(
+    start: Dev, start_redis: Callable[..., EmbeddedRedis]
+) -> None:
+    server = start_redis()
+    dev = RunningDev(start("--no-simulate", REDIS_URL=server.url))
+    assert server.process is not None
+    server.process.kill()
+    server.process.wait(10)
+    start_redis(port=server.port)
+
+    def is_shown() -> bool:
+        answer = simulated_post(dev)
+        assert answer.status_code in {200, 503}
+        return answer.status_code == 200 and answer.json()["session_id"] in dev.program.stdout
+
+    eventually(is_shown, within=30)
+    assert dev.program.stop() == 0

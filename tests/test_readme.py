@@ -1,0 +1,298 @@
+"""README.md keeps its promises: its snippets run, its message and settings are the real ones."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from children import Program, started
+from pydantic import SecretStr
+from support import (
+    ROOT,
+    SECRET,
+    ServiceProcess,
+    client_of,
+    eventually,
+    run_service,
+    subscribed,
+)
+
+from service import cli, simulator
+from service.config import Settings, load
+from service.embedded import EmbeddedRedis
+
+README = (ROOT / "README.md").read_text()
+
+
+def fenced(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def section(title: str) -> str:
+    match = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
+    assert match is not None
+    return match[1]
+
+
+def table(title: str) -> list[list[str]]:
+    rows = [line.strip("|").split("|") for line in section(title).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+# The subscribers
+
+
+def snippets(language: str) -> list[Any]:
+    return [pytest.param(code, id=f"{language}-{n}") for n, code in enumerate(fenced(language), start=1)]
+
+
+def test_there_is_a_subscriber_in_python_and_in_node() -> None:
+    assert fenced("python")
+    assert fenced("js")
+
+
+def drops_who_is_signed_out(program: Program, service: ServiceProcess, client: Any) -> None:
+    """Hold a subscriber to what it is there for, and to leaving a session alone that is live."""
+    eventually(lambda: dict(client.pubsub_numsub("clerk:sessions"))["clerk:sessions"], within=30)
+    created = simulator.sample()
+    ids = created["data"]["id"], created["data"]["user_id"]
+    ended = simulator.sample("session.revoked", session_id=ids[0], user_id=ids[1])
+    for body in (created, ended):
+        assert service.deliver(body).json()["outcome"] == "applied"
+    program.wait_for(r"drop.*\n")
+    assert program.lines() == [f"drop {ids[1]} {ids[0]} revoked"]
+
+
+@pytest.mark.parametrize("code", snippets("python"))
+def test_the_python_snippet_works(
+    code: str, service: ServiceProcess, http_client: Any, any_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    with started([sys.executable, "-c", code], tmp_path, {"REDIS_URL": any_redis.url}) as program:
+        drops_who_is_signed_out(program, service, http_client)
+
+
+@pytest.fixture
+def node_modules(tmp_path: Path) -> None:
+    """Put ioredis where Node looks for what an ES module in tmp_path imports."""
+    if shutil.which("node") is None:
+        pytest.skip("there is no node on PATH")
+    folders = [Path(folder) for folder in os.environ.get("NODE_PATH", "").split(os.pathsep) if folder]
+    folders += [parent / "node_modules" for parent in (ROOT, *ROOT.parents)]
+    for folder in folders:
+        if (folder / "ioredis").is_dir():
+            (tmp_path / "node_modules").symlink_to(folder.resolve())
+            return
+    pytest.skip("there is no ioredis: npm install ioredis, and name its node_modules in NODE_PATH")
+
+
+@pytest.mark.usefixtures("node_modules")
+@pytest.mark.parametrize("code", snippets("js"))
+def test_the_node_snippet_works(
+    code: str, service: ServiceProcess, http_client: Any, any_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    (tmp_path / "subscriber.mjs").write_text(code)
+    with started(["node", "subscriber.mjs"], tmp_path, {"REDIS_URL": any_redis.url}) as program:
+        drops_who_is_signed_out(program, service, http_client)
+
+
+# The message
+
+
+@pytest.fixture
+def example() -> Any:
+    (text,) = fenced("json")
+    return json.loads(text)
+
+
+@pytest.fixture
+def published(service: ServiceProcess, http_client: Any) -> Any:
+    """What is published of a session that ended, as in the example."""
+    created = simulator.sample()
+    ended = simulator.sample("session.ended", session_id=created["data"]["id"])
+    ended["data"]["latest_activity"] = None
+    with subscribed(http_client, "clerk:sessions") as subscriber:
+        for body in (created, ended):
+            assert service.deliver(body).json()["outcome"] == "applied"
+        return json.loads(subscriber.rest()[-1][1])
+
+
+def test_the_message_has_the_keys_that_are_published_in_their_order(example: Any, published: Any) -> None:
+    assert list(example) == list(published)
+    assert list(example["event"]) == list(published["event"])
+    assert list(example["session"]) == list(published["session"])
+
+
+def types(value: Any) -> Any:
+    return {key: types(member) for key, member in value.items()} if isinstance(value, dict) else type(value)
+
+
+def test_the_message_has_values_of_the_types_that_are_published(example: Any, published: Any) -> None:
+    assert types(example) == types(published)
+
+
+# What it says of Redis
+
+
+def test_each_key_in_the_table_is_there_with_its_type(service: ServiceProcess, http_client: Any) -> None:
+    live, unusable = simulator.sample(), simulator.sample()
+    unusable["data"]["status"] = "asleep"
+    for body in (live, unusable):
+        assert service.deliver(body).is_success
+    ids = {"<session id>": live["data"]["id"], "<user id>": live["data"]["user_id"]}
+    redis_types = {"hash": "hash", "sorted set": "zset", "stream": "stream"}
+    promised = {}
+    for key, type_, _ in table("Read"):
+        name = re.sub("<.*?>", lambda match: ids[match[0]], key.strip("`"))
+        promised[name] = redis_types[type_]
+    assert {key: http_client.type(key) for key in http_client.scan_iter("*")} == promised
+
+
+def test_the_fields_named_of_a_session_are_those_it_has(service: ServiceProcess, http_client: Any) -> None:
+    answer = service.deliver(simulator.sample()).json()
+    (holds,) = [holds for key, _, holds in table("Read") if ":session:" in key]
+    named = set(re.findall("`([a-z_]+)`", holds))
+    held = set(http_client.hgetall(f"{{clerk}}:session:{answer['session_id']}"))
+    assert named == {field for field in held if not field.startswith("_")}
+
+
+def acl_line() -> str:
+    (line,) = re.findall(r"^ACL SETUSER relay .*$", README, re.MULTILINE)
+    return str(line)
+
+
+@pytest.fixture
+def restricted(own_redis: EmbeddedRedis, own_client: Any) -> str:
+    """Return the URL of a Redis for the user that README makes."""
+    own_client.execute_command(*acl_line().split())
+    return own_redis.url.replace("//", "//relay:password@")
+
+
+@pytest.mark.parametrize("replicas", ["0", "1"])
+def test_the_user_that_it_makes_suffices_for_serve(
+    replicas: str, restricted: str, own_redis: EmbeddedRedis, own_client: Any, start_redis: Callable[..., Any]
+) -> None:
+    if replicas == "1":
+        own_client.config_set("repl-diskless-sync-delay", 0)
+        start_redis("--replicaof", f"127.0.0.1 {own_redis.port}")
+        eventually(lambda: own_client.info("replication").get("slave0", {}).get("state") == "online")
+    created = simulator.sample()
+    session_id = created["data"]["id"]
+    now_ms = created["data"]["updated_at"]
+    moved = simulator.sample(session_id=session_id, now_ms=now_ms + 1000)  # of another user
+    ended = simulator.sample("session.ended", session_id=session_id, now_ms=now_ms + 2000)
+    unusable = simulator.sample("session.ended")
+    unusable["data"]["id"] = None
+    deliveries: list[tuple[str, dict[str, Any], str]] = [
+        ("msg_1", created, "applied"),
+        ("msg_1", created, "duplicate"),
+        ("msg_2", moved, "applied"),
+        ("msg_3", ended, "applied"),
+        ("msg_4", created, "stale"),
+        ("msg_4", created, "duplicate"),
+        ("msg_5", unusable, "dead_lettered"),
+        ("msg_5", unusable, "dead_lettered"),
+        ("msg_6", simulator.sample("user.updated"), "ignored"),
+    ]
+    with run_service(restricted, REDIS_MIN_REPLICAS=replicas, REDIS_TIMEOUT="10") as service:
+        answers = [service.deliver(body, message_id).json() for message_id, body, _ in deliveries]
+        ready = service.http.get("/readyz")
+    assert [answer.get("outcome") for answer in answers] == [outcome for _, _, outcome in deliveries]
+    assert ready.status_code == 200
+    refused = [entry for entry in own_client.acl_log() if entry["username"] == "relay"]
+    assert refused == []
+
+
+def test_the_user_that_it_makes_suffices_to_undo_what_failed(restricted: str, own_client: Any) -> None:
+    created = simulator.sample()
+    own_client.set(f"{{clerk}}:user:{created['data']['user_id']}:sessions", "not a sorted set")
+    before = set(own_client.scan_iter("*"))
+    with run_service(restricted) as service:
+        assert service.deliver(created).status_code == 503
+    assert own_client.xlen("{clerk}:events") == 0
+    assert set(own_client.scan_iter("*")) - before <= {"{clerk}:events"}
+    assert [entry for entry in own_client.acl_log() if entry["username"] == "relay"] == []
+
+
+def test_the_user_that_it_makes_may_not_read_other_keys(restricted: str, own_client: Any) -> None:
+    own_client.set("other", "secret")
+    with client_of(restricted) as client, pytest.raises(redis.exceptions.NoPermissionError):
+        client.hgetall("other")
+
+
+# Settings and commands
+
+
+def promised_defaults() -> Iterator[tuple[str, str]]:
+    for names, defaults in table("Settings"):
+        variables = re.findall("`([A-Z_]+)`", names)
+        values = re.findall("`(.*?)`", defaults)
+        if "required" in defaults or defaults == "none":
+            values = [defaults.partition(";")[0]] * len(variables)
+        assert len(values) == len(variables), f"{names} | {defaults}"
+        yield from zip(variables, values, strict=True)
+
+
+def real_defaults() -> dict[str, str]:
+    settings = load(Settings, _env_file=None, clerk_webhook_signing_secret=SECRET, redis_url="redis://x")
+    defaults = {}
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        if field.is_required():
+            defaults[name.upper()] = "required"
+        elif isinstance(value, bool):
+            defaults[name.upper()] = str(value).lower()
+        elif isinstance(value, frozenset | SecretStr):
+            assert not value
+            defaults[name.upper()] = "none"
+        elif isinstance(value, float):
+            defaults[name.upper()] = f"{value:g}"
+        else:
+            defaults[name.upper()] = str(value)
+    return defaults
+
+
+def test_every_setting_is_there_with_its_default() -> None:
+    assert dict(promised_defaults()) == real_defaults()
+
+
+def test_every_setting_is_there_once() -> None:
+    names = [name for name, _ in promised_defaults()]
+    assert sorted(names) == sorted(set(names))
+
+
+def shell_lines() -> str:
+    return "\n".join([*fenced("sh"), *re.findall(r"`(session-relay [^`]+)`", README)])
+
+
+def test_every_command_that_it_names_is_there() -> None:
+    named = set(re.findall(r"session-relay ([a-z-]+)", shell_lines()))
+    assert named
+    assert named <= set(cli.main.commands)
+
+
+def test_every_option_that_it_names_is_there() -> None:
+    for name, command in cli.main.commands.items():
+        options = {option for parameter in command.params for option in parameter.opts}
+        for line in shell_lines().splitlines():
+            if f"session-relay {name} " in line:
+                assert set(re.findall(r"--[a-z-]+", line)) <= options, line
+
+
+def test_every_make_target_that_it_names_is_there() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(
+        re.findall(r"\bmake ([a-z]+)\b", shell_lines() + "".join(re.findall("`make [a-z]+`", README)))
+    )
+    assert {"run", "test"} <= named <= targets
+
+
+def test_every_file_that_it_links_is_there() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
