@@ -7,6 +7,7 @@ Most tests run twice: under the production server, and under a plain WSGI server
 import io
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -29,6 +30,7 @@ from werkzeug.test import create_environ, run_wsgi_app
 
 from service import simulator
 from service.app import create_app
+from service.errors import ConfigurationError
 
 MAX_BODY_BYTES = 1_048_576
 IGNORED = b'{"type":"user.created"}'
@@ -531,6 +533,36 @@ def test_what_is_wrong_with_the_request_is_said_without_redis(endpoint_without_r
 def test_a_full_dead_letter_box(any_redis: Any) -> None:
     with run_plain_wsgi(make_settings(any_redis.url, dead_letter_max=0)) as endpoint:
         assert_problem(endpoint.deliver({"type": "session.created"}), 503, "dead_letters_full")
+
+
+# The factory
+
+
+def test_without_arguments_the_application_is_as_the_environment_says(
+    any_redis: Any, http_client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    secret, body = simulator.new_secret(), json.dumps(sample()).encode()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLERK_WEBHOOK_SIGNING_SECRET", secret)
+    monkeypatch.setenv("REDIS_KEY_PREFIX", "{elsewhere}")
+    (tmp_path / ".env").write_text(f"REDIS_URL={any_redis.url}\n")
+    app = create_app()
+
+    response = app.test_client().post("/webhooks/clerk", data=body, headers=signed(body, secret=secret))
+
+    assert (response.status_code, response.get_json()["outcome"]) == (200, "applied")
+    assert http_client.exists("{elsewhere}:session:sess_1")
+    app.extensions["session_store"].close()
+
+
+def test_without_settings_there_is_no_application(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ConfigurationError) as error:
+        create_app()
+
+    missing = {fault.split(":")[0] for fault in error.value.faults}
+    assert missing == {"CLERK_WEBHOOK_SIGNING_SECRET", "REDIS_URL"}
 
 
 def test_no_answer_quotes_the_body(endpoint: Endpoint) -> None:

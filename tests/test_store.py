@@ -3,6 +3,7 @@
 CONTRACT, sections 4 to 6. Each test hands whole deliveries to a store, at a frozen time.
 """
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator
@@ -27,9 +28,11 @@ from support import (
     subscribed,
 )
 
+from service.clerk import SessionEvent, parse
 from service.contract import Outcome
 from service.embedded import EmbeddedRedis
 from service.errors import DeadLettersFullError
+from service.normalize import SessionChange, normalize
 
 CAP_MS = 400 * DAY_MS
 CHANNELS = ("clerk:sessions", "clerk:sessions:user:user_1")
@@ -239,6 +242,44 @@ def test_a_terminal_type_outranks_an_open_status(
 def test_an_unknown_session_type_is_applied_like_any_other(intake: Intake, client: Any) -> None:
     assert intake.take(clerk_event("active", type_="session.updated"), "msg_1").outcome == "applied"
     assert state(client)["event"]["type"] == "session.updated"
+
+
+@pytest.mark.parametrize(
+    ("later", "outcome", "status"),
+    [
+        pytest.param(
+            clerk_event("active", updated_at=NOW_MS - 1), "applied", "active", id="evidence of life"
+        ),
+        pytest.param(clerk_event("ended", updated_at=NOW_MS - DAY_MS), "applied", "ended", id="a real end"),
+        pytest.param(
+            clerk_event("active", updated_at=NOW_MS - DAY_MS), "stale", "expired", id="a late event"
+        ),
+    ],
+)
+def test_an_expiry_that_the_relay_found_itself_gives_way_to_what_clerk_says_later(
+    intake: Intake, client: Any, later: dict[str, Any], outcome: str, status: str
+) -> None:
+    expire_at = NOW_MS - HOUR_MS
+    intake.take(clerk_event("active", updated_at=NOW_MS - 2 * HOUR_MS, expire_at=expire_at), "msg_1")
+    session = clerk_event("expired", updated_at=NOW_MS - 2 * HOUR_MS, expire_at=expire_at)
+    found = parse(json.dumps(session).encode(), lambda _: None)
+    assert isinstance(found, SessionEvent)
+    change = normalize(found, message_id=f"exp_sess_1_{expire_at}", now_ms=NOW_MS)
+    assert isinstance(change, SessionChange)
+    change = dataclasses.replace(
+        change,
+        event=dataclasses.replace(change.event, source="synthetic"),
+        order=change.order._replace(terminal=False, updated_at_ms=expire_at),
+    )
+
+    assert intake.store.apply(change, NOW_MS).result(timeout=30).outcome == "applied"
+    assert intake.store.apply(change, NOW_MS).result(timeout=30).outcome == "duplicate"
+    assert state(client)["event"]["source"] == "synthetic"
+    assert not client.exists(USER_KEY, EXPIRY_KEY)
+
+    assert intake.take(later, "msg_2").outcome == outcome
+    assert client.hget(SESSION_KEY, "status") == status
+    assert client.zrange(USER_KEY, 0, -1) == (["sess_1"] if status == "active" else [])
 
 
 # The message
