@@ -145,7 +145,7 @@ def _letters(what: tuple[str, ...], files: dict[str, bytes], values: dict[str, A
 
 
 def _is_type(name: str) -> bool:
-    return re.fullmatch(r"[a-z_]+\.[A-Za-z_.]+", name) is not None and not (
+    return re.fullmatch(r"[A-Za-z_]+\.[A-Za-z_.]+", name) is not None and not (
         name.endswith(".json") or Path(name).is_file()
     )
 

@@ -44,7 +44,7 @@ def _check_redis_url(url: SecretStr) -> SecretStr:
     form = "use redis://[user:password@]host[:port][/db], rediss://… for TLS, or unix:///path?db=0"
     try:
         parts = urlsplit(url.get_secret_value())
-        port_is_a_number = parts.port is None or parts.port > 0
+        port = parts.port
     except ValueError:
         raise ValueError(f"is malformed (percent-encode what is special in a password); {form}") from None
     if parts.scheme in {"redis+sentinel", "redis+cluster"}:
@@ -55,8 +55,10 @@ def _check_redis_url(url: SecretStr) -> SecretStr:
         return url
     if parts.scheme not in {"redis", "rediss"}:
         raise ValueError(f"has an unknown scheme; {form}")
-    if not parts.hostname or not port_is_a_number:
+    if not parts.hostname:
         raise ValueError(f"names no host; {form}")
+    if port == 0:
+        raise ValueError(f"names port 0; {form}")
     if not re.fullmatch(r"/?|/[0-9]+/?", parts.path):
         raise ValueError(f"names a database that is no number; {form}")
     return url

@@ -27,6 +27,7 @@ from rich.text import Text
 from service import connections, embedded, sender, simulator, view
 from service.config import DevSettings
 from service.sender import Letter
+from service.server import check_address
 
 WEBHOOK_PATH: Final = "/webhooks/clerk"
 PREFERRED_PORT: Final = 8000
@@ -39,7 +40,7 @@ SUBSCRIBER_SECONDS: Final = 1.0
 def run(settings: DevSettings, *, simulate: bool, console: Console) -> int:
     """Run until Ctrl-C, SIGTERM or SIGHUP; return the exit status.
 
-    Raises RuntimeError if something that it needs does not start.
+    Raises RuntimeError if something that it needs does not start; ConfigurationError if PORT is taken.
     """
     # An event, not an exception: that could hit between a child's start and the note that it has to be ended.
     stop = threading.Event()
@@ -55,6 +56,7 @@ def run(settings: DevSettings, *, simulate: bool, console: Console) -> int:
         given = [secret.get_secret_value() for secret in settings.clerk_webhook_signing_secret or ()]
         secrets = given or [simulator.new_secret()]
         port = settings.port or _free_port(settings.host)
+        check_address(settings.host, port)
         origin = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{port}"  # noqa: S104
         server = stack.enter_context(
             _serve(
@@ -153,11 +155,12 @@ def _next_message(subscriber: Any, seconds: float) -> bytes | None:
 def _introduce(
     console: Console, url: str, secret: str, redis_name: str, redis_url: str, channel: str
 ) -> None:
-    table = Table.grid(padding=(0, 2))
-    table.add_row("webhooks", url)
-    table.add_row("secret", secret)
-    table.add_row("Redis", f"{_without_password(redis_url)}  ({redis_name})")
-    console.print(table)
+    for name, value in (
+        ("webhooks", url),
+        ("secret", secret),
+        ("Redis", f"{_without_password(redis_url)}  ({redis_name})"),
+    ):
+        console.print(f"{name:<10}{value}", soft_wrap=True, markup=False, highlight=False)
     program = _program()
     console.print("\nTry, in another terminal:", style="dim")
     for command in (

@@ -7,6 +7,7 @@ by the same rules (NaN and Infinity are taken, the last of duplicate keys wins),
 without a limit on digits.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -16,7 +17,7 @@ from typing import Any, Final
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _COLON: Final = re.compile(r"[ \t\n\r]*:")
 _SCALAR: Final = re.compile(
-    r"(?P<sign>-?)(?P<digits>0|[1-9][0-9]*)(?P<fraction>(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)"
+    r"-?(?:0|[1-9][0-9]*)(?P<fraction>(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)"
     r"|(?P<word>true|false|null|NaN|-?Infinity)"
 )
 _WORDS: Final = {
@@ -27,8 +28,6 @@ _WORDS: Final = {
     "Infinity": float("inf"),
     "-Infinity": float("-inf"),
 }
-# Python converts longer ones only on request (CVE-2020-10735), since it takes quadratic time.
-_MAX_DIGITS: Final = 4300
 
 
 def loads(text: bytes) -> Any:
@@ -151,6 +150,8 @@ def _read_scalar(text: str, position: int) -> tuple[Any, int]:
         raise JSONDecodeError("Expecting a value", text, position)
     if match["word"]:
         return _WORDS[match["word"]], match.end()
-    if match["fraction"] or len(match["digits"]) > _MAX_DIGITS:
-        return float(match[0]), match.end()
-    return int(match[0]), match.end()
+    if not match["fraction"]:
+        # Python converts no more digits than sys.get_int_max_str_digits(): it takes quadratic time.
+        with contextlib.suppress(ValueError):
+            return int(match[0]), match.end()
+    return float(match[0]), match.end()

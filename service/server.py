@@ -43,7 +43,7 @@ def serve(settings: Settings) -> None:
     Raises ConfigurationError if it can't start with these settings.
     """
     SessionStore(settings).close()  # finds what is wrong with REDIS_URL here, not in every worker
-    _check_address(settings)
+    check_address(settings.host, settings.port)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each slow client holds a file, if no thread
     with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
@@ -71,11 +71,11 @@ def serve(settings: Settings) -> None:
         ).serve()
 
 
-def _check_address(settings: Settings) -> None:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+def check_address(host: str, port: int) -> None:
+    """Raise ConfigurationError if nobody could listen there now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((settings.host, settings.port), family=family).close()
+        socket.create_server((host, port), family=family).close()
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
-        fault = f"HOST, PORT: can't listen on {settings.host} port {settings.port}: {reason}"
-        raise ConfigurationError([fault]) from None
+        raise ConfigurationError([f"HOST, PORT: can't listen on {host} port {port}: {reason}"]) from None

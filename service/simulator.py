@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from svix.webhooks import Webhook
 
+from service.contract import STATUSES
+
 SESSION_TYPES: Final = (
     "session.created",
     "session.pending",
@@ -18,7 +20,6 @@ SESSION_TYPES: Final = (
     "session.removed",
     "session.revoked",
 )
-_STATUSES: Final = {"session.created": "active"}
 _WEEK_MS: Final = 7 * 86_400_000
 _ALPHABET: Final = string.ascii_letters + string.digits
 
@@ -52,7 +53,7 @@ def sample(
         "user": _user(user_id, now_ms),
         "client_id": new_id("client"),
         "actor": None,
-        "status": _STATUSES.get(type_, type_.partition(".")[2]),
+        "status": status if (status := type_.partition(".")[2]) in STATUSES else "active",
         "last_active_organization_id": None,
         "last_active_at": now_ms,
         "latest_activity": {

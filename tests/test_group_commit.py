@@ -225,12 +225,15 @@ def test_all_that_wait_for_a_redis_that_hangs_are_refused_together(
     with frozen(own_redis):
         first = connected.begin(clerk_event(), "msg_first")
         eventually(first.running)
-        waiting = [connected.begin(clerk_event(), f"msg_{number}") for number in range(20)]
+        waiting = []
+        with contextlib.suppress(StoreUnavailableError):  # on a slow machine, the first has failed by now
+            for number in range(20):
+                waiting.append(connected.begin(clerk_event(), f"msg_{number}"))  # noqa: PERF401  # see above
 
         assert isinstance(first.exception(timeout=30), StoreUnavailableError)
         # Not one timeout after the other, but all at once.
         done, _ = wait(waiting, timeout=0.4)
-        assert len(done) == 20
+        assert len(done) == len(waiting) > 0
         assert all(isinstance(future.exception(), StoreUnavailableError) for future in done)
 
 
