@@ -30,6 +30,7 @@ class Program:
         self.process = process
         self._printed = threading.Condition()
         self._text = {"stdout": "", "stderr": ""}
+        self._ended: set[str] = set()
         self._readers = [
             threading.Thread(target=self._collect, args=("stdout", process.stdout), daemon=True),
             threading.Thread(target=self._collect, args=("stderr", process.stderr), daemon=True),
@@ -43,6 +44,9 @@ class Program:
                 self._text[name] += line
                 self._printed.notify_all()
         stream.close()
+        with self._printed:
+            self._ended.add(name)
+            self._printed.notify_all()
 
     @property
     def stdout(self) -> str:
@@ -63,6 +67,7 @@ class Program:
         with self._printed:
             while (match := re.search(pattern, self._text[stream], re.MULTILINE)) is None:
                 left = deadline - time.monotonic()
+                assert self._ended != set(self._text), f"it ended without {pattern!r}:\n{self._text}"
                 assert left > 0, f"no {pattern!r} after {within} s in:\n{self._text}"
                 self._printed.wait(left)
         return match

@@ -328,6 +328,7 @@ def test_send_without_a_type_creates_a_session(service: ServiceProcess, publishe
         ("session.ended", "ended"),
         ("session.removed", "removed"),
         ("session.revoked", "revoked"),
+        ("session.updated", "active"),
     ],
 )
 def test_send_sends_each_type(

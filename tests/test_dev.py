@@ -213,6 +213,16 @@ def test_it_shows_what_subscribers_get_from_then_on(dev: RunningDev) -> None:
     assert "active (live)" in shown
 
 
+def test_the_tail_command_works_whatever_is_in_the_url(
+    start: Dev, any_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    url = f"{any_redis.url}?health_check_interval=30&client_name=relay"
+    dev = RunningDev(start("--no-simulate", REDIS_URL=url))
+    session_id = simulated_post(dev).json()["session_id"]
+    with started(["sh", "-c", f"exec env {dev.command('tail')}"], tmp_path) as tail:
+        tail.wait_for(session_id)
+
+
 # The simulation
 
 
@@ -330,6 +340,16 @@ def test_a_port_given_that_is_taken_ends_it(start: Dev) -> None:
         assert program.end() != 0
     assert f"port {port}" in program.stderr
     assert "Traceback" not in program.stderr
+
+
+def test_it_can_listen_on_ipv6(start: Dev) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("there is no IPv6 here")
+    dev = RunningDev(start("--no-simulate", HOST="::1"))
+    assert dev.url.startswith("http://[::1]:")
+    assert simulated_post(dev).status_code == 200
 
 
 class _Other(http.server.BaseHTTPRequestHandler):
