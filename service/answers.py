@@ -17,6 +17,9 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+ANSWER_SECONDS: Final = 4.5
+"""Within which the sender gets an answer, whatever Redis and the sender itself do; the contract says 5."""
+
 DEFER: Final = "session_relay.defer"
 """WSGI environ key: a server that can wait without a thread puts a `Callable[[Pending], None]` there."""
 

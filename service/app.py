@@ -1,7 +1,6 @@
 """The Flask application: routes and answers. A webhook comes in here; follow it into `ingest`."""
 
 import time
-from typing import Final
 
 import structlog
 from flask import Flask, Request, Response, g, request
@@ -21,13 +20,11 @@ from service.errors import (
 )
 from service.health import create_health
 from service.ingest import Ingest
+from service.log import configure as configure_logs
 from service.signature import Verifier
 from service.store import SessionStore
 
 log = structlog.get_logger(__name__)
-
-ANSWER_SECONDS: Final = 4.5
-"""The sender gets its answer within 5 s, whatever Redis does."""
 
 
 def create_app(settings: Settings | None = None, store: SessionStore | None = None) -> Flask:
@@ -35,7 +32,9 @@ def create_app(settings: Settings | None = None, store: SessionStore | None = No
 
     Raises ConfigurationError.
     """
-    settings = settings or load(Settings)
+    if settings is None:
+        settings = load(Settings)
+        configure_logs(settings)
     store = store or SessionStore(settings)
     verifier = Verifier(settings.secrets)
     ingest = Ingest(
@@ -64,7 +63,7 @@ def create_app(settings: Settings | None = None, store: SessionStore | None = No
         body = _read_body(request, settings.max_body_bytes)
         delivery = verifier.verify(request.headers, body)  # type: ignore[arg-type]  # has the `get` of a Mapping
         report.message_id = delivery.id
-        return answers.Pending(ingest(delivery), report.answer, ANSWER_SECONDS)
+        return answers.Pending(ingest(delivery), report.answer, answers.ANSWER_SECONDS)
 
     return app
 

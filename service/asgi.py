@@ -1,7 +1,8 @@
 """The thin asynchronous layer in front of the Flask application.
 
 It holds what would hold a thread: a client that takes its time with the body, and Redis that takes its
-time with the reply. Flask itself runs on the event loop: between the two waits there is only computing.
+time with the reply. Flask itself runs on the event loop: between the two waits there is only computing, and
+little of it, but for large bodies.
 Any number of slow clients, and a Redis that hangs, leave the loop free to answer everyone else.
 """
 
@@ -10,23 +11,27 @@ import contextlib
 import io
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from flask import Flask
 
-from service.answers import DEFER, Pending
-from service.errors import RequestTimeoutError
+from service.answers import ANSWER_SECONDS, DEFER, Pending
+from service.errors import RelayError, RequestTimeoutError, StoreUnavailableError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-REQUEST_SECONDS: Final = 4.5
-"""For a whole request, body and Redis: every answer comes within 5 s."""
+BODY_SECONDS: Final = 3.0
+"""For a request's body; what is left of ANSWER_SECONDS is for reading it, and for Redis."""
 DRAINED_BYTES: Final = 8 * 1_048_576
 """Read and dropped of a body too large, so that its sender reads the answer before the connection ends."""
+BUFFERED_BYTES: Final = 64 * 1_048_576
+"""Held of all bodies together, since everyone can send one: the smallest dynos have 512 MB."""
+LARGE_BYTES: Final = 64 * 1024
+"""A larger body takes long enough to verify and read that the loop leaves it to a thread."""
 
 
 class Application:
@@ -35,6 +40,9 @@ class Application:
     def __init__(self, app: Flask, max_body_bytes: int) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._buffered = 0
+        self._buffered_at_most = max(BUFFERED_BYTES, 2 * max_body_bytes)
+        self._large = ThreadPoolExecutor(max_workers=2, thread_name_prefix="large-body")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -53,41 +61,50 @@ class Application:
 
     async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + REQUEST_SECONDS
-        body = io.BytesIO()
+        begun = loop.time()
+        received = io.BytesIO()
         try:
-            async with asyncio.timeout_at(deadline):
-                await self._read_body(receive, body)
+            body = await self._read_body(receive, received, begun + BODY_SECONDS)
+            pending: list[Pending[Any]] = []
+            response = _Response()
+            environ = _environ(scope, body) | {DEFER: pending.append}
+            size = received.tell()
+            received.seek(0)
+            if size > LARGE_BYTES:
+                chunks = await loop.run_in_executor(self._large, self._app, environ, response.start)
+            else:
+                chunks = self._app(environ, response.start)
         except _ClientGoneError:
             return
-        except TimeoutError:
-            if body.tell() <= self._max_body_bytes:
-                body = _LateBody()
-        body.seek(0)
-
-        pending: list[Pending[Any]] = []
-        response = _Response()
-        environ = _environ(scope, body) | {DEFER: pending.append}
-        chunks = self._app(environ, response.start)
+        finally:
+            self._buffered -= received.getbuffer().nbytes
         for answer in pending:
-            await _wait(answer.future, min(loop.time() + answer.timeout, deadline))
+            await _wait(answer.future, min(loop.time() + answer.timeout, begun + ANSWER_SECONDS))
             chunks = answer.settled()(environ, response.start)
         await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
         await send({"type": "http.response.body", "body": b"".join(chunks)})
 
-    async def _read_body(self, receive: Receive, body: io.BytesIO) -> None:
-        """Fill in the body; of one that is too large, a part that is too large as well."""
+    async def _read_body(self, receive: Receive, received: io.BytesIO, deadline: float) -> io.BytesIO:
+        """Return the body; of one that is too large, a part that is too large as well."""
         size = 0
         more = True
-        while more and size <= self._max_body_bytes + DRAINED_BYTES:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _ClientGoneError
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if body.tell() <= self._max_body_bytes:
-                body.write(chunk)
-            more = message.get("more_body", False)
+        try:
+            async with asyncio.timeout_at(deadline):
+                while more and size <= self._max_body_bytes + DRAINED_BYTES:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _ClientGoneError
+                    chunk = message.get("body", b"")
+                    size += len(chunk)
+                    if received.tell() <= self._max_body_bytes:
+                        if self._buffered + len(chunk) > self._buffered_at_most:
+                            return _Unread(StoreUnavailableError("Too many bodies arrive at once."))
+                        self._buffered += received.write(chunk)
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            if size <= self._max_body_bytes:
+                return _Unread(RequestTimeoutError("The body did not arrive in time."))
+        return received
 
 
 async def _wait(future: Future[Any], deadline: float) -> None:
@@ -104,11 +121,15 @@ class _ClientGoneError(Exception):
     pass
 
 
-class _LateBody(io.BytesIO):
-    """What is left of a body that did not arrive in time: whoever reads it says so."""
+class _Unread(io.BytesIO):
+    """A body that did not arrive whole: whoever reads it is told why."""
+
+    def __init__(self, why: RelayError) -> None:
+        super().__init__()
+        self._why = why
 
     def read(self, _size: int | None = -1, /) -> bytes:
-        raise RequestTimeoutError("The body did not arrive in time.")
+        raise self._why
 
 
 class _Response:

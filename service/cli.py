@@ -15,7 +15,7 @@ from service import dev as dev_mode
 from service import lenient_json, log, sender, simulator, view
 from service import server as server_mode
 from service.config import DevSettings, ListenSettings, RedisSettings, Settings, SigningSettings, load
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, StartError
 from service.feed import SessionFeed
 from service.sender import Answer, Letter
 
@@ -25,8 +25,6 @@ class _Group(click.Group):
         """Run a command; settings that stop it end it with status 2, other known failures with 1."""
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.Abort):  # click's own, and RuntimeErrors too
-            raise
         except ConfigurationError as error:
             for fault in error.faults:
                 click.echo(fault, err=True)
@@ -34,7 +32,7 @@ class _Group(click.Group):
         except redis.RedisError as error:
             click.echo(f"Redis: {error}", err=True)
             ctx.exit(1)
-        except RuntimeError as error:
+        except StartError as error:
             click.echo(str(error), err=True)
             ctx.exit(1)
 

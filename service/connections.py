@@ -52,4 +52,4 @@ def connect(
         raise ConfigurationError(
             ["REDIS_URL: redis-py does not know an option in it, or its value"]
         ) from None
-    return redis.Redis(connection_pool=pool)
+    return redis.Redis.from_pool(pool)  # closing it closes the connections

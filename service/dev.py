@@ -26,6 +26,7 @@ from rich.text import Text
 
 from service import connections, embedded, sender, simulator, view
 from service.config import DevSettings
+from service.errors import StartError
 from service.sender import Letter
 from service.server import check_address
 
@@ -40,7 +41,7 @@ SUBSCRIBER_SECONDS: Final = 1.0
 def run(settings: DevSettings, *, simulate: bool, console: Console) -> int:
     """Run until Ctrl-C, SIGTERM or SIGHUP; return the exit status.
 
-    Raises RuntimeError if something that it needs does not start; ConfigurationError if PORT is taken.
+    Raises StartError if something that it needs does not start; ConfigurationError if PORT is taken.
     """
     # An event, not an exception: that could hit between a child's start and the note that it has to be ended.
     stop = threading.Event()
@@ -57,7 +58,7 @@ def run(settings: DevSettings, *, simulate: bool, console: Console) -> int:
         secrets = given or [simulator.new_secret()]
         port = settings.port or _free_port(settings.host)
         check_address(settings.host, port)
-        origin = f"http://{'127.0.0.1' if settings.host == '0.0.0.0' else settings.host}:{port}"  # noqa: S104
+        origin = f"http://{_reachable(settings.host)}:{port}"
         server = stack.enter_context(
             _serve(
                 {
@@ -79,22 +80,29 @@ def run(settings: DevSettings, *, simulate: bool, console: Console) -> int:
         console.print(f"\nWhat {settings.redis_channel} gets from now on. Ctrl-C stops.\n", style="dim")
         while not stop.is_set():
             if server.poll() is not None:
-                raise RuntimeError(f"The relay ended by itself, with exit status {server.returncode}.")
+                raise StartError(f"The relay ended by itself, with exit status {server.returncode}.")
             if (message := _next_message(subscriber, 0.2)) is not None:
                 console.print(view.line(message), soft_wrap=True)
         console.print("\nStopping …", style="dim")
     return 0
 
 
+def _reachable(host: str) -> str:
+    """Return how a URL names the address, or one of all addresses."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"[{host}]" if ":" in host else host
+
+
 def _free_port(host: str) -> int:
     """Return the preferred port or, if it is taken, any free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in (PREFERRED_PORT, 0):
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        with socket.socket(family) as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             found: int = probe.getsockname()[1]
             return found
-    raise RuntimeError(f"HOST={host} is no address of this machine.")
+    raise StartError(f"HOST={host} is no address of this machine.")
 
 
 @contextlib.contextmanager
@@ -116,11 +124,11 @@ def _await_start(server: subprocess.Popen[bytes], url: str, stop: threading.Even
     deadline = time.monotonic() + START_SECONDS
     while not stop.wait(0.05):
         try:
-            if httpx.get(url, timeout=1).is_success:
+            if httpx.get(url, timeout=1, trust_env=False).is_success:
                 return
         except httpx.HTTPError:
             if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("The relay did not start; what it said stands above.") from None
+                raise StartError("The relay did not start; what it said stands above.") from None
 
 
 @contextlib.contextmanager
@@ -134,7 +142,7 @@ def _subscribe(settings: DevSettings, redis_url: str) -> Iterator[Any]:
             subscriber.subscribe(settings.redis_channel)
             subscriber.get_message(timeout=settings.redis_timeout)
         except redis.RedisError as error:
-            raise RuntimeError(f"Redis can't be used: {error}") from None
+            raise StartError(f"Redis can't be used: {error}") from None
         yield subscriber
 
 
@@ -161,12 +169,12 @@ def _introduce(
         ("Redis", f"{_without_password(redis_url)}  ({redis_name})"),
     ):
         console.print(f"{name:<10}{value}", soft_wrap=True, markup=False, highlight=False)
-    program = _program()
+    program, shown_url = _program(), shlex.quote(_without_password(redis_url))
     console.print("\nTry, in another terminal:", style="dim")
     for command in (
         f"CLERK_WEBHOOK_SIGNING_SECRET={secret} {program} send session.revoked --url {url}",
-        f"REDIS_URL={_without_password(redis_url)} {program} tail --from start",
-        f"redis-cli -u {_without_password(redis_url)} subscribe {shlex.quote(channel)}",
+        f"REDIS_URL={shown_url} {program} tail --from start",
+        f"redis-cli -u {shown_url} subscribe {shlex.quote(channel)}",
     ):
         console.print(f"  {command}", soft_wrap=True, markup=False, highlight=False)
     console.print()

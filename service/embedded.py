@@ -16,6 +16,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from service.errors import StartError
+
 START_SECONDS: Final = 10
 
 
@@ -36,7 +38,7 @@ class EmbeddedRedis:
 def run() -> Iterator[EmbeddedRedis]:
     """Run the redis-server on PATH or, where there is none, fakeredis' TCP server.
 
-    Raises RuntimeError if neither is there, or it does not start.
+    Raises StartError if neither is there, or it does not start.
     """
     binary = shutil.which("redis-server")
     with run_server(binary) if binary else run_stand_in() as server:
@@ -66,7 +68,7 @@ def run_stand_in() -> Iterator[EmbeddedRedis]:
         import lupa  # type: ignore[import-untyped]  # noqa: F401, PLC0415  # what fakeredis runs Lua with
         from fakeredis import TcpFakeServer  # noqa: PLC0415  # in the `dev` extra
     except ImportError:
-        raise RuntimeError(
+        raise StartError(
             "There is no Redis here. Install redis-server, or the stand-in: "
             "pip install 'clerk-session-relay[dev]', or set REDIS_URL."
         ) from None
@@ -101,5 +103,5 @@ def _await_start(process: subprocess.Popen[bytes], port: int, log: Path) -> None
             except redis.RedisError:
                 if process.poll() is not None or time.monotonic() > deadline:
                     said = log.read_text(errors="replace") if log.exists() else ""
-                    raise RuntimeError(f"redis-server did not start:\n{said}") from None
+                    raise StartError(f"redis-server did not start:\n{said}") from None
                 time.sleep(0.01)

@@ -102,6 +102,10 @@ class DeadLettersFullError(StoreUnavailableError):
     title = "There is no room for another dead letter"
 
 
+class StartError(Exception):
+    """Something that `dev` needs does not start; the text says what to do."""
+
+
 class ConfigurationError(Exception):
     """Settings that stop the start.
 

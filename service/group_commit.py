@@ -8,6 +8,7 @@ know: that one was not run. A connection that fails, fails all that were on it, 
 import collections
 import dataclasses
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,11 +26,13 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 MAX_BATCH: Final = 128
-"""Commands in one round trip: at about 15 µs each, well below any timeout."""
+"""Commands in one round trip: short against any timeout."""
 MAX_WAITING: Final = 10_000
 """Commands that may wait for the connection: memory has a bound, too."""
 CLOSE_SECONDS: Final = 5.0
 """For what still waits when the service stops."""
+STUCK_SECONDS: Final = 4.0
+"""A round trip that takes longer will not end in time for anybody. (Looking up a name has no timeout.)"""
 PAUSE_AFTER_TIMEOUT: Final = 1.0
 """Seconds for which commands are refused at once after a timeout, instead of waiting for the next one."""
 
@@ -75,6 +78,7 @@ class GroupCommit:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._paused_until = 0.0
+        self._stuck_from = math.inf
 
     def submit(self, *arguments: Any, parse: Callable[[Any], T]) -> Future[T]:
         """Send one command when the connection is free; the future gets what `parse` makes of its reply.
@@ -86,7 +90,8 @@ class GroupCommit:
         with self._wake:
             if self._closing:
                 raise StoreUnavailableError("The service is stopping.")
-            if time.monotonic() < self._paused_until:
+            now = time.monotonic()
+            if now < self._paused_until or now > self._stuck_from:
                 raise StoreUnavailableError("Redis timed out a moment ago.")
             if len(self._waiting) >= MAX_WAITING:
                 raise StoreUnavailableError("Too many deliveries wait for Redis.")
@@ -104,10 +109,14 @@ class GroupCommit:
             self._wake.notify()
         if self._thread is not None:
             self._thread.join(CLOSE_SECONDS)
+        with self._wake:
+            left = self._take(MAX_WAITING)
+        _fail(left, StoreUnavailableError("The service is stopping."))
         self._client.close()
 
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
+            self._stuck_from = time.monotonic() + STUCK_SECONDS
             try:
                 self._commit(batch)
             except redis.TimeoutError as error:
@@ -117,14 +126,16 @@ class GroupCommit:
                 _fail(batch, error)
             except Exception as error:  # noqa: BLE001  # this thread outlives whatever a connection can do
                 _fail(batch, error)
+            finally:
+                self._stuck_from = math.inf
 
     def _next_batch(self) -> list[_Command] | None:
         with self._wake:
-            while not self._waiting:
+            while not (batch := self._take(MAX_BATCH)):
                 if self._closing:
                     return None
-                self._wake.wait()
-            return self._take(MAX_BATCH)
+                self._wake.wait_for(lambda: self._waiting or self._closing)
+            return batch
 
     def _take(self, at_most: int) -> list[_Command]:
         taken = [self._waiting.popleft() for _ in range(min(at_most, len(self._waiting)))]
@@ -188,8 +199,11 @@ def _fail(commands: Sequence[_Command], error: Exception) -> None:
     if not commands:
         return
     if not isinstance(error, StoreUnavailableError):
-        kind = type(error).__name__
-        log.warning("redis_failed", error=kind, detail=str(error), commands=len(commands))
+        # Redis quotes the arguments of a command that it does not know: of AUTH, that is the password.
+        detail = str(error).partition(", with args")[0]
+        code = detail.partition(" ")[0]
+        kind = code if code.isupper() else type(error).__name__
+        log.warning("redis_failed", error=kind, detail=detail, commands=len(commands))
         error = StoreUnavailableError(f"Redis did not take it ({kind}).")
     for command in commands:
         command.future.set_exception(error)

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
 from json.decoder import JSONDecodeError, scanstring  # type: ignore[attr-defined]  # C, without a stub
 from typing import Any, Final
 
@@ -42,37 +43,63 @@ def loads(text: bytes) -> Any:
         return _loads_without_recursion(decoded)
 
 
-def dumps(value: Any) -> str:
+def dumps(value: Any, at_most: int | None = None) -> str:
     """Write compact JSON; Python's own encoder would give up on deep nesting.
 
-    Raises ValueError for NaN and Infinity, which JSON does not have.
+    at_most: characters.
+    Raises ValueError for more of them, and for NaN and Infinity, which JSON does not have.
     """
     written: list[str] = []
-    left: list[Any] = [value]
-    while left:
-        match left.pop():
-            case _Punctuation(mark):
-                written.append(mark)
-            case dict() as members:
-                items = [
-                    part for key, member in members.items() for part in (_COMMA, key, _MARK_COLON, member)
-                ]
-                left += reversed([_Punctuation("{"), *items[1:], _Punctuation("}")])
-            case list() as members:
-                items = [part for member in members for part in (_COMMA, member)]
-                left += reversed([_Punctuation("["), *items[1:], _Punctuation("]")])
-            case scalar:
-                written.append(json.dumps(scalar, ensure_ascii=False, allow_nan=False))
+    size = 0
+    # What each container that is open still has to write.
+    open_containers: list[Iterator[str | _Member]] = [iter([_Member(value)])]
+    while open_containers:
+        part = next(open_containers[-1], None)
+        if part is None:
+            open_containers.pop()
+            continue
+        if isinstance(part, _Member):
+            if isinstance(part.value, dict | list):
+                open_containers.append(_parts(part.value))
+                continue
+            part = json.dumps(part.value, ensure_ascii=False, allow_nan=False)
+        written.append(part)
+        size += len(part)
+        if at_most is not None and size > at_most:
+            raise ValueError(f"more than {at_most} characters of JSON")
     return "".join(written)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Punctuation:
-    mark: str
+class _Member:
+    value: Any
 
 
-_COMMA: Final = _Punctuation(",")
-_MARK_COLON: Final = _Punctuation(":")
+def _parts(container: dict[str, Any] | list[Any]) -> Iterator[str | _Member]:
+    comma = ""
+    if isinstance(container, dict):
+        yield "{"
+        for key, value in container.items():
+            yield f"{comma}{json.dumps(key, ensure_ascii=False)}:"
+            yield _Member(value)
+            comma = ","
+        yield "}"
+    else:
+        yield "["
+        for value in container:
+            yield comma
+            yield _Member(value)
+            comma = ","
+        yield "]"
+
+
+def is_unicode(text: str) -> bool:
+    """Tell whether UTF-8 can hold it: JSON's escapes can name half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _loads_without_recursion(text: str) -> Any:  # noqa: C901, PLR0912  # a grammar in one loop

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -72,9 +73,9 @@ def deliver(
     if shuffle:
         random.shuffle(queue)
     begun = time.monotonic()
-    with httpx.Client(
-        timeout=15, follow_redirects=False
-    ) as client:  # Svix waits 15 s, and takes a 3xx as failure
+    # Svix waits 15 s, and takes a 3xx as failure. No proxy of the environment leads to this machine.
+    local = re.match(r"https?://(127\.0\.0\.1|localhost|\[::1\])(:|/|$)", url) is not None
+    with httpx.Client(timeout=15, follow_redirects=False, trust_env=not local) as client:
         for number, letter in enumerate(queue):
             if rate:
                 time.sleep(max(0.0, begun + number / rate - time.monotonic()))

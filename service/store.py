@@ -58,7 +58,7 @@ class SessionStore:
             keys.events,
             keys.expiry,
             change.event.id,
-            f"{order.terminal:d} {order.updated_at_ms} {order.occurred_at_ms} {order.rank}",
+            " ".join(map(str, (int(order.terminal), *order[1:]))),
             session.id,
             session.user_id,
             session.status,
@@ -124,7 +124,5 @@ def _outcome(session: Session, reply: list[bytes]) -> Outcome:
 
 def _kept(why: Unusable, reply: bytes) -> Outcome:
     if reply == b"full":
-        raise DeadLettersFullError(
-            "Work them off with `session-relay dead-letters`, or raise DEAD_LETTER_MAX."
-        )
+        raise DeadLettersFullError("Take some out of Redis, or raise DEAD_LETTER_MAX.")
     return Outcome("dead_lettered", reason=why.reason)

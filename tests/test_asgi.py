@@ -85,7 +85,7 @@ def futures() -> dict[str, Future[str]]:
 
 
 @pytest.fixture
-def app(futures: dict[str, Future[str]]) -> Application:
+def flask(futures: dict[str, Future[str]]) -> Flask:
     flask = Flask(__name__)
     flask.extensions["session_store"] = Store()
 
@@ -116,6 +116,15 @@ def app(futures: dict[str, Future[str]]) -> Application:
     def refuse(error: RelayError) -> Response:
         return answers.problem(error)
 
+    @flask.post("/hold/<name>")
+    def hold(name: str) -> Response:
+        return Response(futures[name].result(timeout=30))
+
+    return flask
+
+
+@pytest.fixture
+def app(flask: Flask) -> Application:
     return Application(flask, LIMIT)
 
 
@@ -173,7 +182,7 @@ def test_a_body_without_end_is_not_read_for_ever(app: Application, monkeypatch: 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi, "REQUEST_SECONDS", 0.05)
+    monkeypatch.setattr(asgi, "BODY_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -196,6 +205,46 @@ def test_a_body_that_is_too_large_already_is_not_late(app: Application) -> None:
     client = call(app, scope(), Client(chunk(b"x" * 101, more=True), then_hang=True))
 
     assert (client.status, len(client.body)) == (200, 101)
+
+
+def test_the_bodies_of_all_requests_together_have_a_bound(app: Application) -> None:
+    app._buffered_at_most = 150
+
+    async def three() -> list[Client]:
+        arriving = Client(chunk(b"x" * 90, more=True), then_hang=True)
+        task = asyncio.create_task(app(scope(), arriving.receive, arriving.send))
+        await asyncio.sleep(0)
+        clients = [Client(chunk(b"x" * 70)), Client(chunk(b"x" * 50))]
+        for client in clients:
+            await app(scope(), client.receive, client.send)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        last = Client(chunk(b"x" * 90))
+        await app(scope(), last.receive, last.send)
+        return [*clients, last]
+
+    too_much, fits, after = asyncio.run(three())
+
+    assert (too_much.status, json.loads(too_much.body)["code"]) == (503, "store_unavailable")
+    assert (fits.status, after.status) == (200, 200)
+
+
+def test_a_large_body_does_not_keep_the_loop(flask: Flask, futures: dict[str, Future[str]]) -> None:
+    """Reading it takes long; in a thread, others are answered meanwhile."""
+    app = Application(flask, 2 * asgi.LARGE_BYTES)
+
+    async def both() -> tuple[Client, Client]:
+        large, small = Client(chunk(b"x" * (asgi.LARGE_BYTES + 1))), Client(chunk(b"hello"))
+        task = asyncio.create_task(app(scope("/hold/long"), large.receive, large.send))
+        await app(scope(), small.receive, small.send)
+        assert not large.sent
+        futures["long"].set_result("done")
+        await task
+        return large, small
+
+    large, small = asyncio.run(both())
+
+    assert (large.body, small.body) == (b"done", b"hello")
 
 
 # Answers that wait

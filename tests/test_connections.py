@@ -12,7 +12,7 @@ from support import clerk_event, client_of, free_port, intake_on, scripted_redis
 
 from service.connections import connect
 from service.embedded import EmbeddedRedis
-from service.errors import ConfigurationError, StoreUnavailableError
+from service.errors import ConfigurationError, StartError, StoreUnavailableError
 
 StartRedis = Callable[..., EmbeddedRedis]
 
@@ -129,7 +129,18 @@ def test_a_user_with_no_more_rights_than_the_relay_needs(own_redis: EmbeddedRedi
     """The rights that the README may ask for."""
     own_client.execute_command(
         *("ACL", "SETUSER", "relay", "on", ">secret", "~{clerk}:*", "&clerk:sessions*", "-@all"),
-        *("+script|load", "+evalsha", "+lpushx", "+hmget", "+hset", "+hdel", "+hget", "+hexists", "+hlen"),
+        *(
+            "+script|load",
+            "+evalsha",
+            "+lpushx",
+            "+hmget",
+            "+hset",
+            "+hdel",
+            "+hget",
+            "+hexists",
+            "+exists",
+            "+hlen",
+        ),
         *("+del", "+pttl", "+pexpire", "+zadd", "+zrem", "+xadd", "+xdel", "+publish"),
     )
 
@@ -187,7 +198,7 @@ def start_tls(start_redis: StartRedis, certificates: Path) -> Callable[[str], st
                 *("--tls-cert-file", paths["crt"], "--tls-key-file", paths["key"]),
                 *("--tls-ca-cert-file", str(certificates / "ca.crt")),
             )
-        except RuntimeError as error:
+        except StartError as error:
             if "tls" not in str(error).lower():
                 raise
             pytest.skip("needs a redis-server that was built with TLS")

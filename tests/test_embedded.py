@@ -12,6 +12,7 @@ from support import client_of, free_port, subscribed
 
 from service import embedded
 from service.embedded import EmbeddedRedis
+from service.errors import StartError
 
 
 def listens(port: int) -> bool:
@@ -54,7 +55,7 @@ def test_it_says_what_to_install_where_there_is_neither(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "fakeredis", None)
 
-    with pytest.raises(RuntimeError, match=r"redis-server.*clerk-session-relay\[dev\]"), embedded.run():
+    with pytest.raises(StartError, match=r"redis-server.*clerk-session-relay\[dev\]"), embedded.run():
         pass
 
 
@@ -119,7 +120,7 @@ def test_a_server_that_hangs_is_ended_too(redis_binary: str) -> None:
 
 def test_a_server_that_does_not_start_says_why(redis_binary: str) -> None:
     with (
-        pytest.raises(RuntimeError, match="did not start"),
+        pytest.raises(StartError, match="did not start"),
         embedded.run_server(redis_binary, ["--no-such-option", "1"]),
     ):
         pass
@@ -136,7 +137,7 @@ def test_a_port_that_is_taken_is_an_error(redis_binary: str) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with (
-            pytest.raises(RuntimeError, match="did not start"),
+            pytest.raises(StartError, match="did not start"),
             embedded.run_server(redis_binary, port=taken.getsockname()[1]),
         ):
             pass
@@ -146,7 +147,7 @@ def test_a_port_of_another_redis_is_an_error(redis_binary: str) -> None:
     """Not that other one, taken for the one that was started."""
     with (
         embedded.run_server(redis_binary) as other,
-        pytest.raises(RuntimeError, match="did not start"),
+        pytest.raises(StartError, match="did not start"),
         embedded.run_server(redis_binary, port=other.port),
     ):
         pass

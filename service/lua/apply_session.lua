@@ -12,7 +12,7 @@
 --   the one key that can't be passed in KEYS. It has the prefix's hash tag, so it is in the same slot.
 --
 -- ARGV
---   1  message id        2  order: "<terminal 1|0> <updated_at ms> <occurred_at ms> <rank>"
+--   1  message id        2  order key: "<terminal 1|0> <updated_at ms> <occurred_at ms> <rank> <message id>"
 --   3  session id        4  user id              5  status               6  live (1|0)
 --   7  expire_at (ms, or empty)                  8  TTL (ms)             9  retention (ms)
 --   10 stream length     11 channel              12 user channel
@@ -21,10 +21,11 @@
 --
 -- Returns {outcome, cursor, revision}: applied | duplicate | stale; revision is empty for a stale event.
 --
--- Redis does not roll back a script, so a write that fails undoes those before it.
+-- Redis does not roll back a script. So all that can be asked is asked before the first write, and a write
+-- that fails all the same undoes those before it.
 
 local session_key, user_key, events_key, expiry_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local message_id, order, session_id, user_id, status, live = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local message_id, order_key, session_id, user_id, status, live = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local expire_at, ttl, retention = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
 local channel, user_channel, tail = ARGV[11], ARGV[12], ARGV[13]
 
@@ -35,7 +36,8 @@ local held_values = redis.call('HMGET', session_key, message_field, unpack(FIELD
 local seen = table.remove(held_values, 1)
 if seen then
   if ARGV[14] == '1' then
-    redis.call('PEXPIRE', session_key, math.max(redis.call('PTTL', session_key), retention))
+    local left = redis.call('PTTL', session_key)
+    redis.call('PEXPIRE', session_key, left > 0 and left or retention)
   end
   local cursor, revision = string.match(seen, '^(%S+) (%d*)$')
   return { 'duplicate', cursor, revision }
@@ -72,7 +74,6 @@ local function is_after(a, b)
   return is_after_bytewise(x[5], y[5])
 end
 
-local order_key = order .. ' ' .. message_id
 local applied = not held or is_after(order_key, held._order)
 
 local function message(cursor, revision, previous_status)
@@ -80,55 +81,6 @@ local function message(cursor, revision, previous_status)
     .. ',"revision":' .. (revision or 'null')
     .. ',"previous_status":' .. (previous_status and '"' .. previous_status .. '"' or 'null')
     .. tail
-end
-
-local function failed(reply)
-  return type(reply) == 'table' and reply.err
-end
-
-local undo = {}
--- Runs the commands in turn; returns the error of the first that fails, after undoing all before it.
-local function write(commands)
-  for _, command in ipairs(commands) do
-    local reply = redis.pcall(unpack(command))
-    if failed(reply) then
-      for _, undoing in ipairs(undo) do
-        redis.pcall(unpack(undoing))
-      end
-      return reply
-    end
-  end
-end
-
--- What was published can't be undone, so ask first. (Redis 6.2 has no way to ask.)
-if applied and redis.acl_check_cmd then
-  for _, name in ipairs({ channel, user_channel }) do
-    if not redis.acl_check_cmd('PUBLISH', name, '') then
-      return redis.error_reply('NOPERM this user may not publish on ' .. name)
-    end
-  end
-end
-
-local revision = applied and string.format('%d', (held and tonumber(held.revision) or 0) + 1) or nil
-local previous_status = applied and held and held.status or nil
-
--- First, because it is refused when memory is short, where a first write that frees memory is not.
-local cursor = redis.pcall('XADD', events_key, 'MAXLEN', '~', ARGV[10], '*',
-  'outcome', applied and 'applied' or 'stale', 'session_id', session_id, 'user_id', user_id,
-  'message', message(nil, revision, previous_status))
-if failed(cursor) then
-  return cursor
-end
-undo[1] = { 'XDEL', events_key, cursor }
-
-if not applied then
-  undo[2] = { 'HDEL', session_key, message_field }
-  local commands = { { 'HSET', session_key, message_field, cursor .. ' ' } }
-  -- A late event's id has to outlast its sender's retries.
-  if redis.call('PTTL', session_key) < retention then
-    commands[2] = { 'PEXPIRE', session_key, retention }
-  end
-  return write(commands) or { 'stale', cursor, '' }
 end
 
 -- The commands that put a session where its state says it belongs in the two sorted sets.
@@ -143,47 +95,114 @@ local function index(state)
       or { 'ZREM', expiry_key, session_id }
 end
 
-local state = {
-  state = message(cursor, revision, previous_status), status = status, live = live, user_id = user_id,
-  revision = revision, cursor = cursor, _order = order_key, _expire_at = expire_at, _user_key = user_key,
-}
-local set_state = { 'HSET', session_key, message_field, cursor .. ' ' .. revision }
-for _, field in ipairs(FIELDS) do
-  set_state[#set_state + 1] = field
-  set_state[#set_state + 1] = state[field]
+local function set_state(state)
+  local command = { 'HSET', session_key }
+  for _, field in ipairs(FIELDS) do
+    command[#command + 1] = field
+    command[#command + 1] = state[field]
+  end
+  return command
 end
 
-if held then
-  local set_held = { 'HSET', session_key }
-  for _, field in ipairs(FIELDS) do
-    set_held[#set_held + 1] = field
-    set_held[#set_held + 1] = held[field]
+-- Writes the event to the stream, then runs what `plan(cursor)` returns: commands, and what undoes them. A
+-- command that fails undoes everything, and its error is what this returns; else the cursor.
+local function write(revision, previous_status, plan)
+  local events_is_new = redis.call('EXISTS', events_key) == 0
+  -- First, because it is refused when memory is short, where a first write that frees memory is not.
+  local cursor = redis.pcall('XADD', events_key, 'MAXLEN', '~', ARGV[10], '*',
+    'outcome', revision and 'applied' or 'stale', 'session_id', session_id, 'user_id', user_id,
+    'message', message(nil, revision, previous_status))
+  if type(cursor) == 'table' and cursor.err then
+    return cursor
   end
-  undo[2] = { 'HDEL', session_key, message_field }
-  undo[3] = set_held
-  undo[4] = { 'ZREM', user_key, session_id }
-  undo[5], undo[6] = index(held)
-  for _, key in ipairs({ session_key, held._user_key }) do
-    local left = redis.call('PTTL', key)
+  local commands, undo = plan(cursor)
+  for _, command in ipairs(commands) do
+    local reply = redis.pcall(unpack(command))
+    if type(reply) == 'table' and reply.err then
+      redis.pcall('XDEL', events_key, cursor)
+      if events_is_new then
+        redis.pcall('DEL', events_key)
+      end
+      for _, undoing in ipairs(undo) do
+        redis.pcall(unpack(undoing))
+      end
+      return reply
+    end
+  end
+  return cursor
+end
+
+-- What was published can't be undone, and undoing takes rights too. Redis 6.2 has no way to ask; there, a user
+-- without these rights can leave a trace of an event that was not applied.
+if redis.acl_check_cmd then
+  for _, command in ipairs({
+    { 'PUBLISH', channel, '' }, { 'PUBLISH', user_channel, '' }, { 'XDEL', events_key, '0-0' },
+    { 'DEL', session_key }, { 'HDEL', session_key, '' }, { 'ZREM', user_key, '' }, { 'ZREM', expiry_key, '' },
+  }) do
+    if not redis.acl_check_cmd(unpack(command)) then
+      return redis.error_reply('NOPERM this user may not run ' .. command[1] .. ' on ' .. command[2])
+    end
+  end
+end
+
+local session_ttl = redis.call('PTTL', session_key)
+
+if not applied then
+  local cursor = write(nil, nil, function(cursor)
+    local commands = { { 'HSET', session_key, message_field, cursor .. ' ' } }
+    -- A late event's id has to outlast its sender's retries.
+    if session_ttl < retention then
+      commands[2] = { 'PEXPIRE', session_key, retention }
+    end
+    return commands, { { 'HDEL', session_key, message_field } }
+  end)
+  return cursor.err and cursor or { 'stale', cursor, '' }
+end
+
+local revision = string.format('%d', (held and tonumber(held.revision) or 0) + 1)
+local user_ttl = redis.call('PTTL', user_key)
+local held_user_ttl = held and redis.call('PTTL', held._user_key) or -2
+
+local cursor = write(revision, held and held.status, function(cursor)
+  local published = message(cursor, revision, held and held.status)
+  local state = {
+    state = published, status = status, live = live, user_id = user_id, revision = revision,
+    cursor = cursor, _order = order_key, _expire_at = expire_at, _user_key = user_key,
+  }
+  local in_user_set, in_expiry_set = index(state)
+  local commands = {
+    set_state(state),
+    { 'HSET', session_key, message_field, cursor .. ' ' .. revision },
+    { 'PEXPIRE', session_key, ttl },
+    in_user_set,
+    in_expiry_set,
+  }
+  if held and held._user_key ~= user_key then
+    commands[#commands + 1] = { 'ZREM', held._user_key, session_id }
+  end
+  -- A user's set lasts as long as the longest of its sessions.
+  if live == '1' and user_ttl < ttl then
+    commands[#commands + 1] = { 'PEXPIRE', user_key, ttl }
+  end
+  commands[#commands + 1] = { 'PUBLISH', user_channel, published }
+  commands[#commands + 1] = { 'PUBLISH', channel, published }
+
+  local undo = { { 'ZREM', user_key, session_id }, { 'ZREM', expiry_key, session_id } }
+  if held then
+    undo[3] = { 'HDEL', session_key, message_field }
+    undo[4] = set_state(held)
+    undo[5], undo[6] = index(held)
+  else
+    undo[3] = { 'DEL', session_key }
+  end
+  for key, left in pairs({ [session_key] = session_ttl, [user_key] = user_ttl }) do
     if left > 0 then
       undo[#undo + 1] = { 'PEXPIRE', key, left }
     end
   end
-else
-  undo[2] = { 'DEL', session_key }
-  undo[3] = { 'ZREM', user_key, session_id }
-  undo[4] = { 'ZREM', expiry_key, session_id }
-end
-
-local in_user_set, in_expiry_set = index(state)
-local commands = { set_state, { 'PEXPIRE', session_key, ttl }, in_user_set, in_expiry_set }
-if held and held._user_key ~= user_key then
-  commands[#commands + 1] = { 'ZREM', held._user_key, session_id }
-end
--- A user's set lasts as long as the longest of its sessions.
-if live == '1' and redis.call('PTTL', user_key) < ttl then
-  commands[#commands + 1] = { 'PEXPIRE', user_key, ttl }
-end
-commands[#commands + 1] = { 'PUBLISH', user_channel, state.state }
-commands[#commands + 1] = { 'PUBLISH', channel, state.state }
-return write(commands) or { 'applied', cursor, revision }
+  if held_user_ttl > 0 then
+    undo[#undo + 1] = { 'PEXPIRE', held._user_key, held_user_ttl }
+  end
+  return commands, undo
+end)
+return cursor.err and cursor or { 'applied', cursor, revision }
