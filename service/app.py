@@ -40,7 +40,7 @@ def create_app(settings: Settings | None = None, store: SessionStore | None = No
     ingest = Ingest(
         store,
         publish_http_request=settings.publish_http_request,
-        note_nulled=lambda field: metrics.NULLED_FIELDS.labels(field).inc(),
+        count_nulled=lambda field, times: metrics.NULLED_FIELDS.labels(field).inc(times),
     )
 
     app = Flask(__name__, static_folder=None)

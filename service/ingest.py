@@ -1,5 +1,6 @@
 """The way of one delivery, after its signature. Knows no HTTP, so it can replay dead letters too."""
 
+import collections
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,13 +18,13 @@ class Ingest:
         store: SessionStore,
         *,
         publish_http_request: bool = False,
-        note_nulled: Callable[[str], None] = lambda _: None,
+        count_nulled: Callable[[str, int], None] = lambda *_: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """note_nulled: is told each odd field that was read as null. clock: Unix seconds."""
+        """count_nulled: is told which odd fields were read as null, and how often. clock: Unix seconds."""
         self._store = store
         self._publish_http_request = publish_http_request
-        self._note_nulled = note_nulled
+        self._count_nulled = count_nulled
         self._clock = clock
 
     def __call__(self, delivery: Delivery) -> Future[Outcome]:
@@ -32,7 +33,10 @@ class Ingest:
         Raises MalformedEventError; StoreUnavailableError, here or in the future.
         """
         now_ms = int(self._clock() * 1000)
-        event = parse(delivery.body, self._note_nulled)
+        nulled: list[str] = []
+        event = parse(delivery.body, nulled.append)
+        for field, times in collections.Counter(nulled).items():
+            self._count_nulled(field, times)
         if isinstance(event, Ignored):
             return _done(Outcome("ignored"))
         if isinstance(event, Unusable):

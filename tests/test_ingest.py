@@ -43,7 +43,9 @@ def nulled() -> list[str]:
 
 @pytest.fixture
 def ingest(store: Store, nulled: list[str]) -> Ingest:
-    return Ingest(store, note_nulled=nulled.append, clock=lambda: NOW_MS / 1000)  # type: ignore[arg-type]
+    return Ingest(
+        store, count_nulled=lambda field, times: nulled.extend([field] * times), clock=lambda: NOW_MS / 1000
+    )  # type: ignore[arg-type]
 
 
 def delivery(event: object) -> Delivery:
