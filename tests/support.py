@@ -29,6 +29,7 @@ from service.app import create_app
 from service.config import Settings, load
 from service.contract import Outcome
 from service.embedded import EmbeddedRedis, run_server
+from service.errors import StartError
 from service.ingest import Ingest
 from service.signature import Delivery
 from service.store import SessionStore
@@ -44,8 +45,8 @@ WEEK_S: Final = 604_800
 ROOT: Final = Path(__file__).resolve().parent.parent
 CLERK_EXAMPLES: Final = ROOT.parent / "shared" / "clerk" / "webhooks-openapi-sessions.json"
 
-NO_REDIS: Final = "redis://127.0.0.1:1/0"
-"""Where nobody listens."""
+NO_REDIS: Final = "unix:///nonexistent/redis.sock"
+"""Where nobody listens. Not a TCP port: somebody may listen there."""
 
 SESSION_KEY: Final = "{clerk}:session:sess_1"
 USER_KEY: Final = "{clerk}:user:user_1:sessions"
@@ -222,7 +223,7 @@ def redis_server(binary: str, *options: str, port: int | None = None) -> Iterato
     """Run a redis-server; tried again if someone else took the free port first."""
     with contextlib.ExitStack() as stack:
         for attempt in range(3):
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(StartError):
                 server = stack.enter_context(run_server(binary, options, port))
                 break
             if attempt == 2:
