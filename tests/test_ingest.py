@@ -44,8 +44,10 @@ def nulled() -> list[str]:
 @pytest.fixture
 def ingest(store: Store, nulled: list[str]) -> Ingest:
     return Ingest(
-        store, count_nulled=lambda field, times: nulled.extend([field] * times), clock=lambda: NOW_MS / 1000
-    )  # type: ignore[arg-type]
+        store,  # type: ignore[arg-type]
+        count_nulled=lambda field, times: nulled.extend([field] * times),
+        clock=lambda: NOW_MS / 1000,
+    )
 
 
 def delivery(event: object) -> Delivery:
