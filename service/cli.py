@@ -91,7 +91,7 @@ def _parse_assignment(_: click.Context, __: click.Parameter, assignments: tuple[
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="How many times, each time a new session.",
+    help="How many times; a sample is a new session each time.",
 )
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Deliveries per second at most.")
 @click.option("--duplicate", is_flag=True, help="Send each delivery twice.")
@@ -113,7 +113,7 @@ def send(
     TYPE is an event type, session.created if none is given; several make the life of one session.
     FILE holds an event as JSON (- for standard input); without --set its bytes are sent as they are.
     """
-    secret = load(SigningSettings).secrets[0]
+    secret = "" if forge else load(SigningSettings).secrets[0]
     url = url or f"http://127.0.0.1:{load(ListenSettings).port}{dev_mode.WEBHOOK_PATH}"
     files = {name: _read_file(name) for name in what if not _is_type(name)}
     letters = [
@@ -171,7 +171,8 @@ def _letter_from_file(name: str, body: bytes, values: dict[str, Any]) -> Letter:
 
 def _print_answer(answer: Answer) -> None:
     about = [answer.letter.type, answer.letter.message_id, str(answer.body.get("session_id") or "")]
-    click.echo("  ".join([str(answer.status or "---"), f"{answer.said:<14}", *about]).rstrip())
+    said = view.printable(answer.said)
+    click.echo("  ".join([str(answer.status or "---"), f"{said:<14}", *about]).rstrip())
 
 
 def _parse_start(_: click.Context, __: click.Parameter, value: str) -> str:

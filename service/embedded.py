@@ -98,6 +98,7 @@ def _await_start(process: subprocess.Popen[bytes], port: int, log: Path) -> None
             try:
                 # Its number shows that it is ours: another server may have taken the port.
                 if client.info("server")["process_id"] == process.pid:
+                    client.ping()  # refused while it loads, where INFO is not
                     return
                 raise redis.ConnectionError("another server")
             except redis.RedisError:

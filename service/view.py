@@ -17,7 +17,7 @@ def line(message: bytes, *, stale: bool = False) -> Text:
     event, session = content["event"], content["session"]
     text = Text(no_wrap=True, overflow="ellipsis", style="dim" if stale else "")
     text.append(_time(event["occurred_at"]), "dim").append("  ")
-    text.append(f"{_printable(event['type']):<17}").append("  ")
+    text.append(f"{printable(event['type']):<17}").append("  ")
     text.append(f"{session['status']} (stale)") if stale else text.append(change(message))
     return text.append(f"  {session['id']}  {session['user_id']}", "dim")
 
@@ -54,7 +54,7 @@ def details(message: bytes) -> Text:
 
 
 def _row(name: str, value: str, style: str = "") -> Text:
-    return Text(f"{name:<29}", "bold").append(_printable(value), style or "not bold")
+    return Text(f"{name:<29}", "bold").append(printable(value), style or "not bold")
 
 
 def is_live(session: dict[str, Any]) -> bool:
@@ -64,7 +64,7 @@ def is_live(session: dict[str, Any]) -> bool:
     )
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Names of browsers and cities come from outside: none of them shall steer the terminal."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
