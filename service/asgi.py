@@ -12,13 +12,14 @@ import io
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
-
-from flask import Flask
 
 from service.answers import ANSWER_SECONDS, DEFER, Pending
 from service.errors import RelayError, RequestTimeoutError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from flask import Flask
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -37,7 +38,7 @@ LARGE_BYTES: Final = 64 * 1024
 class Application:
     """An ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html) out of the Flask one."""
 
-    def __init__(self, app: Flask, max_body_bytes: int) -> None:
+    def __init__(self, app: "Flask", max_body_bytes: int) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._buffered = 0

@@ -16,8 +16,8 @@ from granian.server import Server
 from service import log
 from service.asgi import Application
 from service.config import Settings, load
+from service.connections import connect
 from service.errors import ConfigurationError
-from service.store import SessionStore
 
 STOP_SECONDS = 15
 """For requests under way when the service is told to stop; platforms kill after 30 s."""
@@ -42,7 +42,9 @@ def serve(settings: Settings) -> None:
 
     Raises ConfigurationError if it can't start with these settings.
     """
-    SessionStore(settings).close()  # finds what is wrong with REDIS_URL here, not in every worker
+    connect(
+        settings.redis_url.get_secret_value()
+    )  # finds what is wrong with the URL here, not in each worker
     check_address(settings.host, settings.port)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each slow client holds a file, if no thread
