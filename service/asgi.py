@@ -15,8 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
 
-from service.answers import ANSWER_SECONDS, DEFER, Pending
-from service.errors import RelayError, RequestTimeoutError, StoreUnavailableError
+from service.answers import ANSWER_SECONDS, DEFER, Pending, problem
+from service.errors import BadRequestError, RelayError, RequestTimeoutError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -29,10 +29,10 @@ BODY_SECONDS: Final = 3.0
 """For a request's body; what is left of ANSWER_SECONDS is for reading it, and for Redis."""
 DRAINED_BYTES: Final = 8 * 1_048_576
 """Read and dropped of a body too large, so that its sender reads the answer before the connection ends."""
-BUFFERED_BYTES: Final = 64 * 1_048_576
+HELD_BYTES: Final = 64 * 1_048_576
 """Held of all bodies together, since everyone can send one: the smallest dynos have 512 MB."""
-LARGE_BYTES: Final = 64 * 1024
-"""A larger body takes long enough to verify and read that the loop leaves it to a thread."""
+LARGE_BYTES: Final = 16 * 1024
+"""A larger body may take long to read: the loop leaves it to a thread. What is over this counts as held."""
 
 
 class Application:
@@ -41,8 +41,8 @@ class Application:
     def __init__(self, app: "Flask", max_body_bytes: int) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
-        self._buffered = 0
-        self._buffered_at_most = max(BUFFERED_BYTES, 2 * max_body_bytes)
+        self._held = 0
+        self._held_at_most = max(HELD_BYTES, 2 * max_body_bytes)
         self._large = ThreadPoolExecutor(max_workers=2, thread_name_prefix="large-body")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -63,49 +63,59 @@ class Application:
     async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        received = io.BytesIO()
+        body = _Body()
+        pending: list[Pending[Any]] = []
+        response = _Response()
         try:
-            body = await self._read_body(receive, received, begun + BODY_SECONDS)
-            pending: list[Pending[Any]] = []
-            response = _Response()
+            await self._read_body(receive, body, begun + BODY_SECONDS)
             environ = _environ(scope, body) | {DEFER: pending.append}
-            size = received.tell()
-            received.seek(0)
-            if size > LARGE_BYTES:
-                chunks = await loop.run_in_executor(self._large, self._app, environ, response.start)
-            else:
+            if body.size <= LARGE_BYTES:
                 chunks = self._app(environ, response.start)
-        except _ClientGoneError:
-            return
+            else:
+                async with asyncio.timeout_at(begun + ANSWER_SECONDS):
+                    chunks = await loop.run_in_executor(self._large, self._app, environ, response.start)
+        except TimeoutError:
+            response = _Response()  # the thread may still use the other one
+            busy = StoreUnavailableError("Too many large bodies wait to be read.")
+            chunks = problem(busy)(environ, response.start)
         finally:
-            self._buffered -= received.getbuffer().nbytes
+            self._held -= body.held
         for answer in pending:
             await _wait(answer.future, min(loop.time() + answer.timeout, begun + ANSWER_SECONDS))
             chunks = answer.settled()(environ, response.start)
         await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
         await send({"type": "http.response.body", "body": b"".join(chunks)})
 
-    async def _read_body(self, receive: Receive, received: io.BytesIO, deadline: float) -> io.BytesIO:
-        """Return the body; of one that is too large, a part that is too large as well."""
-        size = 0
+    async def _read_body(self, receive: Receive, body: "_Body", deadline: float) -> None:
+        """Fill in the body; of one that is too large, a part that is too large as well."""
         more = True
         try:
             async with asyncio.timeout_at(deadline):
-                while more and size <= self._max_body_bytes + DRAINED_BYTES:
+                while more and body.size <= self._max_body_bytes + DRAINED_BYTES:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise _ClientGoneError
+                        # Not only of a client that has gone: also of one whose chunks can't be read.
+                        raise BadRequestError("The body is cut short, or its chunks are malformed.")
                     chunk = message.get("body", b"")
-                    size += len(chunk)
-                    if received.tell() <= self._max_body_bytes:
-                        if self._buffered + len(chunk) > self._buffered_at_most:
-                            return _Unread(StoreUnavailableError("Too many bodies arrive at once."))
-                        self._buffered += received.write(chunk)
+                    body.size += len(chunk)
+                    if body.tell() <= self._max_body_bytes:
+                        self._hold(body)
+                        body.write(chunk)
                     more = message.get("more_body", False)
         except TimeoutError:
-            if size <= self._max_body_bytes:
-                return _Unread(RequestTimeoutError("The body did not arrive in time."))
-        return received
+            if body.size <= self._max_body_bytes:
+                body.fault = RequestTimeoutError("The body did not arrive in time.")
+        except RelayError as error:
+            body.fault = error
+        body.seek(0)
+
+    def _hold(self, body: "_Body") -> None:
+        """Count what a body holds of the memory for all; small ones are free, so that they always pass."""
+        held = max(0, body.size - LARGE_BYTES)
+        if self._held + held - body.held > self._held_at_most:
+            raise StoreUnavailableError("Too many large bodies arrive at once.")
+        self._held += held - body.held
+        body.held = held
 
 
 async def _wait(future: Future[Any], deadline: float) -> None:
@@ -118,19 +128,18 @@ async def _wait(future: Future[Any], deadline: float) -> None:
             await done.wait()
 
 
-class _ClientGoneError(Exception):
-    pass
+class _Body(io.BytesIO):
+    """A request's body. If it did not arrive whole, whoever reads it is told why."""
 
+    size = 0
+    """Bytes that arrived; they may be more than are kept."""
+    held = 0
+    fault: RelayError | None = None
 
-class _Unread(io.BytesIO):
-    """A body that did not arrive whole: whoever reads it is told why."""
-
-    def __init__(self, why: RelayError) -> None:
-        super().__init__()
-        self._why = why
-
-    def read(self, _size: int | None = -1, /) -> bytes:
-        raise self._why
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.fault is not None:
+            raise self.fault
+        return super().read(size)
 
 
 class _Response:
@@ -145,7 +154,7 @@ class _Response:
         return lambda _: None
 
 
-def _environ(scope: Message, body: io.BytesIO) -> dict[str, Any]:
+def _environ(scope: Message, body: _Body) -> dict[str, Any]:
     """Build what PEP 3333 asks for."""
     host, port = scope.get("server") or ("", None)
     environ: dict[str, Any] = {
@@ -167,9 +176,9 @@ def _environ(scope: Message, body: io.BytesIO) -> dict[str, Any]:
     }
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        # `svix_id` is not `svix-id`, though CGI's names make them one. The host's name is nobody's business
-        # here, and one that is malformed would stop Flask's routing.
-        if "_" in name or name == "host":
+        # `svix_id` is not `svix-id`, though CGI's names make them one. Hosts and upgrades are nobody's
+        # business here, and odd ones would stop Flask's routing.
+        if "_" in name or name in {"host", "upgrade"}:
             continue
         key = name.upper().replace("-", "_")
         if key not in {"CONTENT_TYPE", "CONTENT_LENGTH"}:

@@ -47,6 +47,8 @@ def _check_redis_url(url: SecretStr) -> SecretStr:
         port = parts.port
     except ValueError:
         raise ValueError(f"is malformed (percent-encode what is special in a password); {form}") from None
+    if not url.get_secret_value().startswith(f"{parts.scheme}:"):
+        raise ValueError(f"does not begin with its scheme in small letters; {form}")
     if parts.scheme in {"redis+sentinel", "redis+cluster"}:
         raise ValueError(f"{parts.scheme}:// is not supported by this version yet; {form}")
     if parts.scheme == "unix":
@@ -127,18 +129,18 @@ class RedisSettings(_RedisNames):
 class ListenSettings(_Environment):
     host: str = "0.0.0.0"  # noqa: S104  # a platform's router comes from outside
     port: int = Field(8000, ge=1, le=65535)
-    web_concurrency: int = Field(1, ge=1)
+    web_concurrency: int = Field(1, ge=1, le=1000)
 
 
 class Settings(SigningSettings, RedisSettings, ListenSettings, LogSettings):
     """What `serve` runs with."""
 
-    redis_min_replicas: int = Field(0, ge=0)
-    stream_maxlen: int = Field(5000, ge=1)
+    redis_min_replicas: int = Field(0, ge=0, le=1000)
+    stream_maxlen: int = Field(5000, ge=1, le=10**12)
     session_retention: int = Field(7 * _DAY, ge=2 * _DAY, le=400 * _DAY)
     """Seconds. The sender retries for 27.6 hours: an id forgotten sooner would be applied twice."""
-    dead_letter_max: int = Field(1000, ge=0)
-    max_body_bytes: int = Field(1_048_576, ge=1)
+    dead_letter_max: int = Field(1000, ge=0, le=10**9)
+    max_body_bytes: int = Field(1_048_576, ge=1, le=2**30)
     omit_fields: Annotated[
         frozenset[str], NoDecode, BeforeValidator(_split), AfterValidator(_check_omit_fields)
     ] = frozenset()

@@ -34,6 +34,9 @@ def connect(
             # RESP2 needs no HELLO, and no further word on connecting than what the URL asks for.
             "protocol": 2,
             "driver_info": None,
+            # A URL shared with other programs may ask for text.
+            "decode_responses": False,
+            "encoding": "utf-8",
         }
         if not tls_verify and options.get("connection_class") is SSLConnection:
             options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
@@ -47,7 +50,7 @@ def connect(
         pool = ConnectionPool(**options)
         # Connects to nothing yet, but refuses options that it does not know.
         pool.connection_class(**pool.connection_kwargs)
-    except (TypeError, ValueError, redis.RedisError):
+    except Exception:  # noqa: BLE001  # options are redis-py's own affair, and so is how it refuses them
         # The error's own text may quote a part of a password.
         raise ConfigurationError(
             ["REDIS_URL: redis-py does not know an option in it, or its value"]

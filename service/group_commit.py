@@ -19,7 +19,7 @@ import redis
 import structlog
 from redis.exceptions import NoScriptError
 
-from service.errors import StoreUnavailableError
+from service.errors import RelayError, StoreUnavailableError
 
 log = structlog.get_logger(__name__)
 
@@ -190,9 +190,13 @@ def _is_unknown(reply: object) -> bool:
 
 def _finish(command: _Command, reply: object) -> None:
     try:
-        command.future.set_result(command.parse(reply))
-    except Exception as error:  # noqa: BLE001  # a reply that means failure
+        result = command.parse(reply)
+    except RelayError as error:
         command.future.set_exception(error)
+    except Exception as error:  # noqa: BLE001  # no reply of our script's: its keys hold something else
+        _fail([command], error)
+    else:
+        command.future.set_result(result)
 
 
 def _fail(commands: Sequence[_Command], error: Exception) -> None:

@@ -45,7 +45,7 @@ def serve(settings: Settings) -> None:
     connect(
         settings.redis_url.get_secret_value()
     )  # finds what is wrong with the URL here, not in each worker
-    check_address(settings.host, settings.port)
+    address = check_address(settings.host, settings.port)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each slow client holds a file, if no thread
     with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
@@ -55,7 +55,7 @@ def serve(settings: Settings) -> None:
             "service.server:application",
             factory=True,
             interface=Interfaces.ASGI,
-            address=settings.host,
+            address=address,
             port=settings.port,
             workers=settings.web_concurrency,
             http=HTTPModes.http1,
@@ -73,11 +73,12 @@ def serve(settings: Settings) -> None:
         ).serve()
 
 
-def check_address(host: str, port: int) -> None:
-    """Raise ConfigurationError if nobody could listen there now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def check_address(host: str, port: int) -> str:
+    """Return the IP address of a host; raise ConfigurationError if nobody could listen there now."""
     try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address, family=family).close()
+    except (OSError, UnicodeError) as error:
+        reason = str(getattr(error, "strerror", error)).partition(" (")[0]
         raise ConfigurationError([f"HOST, PORT: can't listen on {host} port {port}: {reason}"]) from None
+    return str(address[0])

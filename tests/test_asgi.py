@@ -156,10 +156,10 @@ def test_content_length_and_body_agree_in_the_answer(app: Application) -> None:
     assert all(name == name.lower() for name in client.headers)
 
 
-def test_a_client_that_leaves_gets_nothing(app: Application) -> None:
+def test_a_body_cut_short_is_a_bad_request(app: Application) -> None:
     client = call(app, scope(), Client(chunk(b"hel", more=True), {"type": "http.disconnect"}))
 
-    assert client.sent == []
+    assert (client.status, json.loads(client.body)["code"]) == (400, "bad_request")
 
 
 def test_of_a_body_too_large_no_more_than_the_limit_and_a_piece_is_kept(app: Application) -> None:
@@ -207,26 +207,45 @@ def test_a_body_that_is_too_large_already_is_not_late(app: Application) -> None:
     assert (client.status, len(client.body)) == (200, 101)
 
 
-def test_the_bodies_of_all_requests_together_have_a_bound(app: Application) -> None:
-    app._buffered_at_most = 150
+def test_large_bodies_together_have_a_bound_and_small_ones_pass(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asgi, "LARGE_BYTES", 10)
+    app._held_at_most = 140
 
-    async def three() -> list[Client]:
-        arriving = Client(chunk(b"x" * 90, more=True), then_hang=True)
+    async def four() -> list[Client]:
+        arriving = Client(chunk(b"x" * 100, more=True), then_hang=True)
         task = asyncio.create_task(app(scope(), arriving.receive, arriving.send))
         await asyncio.sleep(0)
-        clients = [Client(chunk(b"x" * 70)), Client(chunk(b"x" * 50))]
+        clients = [Client(chunk(b"x" * 70)), Client(chunk(b"x" * 50)), Client(chunk(b"x" * 10))]
         for client in clients:
             await app(scope(), client.receive, client.send)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        last = Client(chunk(b"x" * 90))
+        last = Client(chunk(b"x" * 100))
         await app(scope(), last.receive, last.send)
         return [*clients, last]
 
-    too_much, fits, after = asyncio.run(three())
+    too_much, fits, small, after = asyncio.run(four())
 
     assert (too_much.status, json.loads(too_much.body)["code"]) == (503, "store_unavailable")
-    assert (fits.status, after.status) == (200, 200)
+    assert (fits.status, small.status, after.status) == (200, 200, 200)
+
+
+def test_a_large_body_that_waits_too_long_for_a_thread_is_answered_in_time(
+    flask: Flask, futures: dict[str, Future[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asgi, "ANSWER_SECONDS", 0.1)
+    client = Client(chunk(b"x" * (asgi.LARGE_BYTES + 1)))
+    app = Application(flask, 2 * asgi.LARGE_BYTES)
+
+    async def answered() -> None:
+        await app(scope("/hold/long"), client.receive, client.send)
+        futures["long"].set_result("too late")
+
+    asyncio.run(answered())
+
+    assert (client.status, json.loads(client.body)["code"]) == (503, "store_unavailable")
 
 
 def test_a_large_body_does_not_keep_the_loop(flask: Flask, futures: dict[str, Future[str]]) -> None:

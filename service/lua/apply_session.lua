@@ -137,7 +137,9 @@ end
 if redis.acl_check_cmd then
   for _, command in ipairs({
     { 'PUBLISH', channel, '' }, { 'PUBLISH', user_channel, '' }, { 'XDEL', events_key, '0-0' },
-    { 'DEL', session_key }, { 'HDEL', session_key, '' }, { 'ZREM', user_key, '' }, { 'ZREM', expiry_key, '' },
+    { 'DEL', session_key }, { 'HDEL', session_key, '' }, { 'HSET', session_key, '', '' },
+    { 'PEXPIRE', session_key, '1' }, { 'ZADD', user_key, '0', '' }, { 'ZREM', user_key, '' },
+    { 'ZADD', expiry_key, '0', '' }, { 'ZREM', expiry_key, '' },
   }) do
     if not redis.acl_check_cmd(unpack(command)) then
       return redis.error_reply('NOPERM this user may not run ' .. command[1] .. ' on ' .. command[2])
