@@ -92,7 +92,7 @@ class StoreUnavailableError(RelayError):
 
     status = 503
     code = "store_unavailable"
-    title = "Redis is not available"
+    title = "The event can't be stored now"
     # Svix tries a 503 again after about 5 s, a 429 after a minute or more.
     retry_after = 5
 
