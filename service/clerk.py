@@ -5,29 +5,26 @@ the rest: CONTRACT, "What is accepted".
 """
 
 import dataclasses
-import decimal
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Final, Literal
 
-import orjson
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    StringConstraints,
-    ValidationError,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    model_validator,
-)
-from pydantic.alias_generators import to_camel
+from pydantic import PlainValidator, StringConstraints, ValidationError, ValidationInfo
 
 from service import lenient_json
-from service.contract import ID, Status
+from service.contract import Status
 from service.errors import MalformedEventError
+from service.wire import (
+    MAX_TEXT,
+    Actor,
+    Flag,
+    Id,
+    Lenient,
+    LenientId,
+    LenientText,
+    Time,
+    Wire,
+    note_nulled,
+)
 
 Reason = Literal[
     "invalid_data",
@@ -41,13 +38,7 @@ Reason = Literal[
     "invalid_actor",
 ]
 
-MAX_TEXT: Final = 1024
 MAX_TYPE: Final = 128
-MAX_ACTOR_BYTES: Final = 4096
-MAX_TIME: Final = 10**14
-"""Unix milliseconds; the year 5138."""
-SECONDS_BELOW: Final = 10**11
-"""A smaller number is a time in seconds: as milliseconds it would lie before March 1973."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,96 +100,21 @@ _REASONS: Final[dict[tuple[int | str, ...], Reason]] = {
 }
 
 
-def _null_if_odd(value: Any, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-    """Metadata never costs an event: what can't be read is null, and counted."""
-    try:
-        return read(value)
-    except ValidationError:
-        _note_nulled(info)
-        return None
-
-
-def _note_nulled(info: ValidationInfo) -> None:
-    if info.context is not None:
-        info.context(info.field_name)
-
-
-def to_milliseconds(value: object) -> int | None:
-    """Read a time in Unix seconds or milliseconds, told apart by magnitude; the fraction of a ms is cut.
-
-    Raises ValueError for anything but a number from 0 to 10^14.
-    """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("not a number")  # noqa: TRY004  # pydantic reports ValueError
-    if not 0 <= value <= MAX_TIME:  # NaN too
-        raise ValueError("not a time in Unix milliseconds or seconds")
-    scale = 1000 if value < SECONDS_BELOW else 1
-    if isinstance(value, int):
-        return value * scale
-    # In decimal, as it was written: in binary, some times in seconds come out a millisecond short.
-    return int(decimal.Decimal(repr(value)) * scale)
-
-
-def _whole_actor(value: object) -> orjson.Fragment | None:
-    if value is None:
-        return None
-    if not isinstance(value, dict) or not isinstance(value.get("sub"), str):
-        raise ValueError("not an object with a string `sub`")  # noqa: TRY004  # pydantic reports ValueError
-    try:
-        compact = lenient_json.dumps(value, at_most=MAX_ACTOR_BYTES).encode()
-    except ValueError:
-        raise ValueError("can't be written as UTF-8 JSON again, or not in 4 KiB") from None
-    if len(compact) > MAX_ACTOR_BYTES:
-        raise ValueError(f"larger than {MAX_ACTOR_BYTES} bytes of compact JSON")
-    return orjson.Fragment(compact)
-
-
-_Lenient = WrapValidator(_null_if_odd)
-_Id = Annotated[str, StringConstraints(strict=True, pattern=f"^{ID.pattern}$")]
-_LenientId = Annotated[_Id | None, _Lenient]
-_Text = Annotated[str, StringConstraints(strict=True, max_length=MAX_TEXT)]
-_LenientText = Annotated[_Text | None, _Lenient]
-_Time = Annotated[int | None, BeforeValidator(to_milliseconds)]
-
-
-class _Wire(BaseModel):
-    """An object of Clerk's. Every field is optional to begin with: null counts as missing."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-    _spellings: ClassVar[tuple[tuple[str, str], ...]]
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **_: object) -> None:
-        cls._spellings = tuple((name, to_camel(name)) for name in cls.model_fields)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_both_spellings(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {
-            name: value.get(sdk_name) if (found := value.get(name)) is None else found
-            for name, sdk_name in cls._spellings
-        }
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:
     key: str
 
 
-class Activity(_Wire):
-    object: _LenientText
-    id: _LenientText
-    device_type: _LenientText
-    is_mobile: Annotated[bool | None, Field(strict=True), _Lenient]
-    browser_name: _LenientText
-    browser_version: _LenientText
-    ip_address: _LenientText
-    city: _LenientText
-    country: _LenientText
+class Activity(Wire):
+    object: LenientText
+    id: LenientText
+    device_type: LenientText
+    is_mobile: Flag
+    browser_name: LenientText
+    browser_version: LenientText
+    ip_address: LenientText
+    city: LenientText
+    country: LenientText
 
 
 def _good_task(value: object) -> Task | None:
@@ -213,45 +129,45 @@ def _good_tasks(value: object, info: ValidationInfo) -> tuple[Task, ...]:
     if value is None:
         return ()
     if not isinstance(value, list):
-        _note_nulled(info)
+        note_nulled(info)
         return ()
     tasks = tuple(task for task in map(_good_task, value) if task)
     for _ in range(len(value) - len(tasks)):
-        _note_nulled(info)
+        note_nulled(info)
     return tasks
 
 
-class SessionData(_Wire):
+class SessionData(Wire):
     object: Literal["session"] | None
-    id: _Id
-    user_id: _Id
-    client_id: _LenientId
-    actor: Annotated[Any, PlainValidator(_whole_actor)]
+    id: Id
+    user_id: Id
+    client_id: LenientId
+    actor: Actor
     status: Status | None
-    last_active_organization_id: _LenientId
-    last_active_at: _Time
-    latest_activity: Annotated[Activity | None, _Lenient]
-    expire_at: _Time
-    abandon_at: _Time
-    updated_at: _Time
-    created_at: _Time
+    last_active_organization_id: LenientId
+    last_active_at: Time
+    latest_activity: Annotated[Activity | None, Lenient]
+    expire_at: Time
+    abandon_at: Time
+    updated_at: Time
+    created_at: Time
     tasks: Annotated[tuple[Task, ...], PlainValidator(_good_tasks)]
 
 
-class HttpRequestData(_Wire):
-    client_ip: _LenientText
-    user_agent: _LenientText
+class HttpRequestData(Wire):
+    client_ip: LenientText
+    user_agent: LenientText
 
 
-class EventAttributes(_Wire):
-    http_request: Annotated[HttpRequestData | None, _Lenient]
+class EventAttributes(Wire):
+    http_request: Annotated[HttpRequestData | None, Lenient]
 
 
-class SessionEvent(_Wire):
+class SessionEvent(Wire):
     """A `session.*` event as Clerk sent it; times in Unix milliseconds."""
 
     type: Annotated[str, StringConstraints(strict=True, max_length=MAX_TYPE)]
-    timestamp: Annotated[_Time, _Lenient]
-    instance_id: _LenientId
-    event_attributes: Annotated[EventAttributes | None, _Lenient]
+    timestamp: Annotated[Time, Lenient]
+    instance_id: LenientId
+    event_attributes: Annotated[EventAttributes | None, Lenient]
     data: SessionData

@@ -137,9 +137,7 @@ def _letters(what: tuple[str, ...], files: dict[str, bytes], values: dict[str, A
             next(life) if _is_type(name) else _letter_from_file(name, files[name], values) for name in what
         ]
     except KeyError as error:
-        raise click.BadParameter(
-            f"--set {error.args[0]}: leads through something that is no object"
-        ) from None
+        raise click.BadParameter(f"--set {error.args[0]}: leads through no object") from None
 
 
 def _is_type(name: str) -> bool:

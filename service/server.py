@@ -19,7 +19,7 @@ from service.config import Settings, load
 from service.connections import connect
 from service.errors import ConfigurationError
 
-STOP_SECONDS = 15
+STOP_SECONDS = 10
 """For requests under way when the service is told to stop; platforms kill after 30 s."""
 
 IDLE_SECONDS = 95
