@@ -69,7 +69,7 @@ def test_an_exception_is_one_line_without_the_values_around_it() -> None:
 def fail(secret):
     raise ValueError("what went wrong")
 try:
-    fail("hunter2")
+    fail("".join(["hun", "ter2"]))  # so that no line of the source has it
 except ValueError:
     log.exception("failed")
 """
