@@ -9,6 +9,8 @@ Any number of slow clients, and a Redis that hangs, leave the loop free to answe
 import asyncio
 import contextlib
 import io
+import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,7 +58,9 @@ class Application:
         await receive()
         store.probe()  # connects now, not with the first delivery; Redis may also be away
         await send({"type": "lifespan.startup.complete"})
+        watch = asyncio.create_task(_end_with_parent())
         await receive()
+        watch.cancel()
         await asyncio.to_thread(store.close)
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -116,6 +120,14 @@ class Application:
             raise StoreUnavailableError("Too many large bodies arrive at once.")
         self._held += held - body.held
         body.held = held
+
+
+async def _end_with_parent() -> None:
+    """Stop this worker when the main process was killed: it would hold the port, and nobody would end it."""
+    parent = os.getppid()
+    while os.getppid() == parent:  # noqa: ASYNC110  # nothing tells of a parent's death but this
+        await asyncio.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _wait(future: Future[Any], deadline: float) -> None:

@@ -540,6 +540,21 @@ def test_no_process_is_left_behind(own_redis: EmbeddedRedis) -> None:
     assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 
+def test_no_worker_outlives_a_main_process_that_was_killed(own_redis: EmbeddedRedis) -> None:
+    with run_service(own_redis.url, WEB_CONCURRENCY="2") as service:
+        children = children_of(service.process.pid)
+        service.process.kill()
+
+        eventually(lambda: not any(is_running(child) for child in children))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def children_of(pid: int) -> list[int]:
     listing = Path(f"/proc/{pid}/task/{pid}/children")
     if not listing.exists():
