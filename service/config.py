@@ -126,25 +126,30 @@ class RedisSettings(_RedisNames):
     redis_url: _RedisUrl
 
 
-class ListenSettings(_Environment):
-    host: str = "0.0.0.0"  # noqa: S104  # a platform's router comes from outside
-    port: int = Field(8000, ge=1, le=65535)
-    web_concurrency: int = Field(1, ge=1, le=1000)
-
-
-class Settings(SigningSettings, RedisSettings, ListenSettings, LogSettings):
-    """What `serve` runs with."""
+class StoreSettings(RedisSettings):
+    """What events become in Redis, whoever brings them: the service, or a replay of dead letters."""
 
     redis_min_replicas: int = Field(0, ge=0, le=1000)
     stream_maxlen: int = Field(5000, ge=1, le=10**12)
     session_retention: int = Field(7 * _DAY, ge=2 * _DAY, le=400 * _DAY)
     """Seconds. The sender retries for 27.6 hours: an id forgotten sooner would be applied twice."""
     dead_letter_max: int = Field(1000, ge=0, le=10**9)
-    max_body_bytes: int = Field(1_048_576, ge=1, le=2**30)
     omit_fields: Annotated[
         frozenset[str], NoDecode, BeforeValidator(_split), AfterValidator(_check_omit_fields)
     ] = frozenset()
     publish_http_request: bool = False
+
+
+class ListenSettings(_Environment):
+    host: str = "0.0.0.0"  # noqa: S104  # a platform's router comes from outside
+    port: int = Field(8000, ge=1, le=65535)
+    web_concurrency: int = Field(1, ge=1, le=1000)
+
+
+class Settings(SigningSettings, StoreSettings, ListenSettings, LogSettings):
+    """What `serve` runs with."""
+
+    max_body_bytes: int = Field(1_048_576, ge=1, le=2**30)
     metrics_token: SecretStr = SecretStr("")
 
 

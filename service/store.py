@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from service.clerk import Unusable
-from service.config import Settings
+from service.config import StoreSettings
 from service.connections import connect
 from service.contract import Outcome, Session, omit
 from service.errors import DeadLettersFullError
@@ -35,7 +35,7 @@ def time_to_live_ms(expire_at_ms: int | None, now_ms: int, retention_ms: int) ->
 class SessionStore:
     """Every method returns at once; its future raises StoreUnavailableError if Redis did not take it."""
 
-    def __init__(self, settings: Settings, group: GroupCommit | None = None) -> None:
+    def __init__(self, settings: StoreSettings, group: GroupCommit | None = None) -> None:
         self.keys = Keys(settings.redis_key_prefix, settings.redis_channel)
         self._settings = settings
         self._retention_ms = settings.session_retention * 1000
@@ -108,7 +108,7 @@ class SessionStore:
         return b"," + orjson.dumps({"event": change.event, "session": session})[1:]
 
 
-def _connect(settings: Settings, on_connect: Callable[[Any], None]) -> Any:
+def _connect(settings: StoreSettings, on_connect: Callable[[Any], None]) -> Any:
     return connect(
         settings.redis_url.get_secret_value(),
         tls_verify=settings.redis_tls_verify,
