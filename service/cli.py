@@ -195,7 +195,7 @@ def _parse_start(_: click.Context, __: click.Parameter, value: str) -> str:
 def tail(start: str, user: str | None, stale: bool, as_json: bool) -> None:
     """Follow the feed of session events, until Ctrl-C."""
     with _feed() as feed, contextlib.suppress(KeyboardInterrupt):
-        after = {"start": "0-0", "now": None}.get(start, start) or feed.last_cursor()
+        after = {"start": "0-0", "now": None}.get(start, start)
         for update in feed.follow(after, on_reconnect=_say_reconnecting):
             is_stale = update.outcome == "stale"
             if (stale or not is_stale) and user in {None, update.user_id}:

@@ -4,13 +4,22 @@ import base64
 import binascii
 import re
 from typing import Annotated, Any, Final, Literal, TypeVar
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.contract import OMITTABLE_FIELDS
 from service.errors import ConfigurationError
+from service.keys import has_hash_tag
+from service.redis_url import RedisUrl
 
 _SECRET_PREFIX: Final = "whsec_"  # noqa: S105  # what every secret begins with
 _DAY: Final = 86_400
@@ -39,31 +48,17 @@ def _check_secrets(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
     return secrets
 
 
-def _check_redis_url(url: SecretStr) -> SecretStr:
-    """Messages here never quote the URL: it holds a password, or a part of one where it is malformed."""
-    form = "use redis://[user:password@]host[:port][/db], rediss://… for TLS, or unix:///path?db=0"
-    try:
-        parts = urlsplit(url.get_secret_value())
-        port = parts.port
-    except ValueError:
-        raise ValueError(f"is malformed (percent-encode what is special in a password); {form}") from None
-    if not url.get_secret_value().startswith(f"{parts.scheme}:"):
-        raise ValueError(f"does not begin with its scheme in small letters; {form}")
-    if parts.scheme in {"redis+sentinel", "redis+cluster"}:
-        raise ValueError(f"{parts.scheme}:// is not supported by this version yet; {form}")
-    if parts.scheme == "unix":
-        if not parts.path or parts.path == "/":
-            raise ValueError(f"names no socket; {form}")
-        return url
-    if parts.scheme not in {"redis", "rediss"}:
-        raise ValueError(f"has an unknown scheme; {form}")
-    if not parts.hostname:
-        raise ValueError(f"names no host; {form}")
-    if port == 0:
-        raise ValueError(f"names port 0; {form}")
-    if not re.fullmatch(r"/?|/[0-9]+/?", parts.path):
-        raise ValueError(f"names a database that is no number; {form}")
+def _check_redis_url(url: SecretStr, info: ValidationInfo) -> SecretStr:
+    kind = RedisUrl.parse(url.get_secret_value()).kind
+    if kind == "cluster" and not has_hash_tag(info.data.get("redis_key_prefix", "{clerk}")):
+        raise ValueError("is a cluster's, so REDIS_KEY_PREFIX needs a hash tag in braces, like {clerk}")
     return url
+
+
+def _check_partitions(partitions: int, info: ValidationInfo) -> int:
+    if partitions > 1 and not has_hash_tag(info.data.get("redis_key_prefix", "{clerk}")):
+        raise ValueError("are told apart by the hash tag of REDIS_KEY_PREFIX, which has none, like {clerk}")
+    return partitions
 
 
 def _check_omit_fields(names: frozenset[str]) -> frozenset[str]:
@@ -118,6 +113,8 @@ class _RedisNames(_Environment):
     redis_tls_verify: bool = True
     redis_key_prefix: str = Field("{clerk}", min_length=1)
     redis_channel: str = Field("clerk:sessions", min_length=1)
+    partitions: Annotated[int, Field(ge=1, le=1024), AfterValidator(_check_partitions)] = 1
+    """Each has keys, a stream and an expiry set of its own; chosen once, for the life of the data."""
     redis_timeout: float = Field(2.0, gt=0, le=60, allow_inf_nan=False)
     """Seconds, for connecting and for one command."""
 

@@ -1,16 +1,19 @@
 """What Redis holds and what happens in it, for reading: the state of sessions, and the stream of events."""
 
 import dataclasses
+import queue
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import redis
+from redis.exceptions import ClusterDownError, MovedError
 
+from service import connections
 from service.config import RedisSettings
-from service.connections import connect
 from service.contract import SCHEMA_VERSION
-from service.keys import Keys
+from service.keys import Keys, partition_of
 
 BLOCK_MS: Final = 5_000
 RECONNECT_SECONDS: Final = 1.0
@@ -32,56 +35,106 @@ class Update:
 
 class SessionFeed:
     def __init__(self, settings: RedisSettings) -> None:
-        self._keys = Keys(settings.redis_key_prefix, settings.redis_channel)
-        self._client: Any = connect(
-            settings.redis_url.get_secret_value(),
-            tls_verify=settings.redis_tls_verify,
-            timeout=settings.redis_timeout + BLOCK_MS / 1000,
-        )
+        url = settings.redis_url.get_secret_value()
+        clients: dict[int, Any] = {}
+        self._partitions: list[tuple[Keys, Any]] = []
+        for keys in Keys(settings.redis_key_prefix, settings.redis_channel).split(settings.partitions):
+            lane = connections.lane(url, keys.events)
+            if lane not in clients:
+                clients[lane] = connections.connect(
+                    url,
+                    keys.events,
+                    tls_verify=settings.redis_tls_verify,
+                    timeout=settings.redis_timeout + BLOCK_MS / 1000,
+                )
+            self._partitions.append((keys, clients[lane]))
+        self._clients = tuple(clients.values())
 
     def get(self, session_id: str) -> bytes | None:
         """Return the last applied message of a session, as JSON."""
-        state: bytes | None = self._client.hget(self._keys.session(session_id), "state")
-        return state
+        for keys, client in self._partitions:
+            # Which partition it is, only the user's id would tell.
+            state: bytes | None = client.hget(keys.session(session_id), "state")
+            if state is not None:
+                return state
+        return None
 
     def live_sessions(self, user_id: str) -> list[bytes]:
         """Return the messages of the user's sessions that are live now, the longest-lived last."""
+        keys, client = self._partitions[partition_of(user_id, len(self._partitions))]
         now_ms = time.time_ns() // 1_000_000
-        session_ids = self._client.zrangebyscore(self._keys.user_sessions(user_id), f"({now_ms}", "+inf")
-        states = (self.get(session_id.decode()) for session_id in session_ids)
+        session_ids = client.zrangebyscore(keys.user_sessions(user_id), f"({now_ms}", "+inf")
+        states = (client.hget(keys.session(session_id.decode()), "state") for session_id in session_ids)
         return [state for state in states if state is not None]
 
-    def last_cursor(self) -> str:
-        """Return the cursor of the newest entry, or the one before all entries."""
-        newest = self._client.xrevrange(self._keys.events, count=1)
-        return newest[0][0].decode() if newest else "0-0"
+    def follow(self, after: str | None, on_reconnect: Callable[[Exception], None]) -> Iterator[Update]:
+        """Return what comes after the cursor (None: from now on), without end.
 
-    def follow(self, after: str, on_reconnect: Callable[[Exception], None]) -> Iterator[Update]:
-        """Yield what comes after the cursor, for ever; a connection that is lost is made again.
-
+        A connection that is lost is made again. Partitions have no order among them; a cursor is the same
+        moment in all of them.
         on_reconnect: is told why, before each new try.
         """
-        while True:
-            try:
-                reply = self._client.xread({self._keys.events: after}, count=500, block=BLOCK_MS)
-            except redis.AuthenticationError:
-                raise  # a ConnectionError too, but one that trying again does not mend
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                on_reconnect(error)
-                time.sleep(RECONNECT_SECONDS)
-                continue
-            for _, entries in reply:
-                for entry_id, fields in entries:
-                    after = entry_id.decode()
-                    yield Update(
-                        after,
-                        fields[b"outcome"].decode(),
-                        fields[b"user_id"].decode(),
-                        _with_cursor(fields[b"message"], after),
-                    )
+        streams = {client: dict[str, str]() for client in self._clients}
+        for keys, client in self._partitions:
+            streams[client][keys.events] = after or _last_cursor(client, keys.events)
+        if len(streams) == 1:
+            return _follow(*streams.popitem(), on_reconnect)
+        return _merge([_follow(client, cursors, on_reconnect) for client, cursors in streams.items()])
 
     def close(self) -> None:
-        self._client.close()
+        for client in self._clients:
+            client.close()
+
+
+def _last_cursor(client: Any, stream: str) -> str:
+    """Return the cursor of the newest entry, or the one before all entries."""
+    newest = client.xrevrange(stream, count=1)
+    return newest[0][0].decode() if newest else "0-0"
+
+
+def _merge(followed: Sequence[Iterator[Update]]) -> Iterator[Update]:
+    """Yield from all of them, as it comes: each waits in a thread of its own."""
+    updates: queue.Queue[Update | Exception] = queue.Queue(maxsize=1000)
+
+    def hand_over(one: Iterator[Update]) -> None:
+        try:
+            for update in one:
+                updates.put(update)
+        except Exception as error:  # noqa: BLE001  # it is raised where the updates are taken
+            updates.put(error)
+
+    for one in followed:
+        threading.Thread(target=hand_over, args=(one,), daemon=True).start()
+    while True:
+        update = updates.get()
+        if isinstance(update, Exception):
+            raise update
+        yield update
+
+
+def _follow(
+    client: Any, cursors: dict[str, str], on_reconnect: Callable[[Exception], None]
+) -> Iterator[Update]:
+    """Yield what comes after the cursors of streams on one server; the cursors go along."""
+    while True:
+        try:
+            reply = client.xread(cursors, count=500, block=BLOCK_MS)
+        except redis.AuthenticationError:
+            raise  # a ConnectionError too, but one that trying again does not mend
+        except (redis.ConnectionError, redis.TimeoutError, MovedError, ClusterDownError) as error:
+            client.connection_pool.disconnect()
+            on_reconnect(error)
+            time.sleep(RECONNECT_SECONDS)
+            continue
+        for stream, entries in reply:
+            for entry_id, fields in entries:
+                cursor = cursors[stream.decode()] = entry_id.decode()
+                yield Update(
+                    cursor,
+                    fields[b"outcome"].decode(),
+                    fields[b"user_id"].decode(),
+                    _with_cursor(fields[b"message"], cursor),
+                )
 
 
 def _with_cursor(message: bytes, cursor: str) -> bytes:

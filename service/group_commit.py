@@ -1,8 +1,9 @@
 """Commands from any number of requests, over one connection, in as few round trips as they allow.
 
 One thread takes whatever waits, sends it as one pipeline (no MULTI: each command stands for itself) and
-hands each request its own reply. Nothing is ever sent twice, but for a script that Redis said it does not
-know: that one was not run. A connection that fails, fails all that were on it, and is replaced.
+hands each request its own reply. Nothing is ever sent twice, but for what Redis said it did not run, since it
+does not know the script or is not the primary any more. A connection that fails, fails all that were on it,
+and is replaced.
 """
 
 import collections
@@ -17,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 import redis
 import structlog
-from redis.exceptions import NoScriptError
+from redis.exceptions import MovedError, NoScriptError, ReadOnlyError
 
 from service.errors import RelayError, StoreUnavailableError
 
@@ -59,18 +60,18 @@ class GroupCommit:
 
     def __init__(
         self,
-        connect: Callable[[Callable[[Any], None]], redis.Redis],
+        connect: Callable[..., redis.Redis],
         scripts: Sequence[Script],
         *,
         min_replicas: int = 0,
         replica_timeout_ms: int = 1000,
     ) -> None:
-        """connect: builds the client; its argument has to be called with each new connection.
+        """connect: builds the client; what it gets as `on_connect` has to be called with each new connection.
 
         min_replicas: a reply counts only once that many replicas have what the pipeline wrote.
         """
         self._scripts = scripts
-        self._client: Any = connect(self._load_scripts_on)
+        self._client: Any = connect(on_connect=self._load_scripts_on)
         self._min_replicas = min_replicas
         self._replica_timeout_ms = replica_timeout_ms
         self._waiting: collections.deque[_Command] = collections.deque()
@@ -149,12 +150,12 @@ class GroupCommit:
 
     def _commit(self, batch: list[_Command]) -> None:
         replies = self._send(batch)
-        unknown = [command for command, reply in zip(batch, replies, strict=True) if _is_unknown(reply)]
-        if unknown:
-            for script in self._scripts:
-                self._client.execute_command("SCRIPT", "LOAD", script.source)
-            again = iter(self._send(unknown))
-            replies = [next(again) if _is_unknown(reply) else reply for reply in replies]
+        not_run = [command for command, reply in zip(batch, replies, strict=True) if _is_not_run(reply)]
+        if not_run:
+            # Connecting finds the primary, and loads the scripts.
+            self._client.connection_pool.disconnect()
+            again = iter(self._send(not_run))
+            replies = [next(again) if _is_not_run(reply) else reply for reply in replies]
         for command, reply in zip(batch, replies, strict=True):
             if isinstance(reply, Exception):
                 _fail([command], reply)
@@ -174,18 +175,20 @@ class GroupCommit:
         replies: list[Any] = pipeline.execute(raise_on_error=False)
         if self._min_replicas:
             confirmed = replies.pop()
+            doubt: Exception | None = None
             if isinstance(confirmed, Exception):
-                raise confirmed
-            if confirmed < self._min_replicas:
-                error = StoreUnavailableError(
+                doubt = confirmed
+            elif confirmed < self._min_replicas:
+                doubt = StoreUnavailableError(
                     f"{confirmed} of {self._min_replicas} replicas confirmed in time."
                 )
-                return [reply if isinstance(reply, Exception) else error for reply in replies]
+            if doubt is not None:
+                return [reply if isinstance(reply, Exception) else doubt for reply in replies]
         return replies
 
 
-def _is_unknown(reply: object) -> bool:
-    return isinstance(reply, NoScriptError)
+def _is_not_run(reply: object) -> bool:
+    return isinstance(reply, NoScriptError | MovedError | ReadOnlyError)
 
 
 def _finish(command: _Command, reply: object) -> None:

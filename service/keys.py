@@ -1,6 +1,27 @@
-"""Every key and channel in Redis, with its type. The prefix's braces put all keys into one cluster slot."""
+"""Every key and channel in Redis, with its type. The prefix's braces put all keys into one cluster slot.
 
+With PARTITIONS, each has a prefix, and so a slot, of its own: what one node of a cluster can't bear is spread
+over several.
+"""
+
+import binascii
 import dataclasses
+import re
+from typing import Final
+
+HASH_TAG: Final = re.compile(r"\{([^}]*)\}")
+"""https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#hash-tags"""
+
+
+def has_hash_tag(prefix: str) -> bool:
+    """Tell whether a cluster keeps all keys with this prefix in one slot."""
+    tag = HASH_TAG.search(prefix)
+    return tag is not None and tag[1] != ""
+
+
+def partition_of(user_id: str, partitions: int) -> int:
+    """Return the number of the partition that has a user's sessions; it lasts as long as the data."""
+    return binascii.crc32(user_id.encode()) % partitions
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,6 +57,18 @@ class Keys:
     def probe(self) -> str:
         """Never exists: the readiness check pushes to it only if it does."""
         return f"{self.prefix}:probe"
+
+    def split(self, partitions: int) -> tuple["Keys", ...]:
+        """Return the keys of each partition: `{clerk:7}:…`; these, if there is only one.
+
+        Channels and dead letters are not split.
+        """
+        if partitions == 1:
+            return (self,)
+        return tuple(
+            dataclasses.replace(self, prefix=HASH_TAG.sub(rf"{{\1:{number}}}", self.prefix, count=1))
+            for number in range(partitions)
+        )
 
     def user_channel(self, user_id: str) -> str:
         """Pub/sub: gets the applied messages of one user."""

@@ -1,20 +1,21 @@
 """Session state in Redis: each call is one script, so it is applied whole or not at all."""
 
 import importlib.resources
-from collections.abc import Callable
+import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
+from service import connections
 from service.clerk import Unusable
 from service.config import StoreSettings
-from service.connections import connect
 from service.contract import Outcome, Session, omit
 from service.errors import DeadLettersFullError
 from service.group_commit import GroupCommit, Script
-from service.keys import Keys
+from service.keys import Keys, partition_of
 from service.normalize import SessionChange
 from service.signature import Delivery
 
@@ -35,22 +36,40 @@ def time_to_live_ms(expire_at_ms: int | None, now_ms: int, retention_ms: int) ->
 class SessionStore:
     """Every method returns at once; its future raises StoreUnavailableError if Redis did not take it."""
 
-    def __init__(self, settings: StoreSettings, group: GroupCommit | None = None) -> None:
-        self.keys = Keys(settings.redis_key_prefix, settings.redis_channel)
+    def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
         self._retention_ms = settings.session_retention * 1000
         self._confirm = int(settings.redis_min_replicas > 0)
-        self._group = group or GroupCommit(
-            partial(_connect, settings),
-            (_APPLY_SESSION, _KEEP_DEAD_LETTER),
-            min_replicas=settings.redis_min_replicas,
-            # The server's own wait has to end before the socket's does.
-            replica_timeout_ms=max(1, int(settings.redis_timeout * 750)),
-        )
+        # One connection; of a cluster, one for each slot that is written to.
+        self._groups: dict[int, GroupCommit] = {}
+        keys = Keys(settings.redis_key_prefix, settings.redis_channel)
+        self._dead_letters = keys.dead_letters, self._group_at(keys.dead_letters)
+        self._partitions = [(part, self._group_at(part.events)) for part in keys.split(settings.partitions)]
+
+    def _group_at(self, key: str) -> GroupCommit:
+        settings = self._settings
+        url = settings.redis_url.get_secret_value()
+        lane = connections.lane(url, key)
+        if lane not in self._groups:
+            self._groups[lane] = GroupCommit(
+                partial(
+                    connections.connect,
+                    url,
+                    key,
+                    tls_verify=settings.redis_tls_verify,
+                    timeout=settings.redis_timeout,
+                ),
+                (_APPLY_SESSION, _KEEP_DEAD_LETTER),
+                min_replicas=settings.redis_min_replicas,
+                # The server's own wait has to end before the socket's does.
+                replica_timeout_ms=max(1, int(settings.redis_timeout * 750)),
+            )
+        return self._groups[lane]
 
     def apply(self, change: SessionChange, now_ms: int) -> Future[Outcome]:
         """Make the change part of the session's state: `applied`, `duplicate` or `stale`."""
-        session, order, keys = change.session, change.order, self.keys
+        session, order = change.session, change.order
+        keys, group = self._partitions[partition_of(session.user_id, len(self._partitions))]
         arguments = (
             4,
             keys.session(session.id),
@@ -72,7 +91,7 @@ class SessionStore:
             self._message_after_head(change),
             self._confirm,
         )
-        return self._group.submit(_APPLY_SESSION, *arguments, parse=partial(_outcome, session))
+        return group.submit(_APPLY_SESSION, *arguments, parse=partial(_outcome, session))
 
     def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Future[Outcome]:
         """Keep what can't be read; the future raises DeadLettersFullError if there is no room."""
@@ -83,22 +102,25 @@ class SessionStore:
             "detail": why.detail,
             "body": delivery.body.decode(),
         }
+        key, group = self._dead_letters
         arguments = (
             1,
-            self.keys.dead_letters,
+            key,
             delivery.id,
             orjson.dumps(letter),
             self._settings.dead_letter_max,
             self._confirm,
         )
-        return self._group.submit(_KEEP_DEAD_LETTER, *arguments, parse=partial(_kept, why))
+        return group.submit(_KEEP_DEAD_LETTER, *arguments, parse=partial(_kept, why))
 
-    def probe(self) -> Future[object]:
+    def probe(self) -> Future[None]:
         """Ask whether Redis would take a write now, without writing: memory, replicas, loading and so on."""
-        return self._group.submit("LPUSHX", self.keys.probe, "", parse=lambda reply: reply)
+        probes = {group: keys.probe for keys, group in self._partitions}
+        return _all([group.submit("LPUSHX", key, "", parse=bool) for group, key in probes.items()])
 
     def close(self) -> None:
-        self._group.close()
+        for group in self._groups.values():
+            group.close()
 
     def _message_after_head(self, change: SessionChange) -> bytes:
         """The published JSON from the event on; the script puts cursor and revision before it."""
@@ -108,13 +130,26 @@ class SessionStore:
         return b"," + orjson.dumps({"event": change.event, "session": session})[1:]
 
 
-def _connect(settings: StoreSettings, on_connect: Callable[[Any], None]) -> Any:
-    return connect(
-        settings.redis_url.get_secret_value(),
-        tls_verify=settings.redis_tls_verify,
-        timeout=settings.redis_timeout,
-        on_connect=on_connect,
-    )
+def _all(futures: Sequence[Future[object]]) -> Future[None]:
+    """Return a future that is done once all are, or one has failed."""
+    whole: Future[None] = Future()
+    whole.set_running_or_notify_cancel()
+    missing = set(futures)
+    lock = threading.Lock()
+
+    def note(future: Future[object]) -> None:
+        with lock:
+            missing.remove(future)
+            if whole.done():
+                return
+            if error := future.exception():
+                whole.set_exception(error)
+            elif not missing:
+                whole.set_result(None)
+
+    for future in futures:
+        future.add_done_callback(note)
+    return whole
 
 
 def _outcome(session: Session, reply: list[bytes]) -> Outcome:

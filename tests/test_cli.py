@@ -21,12 +21,14 @@ import pytest
 from children import RELAY, Program, durable_redis, started
 from click.testing import CliRunner, Result
 from support import (
+    EVENTS_KEY,
     HOUR_MS,
     ROOT,
     SECRET,
     ServiceProcess,
     Subscriber,
     clerk_event,
+    client_of,
     eventually,
     free_port,
     intake_on,
@@ -659,7 +661,8 @@ def tail_to_the_end(any_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -
     def follow_to_the_end(
         feed: SessionFeed, after: str, on_reconnect: Callable[[Exception], None]
     ) -> Iterator[Update]:
-        last = feed.last_cursor()
+        with client_of(any_redis.url) as client:
+            ((last, _),) = client.xrevrange(EVENTS_KEY, count=1)
         for update in follow(feed, after, on_reconnect):
             yield update
             if update.cursor == last:

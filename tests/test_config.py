@@ -15,6 +15,7 @@ NEEDED: Final = {"CLERK_WEBHOOK_SIGNING_SECRET": SECRET, "REDIS_URL": "redis://1
 NAMES: Final = (
     *("CLERK_WEBHOOK_SIGNING_SECRET", "CLERK_WEBHOOK_SECRET", "REDIS_URL", "REDIS_TLS_VERIFY"),
     *("REDIS_KEY_PREFIX", "REDIS_CHANNEL", "REDIS_TIMEOUT", "REDIS_MIN_REPLICAS", "STREAM_MAXLEN"),
+    "PARTITIONS",
     *("SESSION_RETENTION", "DEAD_LETTER_MAX", "MAX_BODY_BYTES", "OMIT_FIELDS", "PUBLISH_HTTP_REQUEST"),
     *("HOST", "PORT", "WEB_CONCURRENCY", "LOG_LEVEL", "LOG_FORMAT", "METRICS_TOKEN"),
 )
@@ -62,6 +63,7 @@ def test_the_defaults_are_those_of_the_contract(environment: Environment) -> Non
         "redis_tls_verify": True,
         "redis_key_prefix": "{clerk}",
         "redis_channel": "clerk:sessions",
+        "partitions": 1,
         "redis_timeout": 2.0,
         "redis_min_replicas": 0,
         "stream_maxlen": 5000,
@@ -86,6 +88,7 @@ def test_the_defaults_are_those_of_the_contract(environment: Environment) -> Non
         ("REDIS_CHANNEL", "sessions", "sessions"),
         ("REDIS_TIMEOUT", "0.25", 0.25),
         ("REDIS_MIN_REPLICAS", "2", 2),
+        ("PARTITIONS", "8", 8),
         ("STREAM_MAXLEN", "1", 1),
         ("SESSION_RETENTION", "172800", 172_800),
         ("DEAD_LETTER_MAX", "0", 0),
@@ -163,6 +166,7 @@ BAD: Final = (
     *(("REDIS_TLS_VERIFY", value) for value in ("maybe", "2", " ")),
     *(("REDIS_TIMEOUT", value) for value in ("0", "-1", "nan", "inf", "2s")),
     *(("REDIS_MIN_REPLICAS", value) for value in ("-1", "1.5", "x")),
+    *(("PARTITIONS", value) for value in ("0", "-1", "1025", "many")),
     *(("STREAM_MAXLEN", value) for value in ("0", "-1", "many")),
     *(("SESSION_RETENTION", value) for value in ("172799", "0", "-1", "7d")),
     *(("DEAD_LETTER_MAX", value) for value in ("-1", "x")),
@@ -180,6 +184,15 @@ def test_a_bad_value_is_one_line_that_names_the_variable(
     name: str, value: str, environment: Environment
 ) -> None:
     assert fault_of(name, value, environment)
+
+
+@pytest.mark.parametrize("prefix", ["clerk", "{}", "{}{clerk}", "}clerk{"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("PARTITIONS", "2"), ("REDIS_URL", "redis+cluster://127.0.0.1:7000")]
+)
+def test_what_needs_a_hash_tag_says_so(name: str, value: str, prefix: str, environment: Environment) -> None:
+    environment(REDIS_KEY_PREFIX=prefix)
+    assert "REDIS_KEY_PREFIX" in fault_of(name, value, environment)
 
 
 def test_each_of_several_faults_has_its_line(environment: Environment) -> None:

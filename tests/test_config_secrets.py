@@ -148,7 +148,11 @@ def test_each_form_of_url_is_understood(url: str, options: dict[str, object]) ->
             "redis://h]",
             "rediss://h?ssl_cert_reqs=hunter2",
         ),
-        *(" redis://h", "REDIS://h"),
+        *(" redis://h", "REDIS://h", "redis://h:1,i:2", "unix+cluster://h", "redis+hunter2://h"),
+        *("redis+sentinel://h:1", "redis+sentinel://h:1/", "redis+sentinel:///m", "redis+sentinel://h,,i/m"),
+        *("redis+sentinel://h:1/m/hunter2", "redis+sentinel://h:1/m/0/1", "redis+sentinel://h:0/m"),
+        *("redis+cluster://", "redis+cluster://h:1,i:port", "redis+cluster://h/1", "redis+cluster://h?db=x"),
+        *("redis+sentinel://:hunter2@h:1:2/m", "redis+sentinel://h/m?sentinel_hunter2=1"),
     ],
 )
 def test_a_url_that_can_not_be_used_stops_the_start_and_is_not_quoted(url: str) -> None:
@@ -160,7 +164,11 @@ ODD: Final = "#?/[]@:%&=\\\"'<>{}|^`~!$*()+,; \n\t\u2100é"
 
 @pytest.mark.parametrize("character", ODD, ids=ascii)
 @pytest.mark.parametrize(
-    "form", ["redis://app:{}@h:1", "rediss://:{}@h/0", "unix://:{}@/s", "redis://h?password={}"]
+    "form",
+    [
+        *("redis://app:{}@h:1", "rediss://:{}@h/0", "unix://:{}@/s", "redis://h?password={}"),
+        *("redis+sentinel://:{}@h:1,i:2/m/0", "rediss+cluster://app:{}@h,i"),
+    ],
 )
 def test_a_password_percent_encoded_is_understood(character: str, form: str) -> None:
     password = f"hunter2{character}s3cr3t"
@@ -168,7 +176,11 @@ def test_a_password_percent_encoded_is_understood(character: str, form: str) -> 
 
 
 @pytest.mark.parametrize(
-    "form", ["redis://app:{}@h:1", "rediss://:{}@h/0", "unix://:{}@/s", "redis://h?password={}"]
+    "form",
+    [
+        *("redis://app:{}@h:1", "rediss://:{}@h/0", "unix://:{}@/s", "redis://h?password={}"),
+        *("redis+sentinel://:{}@h:1,i:2/m/0", "rediss+cluster://app:{}@h,i"),
+    ],
 )
 @pytest.mark.parametrize("password", [f"12{character}s3cr3t=hunter2" for character in ODD], ids=ascii)
 def test_of_a_password_not_encoded_nothing_is_quoted(password: str, form: str) -> None:
@@ -177,11 +189,11 @@ def test_of_a_password_not_encoded_nothing_is_quoted(password: str, form: str) -
 
 
 @patient
-@given(st.text(), st.text(), st.sampled_from(["redis", "rediss", "unix"]))
+@given(st.text(), st.text(), st.sampled_from(["redis", "rediss", "unix", "redis+sentinel", "redis+cluster"]))
 def test_whatever_the_password_is_the_url_is_understood_or_one_fault(
     before: str, after: str, scheme: str
 ) -> None:
-    faults = faults_of(connect_to, f"{scheme}://app:{before}hunter2{after}@h")
+    faults = faults_of(connect_to, f"{scheme}://app:{before}hunter2{after}@h/{'m' * ('sentinel' in scheme)}")
     assert len(faults) <= 1
     assert "hunter2" not in "".join(faults)
 

@@ -206,13 +206,13 @@ def test_waiting_longer_than_one_read_blocks_is_no_failure(
 ) -> None:
     monkeypatch.setattr(feed_module, "BLOCK_MS", 10)
     reads = threading.Semaphore(0)
-    xread = feed._client.xread
+    xread = feed._clients[0].xread
 
     def count_reads(*arguments: Any, **options: Any) -> Any:
         reads.release()
         return xread(*arguments, **options)
 
-    monkeypatch.setattr(feed._client, "xread", count_reads)
+    monkeypatch.setattr(feed._clients[0], "xread", count_reads)
     updates = feed.follow("0-0", on_reconnect=refuse)
     got: list[Update] = []
     thread = threading.Thread(target=lambda: got.append(next(updates)), daemon=True)
@@ -224,14 +224,13 @@ def test_waiting_longer_than_one_read_blocks_is_no_failure(
     assert [update.user_id for update in got] == ["user_1"]
 
 
-def test_an_empty_stream_has_the_cursor_before_all(feed: SessionFeed, client: Any) -> None:
-    assert feed.last_cursor() == "0-0"
-
-
-def test_the_last_cursor_is_that_of_the_newest_entry(feed: SessionFeed, intake: Intake) -> None:
-    intake.take(clerk_event("ended"), "msg_1")
-    late = intake.take(clerk_event(), "msg_2")
-    assert feed.last_cursor() == late.cursor
+@pytest.mark.parametrize("held", [0, 2], ids=["nothing is there", "what is there is left out"])
+def test_following_from_now_on(feed: SessionFeed, intake: Intake, held: int) -> None:
+    for number in range(held):
+        intake.take(clerk_event(updated_at=NOW_MS - 5000 + number), f"msg_{number}")
+    updates = feed.follow(None, on_reconnect=refuse)
+    later = intake.take(clerk_event("ended"), "msg_later")
+    assert next(updates).cursor == later.cursor
 
 
 def test_keys_have_the_prefix_that_is_set(relay_redis: EmbeddedRedis, client: Any) -> None:

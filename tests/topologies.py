@@ -1,0 +1,176 @@
+"""Several Redis servers that make one: a primary with replicas and sentinels, and a cluster."""
+
+import contextlib
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.retry import Retry
+from support import client_of, eventually, free_port
+
+from service.embedded import EmbeddedRedis
+
+StartRedis = Callable[..., EmbeddedRedis]
+
+MASTER: Final = "relay"
+SLOTS: Final = 16_384
+
+
+def kill(server: EmbeddedRedis) -> None:
+    assert server.process is not None
+    server.process.kill()
+    server.process.wait()
+
+
+# Sentinel
+
+
+@dataclass(frozen=True, slots=True)
+class Sentinels:
+    ports: tuple[int, ...]
+    servers: tuple[EmbeddedRedis, ...]
+    """The primary, as it is at first, and two replicas."""
+
+    @property
+    def url(self) -> str:
+        return f"redis+sentinel://{','.join(f'127.0.0.1:{port}' for port in self.ports)}/{MASTER}/0"
+
+    def primary(self) -> EmbeddedRedis | None:
+        """Return who it is now; None if the sentinels do not agree."""
+        named = {self._named_by(port) for port in self.ports}
+        (port,) = named if len(named) == 1 else (None,)
+        return next((server for server in self.servers if server.port == port), None)
+
+    def _named_by(self, port: int) -> int:
+        with redis.Redis(port=port, protocol=2) as sentinel:
+            address: Any = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
+            return int(address[1])
+
+
+@contextlib.contextmanager
+def run_sentinels(binary: str, start_redis: StartRedis) -> Iterator[Sentinels]:
+    primary = start_redis("--repl-diskless-sync-delay", "0")
+    replicaof = ("--replicaof", "127.0.0.1", str(primary.port), "--repl-diskless-sync-delay", "0")
+    servers = (primary, start_redis(*replicaof), start_redis(*replicaof))
+    for replica in servers[1:]:
+        await_sync(replica)
+    with contextlib.ExitStack() as stack:
+        ports = tuple(stack.enter_context(_run_sentinel(binary, primary.port)) for _ in range(3))
+        for port in ports:
+            with redis.Redis(port=port, protocol=2) as sentinel:
+                # Each has to know the others and both replicas, or there is no failover.
+                eventually(lambda client=sentinel: _knows_all(client), within=30)  # type: ignore[misc]
+        yield Sentinels(ports, servers)
+
+
+def _knows_all(sentinel: Any) -> bool:
+    state = sentinel.sentinel_master(MASTER)
+    return (state["num-other-sentinels"], state["num-slaves"]) == (2, 2)
+
+
+@contextlib.contextmanager
+def _run_sentinel(binary: str, primary_port: int) -> Iterator[int]:
+    with tempfile.TemporaryDirectory(prefix="session-relay-sentinel-") as directory:
+        port = free_port()
+        config = Path(directory) / "sentinel.conf"
+        config.write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {directory}\nlogfile sentinel.log\n"
+            f"sentinel monitor {MASTER} 127.0.0.1 {primary_port} 2\n"
+            f"sentinel down-after-milliseconds {MASTER} 1000\n"
+            f"sentinel failover-timeout {MASTER} 5000\n"
+        )
+        with subprocess.Popen([binary, str(config), "--sentinel"], start_new_session=True) as process:
+            try:
+                with redis.Redis(port=port, protocol=2, retry=Retry(NoBackoff(), 0)) as client:
+                    eventually(lambda: _answers(client))
+                yield port
+            finally:
+                process.kill()
+
+
+def _answers(client: Any) -> bool:
+    with contextlib.suppress(redis.RedisError):
+        return bool(client.ping())
+    return False
+
+
+def await_sync(replica: EmbeddedRedis) -> None:
+    with client_of(replica.url) as client:
+        eventually(lambda: client.info("replication")["master_link_status"] == "up", within=30)
+
+
+# Cluster
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    primaries: tuple[EmbeddedRedis, ...]
+    replicas: tuple[EmbeddedRedis, ...]
+    """Each of the primary at the same place."""
+
+    @property
+    def url(self) -> str:
+        return f"redis+cluster://{','.join(f'127.0.0.1:{node.port}' for node in self.primaries)}"
+
+    def owner(self, key: str) -> int:
+        """Return the index of the primary that has the key's slot at first."""
+        return key_slot(key.encode()) * len(self.primaries) // SLOTS
+
+    def holder(self, key: str) -> int | None:
+        """Return the port of the node that has it now, as far as all that run agree."""
+        slot = key_slot(key.encode())
+        named = set()
+        for node in self.primaries + self.replicas:
+            assert node.process is not None
+            if node.process.poll() is None:
+                with client_of(node.url) as client:
+                    ranges: Any = client.execute_command("CLUSTER", "SLOTS")
+                    named |= {int(owner[1]) for first, last, owner, *_ in ranges if first <= slot <= last}
+        return named.pop() if len(named) == 1 else None
+
+    def nodes(self) -> tuple[EmbeddedRedis, ...]:
+        return self.primaries + self.replicas
+
+
+@contextlib.contextmanager
+def run_cluster(start_redis: StartRedis) -> Iterator[Cluster]:
+    nodes = tuple(_start_node(start_redis) for _ in range(6))
+    primaries, replicas = nodes[:3], nodes[3:]
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(client_of(node.url)) for node in nodes]
+        for number, client in enumerate(clients[:3]):
+            first, last = -(-SLOTS * number // 3), -(-SLOTS * (number + 1) // 3) - 1
+            client.execute_command("CLUSTER", "ADDSLOTS", *range(first, last + 1))
+            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        for node in nodes[1:]:
+            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
+        for client in clients:
+            eventually(lambda asked=client: len(asked.cluster("NODES")) == 6, within=30)  # type: ignore[misc]
+        for primary, replica in zip(clients[:3], clients[3:], strict=True):
+            replica.execute_command("CLUSTER", "REPLICATE", primary.execute_command("CLUSTER", "MYID"))
+        for client in clients:
+            eventually(lambda asked=client: _is_complete(asked), within=30)  # type: ignore[misc]
+        for replica_server in replicas:
+            await_sync(replica_server)
+        yield Cluster(primaries, replicas)
+
+
+def _is_complete(client: Any) -> bool:
+    ranges = client.execute_command("CLUSTER", "SLOTS")
+    return client.cluster("INFO")["cluster_state"] == "ok" and sum(len(nodes) for _, _, *nodes in ranges) == 6
+
+
+def _start_node(start_redis: StartRedis) -> EmbeddedRedis:
+    port = free_port()
+    while port > 65_535 - 10_000:  # nodes talk to each other on a second port, 10,000 above
+        port = free_port()
+    return start_redis(
+        *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0"),
+        port=port,
+    )
