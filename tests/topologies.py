@@ -1,6 +1,7 @@
 """Several Redis servers that make one: a primary with replicas and sentinels, and a cluster."""
 
 import contextlib
+import itertools
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.retry import Retry
-from support import client_of, eventually, free_port
+from support import client_of, eventually, free_port, redis_server
 
 from service.embedded import EmbeddedRedis
 
@@ -55,6 +56,7 @@ class Sentinels:
 
 @contextlib.contextmanager
 def run_sentinels(binary: str, start_redis: StartRedis) -> Iterator[Sentinels]:
+    """Run a primary, two replicas and three sentinels that take over within seconds."""
     primary = start_redis("--repl-diskless-sync-delay", "0")
     replicaof = ("--replicaof", "127.0.0.1", str(primary.port), "--repl-diskless-sync-delay", "0")
     servers = (primary, start_redis(*replicaof), start_redis(*replicaof))
@@ -110,55 +112,73 @@ def await_sync(replica: EmbeddedRedis) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    primaries: tuple[EmbeddedRedis, ...]
-    replicas: tuple[EmbeddedRedis, ...]
-    """Each of the primary at the same place."""
+    """Three shards of two nodes each; which of the two is the primary may change."""
+
+    shards: tuple[tuple[EmbeddedRedis, EmbeddedRedis], ...]
 
     @property
     def url(self) -> str:
-        return f"redis+cluster://{','.join(f'127.0.0.1:{node.port}' for node in self.primaries)}"
+        """Names one node of each shard."""
+        return f"redis+cluster://{','.join(f'127.0.0.1:{node.port}' for node, _ in self.shards)}"
 
     def owner(self, key: str) -> int:
-        """Return the index of the primary that has the key's slot at first."""
-        return key_slot(key.encode()) * len(self.primaries) // SLOTS
+        """Return the index of the shard that has the key's slot."""
+        return key_slot(key.encode()) * len(self.shards) // SLOTS
+
+    def primary(self, shard: int) -> EmbeddedRedis:
+        return next(node for node in self.shards[shard] if _role(node) == "master")
+
+    def replica(self, shard: int) -> EmbeddedRedis:
+        return next(node for node in self.shards[shard] if _role(node) == "slave")
 
     def holder(self, key: str) -> int | None:
-        """Return the port of the node that has it now, as far as all that run agree."""
+        """Return the port of the primary that has the key's slot, once all that run agree."""
         slot = key_slot(key.encode())
         named = set()
-        for node in self.primaries + self.replicas:
-            assert node.process is not None
-            if node.process.poll() is None:
+        for node in itertools.chain(*self.shards):
+            if _role(node) is not None:
                 with client_of(node.url) as client:
                     ranges: Any = client.execute_command("CLUSTER", "SLOTS")
                     named |= {int(owner[1]) for first, last, owner, *_ in ranges if first <= slot <= last}
         return named.pop() if len(named) == 1 else None
 
-    def nodes(self) -> tuple[EmbeddedRedis, ...]:
-        return self.primaries + self.replicas
+
+def _role(node: EmbeddedRedis) -> str | None:
+    """Return `master` or `slave`; None if it does not run."""
+    assert node.process is not None
+    if node.process.poll() is not None:
+        return None
+    with client_of(node.url) as client:
+        return str(client.info("replication")["role"])
 
 
 @contextlib.contextmanager
-def run_cluster(start_redis: StartRedis) -> Iterator[Cluster]:
-    nodes = tuple(_start_node(start_redis) for _ in range(6))
-    primaries, replicas = nodes[:3], nodes[3:]
+def cluster_of(binary: str) -> Iterator[Cluster]:
+    """Run three primaries with a third of the slots each, and a replica of each."""
     with contextlib.ExitStack() as stack:
+        nodes = tuple(stack.enter_context(_cluster_node(binary)) for _ in range(6))
         clients = [stack.enter_context(client_of(node.url)) for node in nodes]
         for number, client in enumerate(clients[:3]):
             first, last = -(-SLOTS * number // 3), -(-SLOTS * (number + 1) // 3) - 1
             client.execute_command("CLUSTER", "ADDSLOTS", *range(first, last + 1))
             client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-        for node in nodes[1:]:
-            clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
+        for client in clients:  # each told of each: gossip would take its time
+            for node in nodes:
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
         for client in clients:
-            eventually(lambda asked=client: len(asked.cluster("NODES")) == 6, within=30)  # type: ignore[misc]
-        for primary, replica in zip(clients[:3], clients[3:], strict=True):
-            replica.execute_command("CLUSTER", "REPLICATE", primary.execute_command("CLUSTER", "MYID"))
+            eventually(lambda asked=client: _knows(asked, len(nodes)), within=30)  # type: ignore[misc]
+        for primary, follower in zip(clients[:3], clients[3:], strict=True):
+            follower.execute_command("CLUSTER", "REPLICATE", primary.execute_command("CLUSTER", "MYID"))
         for client in clients:
             eventually(lambda asked=client: _is_complete(asked), within=30)  # type: ignore[misc]
-        for replica_server in replicas:
-            await_sync(replica_server)
-        yield Cluster(primaries, replicas)
+        for replica in nodes[3:]:
+            await_sync(replica)
+        yield Cluster(tuple(zip(nodes[:3], nodes[3:], strict=True)))
+
+
+def _knows(client: Any, count: int) -> bool:
+    nodes = client.cluster("NODES")
+    return len(nodes) == count and not any("handshake" in node["flags"] for node in nodes.values())
 
 
 def _is_complete(client: Any) -> bool:
@@ -166,11 +186,13 @@ def _is_complete(client: Any) -> bool:
     return client.cluster("INFO")["cluster_state"] == "ok" and sum(len(nodes) for _, _, *nodes in ranges) == 6
 
 
-def _start_node(start_redis: StartRedis) -> EmbeddedRedis:
+def _cluster_node(binary: str) -> contextlib.AbstractContextManager[EmbeddedRedis]:
     port = free_port()
     while port > 65_535 - 10_000:  # nodes talk to each other on a second port, 10,000 above
         port = free_port()
-    return start_redis(
+    return redis_server(
+        binary,
         *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0"),
+        *("--repl-ping-replica-period", "1"),  # a replica counts once it has been sent anything
         port=port,
     )

@@ -1,0 +1,291 @@
+"""Redis that moves: a primary that sentinels name, and a cluster whose nodes hold a part each.
+
+CONTRACT, section 2, REDIS_URL. On real servers; what a failover costs under load is in test_failover.py.
+"""
+
+import contextlib
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from support import (
+    DAY_MS,
+    NOW_MS,
+    Intake,
+    clerk_event,
+    client_of,
+    eventually,
+    free_port,
+    intake_on,
+    make_settings,
+    scripted_redis,
+    subscribed,
+)
+from topologies import MASTER, Cluster, Sentinels, cluster_of, run_sentinels
+
+from service.embedded import EmbeddedRedis
+from service.errors import StoreUnavailableError
+from service.feed import SessionFeed
+from service.keys import partition_of
+
+StartRedis = Callable[..., EmbeddedRedis]
+UNREADABLE = b'{"type":"session.created"}'
+
+
+# Who is asked, and with which name and password
+
+
+def scripted_primary(words: list[bytes]) -> bytes:
+    return b"$40\r\n" + b"0" * 40 if words[0] == b"SCRIPT" else b"+OK"
+
+
+def flat(*values: object) -> bytes:
+    return b"*%d" % len(values) + b"".join(b"\r\n$%d\r\n%s" % (len(v := str(x).encode()), v) for x in values)
+
+
+def named_by_a_sentinel(port: int) -> bytes:
+    state = {"name": MASTER, "ip": "127.0.0.1", "port": port, "flags": "master", "num-other-sentinels": 2}
+    return b"*1\r\n" + flat(*(part for pair in state.items() for part in pair))
+
+
+def test_the_primary_gets_the_urls_password_and_the_sentinels_their_own() -> None:
+    with scripted_redis(scripted_primary) as primary:
+        port = primary.server_address[1]
+
+        def sentinel_says(words: list[bytes]) -> bytes:
+            return named_by_a_sentinel(port) if words[0] == b"SENTINEL" else b"+OK"
+
+        with scripted_redis(sentinel_says) as sentinel:
+            address = f"127.0.0.1:{sentinel.server_address[1]}"
+            url = f"redis+sentinel://app:p%40ss@{address}/{MASTER}/3?sentinel_password=s3cr3t"
+            with intake_on(url) as intake:
+                intake.store.probe().result(timeout=30)
+
+    assert primary.commands[:2] == [[b"AUTH", b"app", b"p@ss"], [b"SELECT", b"3"]]
+    assert sentinel.commands == [[b"AUTH", b"s3cr3t"], [b"SENTINEL", b"MASTERS"]]
+
+
+def test_a_sentinel_that_is_away_is_passed_over() -> None:
+    with scripted_redis(scripted_primary) as primary:
+        port = primary.server_address[1]
+        with scripted_redis(lambda _: named_by_a_sentinel(port)) as sentinel:
+            hosts = f"127.0.0.1:{free_port()},127.0.0.1:{sentinel.server_address[1]}"
+            with intake_on(f"redis+sentinel://{hosts}/{MASTER}") as intake:
+                intake.store.probe().result(timeout=30)
+
+
+@pytest.mark.parametrize("url", ["redis+sentinel://127.0.0.1:{}/relay", "redis+cluster://127.0.0.1:{}"])
+@pytest.mark.parametrize("reply", [b"*0", b"-ERR no", b"+OK", b"*1\r\n*0", None])
+def test_whatever_they_say_but_an_address_is_a_refusal(url: str, reply: bytes | None) -> None:
+    with scripted_redis(lambda _: reply) as server, intake_on(url.format(server.server_address[1])) as intake:
+        for number in range(2):
+            with pytest.raises(StoreUnavailableError):
+                intake.take(clerk_event(), f"msg_{number}")
+
+
+# A primary that is none any more
+
+
+@pytest.mark.parametrize("reply", [b"-MOVED 1234 127.0.0.1:1", b"-READONLY You can't write", b"-NOSCRIPT no"])
+def test_what_was_not_run_is_sent_once_more_over_a_new_connection(reply: bytes) -> None:
+    replies = iter([reply, *([b"*3\r\n$7\r\napplied\r\n$3\r\n1-0\r\n$1\r\n1"] * 2)])
+
+    def say(words: list[bytes]) -> bytes:
+        return next(replies) if words[0] == b"EVALSHA" else scripted_primary(words)
+
+    with scripted_redis(say) as server, intake_on(server.url) as intake:
+        assert intake.take(clerk_event(), "msg_1").outcome == "applied"
+        assert intake.take(clerk_event(), "msg_2").outcome == "applied"
+
+    first, second, third = [words for words in server.commands if words[0] == b"EVALSHA"]
+    assert first == second != third
+    assert [words[0] for words in server.commands].count(b"SCRIPT") == 4
+
+
+# Sentinel
+
+
+@pytest.fixture
+def sentinels(redis_binary: str, start_redis: StartRedis) -> Iterator[Sentinels]:
+    with run_sentinels(redis_binary, start_redis) as sentinels:
+        yield sentinels
+
+
+def test_a_failover_that_sentinels_were_asked_for_loses_nothing(sentinels: Sentinels) -> None:
+    # Until it is told, the old primary takes writes that get lost; but both replicas, it has no more to confirm.
+    acknowledged: list[str] = []
+    held: set[str] = set()
+    with (
+        intake_on(sentinels.url, redis_min_replicas=2) as intake,
+        redis.Redis(port=sentinels.ports[0], protocol=2) as sentinel,
+    ):
+        intake.store.probe().result(timeout=30)
+        sentinel.execute_command("SENTINEL", "FAILOVER", MASTER)
+        numbers = itertools.count()
+
+        def has_gone_on() -> bool:
+            session_id = f"sess_{next(numbers)}"
+            with contextlib.suppress(StoreUnavailableError):
+                intake.take(clerk_event(session_id=session_id), "msg_1")
+                acknowledged.append(session_id)
+            if (primary := sentinels.primary()) not in {None, sentinels.servers[0]}:
+                with client_of(primary.url) as client:
+                    held.update(fields["session_id"] for _, fields in client.xrange("{clerk}:events"))
+            return bool(held.intersection(acknowledged[-1:]))
+
+        eventually(has_gone_on, within=60)
+
+    assert set(acknowledged) <= held
+
+
+# Cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(redis_binary: str) -> Iterator[Cluster]:
+    """One for the tests of this module, each of which empties it."""
+    with cluster_of(redis_binary) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def nodes(cluster: Cluster) -> Iterator[list[Any]]:
+    """Clients of the three primaries, which are empty at first."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(client_of(cluster.primary(index).url)) for index in range(3)]
+        for client in clients:
+            client.flushall()
+        yield clients
+
+
+def test_the_script_runs_on_the_node_that_has_the_slot(cluster: Cluster, nodes: list[Any]) -> None:
+    owner = nodes[cluster.owner("{clerk}")]
+    with subscribed(nodes[0], "clerk:sessions", "clerk:sessions:user:user_1") as subscriber:
+        with intake_on(cluster.url) as intake:
+            assert intake.take(clerk_event("active"), "msg_1").outcome == "applied"
+            assert intake.take(clerk_event("active"), "msg_1").outcome == "duplicate"
+            assert intake.take(clerk_event("pending", updated_at=NOW_MS - 5000), "msg_2").outcome == "stale"
+            assert intake.take(UNREADABLE, "msg_3").outcome == "dead_lettered"
+            intake.store.probe().result(timeout=30)
+        # Whichever node one subscribes to: a cluster's channels are everywhere.
+        channels = [subscriber.next()[0] for _ in range(2)]
+
+    assert sorted(channels) == ["clerk:sessions", "clerk:sessions:user:user_1"]
+    assert sorted(owner.scan_iter("*")) == [
+        "{clerk}:dead-letters",
+        "{clerk}:events",
+        "{clerk}:expiry",
+        "{clerk}:session:sess_1",
+        "{clerk}:user:user_1:sessions",
+    ]
+
+
+def test_any_node_leads_to_the_others(cluster: Cluster, nodes: list[Any]) -> None:
+    for node, _ in cluster.shards:
+        with intake_on(f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{node.port}") as intake:
+            assert intake.take(clerk_event(), f"msg_{node.port}").outcome in {"applied", "stale"}
+
+    assert nodes[cluster.owner("{clerk}")].xlen("{clerk}:events") == 3
+
+
+def test_a_failover_that_was_asked_for_costs_nothing(cluster: Cluster, nodes: list[Any]) -> None:
+    index = cluster.owner("{clerk}")
+    with intake_on(cluster.url, redis_timeout=20) as intake:
+        assert intake.take(clerk_event("active"), "msg_1").outcome == "applied"
+        successor = cluster.replica(index)
+        with client_of(successor.url) as client:
+            client.execute_command("CLUSTER", "FAILOVER")
+            eventually(lambda: cluster.holder("{clerk}") == successor.port, within=30)
+            assert intake.take(clerk_event("ended"), "msg_2").outcome == "applied"
+            assert client.xlen("{clerk}:events") == 2
+
+
+# Partitions
+
+PARTITIONS = 8
+USERS = [f"user_{number}" for number in range(40)]
+
+
+@pytest.fixture
+def spread(cluster: Cluster, nodes: list[Any]) -> Iterator[Intake]:
+    """Partitions on a cluster, with a live session of each user."""
+    with intake_on(cluster.url, partitions=PARTITIONS) as intake:
+        for user in USERS:
+            intake.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{user}")
+        yield intake
+
+
+def test_partitions_spread_keys_streams_and_expiry_over_the_shards(
+    cluster: Cluster, nodes: list[Any], spread: Intake
+) -> None:
+    held = {}
+    for index, client in enumerate(nodes):
+        for key in client.scan_iter("*"):
+            held[key] = index
+    for user in USERS:
+        tag = f"{{clerk:{partition_of(user, PARTITIONS)}}}"
+        index = cluster.owner(tag)
+        assert held.pop(f"{tag}:session:sess_of_{user}") == index
+        assert held.pop(f"{tag}:user:{user}:sessions") == index
+        assert nodes[index].zscore(f"{tag}:expiry", f"sess_of_{user}") == NOW_MS + DAY_MS
+    assert set(held) == {f"{{clerk:{n}}}:{name}" for n in range(PARTITIONS) for name in ("events", "expiry")}
+    assert set(held.values()) == {0, 1, 2}
+    assert sum(client.xlen(key) for client in nodes for key in client.scan_iter("*:events")) == len(USERS)
+
+
+def test_with_partitions_dead_letters_share_one_box(
+    cluster: Cluster, nodes: list[Any], spread: Intake
+) -> None:
+    assert spread.take(UNREADABLE, "msg_unreadable").outcome == "dead_lettered"
+
+    assert nodes[cluster.owner("{clerk}")].hkeys("{clerk}:dead-letters") == ["msg_unreadable"]
+
+
+def test_with_partitions_readiness_asks_every_shard(
+    cluster: Cluster, nodes: list[Any], spread: Intake
+) -> None:
+    spread.store.probe().result(timeout=30)
+    nodes[2].config_set("maxmemory", "1")
+    try:
+        with pytest.raises(StoreUnavailableError):
+            spread.store.probe().result(timeout=30)
+    finally:
+        nodes[2].config_set("maxmemory", "0")
+
+
+@pytest.mark.parametrize("where", ["cluster", "one server"])
+def test_the_feed_reads_all_partitions(
+    request: pytest.FixtureRequest, start_redis: StartRedis, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: NOW_MS * 1_000_000)
+    url = request.getfixturevalue("cluster").url if where == "cluster" else start_redis().url
+    if where == "cluster":
+        request.getfixturevalue("nodes")
+    settings = make_settings(url, partitions=PARTITIONS)
+    with intake_on(url, partitions=PARTITIONS) as intake, contextlib.closing(SessionFeed(settings)) as feed:
+        cursors = {
+            user: intake.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{user}").cursor
+            for user in USERS
+        }
+        updates = feed.follow("0-0", on_reconnect=refuse)
+        assert {(u.user_id, u.cursor) for u in itertools.islice(updates, len(USERS))} == set(cursors.items())
+        for user in USERS:
+            (live,) = feed.live_sessions(user)
+            assert json.loads(live)["cursor"] == cursors[user]
+            assert feed.get(f"sess_of_{user}") == live
+        assert feed.get("sess_unknown") is None
+
+
+def refuse(error: Exception) -> None:
+    raise error
+
+
+def test_partitions_of_one_server_share_a_connection(own_redis: EmbeddedRedis, own_client: Any) -> None:
+    with intake_on(own_redis.url, partitions=PARTITIONS) as intake:
+        for user in USERS:
+            intake.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{user}")
+        assert len(own_client.client_list()) == 2
