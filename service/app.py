@@ -104,7 +104,7 @@ class _Report:
         duration = time.perf_counter() - self._started
         metrics.DELIVERIES.labels(outcome, reason or "").inc()
         metrics.DURATION.observe(duration)
-        (log.warning if outcome in {"failed", "dead_lettered"} else log.info)(
+        (log.warning if outcome in {"failed", "dead_lettered"} or reason == "other_body" else log.info)(
             "delivery",
             outcome=outcome,
             reason=reason,

@@ -115,7 +115,10 @@ class Outcome:
     revision: int | None = None
     """How many states were applied to the session; null for a stale event."""
     reason: str | None = None
-    """Why the event could not be read, if dead-lettered."""
+    """Why the event could not be read, if dead-lettered; `other_body` for a duplicate with another body.
+
+    That is for the operator, and no part of the answer: the sender can do nothing about it.
+    """
 
     @property
     def status(self) -> int:

@@ -46,7 +46,7 @@ class Ingest:
         )
         if isinstance(change, Unusable):
             return self._store.keep_dead_letter(delivery, change, now_ms)
-        return self._store.apply(change, now_ms)
+        return self._store.apply(change, delivery.body, now_ms)
 
 
 def _done(outcome: Outcome) -> Future[Outcome]:

@@ -1,5 +1,6 @@
 """Session state in Redis: each call is one script, so it is applied whole or not at all."""
 
+import hashlib
 import importlib.resources
 import threading
 from collections.abc import Sequence
@@ -66,8 +67,11 @@ class SessionStore:
             )
         return self._groups[lane]
 
-    def apply(self, change: SessionChange, now_ms: int) -> Future[Outcome]:
-        """Make the change part of the session's state: `applied`, `duplicate` or `stale`."""
+    def apply(self, change: SessionChange, body: bytes, now_ms: int) -> Future[Outcome]:
+        """Make the change part of the session's state: `applied`, `duplicate` or `stale`.
+
+        body: what the change was read from. The outcome says so if its message was seen with another one.
+        """
         session, order = change.session, change.order
         keys, group = self._partitions[partition_of(session.user_id, len(self._partitions))]
         arguments = (
@@ -90,6 +94,7 @@ class SessionStore:
             keys.user_channel(session.user_id),
             self._message_after_head(change),
             self._confirm,
+            hashlib.blake2b(body, digest_size=8).hexdigest(),
         )
         return group.submit(_APPLY_SESSION, *arguments, parse=partial(_outcome, session))
 
@@ -153,8 +158,8 @@ def _all(futures: Sequence[Future[object]]) -> Future[None]:
 
 
 def _outcome(session: Session, reply: list[bytes]) -> Outcome:
-    outcome, cursor, revision = (part.decode() for part in reply)
-    return Outcome(outcome, session.id, cursor, int(revision) if revision else None)  # type: ignore[arg-type]
+    outcome, cursor, revision, remark = (part.decode() for part in reply)
+    return Outcome(outcome, session.id, cursor, int(revision) if revision else None, remark or None)  # type: ignore[arg-type]
 
 
 def _kept(why: Unusable, reply: bytes) -> Outcome:

@@ -22,8 +22,8 @@ class Store:
         self.asked: list[tuple[Any, ...]] = []
         self.answer: Future[Outcome] = Future()
 
-    def apply(self, change: SessionChange, now_ms: int) -> Future[Outcome]:
-        self.asked.append(("apply", change, now_ms))
+    def apply(self, change: SessionChange, body: bytes, now_ms: int) -> Future[Outcome]:
+        self.asked.append(("apply", change, body, now_ms))
         return self.answer
 
     def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Future[Outcome]:
@@ -58,8 +58,8 @@ def delivery(event: object) -> Delivery:
 def test_a_session_event_is_applied_and_its_answer_is_the_stores(ingest: Ingest, store: Store) -> None:
     future = ingest(delivery(clerk_event("active")))
 
-    [(asked, change, now_ms)] = store.asked
-    assert (asked, now_ms) == ("apply", NOW_MS)
+    [(asked, change, body, now_ms)] = store.asked
+    assert (asked, json.loads(body)["type"], now_ms) == ("apply", "session.created", NOW_MS)
     assert change.event.id == "msg_1"
     assert change.session.status == "active"
     assert not future.done()
@@ -113,7 +113,7 @@ def test_whether_a_session_is_live_is_told_by_the_clock(store: Store) -> None:
         ingest = Ingest(store, clock=lambda now_ms=now_ms: now_ms / 1000)  # type: ignore[arg-type,misc]
         ingest(delivery(clerk_event("active", expire_at=NOW_MS + 1000)))
 
-    assert [change.session.live for _, change, _ in store.asked] == [True, False]
+    assert [change.session.live for _, change, *_ in store.asked] == [True, False]
 
 
 def test_the_http_request_comes_along_only_on_request(store: Store) -> None:
@@ -122,7 +122,7 @@ def test_the_http_request_comes_along_only_on_request(store: Store) -> None:
             delivery(clerk_event("active"))
         )
 
-    without, with_request = [change.event for _, change, _ in store.asked]
+    without, with_request = [change.event for _, change, *_ in store.asked]
     assert not hasattr(without, "http_request")
     assert with_request.http_request.client_ip == "192.0.2.44"
 
@@ -130,7 +130,7 @@ def test_the_http_request_comes_along_only_on_request(store: Store) -> None:
 def test_a_store_that_refuses_at_once_is_heard(
     ingest: Ingest, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: object, __: int) -> Future[Outcome]:
+    def refuse(*_: object) -> Future[Outcome]:
         raise StoreUnavailableError("Redis timed out a moment ago.")
 
     monkeypatch.setattr(store, "apply", refuse)

@@ -52,6 +52,7 @@ def test_deliveries_are_counted_by_outcome_and_reason(small: Endpoint) -> None:
     small.deliver(new, "msg_1")
     small.deliver(new, "msg_1")
     small.deliver(new, "msg_1")
+    small.deliver(new | {"instance_id": "ins_other"}, "msg_1")
     small.deliver(old, "msg_2")
     small.deliver({"type": "user.created"})
     small.deliver(unreadable, "msg_3")
@@ -66,6 +67,7 @@ def test_deliveries_are_counted_by_outcome_and_reason(small: Endpoint) -> None:
     expected = {
         ("applied", ""): 1,
         ("duplicate", ""): 2,
+        ("duplicate", "other_body"): 1,
         ("stale", ""): 1,
         ("ignored", ""): 1,
         ("dead_lettered", "invalid_data"): 1,

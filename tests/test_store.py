@@ -92,19 +92,21 @@ def test_a_stale_event_changes_no_state_and_publishes_nothing(intake: Intake, cl
 def test_a_message_seen_before_is_a_duplicate_with_cursor_and_revision_of_the_first_time(
     intake: Intake,
 ) -> None:
-    first = intake.take(clerk_event(updated_at=NOW_MS - 3000), "msg_1")
+    event = clerk_event(updated_at=NOW_MS - 3000)
+    first = intake.take(event, "msg_1")
     intake.take(clerk_event(updated_at=NOW_MS - 2000), "msg_2")
 
-    again = intake.take(clerk_event(updated_at=NOW_MS - 3000), "msg_1")
+    again = intake.take(event, "msg_1")
 
     assert again == Outcome("duplicate", "sess_1", first.cursor, 1)
 
 
 def test_a_stale_message_seen_before_is_a_duplicate_without_revision(intake: Intake) -> None:
     intake.take(clerk_event(updated_at=NOW_MS - 1000), "msg_new")
-    stale = intake.take(clerk_event(updated_at=NOW_MS - 2000), "msg_old")
+    late = clerk_event(updated_at=NOW_MS - 2000)
+    stale = intake.take(late, "msg_old")
 
-    again = intake.take(clerk_event(updated_at=NOW_MS - 2000), "msg_old")
+    again = intake.take(late, "msg_old")
 
     assert again == Outcome("duplicate", "sess_1", stale.cursor, None)
 
@@ -121,13 +123,21 @@ def test_a_duplicate_changes_nothing_at_all(intake: Intake, client: Any) -> None
     assert contents(client) == before
 
 
-def test_a_message_id_is_the_message_whatever_it_says_the_second_time(intake: Intake, client: Any) -> None:
-    intake.take(clerk_event(), "msg_1")
+@pytest.mark.parametrize("first_updated_at", [NOW_MS - 1000, NOW_MS - 3000], ids=["applied", "stale"])
+def test_a_message_id_seen_with_another_body_is_reported_and_never_applied(
+    intake: Intake, client: Any, first_updated_at: int
+) -> None:
+    intake.take(clerk_event(updated_at=NOW_MS - 2000), "msg_0")
+    event = clerk_event(updated_at=first_updated_at)
+    first = intake.take(event, "msg_1")
+    before = contents(client)
 
-    outcome = intake.take(clerk_event("ended", updated_at=NOW_MS), "msg_1")
+    other = intake.take(clerk_event("ended", updated_at=NOW_MS), "msg_1")
+    same = intake.take(event, "msg_1")
 
-    assert outcome.outcome == "duplicate"
-    assert state(client)["session"]["status"] == "active"
+    assert other == Outcome("duplicate", "sess_1", first.cursor, first.revision, "other_body")
+    assert same == Outcome("duplicate", "sess_1", first.cursor, first.revision)
+    assert contents(client) == before
 
 
 def test_sessions_do_not_share_message_ids(intake: Intake) -> None:
@@ -272,8 +282,8 @@ def test_an_expiry_that_the_relay_found_itself_gives_way_to_what_clerk_says_late
         order=change.order._replace(terminal=False, updated_at_ms=expire_at),
     )
 
-    assert intake.store.apply(change, NOW_MS).result(timeout=30).outcome == "applied"
-    assert intake.store.apply(change, NOW_MS).result(timeout=30).outcome == "duplicate"
+    assert intake.store.apply(change, b"", NOW_MS).result(timeout=30).outcome == "applied"
+    assert intake.store.apply(change, b"", NOW_MS).result(timeout=30).outcome == "duplicate"
     assert state(client)["event"]["source"] == "synthetic"
     assert not client.exists(USER_KEY, EXPIRY_KEY)
 

@@ -92,7 +92,7 @@ def test_whatever_they_say_but_an_address_is_a_refusal(url: str, reply: bytes | 
 
 @pytest.mark.parametrize("reply", [b"-MOVED 1234 127.0.0.1:1", b"-READONLY You can't write", b"-NOSCRIPT no"])
 def test_what_was_not_run_is_sent_once_more_over_a_new_connection(reply: bytes) -> None:
-    replies = iter([reply, *([b"*3\r\n$7\r\napplied\r\n$3\r\n1-0\r\n$1\r\n1"] * 2)])
+    replies = iter([reply, *([b"*4\r\n$7\r\napplied\r\n$3\r\n1-0\r\n$1\r\n1\r\n$0\r\n"] * 2)])
 
     def say(words: list[bytes]) -> bytes:
         return next(replies) if words[0] == b"EVALSHA" else scripted_primary(words)

@@ -4,7 +4,7 @@
 -- KEYS
 --   1  {clerk}:session:<session id>       hash, TTL    the state held; `_…` fields are bookkeeping:
 --                                                      _order, _expire_at, _user_key (this state's KEYS[2]),
---                                                      _message:<id> = "<cursor> <revision, empty if stale>"
+--                                                      _message:<id> = "<cursor> <revision> <digest of body>"
 --   2  {clerk}:user:<user id>:sessions    zset, TTL    ids of live sessions by expire_at (ms, +inf)
 --   3  {clerk}:events                     stream       outcome, session_id, user_id, message
 --   4  {clerk}:expiry                     zset         ids of open sessions by expire_at (ms)
@@ -18,8 +18,10 @@
 --   10 stream length     11 channel              12 user channel
 --   13 the message from `,"event":` on           14 confirm (1|0): write even for a duplicate, so that
 --                                                   the WAIT that follows covers the first time's write
+--   15 digest of the body: hexadecimal
 --
--- Returns {outcome, cursor, revision}: applied | duplicate | stale; revision is empty for a stale event.
+-- Returns {outcome, cursor, revision, remark}: applied | duplicate | stale; revision is empty for a stale event;
+-- remark is `other_body` for a duplicate that is none: its id was seen with another body. Else it is empty.
 --
 -- Redis does not roll back a script. So all that can be asked is asked before the first write, and a write
 -- that fails all the same undoes those before it.
@@ -27,7 +29,7 @@
 local session_key, user_key, events_key, expiry_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local message_id, order_key, session_id, user_id, status, live = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local expire_at, ttl, retention = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
-local channel, user_channel, tail = ARGV[11], ARGV[12], ARGV[13]
+local channel, user_channel, tail, digest = ARGV[11], ARGV[12], ARGV[13], ARGV[15]
 
 local message_field = '_message:' .. message_id
 local FIELDS = { 'state', 'status', 'live', 'user_id', 'revision', 'cursor', '_order', '_expire_at', '_user_key' }
@@ -39,8 +41,8 @@ if seen then
     local left = redis.call('PTTL', session_key)
     redis.call('PEXPIRE', session_key, left > 0 and left or retention)
   end
-  local cursor, revision = string.match(seen, '^(%S+) (%d*)$')
-  return { 'duplicate', cursor, revision }
+  local cursor, revision, first_digest = string.match(seen, '^(%S+) (%d*) (%x*)$')
+  return { 'duplicate', cursor, revision, digest == first_digest and '' or 'other_body' }
 end
 
 local held
@@ -151,14 +153,14 @@ local session_ttl = redis.call('PTTL', session_key)
 
 if not applied then
   local cursor = write(nil, nil, function(cursor)
-    local commands = { { 'HSET', session_key, message_field, cursor .. ' ' } }
+    local commands = { { 'HSET', session_key, message_field, cursor .. '  ' .. digest } }
     -- A late event's id has to outlast its sender's retries.
     if session_ttl < retention then
       commands[2] = { 'PEXPIRE', session_key, retention }
     end
     return commands, { { 'HDEL', session_key, message_field } }
   end)
-  return cursor.err and cursor or { 'stale', cursor, '' }
+  return cursor.err and cursor or { 'stale', cursor, '', '' }
 end
 
 local revision = string.format('%d', (held and tonumber(held.revision) or 0) + 1)
@@ -174,7 +176,7 @@ local cursor = write(revision, held and held.status, function(cursor)
   local in_user_set, in_expiry_set = index(state)
   local commands = {
     set_state(state),
-    { 'HSET', session_key, message_field, cursor .. ' ' .. revision },
+    { 'HSET', session_key, message_field, cursor .. ' ' .. revision .. ' ' .. digest },
     { 'PEXPIRE', session_key, ttl },
     in_user_set,
     in_expiry_set,
@@ -207,4 +209,4 @@ local cursor = write(revision, held and held.status, function(cursor)
   end
   return commands, undo
 end)
-return cursor.err and cursor or { 'applied', cursor, revision }
+return cursor.err and cursor or { 'applied', cursor, revision, '' }
