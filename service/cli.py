@@ -11,6 +11,7 @@ import click
 import redis
 from rich.console import Console
 
+from service import check as check_mode
 from service import dev as dev_mode
 from service import lenient_json, log, sender, simulator, view
 from service import server as server_mode
@@ -61,6 +62,18 @@ def serve() -> None:
 def dev(simulate: bool) -> None:
     """Run the service with nothing set up, and show what subscribers get."""
     sys.exit(dev_mode.run(load(DevSettings), simulate=simulate, console=Console()))
+
+
+@main.command()
+def check() -> None:
+    """Tell whether this configuration can work, and what to do if not."""
+    settings = load(Settings, log_level="critical")
+    log.configure(settings)
+    can_work = True
+    for finding in check_mode.check(settings):
+        can_work &= finding.level != "error"
+        click.echo(f"{finding.level:<9}{view.printable(finding.text)}")
+    sys.exit(not can_work)
 
 
 def _parse_assignment(_: click.Context, __: click.Parameter, assignments: tuple[str, ...]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ says that it is not the right one any more.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import redis
@@ -14,7 +15,6 @@ from redis.backoff import NoBackoff
 from redis.connection import Connection, ConnectionPool, SSLConnection, parse_url
 from redis.crc import key_slot
 from redis.retry import Retry
-from redis.sentinel import Sentinel
 
 from service.errors import ConfigurationError
 from service.redis_url import Host, RedisUrl
@@ -22,7 +22,9 @@ from service.redis_url import Host, RedisUrl
 ASK_SECONDS: Final = 0.5
 """For a sentinel or a node to say where a server is. Several may have to be asked before one answers."""
 
-Locate = Callable[[], Host]
+OnConnect = Callable[[Connection], None]
+Ask = Callable[[Any, str], Host | None]
+"""Asks over a client of the host; returns None if that host does not know."""
 
 
 def connect(
@@ -31,7 +33,7 @@ def connect(
     *,
     tls_verify: bool = True,
     timeout: float | None = 2.0,
-    on_connect: Callable[[Connection], None] | None = None,
+    on_connect: OnConnect | None = None,
 ) -> redis.Redis:
     """Return a client for the server that holds a key; it connects when it is first used.
 
@@ -57,26 +59,16 @@ def connect(
         }
         if not tls_verify and options.get("connection_class") is SSLConnection:
             options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
-        locate = _locator(target, key, options)
-        if locate is not None:
+        if target.kind != "server":
+            locate = _locator(target, key, options)
             kind = _LocatedSSLConnection if "connection_class" in options else _LocatedConnection
             options |= {"connection_class": kind, "locate": locate}
-        if on_connect is not None:
-
-            def greet(connection: Connection) -> None:
-                connection.on_connect()  # type: ignore[no-untyped-call]
-                on_connect(connection)
-
-            options["redis_connect_func"] = greet
-        pool = ConnectionPool(**options)
-        # Connects to nothing yet, but refuses options that it does not know.
-        pool.connection_class(**pool.connection_kwargs)
+        return _client(options, on_connect)
     except Exception:  # noqa: BLE001  # options are redis-py's own affair, and so is how it refuses them
         # The error's own text may quote a part of a password.
         raise ConfigurationError(
             ["REDIS_URL: redis-py does not know an option in it, or its value"]
         ) from None
-    return redis.Redis.from_pool(pool)  # closing it closes the connections
 
 
 def lane(url: str, key: str) -> int:
@@ -84,10 +76,35 @@ def lane(url: str, key: str) -> int:
     return int(key_slot(key.encode())) if RedisUrl.parse(url).kind == "cluster" else 0
 
 
+def explain(error: BaseException) -> str:
+    """Return what Redis, or redis-py, says; without the arguments of a command that Redis does not know.
+
+    It quotes them: of AUTH, that is the password.
+    """
+    return str(error).partition(", with args")[0] or type(error).__name__
+
+
+def _client(options: dict[str, Any], on_connect: OnConnect | None = None) -> redis.Redis:
+    def greet(connection: Connection) -> None:
+        connection.on_connect()  # type: ignore[no-untyped-call]
+        if isinstance(connection, SSLConnection):
+            # TLS 1.3 sends session tickets. redis-py takes them for a reply that nobody asked for, and gives
+            # the connection up, unless something is read first.
+            connection.send_command("PING")  # type: ignore[no-untyped-call]
+            connection.read_response()
+        if on_connect is not None:
+            on_connect(connection)
+
+    pool = ConnectionPool(**options, redis_connect_func=greet)
+    # Connects to nothing yet, but refuses options that it does not know.
+    pool.connection_class(**pool.connection_kwargs)
+    return redis.Redis.from_pool(pool)  # closing it closes the connections
+
+
 class _Located:
     """A connection that asks where its server is, each time it connects."""
 
-    def __init__(self, *, locate: Locate, **options: Any) -> None:
+    def __init__(self, *, locate: Callable[[], Host], **options: Any) -> None:
         super().__init__(**options)
         self._locate = locate
 
@@ -104,67 +121,64 @@ class _LocatedSSLConnection(_Located, SSLConnection):
     pass
 
 
-def _locator(target: RedisUrl, key: str, options: dict[str, Any]) -> Locate | None:
-    """Return what finds the server; take what is for the sentinels alone out of the options."""
-    if target.kind == "server":
-        return None
+def _locator(target: RedisUrl, key: str, options: dict[str, Any]) -> Callable[[], Host]:
+    """Return what asks where the server is; take what is for the sentinels alone out of the options."""
+    hosts = list(target.hosts)
     timeout = min(ASK_SECONDS, options["socket_connect_timeout"])
-    asking = {
-        name: value for name, value in options.items() if name not in {"host", "port", "connection_class"}
-    }
-    asking |= {
-        "ssl": "connection_class" in options,
-        "db": 0,
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-    }
-    if target.kind == "cluster":
-        return _Cluster(target.hosts, asking, key_slot(key.encode())).owner
-    for name in ("username", "password"):
-        # Sentinels have users of their own, or none; those of the URL are the primary's.
-        asking.pop(f"sentinel_{name}", None)
-        asking[name] = options.pop(f"sentinel_{name}", None)
-    sentinel: Any = Sentinel(target.hosts, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
-    return lambda: sentinel.discover_master(target.master)
+    asking = options | {"db": 0, "socket_timeout": timeout, "socket_connect_timeout": timeout}
+    ask: Ask = partial(_ask_node, hosts, key_slot(key.encode()))
+    if target.kind == "sentinel":
+        ask = partial(_ask_sentinel, target.master)
+        for name in ("username", "password"):
+            # Sentinels have users of their own, or none; those of the URL are the primary's.
+            asking.pop(f"sentinel_{name}", None)
+            asking[name] = options.pop(f"sentinel_{name}", None)
+    _client(asking)  # refuses options that it does not know
+    return partial(_locate, hosts, asking, ask)
 
 
-class _Cluster:
-    """Asks the nodes of a cluster who holds a slot.
+def _locate(hosts: list[Host], asking: dict[str, Any], ask: Ask) -> Host:
+    """Ask one after the other.
 
-    Not redis-py's RedisCluster: it sends to another node again what may have been done already.
+    Not with redis-py's Sentinel, whose errors don't say what went wrong, nor its RedisCluster, which sends
+    to another node again what may have been done already.
     """
+    why = "none of them knows one"
+    for host, port in tuple(hosts):
+        try:
+            with _client(asking | {"host": host, "port": port}) as client:
+                if (found := ask(client, host)) is not None:
+                    return found
+        except redis.RedisError as error:
+            why = explain(error)
+        # The next time, the others come first.
+        hosts.remove((host, port))
+        hosts.append((host, port))
+    raise redis.ConnectionError(f"Asked {len(hosts)} servers for the primary: {why}")
 
-    def __init__(self, nodes: tuple[Host, ...], options: dict[str, Any], slot: int) -> None:
-        self._nodes = list(nodes)
-        self._options = options
-        self._slot = slot
 
-    def owner(self) -> Host:
-        """Return the address of the slot's primary.
+def _ask_sentinel(master: str, client: Any, _: str) -> Host | None:
+    """Return the primary as one sentinel sees it.
 
-        Raises redis.ConnectionError if no node knows it.
-        """
-        why: object = "none of them says who holds the slot"
-        for node in tuple(self._nodes):
-            try:
-                if (owner := self._ask(node)) is not None:
-                    return owner
-            except redis.RedisError as error:
-                why = error
-            # The next time, the others come first.
-            self._nodes.remove(node)
-            self._nodes.append(node)
-        raise redis.ConnectionError(f"The nodes of the cluster don't help: {why}")
+    https://redis.io/docs/latest/develop/reference/sentinel-clients/
+    """
+    state = client.sentinel_master(master)
+    if not state["is_master"] or state["is_sdown"] or state["is_odown"]:
+        return None
+    return state["ip"], state["port"]
 
-    def _ask(self, asked: Host) -> Host | None:
-        """Return the owner as one node knows it (https://redis.io/docs/latest/commands/cluster-slots/)."""
-        owner = None
-        with redis.Redis(*asked, **self._options) as client:
-            ranges: Any = client.execute_command("CLUSTER", "SLOTS")
-        for first, last, *nodes in ranges:
-            # One that does not know its own name is where it was asked.
-            members = [((host or b"").decode() or asked[0], int(port)) for host, port, *_ in nodes]
-            self._nodes += [member for member in members if member not in self._nodes]
-            if first <= self._slot <= last:
-                owner = members[0]
-        return owner
+
+def _ask_node(hosts: list[Host], slot: int, client: Any, asked: str) -> Host | None:
+    """Return the slot's owner as one node sees it.
+
+    https://redis.io/docs/latest/commands/cluster-slots/
+    hosts: the nodes that can be asked; those that this one knows come along.
+    """
+    owner = None
+    for first, last, *nodes in client.execute_command("CLUSTER", "SLOTS"):
+        # A node that does not know its own name is where it was asked.
+        members = [((host or b"").decode() or asked, int(port)) for host, port, *_ in nodes]
+        hosts += [member for member in members if member not in hosts]
+        if first <= slot <= last:
+            owner = members[0]
+    return owner

@@ -20,6 +20,7 @@ import redis
 import structlog
 from redis.exceptions import MovedError, NoScriptError, ReadOnlyError
 
+from service.connections import explain
 from service.errors import RelayError, StoreUnavailableError
 
 log = structlog.get_logger(__name__)
@@ -206,11 +207,12 @@ def _fail(commands: Sequence[_Command], error: Exception) -> None:
     if not commands:
         return
     if not isinstance(error, StoreUnavailableError):
-        # Redis quotes the arguments of a command that it does not know: of AUTH, that is the password.
-        detail = str(error).partition(", with args")[0]
+        detail = explain(error)
         code = detail.partition(" ")[0]
         kind = code if code.isupper() else type(error).__name__
         log.warning("redis_failed", error=kind, detail=detail, commands=len(commands))
-        error = StoreUnavailableError(f"Redis did not take it ({kind}).")
+        unavailable = StoreUnavailableError(f"Redis did not take it ({kind}).")
+        unavailable.__cause__ = error
+        error = unavailable
     for command in commands:
         command.future.set_exception(error)

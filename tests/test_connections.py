@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import clerk_event, client_of, free_port, intake_on, scripted_redis
+from support import clerk_event, client_of, eventually, free_port, intake_on, make_settings, scripted_redis
+from topologies import MASTER, free_node_port, run_sentinel
 
+from service.check import check
 from service.connections import connect
 from service.embedded import EmbeddedRedis
 from service.errors import ConfigurationError, StartError, StoreUnavailableError
@@ -187,19 +189,26 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def with_certificate(certificates: Path, name: str) -> dict[str, str]:
+    """Return the options of a server that shows one of the certificates."""
+    return {
+        "tls-auth-clients": "no",
+        "tls-cert-file": str(certificates / f"{name}.crt"),
+        "tls-key-file": str(certificates / f"{name}.key"),
+        "tls-ca-cert-file": str(certificates / "ca.crt"),
+    }
+
+
 @pytest.fixture
-def start_tls(start_redis: StartRedis, certificates: Path) -> Callable[[str], str]:
+def start_tls(start_redis: StartRedis, certificates: Path) -> Callable[..., str]:
     """Start a Redis with one of the certificates, and return its rediss:// URL."""
 
-    def start(name: str) -> str:
-        port = free_port()
-        paths = {suffix: str(certificates / f"{name}.{suffix}") for suffix in ("crt", "key")}
+    def start(name: str, **options: str) -> str:
+        port = free_node_port()
+        all_ = {"tls-port": str(port)} | with_certificate(certificates, name) | options
         try:
-            start_redis(
-                *("--tls-port", str(port), "--tls-auth-clients", "no"),
-                *("--tls-cert-file", paths["crt"], "--tls-key-file", paths["key"]),
-                *("--tls-ca-cert-file", str(certificates / "ca.crt")),
-            )
+            words = [word for option, value in all_.items() for word in (f"--{option}", value)]
+            start_redis(*words, port=free_node_port())
         except StartError as error:
             if "tls" not in str(error).lower():
                 raise
@@ -233,6 +242,16 @@ def test_a_private_ca_is_trusted_if_the_machine_trusts_it(
     assert outcome_of_a_delivery(start_tls("here")) == "applied"
 
 
+def test_readers_and_subscribers_without_a_password_get_through_tls(start_tls: Callable[..., str]) -> None:
+    with connect(start_tls("own"), tls_verify=False) as client:
+        for _ in range(2):
+            assert client.get("a key") is None
+            client.connection_pool.disconnect()
+        with client.pubsub() as pubsub:
+            pubsub.subscribe("a channel")
+            assert pubsub.get_message(timeout=10)["type"] == "subscribe"
+
+
 def test_a_certificate_for_another_host_is_refused(
     start_tls: Callable[[str], str], certificates: Path
 ) -> None:
@@ -246,6 +265,44 @@ def test_tls_to_a_server_without_it_is_refused(own_redis: EmbeddedRedis) -> None
     url = own_redis.url.replace("redis://", "rediss://")
 
     assert outcome_of_a_delivery(url, redis_tls_verify=False, redis_timeout=1) == "store_unavailable"
+
+
+def test_sentinels_and_their_primary_over_tls(
+    redis_binary: str, start_tls: Callable[..., str], certificates: Path
+) -> None:
+    primary_port = int(start_tls("here").rpartition(":")[2].partition("/")[0])
+    tls = [f"{option} {value}" for option, value in with_certificate(certificates, "here").items()]
+    lines = ("port 0", "tls-port {port}", "tls-replication yes", *tls)
+    with run_sentinel(redis_binary, primary_port, *lines, quorum=1) as port:
+        url = f"rediss+sentinel://127.0.0.1:{port}/{MASTER}"
+
+        assert outcome_of_a_delivery(url) == "store_unavailable"
+        assert outcome_of_a_delivery(f"{url}?ssl_ca_certs={certificates}/ca.crt") == "applied"
+        assert outcome_of_a_delivery(url, redis_tls_verify=False) == "duplicate"
+
+
+def test_a_cluster_over_tls(start_tls: Callable[..., str], certificates: Path) -> None:
+    url = start_tls("here", **{"cluster-enabled": "yes", "tls-cluster": "yes"})
+    with client_of(url, ssl_cert_reqs="none") as node:
+        node.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
+        eventually(lambda: node.cluster("INFO")["cluster_state"] == "ok", within=30)
+    url = url.replace("rediss://", "rediss+cluster://")
+
+    assert outcome_of_a_delivery(url) == "store_unavailable"
+    assert outcome_of_a_delivery(f"{url}?ssl_ca_certs={certificates}/ca.crt") == "applied"
+    assert outcome_of_a_delivery(url, redis_tls_verify=False) == "duplicate"
+
+
+def test_check_tells_the_way_out_where_nobody_vouches_for_a_certificate(
+    start_tls: Callable[..., str],
+) -> None:
+    url = start_tls("own")
+    *_, last = check(make_settings(url))
+
+    assert last.level == "error"
+    assert "ssl_ca_certs" in last.text
+    assert "REDIS_TLS_VERIFY=false" in last.text
+    assert "error" not in {finding.level for finding in check(make_settings(url, redis_tls_verify=False))}
 
 
 def test_no_tls_to_a_server_that_wants_it_is_refused(start_tls: Callable[[str], str]) -> None:

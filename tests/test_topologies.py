@@ -49,7 +49,7 @@ def flat(*values: object) -> bytes:
 
 def named_by_a_sentinel(port: int) -> bytes:
     state = {"name": MASTER, "ip": "127.0.0.1", "port": port, "flags": "master", "num-other-sentinels": 2}
-    return b"*1\r\n" + flat(*(part for pair in state.items() for part in pair))
+    return flat(*(part for pair in state.items() for part in pair))
 
 
 def test_the_primary_gets_the_urls_password_and_the_sentinels_their_own() -> None:
@@ -66,7 +66,7 @@ def test_the_primary_gets_the_urls_password_and_the_sentinels_their_own() -> Non
                 intake.store.probe().result(timeout=30)
 
     assert primary.commands[:2] == [[b"AUTH", b"app", b"p@ss"], [b"SELECT", b"3"]]
-    assert sentinel.commands == [[b"AUTH", b"s3cr3t"], [b"SENTINEL", b"MASTERS"]]
+    assert sentinel.commands == [[b"AUTH", b"s3cr3t"], [b"SENTINEL", b"MASTER", MASTER.encode()]]
 
 
 def test_a_sentinel_that_is_away_is_passed_over() -> None:

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import redis
-from redis.backoff import NoBackoff
 from redis.crc import key_slot
-from redis.retry import Retry
 from support import client_of, eventually, free_port, redis_server
 
 from service.embedded import EmbeddedRedis
@@ -63,7 +61,7 @@ def run_sentinels(binary: str, start_redis: StartRedis) -> Iterator[Sentinels]:
     for replica in servers[1:]:
         await_sync(replica)
     with contextlib.ExitStack() as stack:
-        ports = tuple(stack.enter_context(_run_sentinel(binary, primary.port)) for _ in range(3))
+        ports = tuple(stack.enter_context(run_sentinel(binary, primary.port)) for _ in range(3))
         for port in ports:
             with redis.Redis(port=port, protocol=2) as sentinel:
                 # Each has to know the others and both replicas, or there is no failover.
@@ -77,29 +75,25 @@ def _knows_all(sentinel: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _run_sentinel(binary: str, primary_port: int) -> Iterator[int]:
+def run_sentinel(binary: str, primary_port: int, *more: str, quorum: int = 2) -> Iterator[int]:
+    """Run a sentinel, and return its port. more: lines of its configuration."""
     with tempfile.TemporaryDirectory(prefix="session-relay-sentinel-") as directory:
         port = free_port()
-        config = Path(directory) / "sentinel.conf"
-        config.write_text(
-            f"port {port}\nbind 127.0.0.1\ndir {directory}\nlogfile sentinel.log\n"
-            f"sentinel monitor {MASTER} 127.0.0.1 {primary_port} 2\n"
-            f"sentinel down-after-milliseconds {MASTER} 1000\n"
-            f"sentinel failover-timeout {MASTER} 5000\n"
-        )
+        config, log = Path(directory) / "sentinel.conf", Path(directory) / "sentinel.log"
+        lines = [
+            *("bind 127.0.0.1", f"port {port}", f"dir {directory}", f"logfile {log}"),
+            f"sentinel monitor {MASTER} 127.0.0.1 {primary_port} {quorum}",
+            f"sentinel down-after-milliseconds {MASTER} 1000",
+            f"sentinel failover-timeout {MASTER} 5000",
+            *(line.format(port=port) for line in more),
+        ]
+        config.write_text("\n".join(lines))
         with subprocess.Popen([binary, str(config), "--sentinel"], start_new_session=True) as process:
             try:
-                with redis.Redis(port=port, protocol=2, retry=Retry(NoBackoff(), 0)) as client:
-                    eventually(lambda: _answers(client))
+                eventually(lambda: log.exists() and "+monitor" in log.read_text())
                 yield port
             finally:
                 process.kill()
-
-
-def _answers(client: Any) -> bool:
-    with contextlib.suppress(redis.RedisError):
-        return bool(client.ping())
-    return False
 
 
 def await_sync(replica: EmbeddedRedis) -> None:
@@ -159,8 +153,8 @@ def cluster_of(binary: str) -> Iterator[Cluster]:
         nodes = tuple(stack.enter_context(_cluster_node(binary)) for _ in range(6))
         clients = [stack.enter_context(client_of(node.url)) for node in nodes]
         for number, client in enumerate(clients[:3]):
-            first, last = -(-SLOTS * number // 3), -(-SLOTS * (number + 1) // 3) - 1
-            client.execute_command("CLUSTER", "ADDSLOTS", *range(first, last + 1))
+            slots = range(-(-SLOTS * number // 3), -(-SLOTS * (number + 1) // 3))
+            client.execute_command("CLUSTER", "ADDSLOTS", *slots)
             client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         for client in clients:  # each told of each: gossip would take its time
             for node in nodes:
@@ -187,12 +181,15 @@ def _is_complete(client: Any) -> bool:
 
 
 def _cluster_node(binary: str) -> contextlib.AbstractContextManager[EmbeddedRedis]:
-    port = free_port()
-    while port > 65_535 - 10_000:  # nodes talk to each other on a second port, 10,000 above
-        port = free_port()
     return redis_server(
         binary,
         *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0"),
         *("--repl-ping-replica-period", "1"),  # a replica counts once it has been sent anything
-        port=port,
+        port=free_node_port(),
     )
+
+
+def free_node_port() -> int:
+    while (port := free_port()) > 65_535 - 10_000:
+        pass  # nodes talk to each other on a second port, 10,000 above
+    return port

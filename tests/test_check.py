@@ -1,0 +1,241 @@
+"""`session-relay check`: CONTRACT, section 8. Each trap is found, with what to do about it."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from children import RELAY
+from support import (
+    DAY_MS,
+    NO_REDIS,
+    NOW_MS,
+    ROOT,
+    SECRET,
+    clerk_event,
+    client_of,
+    contents,
+    intake_on,
+    make_settings,
+)
+from topologies import Cluster, cluster_of
+
+from service.check import Finding, _judge, check
+from service.embedded import EmbeddedRedis
+
+StartRedis = Callable[..., EmbeddedRedis]
+
+
+def findings(redis_url: str, **settings: Any) -> list[Finding]:
+    return list(check(make_settings(redis_url, **settings)))
+
+
+def problems(found: list[Finding]) -> str:
+    """Return what is not as it should be, a line for each."""
+    return "\n".join(f"{finding.level} {finding.text}" for finding in found if finding.level != "ok")
+
+
+@pytest.fixture
+def good_redis(start_redis: StartRedis) -> EmbeddedRedis:
+    return start_redis("--appendonly", "yes", "--maxmemory", "100mb")
+
+
+@pytest.fixture
+def good_client(good_redis: EmbeddedRedis) -> Iterator[Any]:
+    with client_of(good_redis.url) as client:
+        yield client
+
+
+def test_where_all_is_well_everything_is_ok(good_redis: EmbeddedRedis, good_client: Any) -> None:
+    found = findings(good_redis.url, web_concurrency=3)
+
+    assert problems(found) == ""
+    text = "\n".join(finding.text for finding in found)
+    for part in (
+        "signing secrets: 1",
+        "TLS: off",
+        "takes writes",
+        "Redis 7",
+        "memory",
+        "3 needed",
+        "PARTITIONS=1",
+    ):
+        assert part in text
+    assert contents(good_client) == {}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "level", "advice"),
+    [
+        ("maxmemory-policy", "allkeys-lru", "warning", "set noeviction"),
+        ("maxmemory-policy", "volatile-ttl", "warning", "set noeviction"),
+        ("appendonly", "no", "warning", "set appendonly yes"),
+        ("maxmemory", "1", "error", "more memory"),
+        ("requirepass", "s3cr3t", "error", "password in REDIS_URL"),
+        ("min-replicas-to-write", "1", "error", "NOREPLICAS"),
+        ("maxclients", "5", "warning", "WEB_CONCURRENCY"),
+        ("timeout", "1", "", ""),  # connections that idle are dropped, and made again
+    ],
+)
+def test_a_trap_of_the_server_is_found(
+    good_redis: EmbeddedRedis, good_client: Any, setting: str, value: str, level: str, advice: str
+) -> None:
+    good_client.config_set(setting, value)
+
+    found = problems(findings(good_redis.url, web_concurrency=10))
+
+    assert found.startswith(level)
+    assert advice in found
+
+
+@pytest.mark.parametrize(
+    ("about", "level", "advice"),
+    [
+        ({"redis_version": "6.0.16"}, "error", "6.2 or newer"),
+        ({"redis_version": "5.0"}, "error", "6.2 or newer"),
+        ({"role": "slave"}, "error", "name the primary"),
+        ({"connected_slaves": 1}, "error", "REDIS_MIN_REPLICAS is 2"),
+        ({"used_memory": 95, "maxmemory": 100}, "warning", "give it more"),
+        ({"used_memory": 95, "maxmemory": 0}, "", ""),
+        ({"redis_version": "6.2.0"}, "", ""),
+        ({"redis_version": "10.0.0-rc1"}, "", ""),
+    ],
+)
+def test_what_a_server_says_of_itself_is_judged(about: dict[str, Any], level: str, advice: str) -> None:
+    good = {"redis_version": "7.0.15", "role": "master", "connected_slaves": 2}
+
+    found = problems(list(_judge(good | about, 1, 2)))
+
+    assert found.startswith(level)
+    assert advice in found
+    assert len(found.splitlines()) == bool(level)
+
+
+def test_a_clock_that_is_off_is_found(good_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 100)
+
+    assert "s apart: set them right" in problems(findings(good_redis.url))
+
+
+def test_what_the_user_may_not_see_is_no_failure(good_redis: EmbeddedRedis, good_client: Any) -> None:
+    good_client.execute_command(
+        "ACL", "SETUSER", "relay", "on", ">secret", "~*", "&*", "+@all", "-@dangerous"
+    )
+
+    found = problems(findings(good_redis.url.replace("//", "//relay:secret@")))
+
+    assert found.startswith("warning")
+    assert "INFO" in found
+    assert "secret@" not in found
+
+
+def test_a_user_without_the_rights_it_needs_is_told_which(
+    good_redis: EmbeddedRedis, good_client: Any
+) -> None:
+    good_client.execute_command("ACL", "SETUSER", "relay", "on", ">secret", "~*", "&*", "+@all", "-script")
+
+    assert "the README lists" in problems(findings(good_redis.url.replace("//", "//relay:secret@")))
+
+
+def test_a_redis_that_is_away_is_one_error(tmp_path: Path) -> None:
+    found = problems(findings(NO_REDIS))
+
+    assert found.startswith("error Redis takes no writes")
+    assert "see that it runs" in found
+    assert len(found.splitlines()) == 1
+
+
+# Partitions
+
+
+def take_some(redis_url: str, partitions: int) -> None:
+    with intake_on(redis_url, partitions=partitions) as intake:
+        for number in range(30):
+            event = clerk_event(
+                session_id=f"sess_{number}", user_id=f"user_{number}", expire_at=NOW_MS + DAY_MS
+            )
+            intake.take(event, f"msg_{number}")
+
+
+@pytest.mark.parametrize("was", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("is_", [1, 2, 3, 4, 8])
+def test_another_number_of_partitions_than_the_datas_is_found(
+    real_redis: EmbeddedRedis, was: int, is_: int
+) -> None:
+    with client_of(real_redis.url) as client:
+        client.flushall()
+        take_some(real_redis.url, was)
+        found = findings(real_redis.url, partitions=is_)[-1]
+        client.flushall()
+
+    assert found.level == ("ok" if was == is_ else "error")
+    assert f"PARTITIONS={is_}" in found.text
+
+
+def test_a_prefix_without_a_hash_tag_has_one_partition(good_redis: EmbeddedRedis) -> None:
+    with intake_on(good_redis.url, redis_key_prefix="clerk") as intake:
+        intake.take(clerk_event(), "msg_1")
+
+    assert problems(findings(good_redis.url, redis_key_prefix="clerk")) == ""
+
+
+@pytest.fixture(scope="module")
+def cluster(redis_binary: str) -> Iterator[Cluster]:
+    with cluster_of(redis_binary) as cluster:
+        yield cluster
+
+
+def test_on_a_cluster_every_shard_is_looked_at(cluster: Cluster) -> None:
+    take_some(cluster.url, 4)
+
+    found = findings(cluster.url, partitions=4, web_concurrency=2)
+
+    lanes = [finding.text for finding in found if "needed" in finding.text]
+    assert len(lanes) == 3
+    assert sum(int(text.partition(" needed")[0].rpartition(" ")[2]) for text in lanes) == 2 * 4
+    assert found[-1].text.startswith("PARTITIONS=4 fits")
+    assert findings(cluster.url, partitions=2)[-1].level == "error"
+
+
+# The command
+
+
+def run_check(cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*RELAY, "check"],
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_configuration_that_works_ends_with_0(good_redis: EmbeddedRedis, tmp_path: Path) -> None:
+    ran = run_check(tmp_path, CLERK_WEBHOOK_SIGNING_SECRET=SECRET, REDIS_URL=good_redis.url)
+
+    assert ran.returncode == 0, ran
+    assert all(line.startswith("ok ") for line in ran.stdout.splitlines())
+    assert ran.stderr == ""
+    assert SECRET not in ran.stdout
+
+
+def test_one_that_can_not_work_ends_with_1(tmp_path: Path) -> None:
+    url = "redis://:s3cr3t@127.0.0.1:1/0"
+    ran = run_check(tmp_path, CLERK_WEBHOOK_SIGNING_SECRET=SECRET, REDIS_URL=url)
+
+    assert ran.returncode == 1
+    assert "error    Redis takes no writes" in ran.stdout
+    assert ran.stderr == ""
+    assert "s3cr3t" not in ran.stdout
+
+
+def test_a_setting_that_is_wrong_ends_with_2(tmp_path: Path) -> None:
+    ran = run_check(tmp_path, REDIS_URL="redis://127.0.0.1")
+
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("CLERK_WEBHOOK_SIGNING_SECRET: ")
