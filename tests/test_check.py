@@ -57,7 +57,7 @@ def test_where_all_is_well_everything_is_ok(good_redis: EmbeddedRedis, good_clie
         "signing secrets: 1",
         "TLS: off",
         "takes writes",
-        "Redis 7",
+        ": Redis ",
         "memory",
         "3 needed",
         "PARTITIONS=1",
