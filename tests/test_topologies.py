@@ -6,6 +6,7 @@ CONTRACT, section 2, REDIS_URL. On real servers; what a failover costs under loa
 import contextlib
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ import redis
 from support import (
     DAY_MS,
     NOW_MS,
+    ROOT,
     Intake,
     clerk_event,
     client_of,
@@ -202,6 +204,20 @@ def test_a_failover_that_was_asked_for_costs_nothing(cluster: Cluster, nodes: li
             eventually(lambda: cluster.holder("{clerk}") == successor.port, within=30)
             assert intake.take(clerk_event("ended"), "msg_2").outcome == "applied"
             assert client.xlen("{clerk}:events") == 2
+
+
+def test_the_readmes_user_needs_one_right_more_on_a_cluster(cluster: Cluster, nodes: list[Any]) -> None:
+    (readme,) = re.findall(r"^ACL SETUSER relay (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    for client in nodes:
+        client.execute_command("ACL", "SETUSER", "relay", *readme.split(), "+cluster|slots")
+    try:
+        with intake_on(cluster.url.replace("//", "//relay:password@")) as intake:
+            assert intake.take(clerk_event(), "msg_1").outcome == "applied"
+            intake.store.probe().result(timeout=30)
+        assert [client.acl_log() for client in nodes] == [[], [], []]
+    finally:
+        for client in nodes:
+            client.execute_command("ACL", "DELUSER", "relay")
 
 
 # Partitions
