@@ -15,6 +15,7 @@ from service import check as check_mode
 from service import dev as dev_mode
 from service import lenient_json, log, sender, simulator, view
 from service import server as server_mode
+from service.cli_dead_letters import dead_letters
 from service.config import DevSettings, ListenSettings, RedisSettings, Settings, SigningSettings, load
 from service.errors import ConfigurationError, StartError
 from service.feed import SessionFeed
@@ -38,7 +39,7 @@ class _Group(click.Group):
             ctx.exit(1)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Group, commands=[dead_letters], context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="clerk-session-relay")
 def main() -> None:
     """Keeps the state of every Clerk session in Redis, as Clerk's webhooks tell it.
