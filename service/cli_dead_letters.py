@@ -75,7 +75,7 @@ def replay(message_ids: tuple[str, ...]) -> None:
     log.configure(load(LogSettings, log_level="critical", log_format="console"))
     moved = kept = missing = 0
     with _box() as box:
-        ids = message_ids or [letter.id for letter in box.summaries()]
+        ids = dict.fromkeys(message_ids or [letter.id for letter in box.summaries()])
         try:
             for letter in box.replay(ids):
                 kept += letter.what == "kept"
@@ -83,7 +83,7 @@ def replay(message_ids: tuple[str, ...]) -> None:
                 moved += letter.what not in {"kept", "missing"}
                 click.echo(view.printable(f"{letter.what:<10}  {letter.id}  {letter.about}").rstrip())
         finally:
-            click.echo(f"{moved} left the box, {len(ids) - moved - missing} stay in it.")
+            click.echo(f"{moved} moved out of the box, {len(ids) - moved - missing} kept.")
     # Of all, one that is missing was taken by somebody else in the meantime.
     sys.exit(1 if kept or (missing and message_ids) else 0)
 
@@ -99,8 +99,9 @@ def drop(message_ids: tuple[str, ...], everything: bool) -> None:
         if everything:
             click.echo(f"{box.drop_all()} dropped.")
             return
-        missing = [message_id for message_id in message_ids if not box.drop(message_id)]
-    click.echo(f"{len(message_ids) - len(missing)} dropped.")
+        dropped = {message_id: box.drop(message_id) for message_id in dict.fromkeys(message_ids)}
+    click.echo(f"{sum(dropped.values())} dropped.")
+    missing = [message_id for message_id, was_there in dropped.items() if not was_there]
     for message_id in missing:
         click.echo(view.printable(f"There is no dead letter {message_id}."), err=True)
     sys.exit(1 if missing else 0)
