@@ -17,7 +17,7 @@ from service import lenient_json, log, sender, simulator, view
 from service import server as server_mode
 from service.cli_dead_letters import dead_letters
 from service.config import DevSettings, ListenSettings, RedisSettings, Settings, SigningSettings, load
-from service.errors import ConfigurationError, StartError
+from service.errors import ConfigurationError, StartError, redis_says
 from service.feed import SessionFeed
 from service.sender import Answer, Letter
 
@@ -32,7 +32,7 @@ class _Group(click.Group):
                 click.echo(fault, err=True)
             ctx.exit(2)
         except redis.RedisError as error:
-            click.echo(f"Redis: {error}", err=True)
+            click.echo(f"Redis: {view.printable(redis_says(error))}", err=True)
             ctx.exit(1)
         except StartError as error:
             click.echo(str(error), err=True)
@@ -260,4 +260,4 @@ def _feed() -> Iterator[SessionFeed]:
 
 
 def _say_reconnecting(error: Exception) -> None:
-    click.echo(f"Redis: {error}; trying again …", err=True)
+    click.echo(f"Redis: {view.printable(redis_says(error))}; trying again …", err=True)

@@ -26,6 +26,7 @@ from support import (
     free_port,
     intake_on,
     run_service,
+    scripted_redis,
     subscribed,
 )
 
@@ -434,7 +435,7 @@ def test_a_letter_leaves_only_once_enough_replicas_have_its_state(
     own_redis: EmbeddedRedis, own_client: Any
 ) -> None:
     put(own_client, "msg_1", event())
-    refused = run(own_redis.url, "replay", REDIS_MIN_REPLICAS="1", REDIS_TIMEOUT="0.2")
+    refused = run(own_redis.url, "replay", REDIS_MIN_REPLICAS="1")
     assert refused.exit_code == 1
     assert refused.stdout.startswith("kept        msg_1  0 of 1 replicas confirmed")
     assert set(letters(own_client)) == {"msg_1"}
@@ -612,6 +613,14 @@ def test_redis_away_is_told_in_one_line(arguments: list[str]) -> None:
     (line,) = result.stderr.splitlines()
     assert line.startswith("Redis: ")
     assert "hunter" not in result.output
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["drop", "msg_1"]])
+def test_what_redis_says_is_told_without_the_password_that_it_quotes(arguments: list[str]) -> None:
+    refusal = b"-ERR unknown command 'AUTH', with args beginning with: 'relay' 'hunter-two' "
+    with scripted_redis(lambda _: refusal) as server:
+        result = run(server.url.replace("//", "//relay:hunter-two@"), *arguments)
+    assert (result.exit_code, result.stderr) == (1, "Redis: unknown command 'AUTH'\n")
 
 
 @pytest.mark.parametrize("arguments", ALL)
