@@ -400,6 +400,7 @@ def run_service(redis_url: str, **environment: str) -> Iterator[ServiceProcess]:
                     }
                     | environment,
                     stdin=subprocess.DEVNULL,
+                    stdout=stderr,
                     stderr=stderr,
                 )
             service = ServiceProcess(process, port, log)
