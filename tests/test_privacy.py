@@ -145,7 +145,7 @@ def story(
             server.process.kill()
             server.process.wait()
             sender.send_without_redis()
-            scraped = service.http.get("/metrics", headers={"authorization": f"Bearer {TOKEN}".encode()})
+            scraped = service.http.get("/metrics", headers={b"authorization": f"Bearer {TOKEN}".encode()})
             assert service.stop() == 0
             shown |= dict(_commands_without_redis(redis_url))
             return Story(
