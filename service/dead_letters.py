@@ -72,6 +72,7 @@ class DeadLetters:
         self._key = Keys(settings.redis_key_prefix, settings.redis_channel).dead_letters
         self._client: Any = connect(
             settings.redis_url.get_secret_value(),
+            self._key,
             tls_verify=settings.redis_tls_verify,
             timeout=settings.redis_timeout,
         )

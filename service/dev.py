@@ -26,7 +26,7 @@ from rich.text import Text
 
 from service import connections, embedded, sender, simulator, view
 from service.config import DevSettings
-from service.errors import StartError, redis_says
+from service.errors import StartError
 from service.sender import Letter
 from service.server import check_address
 
@@ -142,7 +142,7 @@ def _subscribe(settings: DevSettings, redis_url: str) -> Iterator[Any]:
             subscriber.subscribe(settings.redis_channel)
             subscriber.get_message(timeout=settings.redis_timeout)
         except redis.RedisError as error:
-            raise StartError(f"Redis can't be used: {redis_says(error)}") from None
+            raise StartError(f"Redis can't be used: {connections.explain(error)}") from None
         yield subscriber
 
 

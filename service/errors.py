@@ -115,8 +115,3 @@ class ConfigurationError(Exception):
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
-
-
-def redis_says(error: Exception) -> str:
-    """Return an error of Redis without the arguments that it quotes: of AUTH, that is the password."""
-    return str(error).partition(", with args")[0]

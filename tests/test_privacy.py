@@ -254,6 +254,7 @@ def _commands(redis_url: str) -> Iterator[tuple[str, str]]:
         *(["session", "sess_1"], ["session", "sess_1", "--json"], ["session", "sess_odd"]),
         *(["sessions", "user_1"], ["sessions", "user_1", "--json"]),
         *(["dead-letters", "list"], ["dead-letters", "list", "--json"], ["dead-letters", "replay"]),
+        ["check"],
     ):
         yield _command(redis_url, *arguments)
 
@@ -268,7 +269,10 @@ def _tail(redis_url: str, directory: Path, *options: str) -> Iterator[tuple[str,
 
 
 def _commands_without_redis(redis_url: str) -> Iterator[tuple[str, str]]:
-    for arguments in (["session", "sess_1"], ["dead-letters", "list"], ["dead-letters", "replay", "msg_1"]):
+    for arguments in (
+        *(["session", "sess_1"], ["dead-letters", "list"], ["dead-letters", "replay", "msg_1"]),
+        ["check"],
+    ):
         name, said = _command(redis_url, *arguments)
         yield f"{name}, without Redis", said
 
@@ -276,7 +280,8 @@ def _commands_without_redis(redis_url: str) -> Iterator[tuple[str, str]]:
 def _command(redis_url: str, *arguments: str) -> tuple[str, str]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(log, "configure", lambda _: None)
-        result = CliRunner().invoke(cli.main, arguments, env={"REDIS_URL": redis_url})
+        settings = {"REDIS_URL": redis_url, "METRICS_TOKEN": TOKEN, "CLERK_WEBHOOK_SIGNING_SECRET": SECRET}
+        result = CliRunner().invoke(cli.main, arguments, env=settings)
     assert isinstance(result.exception, SystemExit | None), result.exception
     return " ".join(arguments), result.output
 
@@ -372,7 +377,7 @@ def test_no_input_makes_a_label(story: Story) -> None:
     models = (clerk.SessionEvent, clerk.SessionData, clerk.Activity, clerk.HttpRequestData)
     known = {
         "outcome": {"applied", "duplicate", "stale", "ignored", "dead_lettered", "rejected", "failed"},
-        "reason": {"", *codes, *get_args(clerk.Reason)},
+        "reason": {"", "other_body", *codes, *get_args(clerk.Reason)},
         "field": {field for model in models for field in model.model_fields},
     }
     assert labels.pop("le")
