@@ -142,7 +142,7 @@ def _subscribe(settings: DevSettings, redis_url: str) -> Iterator[Any]:
             subscriber.subscribe(settings.redis_channel)
             subscriber.get_message(timeout=settings.redis_timeout)
         except redis.RedisError as error:
-            raise StartError(f"Redis can't be used: {error}") from None
+            raise StartError(f"Redis can't be used: {connections.explain(error)}") from None
         yield subscriber
 
 

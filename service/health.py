@@ -26,7 +26,7 @@ def create_health(store: SessionStore, metrics_token: str) -> Blueprint:
 
     @health.get("/metrics", provide_automatic_options=False)
     def scrape() -> Response:
-        sent = request.headers.get("Authorization", "").encode()
+        sent = request.headers.get("Authorization", "").encode("latin-1")  # the bytes of the header
         if metrics_token and not hmac.compare_digest(sent, f"Bearer {metrics_token}".encode()):
             raise UnauthorizedError("Send METRICS_TOKEN as a Bearer token.")
         return Response(metrics.render(), content_type=metrics.CONTENT_TYPE)

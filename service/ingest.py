@@ -38,7 +38,7 @@ class Ingest:
         for field, times in collections.Counter(nulled).items():
             self._count_nulled(field, times)
         if isinstance(event, Ignored):
-            return _done(Outcome("ignored"))
+            return done(Outcome("ignored"))
         if isinstance(event, Unusable):
             return self._store.keep_dead_letter(delivery, event, now_ms)
         change = normalize(
@@ -49,7 +49,7 @@ class Ingest:
         return self._store.apply(change, delivery.body, now_ms)
 
 
-def _done(outcome: Outcome) -> Future[Outcome]:
+def done(outcome: Outcome) -> Future[Outcome]:
     future: Future[Outcome] = Future()
     future.set_result(outcome)
     return future

@@ -2,6 +2,7 @@
 
 import logging
 import logging.config
+import sys
 from typing import Any
 
 import structlog
@@ -37,7 +38,7 @@ def dict_config(settings: LogSettings) -> dict[str, Any]:
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                     structlog.processors.format_exc_info,
                     _time_and_level_first,
-                    _renderer(settings),
+                    *_renderers(settings),
                 ],
             }
         },
@@ -64,9 +65,25 @@ def _time_and_level_first(_: Any, __: str, line: structlog.typing.EventDict) -> 
     return {"time": line.pop("time"), "level": line.pop("level"), **line}
 
 
-def _renderer(settings: LogSettings) -> Any:
-    if settings.log_format == "console":
-        return structlog.dev.ConsoleRenderer(
-            timestamp_key="time", exception_formatter=structlog.dev.plain_traceback
-        )
-    return structlog.processors.JSONRenderer(ensure_ascii=False)
+def _renderers(settings: LogSettings) -> list[Any]:
+    if settings.log_format == "json":
+        return [structlog.processors.JSONRenderer()]
+    console = structlog.dev.ConsoleRenderer(
+        timestamp_key="time",
+        exception_formatter=structlog.dev.plain_traceback,
+        colors=sys.stderr.isatty(),
+    )
+    return [_harmless, console]
+
+
+def _harmless(_: Any, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """A console shows text as it is: escape what would steer it, or look like another line."""
+    exception = line.pop("exception", "").splitlines()
+    shown = {name: _escaped(value) if isinstance(value, str) else value for name, value in line.items()}
+    return shown | (
+        {"exception": "\n".join(f"    {_escaped(part)}" for part in exception)} if exception else {}
+    )
+
+
+def _escaped(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode()

@@ -1,6 +1,8 @@
 """How messages look to a person in a terminal."""
 
+import contextlib
 import datetime
+import json
 import time
 from typing import Any
 
@@ -16,7 +18,7 @@ def line(message: bytes, *, stale: bool = False) -> Text:
     content = lenient_json.loads(message)
     event, session = content["event"], content["session"]
     text = Text(no_wrap=True, overflow="ellipsis", style="dim" if stale else "")
-    text.append(_time(event["occurred_at"]), "dim").append("  ")
+    text.append(when(event["occurred_at"]), "dim").append("  ")
     text.append(f"{printable(event['type']):<17}").append("  ")
     text.append(f"{session['status']} (stale)") if stale else text.append(change(message))
     return text.append(f"  {session['id']}  {session['user_id']}", "dim")
@@ -45,11 +47,11 @@ def details(message: bytes) -> Text:
         elif name == "status":
             style = STATUS_STYLES.get(value, "red")
         elif name.endswith("_at") and value is not None:
-            shown = f"{_time(value)}  ({value})"
+            shown = f"{when(value)}  ({value})"
         rows.append(_row(name, shown, style))
     rows.append(_row("revision", str(content["revision"])))
     rows.append(_row("cursor", content["cursor"]))
-    rows.append(_row("last event", f"{event['type']}  {event['id']}  {_time(event['occurred_at'])}"))
+    rows.append(_row("last event", f"{event['type']}  {event['id']}  {when(event['occurred_at'])}"))
     return Text("\n").join(rows)
 
 
@@ -64,12 +66,19 @@ def is_live(session: dict[str, Any]) -> bool:
     )
 
 
+def indented(body: str) -> str:
+    """Return JSON in many lines; what Python can't write in that way (or at all) stays as it is."""
+    with contextlib.suppress(ValueError, RecursionError):
+        body = json.dumps(json.loads(body), indent=2, ensure_ascii=False)
+    return "\n".join(map(printable, body.split("\n")))
+
+
 def printable(text: str) -> str:
-    """Names of browsers and cities come from outside: none of them shall steer the terminal."""
+    """Escape what is not plain text: nothing that came from outside shall steer the terminal."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
-def _time(unix_ms: int) -> str:
+def when(unix_ms: int) -> str:
     try:
         return datetime.datetime.fromtimestamp(unix_ms / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (OverflowError, ValueError):

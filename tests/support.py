@@ -400,6 +400,7 @@ def run_service(redis_url: str, **environment: str) -> Iterator[ServiceProcess]:
                     }
                     | environment,
                     stdin=subprocess.DEVNULL,
+                    stdout=stderr,
                     stderr=stderr,
                 )
             service = ServiceProcess(process, port, log)
@@ -433,7 +434,7 @@ def _starts(service: ServiceProcess, workers: int) -> bool:
             answers = service.http.get("/healthz").status_code == 200
         except httpx.TransportError:
             return ""
-        return "started" if answers and service.log_text().count('"Started worker-') >= workers else ""
+        return "started" if answers and service.log_text().count("Started worker-") >= workers else ""
 
     return eventually(outcome, within=60) == "started"
 

@@ -154,6 +154,15 @@ def test_metrics_without_the_token(with_token: Endpoint, authorization: str | No
     assert "session_relay" not in response.text
 
 
+def test_a_token_may_hold_any_character(any_redis: EmbeddedRedis) -> None:
+    with run_plain_wsgi(make_settings(any_redis.url, metrics_token="tøken")) as endpoint:
+        answers = {
+            sent: endpoint.http.get("/metrics", headers={b"authorization": b"Bearer " + sent}).status_code
+            for sent in ("tøken".encode(), "tøken".encode("latin-1"), b"token", b"t\xff")
+        }
+    assert list(answers.values()) == [200, 401, 401, 401]
+
+
 def test_the_token_guards_nothing_else(with_token: Endpoint) -> None:
     assert with_token.http.get("/healthz").status_code == 200
     assert with_token.http.get("/readyz").status_code == 200

@@ -106,10 +106,37 @@ def test_a_console_gets_readable_lines() -> None:
     assert "there" in second
 
 
-def test_no_value_can_forge_a_line_for_a_console() -> None:
-    said = logged(f"log.info('hello', value={FORGED!r})", log_format="console")
+ODD = [FORGED, "\x1b[31m", "\x9b31m", "\x85", "\u202e", "\ud800", "\x00", "\r2026-11-25T13:00:00Z"]
 
-    assert len(said.splitlines()) == 1
+
+LOG_THE_ODD = f"for odd in {ODD!r}:\n    log.info('hello', value=odd)\n    library.warning(odd)"
+
+
+def test_no_value_can_forge_a_line_for_a_console() -> None:
+    said = logged(LOG_THE_ODD, log_format="console").split("\n")[:-1]
+
+    assert len(said) == 2 * len(ODD)
+    assert all(line.isprintable() and line.startswith("20") for line in said)
+
+
+def test_no_value_can_steer_a_terminal() -> None:
+    said = logged(LOG_THE_ODD)
+
+    assert all(line.isprintable() for line in said.split("\n"))
+    assert [line.get("value", line["event"]) for line in lines(said)] == [
+        odd for odd in ODD for _ in range(2)
+    ]
+
+
+def test_no_exception_can_forge_a_line_for_a_console() -> None:
+    said = logged(
+        f"try:\n    raise ValueError({FORGED!r})\nexcept ValueError:\n    log.exception('failed')",
+        log_format="console",
+    )
+
+    first, *rest = said.split("\n")[:-1]
+    assert "failed" in first
+    assert all(line.startswith("    ") and line.isprintable() for line in rest)
 
 
 # What the service says

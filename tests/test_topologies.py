@@ -15,6 +15,7 @@ import pytest
 import redis
 from support import (
     DAY_MS,
+    DEAD_LETTERS_KEY,
     NOW_MS,
     ROOT,
     Intake,
@@ -29,6 +30,7 @@ from support import (
 )
 from topologies import MASTER, Cluster, Sentinels, cluster_of, run_sentinels
 
+from service.dead_letters import DeadLetters
 from service.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
 from service.feed import SessionFeed
@@ -259,6 +261,28 @@ def test_with_partitions_dead_letters_share_one_box(
     assert spread.take(UNREADABLE, "msg_unreadable").outcome == "dead_lettered"
 
     assert nodes[cluster.owner("{clerk}")].hkeys("{clerk}:dead-letters") == ["msg_unreadable"]
+
+
+def test_with_partitions_a_dead_letter_is_replayed_into_its_users_partition(
+    cluster: Cluster, nodes: list[Any]
+) -> None:
+    box = nodes[cluster.owner(DEAD_LETTERS_KEY)]
+    for user in USERS:
+        event = clerk_event(session_id=f"sess_of_{user}", user_id=user)
+        letter = {"id": user, "received_at": NOW_MS, "reason": "", "detail": "", "body": json.dumps(event)}
+        box.hset(DEAD_LETTERS_KEY, user, json.dumps(letter))
+    settings = make_settings(cluster.url, partitions=PARTITIONS)
+    with (
+        contextlib.closing(DeadLetters(settings)) as letters,
+        contextlib.closing(SessionFeed(settings)) as feed,
+    ):
+        replayed = list(letters.replay([letter.id for letter in letters.summaries()]))
+        assert {(letter.id, letter.what) for letter in replayed} == {(user, "applied") for user in USERS}
+        assert not box.exists(DEAD_LETTERS_KEY)
+        for user in USERS:
+            tag = f"{{clerk:{partition_of(user, PARTITIONS)}}}"
+            assert nodes[cluster.owner(tag)].exists(f"{tag}:session:sess_of_{user}")
+            assert feed.get(f"sess_of_{user}") is not None
 
 
 def test_with_partitions_readiness_asks_every_shard(
