@@ -164,5 +164,5 @@ def _outcome(session: Session, reply: list[bytes]) -> Outcome:
 
 def _kept(why: Unusable, reply: bytes) -> Outcome:
     if reply == b"full":
-        raise DeadLettersFullError("Take some out of Redis, or raise DEAD_LETTER_MAX.")
+        raise DeadLettersFullError("Work them off (session-relay dead-letters), or raise DEAD_LETTER_MAX.")
     return Outcome("dead_lettered", reason=why.reason)
