@@ -543,11 +543,16 @@ def assert_a_good_delivery_passes(port: int) -> None:
     raise AssertionError(f"a good delivery took {seconds} seconds")
 
 
-def conversation(port: int, requests: bytes) -> list[RawAnswer]:
-    """Send all at once, and return the answers that come until the server closes the connection."""
+def conversation(port: int, requests: bytes, *, then_end: bool = False) -> list[RawAnswer]:
+    """Send all at once, and return the answers that come until the server closes the connection.
+
+    then_end: tell the server that nothing more will come.
+    """
     with raw_connection(port) as connection:
         with contextlib.suppress(OSError):  # it may be closed before all is sent
             connection.send(requests)
+            if then_end:
+                connection.socket.shutdown(socket.SHUT_WR)
         received = b""
         with contextlib.suppress(ConnectionError):
             while data := connection.socket.recv(65_536):
