@@ -73,9 +73,10 @@ class Application:
         try:
             await self._read_body(receive, body, begun + BODY_SECONDS)
             environ = _environ(scope, body) | {DEFER: pending.append}
-            # A task, so that no frame of Flask's has `receive` above it: its errors keep their frames until
-            # they are collected, and the server keeps a connection open for as long as someone has `receive`.
-            chunks = await asyncio.create_task(self._call(environ, response, body, begun + ANSWER_SECONDS))
+            call = self._call(environ, response, body, begun + ANSWER_SECONDS)
+            # In a task, no frame of Flask's has `receive` above it: its errors keep their frames until they
+            # are collected, and the server keeps a connection with half a body while someone has `receive`.
+            chunks = await (call if body.is_whole else asyncio.create_task(call))
         except TimeoutError:
             response = _Response()  # the thread may still use the other one
             busy = StoreUnavailableError("Too many large bodies wait to be read.")
@@ -118,6 +119,7 @@ class Application:
                             break
                         body.write(chunk)
                     more = message.get("more_body", False)
+                    body.is_whole = not more
         except TimeoutError:
             if body.size <= self._max_body_bytes:
                 body.fault = RequestTimeoutError("The body did not arrive in time.")
@@ -157,6 +159,8 @@ class _Body(io.BytesIO):
     size = 0
     """Bytes that arrived; they may be more than are kept."""
     held = 0
+    is_whole = False
+    """Nothing of it is left to be received."""
     fault: RelayError | None = None
 
     def read(self, size: int | None = -1, /) -> bytes:

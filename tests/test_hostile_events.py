@@ -22,6 +22,7 @@ from support import (
     ServiceProcess,
     assert_a_good_delivery_passes,
     client_of,
+    eventually,
     run_service,
 )
 
@@ -486,7 +487,15 @@ def test_odd_metadata_changes_nothing_of_what_is_omitted_and_what_is_published(
 @pytest.mark.parametrize("path", ["data.user", ACTIVITY])
 def test_a_million_keys(strange_service: ServiceProcess, strange_client: Any, path: str) -> None:
     million = "{" + ",".join(f'"{number}":0' for number in range(1_000_000)) + "}"
+    body = written(path, million, "session.ended")
 
-    assert outcome(strange_service, written(path, million, "session.ended")) == "applied"
+    def is_applied() -> bool:
+        answer = strange_service.deliver(body, "msg_1")
+        if answer.status_code == 503:  # tests beside this one took the time: the sender comes again
+            return False
+        assert answer.json()["outcome"] in {"applied", "duplicate"}
+        return True
+
+    eventually(is_applied, within=60)
     assert strange_client.hget(SESSION_KEY, "status") == "ended"
     assert_a_good_delivery_passes(strange_service.port)
