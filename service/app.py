@@ -52,10 +52,12 @@ def create_app(settings: Settings | None = None, store: SessionStore | None = No
     app.register_error_handler(Exception, _refuse_defect)
 
     @app.before_request
-    def refuse_leading_slashes() -> None:
-        # werkzeug's routing drops them: https://github.com/pallets/werkzeug, MapAdapter.match
+    def take_the_request_line_as_it_is() -> None:
+        # werkzeug's routing drops leading slashes, and takes `post` for POST.
         if request.environ["PATH_INFO"].startswith("//"):
             raise NotFound
+        if request.url_rule and request.environ["REQUEST_METHOD"] != request.method:
+            raise MethodNotAllowed(request.url_rule.methods)
 
     @app.post("/webhooks/clerk", provide_automatic_options=False)
     def receive() -> Response:
@@ -73,8 +75,11 @@ def _read_body(request: Request, at_most: int) -> bytes:
 
     Not werkzeug's MAX_CONTENT_LENGTH: it cuts a chunked body without a word.
     """
-    if request.headers.get("Content-Encoding", "").strip().lower() not in {"", "identity"}:
+    encodings = request.headers.get("Content-Encoding", "").lower().split(",")
+    if {encoding.strip(" \t") for encoding in encodings} - {"", "identity"}:
         raise UnsupportedEncodingError("Send the body as it is, without a Content-Encoding.")
+    if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+        raise UnsupportedEncodingError("Send the body as it is, or chunked.")
     too_large = BodyTooLargeError(f"The body is larger than {at_most} bytes.")
     if (request.content_length or 0) > at_most:
         raise too_large

@@ -12,7 +12,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
@@ -73,15 +73,16 @@ class Application:
         try:
             await self._read_body(receive, body, begun + BODY_SECONDS)
             environ = _environ(scope, body) | {DEFER: pending.append}
-            if body.size <= LARGE_BYTES:
-                chunks = self._app(environ, response.start)
-            else:
-                async with asyncio.timeout_at(begun + ANSWER_SECONDS):
-                    chunks = await loop.run_in_executor(self._large, self._app, environ, response.start)
+            call = self._call(environ, response, body, begun + ANSWER_SECONDS)
+            # In a task, no frame of Flask's has `receive` above it: its errors keep their frames until they
+            # are collected, and the server keeps a connection with half a body while someone has `receive`.
+            chunks = await (call if body.is_whole else asyncio.create_task(call))
         except TimeoutError:
             response = _Response()  # the thread may still use the other one
             busy = StoreUnavailableError("Too many large bodies wait to be read.")
             chunks = problem(busy)(environ, response.start)
+        else:
+            body.close()  # its memory is free now, whoever still has it
         finally:
             self._held -= body.held
         for answer in pending:
@@ -89,6 +90,15 @@ class Application:
             chunks = answer.settled()(environ, response.start)
         await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
         await send({"type": "http.response.body", "body": b"".join(chunks)})
+
+    async def _call(
+        self, environ: dict[str, Any], response: "_Response", body: "_Body", deadline: float
+    ) -> Iterable[bytes]:
+        if body.size <= LARGE_BYTES:
+            return self._app(environ, response.start)
+        async with asyncio.timeout_at(deadline):
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._large, self._app, environ, response.start)
 
     async def _read_body(self, receive: Receive, body: "_Body", deadline: float) -> None:
         """Fill in the body; of one that is too large, a part that is too large as well."""
@@ -99,27 +109,30 @@ class Application:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         # Not only of a client that has gone: also of one whose chunks can't be read.
-                        raise BadRequestError("The body is cut short, or its chunks are malformed.")
+                        body.fault = BadRequestError("The body is cut short, or its chunks are malformed.")
+                        break
                     chunk = message.get("body", b"")
                     body.size += len(chunk)
                     if body.tell() <= self._max_body_bytes:
-                        self._hold(body)
+                        if not self._hold(body):
+                            body.fault = StoreUnavailableError("Too many large bodies arrive at once.")
+                            break
                         body.write(chunk)
                     more = message.get("more_body", False)
+                    body.is_whole = not more
         except TimeoutError:
             if body.size <= self._max_body_bytes:
                 body.fault = RequestTimeoutError("The body did not arrive in time.")
-        except RelayError as error:
-            body.fault = error
         body.seek(0)
 
-    def _hold(self, body: "_Body") -> None:
+    def _hold(self, body: "_Body") -> bool:
         """Count what a body holds of the memory for all; small ones are free, so that they always pass."""
         held = max(0, body.size - LARGE_BYTES)
         if self._held + held - body.held > self._held_at_most:
-            raise StoreUnavailableError("Too many large bodies arrive at once.")
+            return False
         self._held += held - body.held
         body.held = held
+        return True
 
 
 async def _end_with_parent() -> None:
@@ -146,6 +159,8 @@ class _Body(io.BytesIO):
     size = 0
     """Bytes that arrived; they may be more than are kept."""
     held = 0
+    is_whole = False
+    """Nothing of it is left to be received."""
     fault: RelayError | None = None
 
     def read(self, size: int | None = -1, /) -> bytes:

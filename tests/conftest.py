@@ -15,6 +15,7 @@ from support import (
     Endpoint,
     Intake,
     ServiceProcess,
+    assert_a_good_delivery_passes,
     assert_sessions_and_users_expire,
     client_of,
     intake_on,
@@ -142,15 +143,18 @@ def shared_plain_wsgi(any_redis: EmbeddedRedis) -> Iterator[Endpoint]:
 
 
 @pytest.fixture
-def service(shared_service: ServiceProcess, http_client: Any) -> ServiceProcess:
-    return shared_service
+def service(shared_service: ServiceProcess, http_client: Any) -> Iterator[ServiceProcess]:
+    """Whatever a test sends it: afterwards a good delivery goes through."""
+    yield shared_service
+    assert_a_good_delivery_passes(shared_service.port)
 
 
 @pytest.fixture(params=["shared_service", "shared_plain_wsgi"], ids=["serve", "plain WSGI"])
-def endpoint(request: pytest.FixtureRequest, http_client: Any) -> Endpoint:
+def endpoint(request: pytest.FixtureRequest, http_client: Any) -> Iterator[Endpoint]:
     """The service under its production server, and its application under any WSGI server."""
     endpoint: Endpoint = request.getfixturevalue(request.param)
-    return endpoint
+    yield endpoint
+    assert_a_good_delivery_passes(endpoint.port)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from unittest import mock
 
 import orjson
 from hypothesis import settings
+from hypothesis import strategies as st
 
 from service.clerk import Ignored, SessionEvent, Unusable, parse
 from service.normalize import SessionChange, normalize
@@ -37,6 +38,26 @@ patient: Final = settings(deadline=None)
 
 def payload(name: str) -> Any:
     return json.loads((PAYLOADS / f"{name}.json").read_bytes())
+
+
+# Whatever comes in.
+
+json_values: Final = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.text(st.characters(categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+EVENT_PATHS: Final = (
+    *("object", "type", "instance_id", "timestamp", "event_attributes", "event_attributes.http_request"),
+    *(f"data.{name}" for name in payload("session.created")["data"]),
+    *(f"data.latest_activity.{name}" for name in payload("session.created")["data"]["latest_activity"]),
+    *("data.tasks", "data"),
+)
 
 
 def event(values: dict[str, Any] | None = None, sample: str = "session.created") -> Any:

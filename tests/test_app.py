@@ -392,7 +392,7 @@ def test_unsupported_encoding(endpoint: Endpoint, encoding: str) -> None:
     assert_problem(response, 415, "unsupported_encoding")
 
 
-@pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
+@pytest.mark.parametrize("encoding", ["identity", "Identity", "", "identity, identity", ",\tidentity"])
 def test_identity_is_no_encoding(endpoint: Endpoint, encoding: str) -> None:
     response = endpoint.post(IGNORED, signed(IGNORED) | {"content-encoding": encoding})
 

@@ -1,7 +1,9 @@
 """The asynchronous layer: what waits, waits without a thread, and never for longer than 5 s."""
 
 import asyncio
+import gc
 import json
+import weakref
 from concurrent.futures import Future
 from typing import Any
 
@@ -205,6 +207,25 @@ def test_a_body_that_is_too_large_already_is_not_late(app: Application) -> None:
     client = call(app, scope(), Client(chunk(b"x" * 101, more=True), then_hang=True))
 
     assert (client.status, len(client.body)) == (200, 101)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("path", ["/echo", "/missing"])
+def test_nothing_of_a_refused_request_keeps_its_connection_or_its_body(app: Application, path: str) -> None:
+    """The server closes a connection with half a body once nobody can receive from it any more."""
+    client = Client(chunk(b"x" * LIMIT, more=True), then_hang=True)
+    connection = weakref.ref(client)
+    gc.collect()
+    gc.disable()  # Flask's errors and their frames refer to each other: they alone may wait for a collection
+    try:
+        asyncio.run(app(scope(path), client.receive, client.send))
+        assert client.status in {404, 408}
+        del client
+        assert connection() is None
+        bodies = [each for each in gc.get_objects() if isinstance(each, asgi._Body)]
+        assert all(body.closed for body in bodies)
+    finally:
+        gc.enable()
 
 
 def test_large_bodies_together_have_a_bound_and_small_ones_pass(

@@ -8,7 +8,20 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import ABSENT, PAYLOADS, change, event, patient, payload, published, read, read_event, reason
+from samples import (
+    ABSENT,
+    EVENT_PATHS,
+    PAYLOADS,
+    change,
+    event,
+    json_values,
+    patient,
+    payload,
+    published,
+    read,
+    read_event,
+    reason,
+)
 
 from service.clerk import Ignored, SessionEvent, Unusable
 from service.errors import MalformedEventError
@@ -212,26 +225,9 @@ def test_the_deepest_nesting_where_another_type_belongs_is_just_another_type(
 
 # Whatever comes in.
 
-_json: Final = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text()
-    | st.text(st.characters(categories=["Cs"])),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
-_PATHS: Final = (
-    *("object", "type", "instance_id", "timestamp", "event_attributes", "event_attributes.http_request"),
-    *(f"data.{name}" for name in payload("session.created")["data"]),
-    *(f"data.latest_activity.{name}" for name in payload("session.created")["data"]["latest_activity"]),
-    *("data.tasks", "data"),
-)
-
 
 @patient
-@given(st.binary() | st.text().map(str.encode) | _json.map(lambda value: json.dumps(value).encode()))
+@given(st.binary() | st.text().map(str.encode) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_whatever_the_body_is_it_is_read_or_malformed(body: bytes) -> None:
     try:
         parsed, _ = read(body)
@@ -241,7 +237,10 @@ def test_whatever_the_body_is_it_is_read_or_malformed(body: bytes) -> None:
 
 
 @patient
-@given(st.dictionaries(st.sampled_from(_PATHS), _json, max_size=3), st.sampled_from(["session.ended", "x"]))
+@given(
+    st.dictionaries(st.sampled_from(EVENT_PATHS), json_values, max_size=3),
+    st.sampled_from(["session.ended", "x"]),
+)
 def test_whatever_the_fields_are_the_event_is_read_or_malformed(values: dict[str, Any], type_: str) -> None:
     # Longer paths first: what a shorter one puts there may be no object.
     body = event({"type": type_} | {path: values[path] for path in sorted(values, key=len, reverse=True)})
@@ -254,7 +253,7 @@ def test_whatever_the_fields_are_the_event_is_read_or_malformed(values: dict[str
 
 
 @patient
-@given(st.dictionaries(st.sampled_from(_PATHS[8:]), st.just("s3cr3t-value") | st.just(["s3cr3t-value"])))
+@given(st.dictionaries(st.sampled_from(EVENT_PATHS[8:]), st.just("s3cr3t-value") | st.just(["s3cr3t-value"])))
 def test_the_detail_of_a_dead_letter_never_quotes_a_value(values: dict[str, Any]) -> None:
     parsed, _ = read(event({path: values[path] for path in sorted(values, key=len, reverse=True)}))
     if isinstance(parsed, Unusable):

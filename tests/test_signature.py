@@ -1,13 +1,15 @@
 """CONTRACT, section 3: who is let in, and which fault is answered first."""
 
+import string
 from typing import Final
+from unittest import mock
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from samples import MESSAGE_ID, NOW_S, OTHER_SECRET, SECRET, clock_of_svix, patient, sign
 
-from service.errors import SignatureError
+from service.errors import InvalidSignatureError, SignatureError
 from service.signature import Delivery, Verifier
 
 BODY: Final = b'{"type":"session.created"}'
@@ -35,21 +37,80 @@ def refusal(headers: dict[str, str], body: bytes = BODY, *, now: float = NOW_S) 
     return caught.value.code
 
 
-# https://github.com/standard-webhooks/standard-webhooks and https://github.com/svix/svix-webhooks publish
-# this vector with their libraries.
-VECTOR_BODY: Final = b'{"test": 2432232314}'
-VECTOR: Final = {
-    "id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
-    "timestamp": "1614265330",
-    "signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
-}
+# Published by https://github.com/standard-webhooks/standard-webhooks and https://github.com/svix/svix-webhooks with
+# their libraries' tests (the first two by both, the large ones in svix-webhooks/csharp), and the last by
+# https://docs.svix.com/receiving/verifying-payloads/how-manual: secret, id, timestamp, body, signature.
+VECTORS: Final = (
+    (SECRET, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}', "g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="),
+    (
+        "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "msg_27UH4WbU6Z5A5EzD8u03UvzRbpk", 1649367553,
+        b'{"email":"test@example.com","username":"test_user"}', "tZ1I4/hDygAJgO5TYxiSd6Sd0kDW6hPenDe+bTa3Kkw=",
+    ),
+    (SECRET, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b"a" * 1_048_576, "txpEUxqWZJ5nteTnymUVa+7C4NHpBeXJ6CsBAW0c3/A="),
+    (SECRET, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b"a" * 262_144, "Mw4Pe2WgApuT7NSqnSq0PQPV9gbLdggCl9B865x5Xh0="),
+    (SECRET, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b"a" * 262_143, "NTItnqyWMoFhk2Bbe5V/BMdcFRWgcSQaTgqLHX7FC7c="),
+    (
+        "whsec_plJ3nmyCDGBKInavdOK15jsl", "msg_loFOjxBNrRLzqYUf", 1731705121,
+        b'{"event_type":"ping","data":{"success":true}}', "rAvfW3dJ/X/qxhsaXPOyyCGmRKsaKWcsNccKXlIktD0=",
+    ),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_public_test_vector_is_genuine(family: str) -> None:
-    headers = {f"{family}-{part}": value for part, value in VECTOR.items()}
-    delivery = verify(headers, VECTOR_BODY, now=1614265330)
-    assert delivery == Delivery("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, VECTOR_BODY)
+@pytest.mark.parametrize(("secret", "message_id", "at", "body", "signature"), VECTORS)
+def test_the_public_test_vectors_are_genuine_and_with_one_bit_changed_they_are_not(
+    family: str, secret: str, message_id: str, at: int, body: bytes, signature: str
+) -> None:
+    headers = {
+        f"{family}-id": message_id,
+        f"{family}-timestamp": str(at),
+        f"{family}-signature": f"v1,{signature}",
+    }
+    assert verify(headers, body, now=at, secrets=(secret,)) == Delivery(message_id, at, body)
+
+    with pytest.raises(InvalidSignatureError):
+        verify(headers, bytes([body[0] ^ 1]) + body[1:], now=at, secrets=(secret,))
+
+
+# Also published, as wrong ones.
+@pytest.mark.parametrize(
+    ("signature", "code"),
+    [
+        ("v1,Ceo5qEr07ixe2NLpvHk3FH9bwy/WavXrAFQ/9tdO6mc=", "invalid_signature"),
+        ("v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OA=", "invalid_signature"),
+        ("v2,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=", "malformed_signature"),
+        ("v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLawdd", "malformed_signature"),
+        ("v1,dawfeoifkpqwoekfpqoekf", "malformed_signature"),
+        ("v1,", "malformed_signature"),
+    ],
+)
+def test_the_public_vectors_of_wrong_signatures(signature: str, code: str) -> None:
+    _, message_id, at, body, _ = VECTORS[0]
+    headers = {"webhook-id": message_id, "webhook-timestamp": str(at), "webhook-signature": signature}
+    assert refusal(headers, body, now=at) == code
+
+
+def test_a_comparison_in_constant_time_decides() -> None:
+    with mock.patch("hmac.compare_digest", return_value=False):
+        assert refusal(sign(BODY)) == "invalid_signature"
+    with mock.patch("hmac.compare_digest", return_value=True) as compare:
+        assert verify(sign(BODY, secret=OTHER_SECRET)).id == MESSAGE_ID
+    [(expected, given)] = [call.args for call in compare.call_args_list]
+    assert len(expected) == len(given) == 32
+
+
+def test_the_two_bits_of_base64_that_mean_nothing_do_not_matter() -> None:
+    digits = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+    headers = sign(BODY)
+    start, last = headers["svix-signature"][:-2], digits.index(headers["svix-signature"][-2])
+    accepted = set()
+    for digit in digits:
+        try:
+            verify(headers | {"svix-signature": f"{start}{digit}="})
+        except InvalidSignatureError:
+            continue
+        accepted.add(digit)
+    assert accepted == {digits[last & ~3 | bits] for bits in range(4)}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -129,7 +190,19 @@ def test_ids_of_1_to_128_letters_digits_and_dashes_are_well_formed(message_id: s
 
 
 @pytest.mark.parametrize(
-    "message_id", ["m" * 129, "msg 1", "msg.1", "msg_é", "msg_1\n", " msg_1", "msg_\u0661", "msg:1", "\udcff"]
+    "message_id",
+    [
+        "m" * 129,
+        "m" * 10_000,
+        "msg 1",
+        "msg.1",
+        "msg_é",
+        "msg_1\n",
+        " msg_1",
+        "msg_\u0661",
+        "msg:1",
+        "\udcff",
+    ],
 )
 def test_a_malformed_id(message_id: str) -> None:
     assert refusal(sign(BODY) | {"svix-id": message_id}) == "malformed_signature"
