@@ -1,5 +1,6 @@
 # make run    the relay with nothing set up: its own Redis, its own secret, sample deliveries
 # make test   the whole test suite
+# make soak   every fault of production in one long load, and the counts at its end (one minute)
 # make lint   style, types and the direction of imports
 # make pins   write the pins of requirements*.txt anew (needs uv; ARGS=--upgrade moves them)
 # make clean  forget the virtual environment and what the tools keep
@@ -13,7 +14,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # Twice --quiet: errors only.
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help run test lint pins clean
+.PHONY: help run test soak lint pins clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -24,6 +25,10 @@ run: .venv/.installed
 
 test: .venv/.installed
 	@exec .venv/bin/python -m pytest $(ARGS)
+
+# SOAK_DELIVERIES, SOAK_SESSIONS and SOAK_SEED make it longer, or another one.
+soak: .venv/.installed
+	@exec .venv/bin/python -m pytest -n 0 -s tests/soak.py $(ARGS)
 
 lint: .venv/.installed
 	.venv/bin/ruff check

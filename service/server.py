@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import tempfile
+from typing import Any
 
 from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP1Settings
@@ -25,6 +26,24 @@ STOP_SECONDS = 10
 IDLE_SECONDS = 95
 """For a connection without a request. Granian counts the pause between two requests too, and the connections
 of Heroku's router live for 90 s (https://devcenter.heroku.com/articles/http-routing): it has to end them."""
+
+
+class _Server(Server):  # type: ignore[misc,valid-type]  # one or another, by the build of Python
+    _to_spare = 20
+
+    def _respawn_workers(self, *args: Any, **options: Any) -> None:
+        # Granian ends the whole service when a worker dies soon after the one that it replaced: one that
+        # can't start would be replaced for ever. But some that were killed in a row are no reason for that.
+        super()._respawn_workers(*args, **options)
+        if self._to_spare > 0:
+            self._to_spare -= 1
+            self.respawned_wrks.clear()
+
+    def signal_handler_interrupt(self, *args: Any, **options: Any) -> None:
+        if os.getpid() != self.pid:
+            # A worker, forked with the main process's handler, that has none of its own yet: it would go on.
+            os._exit(0)
+        super().signal_handler_interrupt(*args, **options)
 
 
 def application() -> Application:
@@ -51,7 +70,7 @@ def serve(settings: Settings) -> None:
     with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
         # Each worker counts in a file there, so that any of them can tell the sum.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
-        Server(
+        _Server(
             "service.server:application",
             factory=True,
             interface=Interfaces.ASGI,

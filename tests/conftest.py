@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from load import DurableRedis, durable_redis, relay_service
 from support import (
     NO_REDIS,
     Endpoint,
@@ -155,6 +156,20 @@ def endpoint(request: pytest.FixtureRequest, http_client: Any) -> Iterator[Endpo
     endpoint: Endpoint = request.getfixturevalue(request.param)
     yield endpoint
     assert_a_good_delivery_passes(endpoint.port)
+
+
+@pytest.fixture(scope="session")
+def durable_server(redis_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DurableRedis]:
+    """A Redis for the tests that do it harm, and mend it."""
+    with durable_redis(redis_binary, tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def relay(durable_server: DurableRedis) -> Iterator[ServiceProcess]:
+    """The service as in production, with two workers, on that Redis."""
+    with relay_service(durable_server.url) as service:
+        yield service
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import threading
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from children import RELAY, started
 from support import (
     EVENTS_KEY,
     IGNORED,
+    SECRET,
     ServiceProcess,
     client_of,
     eventually,
@@ -237,6 +240,39 @@ def test_no_worker_outlives_a_main_process_that_was_killed(own_redis: EmbeddedRe
         service.process.kill()
 
         eventually(lambda: not any(is_running(child) for child in children))
+
+
+def test_workers_that_die_one_after_the_other_are_replaced(own_service: ServiceProcess) -> None:
+    def takes_a_delivery() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return own_service.deliver(sample_body("sess_1")).status_code == 200
+        return False
+
+    seen: set[int] = set()
+    for _ in range(3):
+        eventually(lambda: set(children_of(own_service.process.pid)) - seen)
+        (worker,) = set(children_of(own_service.process.pid)) - seen
+        eventually(takes_a_delivery, within=30)
+        os.kill(worker, signal.SIGKILL)
+        seen.add(worker)
+
+    eventually(lambda: set(children_of(own_service.process.pid)) - seen)
+    eventually(takes_a_delivery, within=30)
+    assert own_service.stop() == 0
+
+
+def test_it_ends_at_once_while_it_still_starts(tmp_path: Path, any_redis: EmbeddedRedis) -> None:
+    environment = {
+        "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
+        "REDIS_URL": any_redis.url,
+        "HOST": "127.0.0.1",
+        "PORT": str(free_port()),
+    }
+    with started([*RELAY, "serve"], tmp_path, environment) as program:
+        program.wait_for("Spawning worker-1", stream="stderr")
+        assert program.stop() == 0
+
+    assert "refused to gracefully stop" not in program.stderr
 
 
 def is_running(pid: int) -> bool:

@@ -1,0 +1,31 @@
+"""The long form of tests/test_faults.py: `make soak`. One load of thousands of deliveries, and every fault in it.
+
+Not collected by `make test`: it takes minutes, and its counts are there to be read.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from counting import count
+from faults import LONG, Faults
+from load import durable_redis, relay_service, under_load
+
+DELIVERIES = int(os.environ.get("SOAK_DELIVERIES", "6000"))
+SESSIONS = int(os.environ.get("SOAK_SESSIONS", "1000"))
+SEED = int(os.environ.get("SOAK_SEED", "1"))
+
+faults = Faults(LONG)
+
+
+@pytest.mark.real_redis
+def test_nothing_is_lost_under_all_faults(redis_binary: str, tmp_path: Path) -> None:
+    happening = faults.all()
+    with durable_redis(redis_binary, tmp_path) as server, relay_service(server.url) as service:
+        with under_load(server, service, DELIVERIES, SESSIONS, SEED) as load:
+            for fault in happening:
+                load.suffer(fault, DELIVERIES // len(happening) + 1)
+        counts = count(load)
+
+    print(f"\n{', '.join(fault.__name__ for fault in happening)}\n\n{counts}")
+    assert counts.wrong_ones == {}
