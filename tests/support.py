@@ -405,23 +405,21 @@ def run_service(redis_url: str, **environment: str) -> Iterator[ServiceProcess]:
                 )
             service = ServiceProcess(process, port, log)
             workers = int(environment.get("WEB_CONCURRENCY", "1"))
-            if _starts(service, workers):
-                break
-            service.http.close()
-        else:
-            raise RuntimeError(f"The service did not start:\n{log.read_text()}")
-        try:
-            yield service
-        finally:
-            service.http.close()
-            if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-                try:
-                    process.wait(timeout=25)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+            try:
+                if _starts(service, workers):
+                    yield service
+                    return
+            finally:
+                service.http.close()
+                if process.poll() is None:
+                    process.send_signal(signal.SIGCONT)
+                    process.terminate()
+                    try:
+                        process.wait(timeout=25)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
+                        process.wait()
+        raise RuntimeError(f"The service did not start:\n{log.read_text()}")
 
 
 def _starts(service: ServiceProcess, workers: int) -> bool:

@@ -189,7 +189,7 @@ def test_the_script_runs_on_the_node_that_has_the_slot(cluster: Cluster, nodes: 
 
 
 def test_any_node_leads_to_the_others(cluster: Cluster, nodes: list[Any]) -> None:
-    for node, _ in cluster.shards:
+    for node, *_ in cluster.shards:
         with intake_on(f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{node.port}") as intake:
             assert intake.take(clerk_event(), f"msg_{node.port}").outcome in {"applied", "stale"}
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import itertools
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,7 +67,7 @@ def run_sentinels(binary: str, start_redis: StartRedis) -> Iterator[Sentinels]:
         for port in ports:
             with redis.Redis(port=port, protocol=2) as sentinel:
                 # Each has to know the others and both replicas, or there is no failover.
-                eventually(lambda client=sentinel: _knows_all(client), within=30)  # type: ignore[misc]
+                eventually(partial(_knows_all, sentinel), within=30)
         yield Sentinels(ports, servers)
 
 
@@ -106,14 +108,14 @@ def await_sync(replica: EmbeddedRedis) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Three shards of two nodes each; which of the two is the primary may change."""
+    """Shards of a primary and its replicas; which node of a shard is the primary may change."""
 
-    shards: tuple[tuple[EmbeddedRedis, EmbeddedRedis], ...]
+    shards: tuple[tuple[EmbeddedRedis, ...], ...]
 
     @property
     def url(self) -> str:
         """Names one node of each shard."""
-        return f"redis+cluster://{','.join(f'127.0.0.1:{node.port}' for node, _ in self.shards)}"
+        return f"redis+cluster://{','.join(f'127.0.0.1:{node.port}' for node, *_ in self.shards)}"
 
     def owner(self, key: str) -> int:
         """Return the index of the shard that has the key's slot."""
@@ -147,27 +149,32 @@ def _role(node: EmbeddedRedis) -> str | None:
 
 
 @contextlib.contextmanager
-def cluster_of(binary: str) -> Iterator[Cluster]:
-    """Run three primaries with a third of the slots each, and a replica of each."""
+def cluster_of(binary: str, replicas: int = 1) -> Iterator[Cluster]:
+    """Run three primaries with a third of the slots each, and so many replicas of each."""
     with contextlib.ExitStack() as stack:
-        nodes = tuple(stack.enter_context(_cluster_node(binary)) for _ in range(6))
-        clients = [stack.enter_context(client_of(node.url)) for node in nodes]
-        for number, client in enumerate(clients[:3]):
+        shards = tuple(
+            tuple(stack.enter_context(_cluster_node(binary)) for _ in range(1 + replicas)) for _ in range(3)
+        )
+        nodes = tuple(itertools.chain(*shards))
+        client = {node: stack.enter_context(client_of(node.url)) for node in nodes}
+        for number, (primary, *_) in enumerate(shards):
             slots = range(-(-SLOTS * number // 3), -(-SLOTS * (number + 1) // 3))
-            client.execute_command("CLUSTER", "ADDSLOTS", *slots)
-            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-        for client in clients:  # each told of each: gossip would take its time
+            client[primary].execute_command("CLUSTER", "ADDSLOTS", *slots)
+            client[primary].execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        for asked in client.values():  # each told of each: gossip would take its time
             for node in nodes:
-                client.execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
-        for client in clients:
-            eventually(lambda asked=client: _knows(asked, len(nodes)), within=30)  # type: ignore[misc]
-        for primary, follower in zip(clients[:3], clients[3:], strict=True):
-            follower.execute_command("CLUSTER", "REPLICATE", primary.execute_command("CLUSTER", "MYID"))
-        for client in clients:
-            eventually(lambda asked=client: _is_complete(asked), within=30)  # type: ignore[misc]
-        for replica in nodes[3:]:
-            await_sync(replica)
-        yield Cluster(tuple(zip(nodes[:3], nodes[3:], strict=True)))
+                asked.execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
+        for asked in client.values():
+            eventually(partial(_knows, asked, len(nodes)), within=30)
+        for primary, *followers in shards:
+            name = client[primary].execute_command("CLUSTER", "MYID")
+            for follower in followers:
+                client[follower].execute_command("CLUSTER", "REPLICATE", name)
+        for asked in client.values():
+            eventually(partial(_is_complete, asked, len(nodes)), within=30)
+        for follower in itertools.chain(*(followers for _, *followers in shards)):
+            await_sync(follower)
+        yield Cluster(shards)
 
 
 def _knows(client: Any, count: int) -> bool:
@@ -175,21 +182,25 @@ def _knows(client: Any, count: int) -> bool:
     return len(nodes) == count and not any("handshake" in node["flags"] for node in nodes.values())
 
 
-def _is_complete(client: Any) -> bool:
+def _is_complete(client: Any, count: int) -> bool:
     ranges = client.execute_command("CLUSTER", "SLOTS")
-    return client.cluster("INFO")["cluster_state"] == "ok" and sum(len(nodes) for _, _, *nodes in ranges) == 6
+    is_ok = client.cluster("INFO")["cluster_state"] == "ok"
+    return is_ok and sum(len(nodes) for _, _, *nodes in ranges) == count
 
 
 def _cluster_node(binary: str) -> contextlib.AbstractContextManager[EmbeddedRedis]:
     return redis_server(
         binary,
-        *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0"),
+        *("--cluster-enabled", "yes", "--cluster-node-timeout", "1500", "--repl-diskless-sync-delay", "0"),
         *("--repl-ping-replica-period", "1"),  # a replica counts once it has been sent anything
         port=free_node_port(),
     )
 
 
 def free_node_port() -> int:
-    while (port := free_port()) > 65_535 - 10_000:
-        pass  # nodes talk to each other on a second port, 10,000 above
-    return port
+    """Return a port that is free together with the one 10,000 above, on which nodes talk to each other."""
+    while True:
+        port = free_port()
+        with contextlib.suppress(OSError, OverflowError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port + 10_000))
+            return port
