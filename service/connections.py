@@ -6,6 +6,7 @@ connection is made. So whoever uses a client has nothing to know of failovers, b
 says that it is not the right one any more.
 """
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -20,7 +21,9 @@ from service.errors import ConfigurationError
 from service.redis_url import Host, RedisUrl
 
 ASK_SECONDS: Final = 0.5
-"""For a sentinel or a node to say where a server is. Several may have to be asked before one answers."""
+"""For a sentinel or a node to say where a server is."""
+ASK_ALL_SECONDS: Final = 2.0
+"""For several of them, before the connection is given up; the next one begins with those not asked yet."""
 
 OnConnect = Callable[[Connection], None]
 Ask = Callable[[Any, str], Host | None]
@@ -126,7 +129,7 @@ def _locator(target: RedisUrl, key: str, options: dict[str, Any]) -> Callable[[]
     hosts = list(target.hosts)
     timeout = min(ASK_SECONDS, options["socket_connect_timeout"])
     asking = options | {"db": 0, "socket_timeout": timeout, "socket_connect_timeout": timeout}
-    ask: Ask = partial(_ask_node, hosts, key_slot(key.encode()))
+    ask: Ask = partial(_ask_node, hosts, target.hosts, key_slot(key.encode()))
     if target.kind == "sentinel":
         ask = partial(_ask_sentinel, target.master)
         for name in ("username", "password"):
@@ -144,6 +147,7 @@ def _locate(hosts: list[Host], asking: dict[str, Any], ask: Ask) -> Host:
     to another node again what may have been done already.
     """
     why = "none of them knows one"
+    deadline = time.monotonic() + ASK_ALL_SECONDS
     for host, port in tuple(hosts):
         try:
             with _client(asking | {"host": host, "port": port}) as client:
@@ -152,8 +156,9 @@ def _locate(hosts: list[Host], asking: dict[str, Any], ask: Ask) -> Host:
         except redis.RedisError as error:
             why = explain(error)
         # The next time, the others come first.
-        hosts.remove((host, port))
-        hosts.append((host, port))
+        hosts.sort(key=(host, port).__eq__)
+        if time.monotonic() > deadline:
+            break
     raise redis.ConnectionError(f"Asked {len(hosts)} servers for the primary: {why}")
 
 
@@ -168,17 +173,19 @@ def _ask_sentinel(master: str, client: Any, _: str) -> Host | None:
     return state["ip"], state["port"]
 
 
-def _ask_node(hosts: list[Host], slot: int, client: Any, asked: str) -> Host | None:
+def _ask_node(hosts: list[Host], seeds: tuple[Host, ...], slot: int, client: Any, asked: str) -> Host | None:
     """Return the slot's owner as one node sees it.
 
     https://redis.io/docs/latest/commands/cluster-slots/
-    hosts: the nodes that can be asked; those that this one knows come along.
+    hosts: becomes those that can be asked from now on: the nodes that this one knows, and the seeds.
     """
     owner = None
+    known: list[Host] = []
     for first, last, *nodes in client.execute_command("CLUSTER", "SLOTS"):
         # A node that does not know its own name is where it was asked.
         members = [((host or b"").decode() or asked, int(port)) for host, port, *_ in nodes]
-        hosts += [member for member in members if member not in hosts]
+        known += members
         if first <= slot <= last:
             owner = members[0]
+    hosts[:] = dict.fromkeys([*known, *seeds])
     return owner
