@@ -24,14 +24,16 @@ NEARLY_FULL: Final = 0.9
 SAMPLE: Final = 100
 """Entries of each stream that are looked at, to tell whether they belong there."""
 
-_ADVICE: Final[tuple[tuple[type[Exception], str], ...]] = (
+_ADVICE: Final = (
     (redis.AuthenticationError, "correct user and password in REDIS_URL"),
     (NoPermissionError, "give the user the rights that the README lists"),
     (OutOfMemoryError, "give Redis more memory, or keep less: STREAM_MAXLEN, DEAD_LETTER_MAX"),
     (ReadOnlyError, "let REDIS_URL name the primary, or the sentinels that know it"),
     (redis.BusyLoadingError, "wait until it has read its data"),
-    (redis.ConnectionError, "see that it runs, and that REDIS_URL names where it can be reached from here"),
-    (redis.TimeoutError, "see that it runs, and that REDIS_URL names where it can be reached from here"),
+    (
+        (redis.ConnectionError, redis.TimeoutError),
+        "see that it runs, and that REDIS_URL names where it can be reached from here",
+    ),
 )
 
 
@@ -48,34 +50,25 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield _check_tls(settings)
     finding = _check_writing(settings)
     yield finding
-    with contextlib.ExitStack() as stack:
-        clients = _Clients(settings, stack)
-        try:
-            yield from _check_servers(settings, clients)
-            yield _check_partitions(settings, clients)
-        except redis.RedisError as error:
-            if finding.level == "ok":
-                yield Finding("warning", f"can't look any further: {_explain(error)}")
+    try:
+        yield from _check_servers(settings)
+        yield _check_partitions(settings)
+    except redis.RedisError as error:
+        if finding.level == "ok":
+            yield Finding("warning", f"can't look any further: {_explain(error)}")
 
 
-class _Clients:
-    """One for all keys that a connection can serve."""
+def _keys(settings: Settings) -> Keys:
+    return Keys(settings.redis_key_prefix, settings.redis_channel)
 
-    def __init__(self, settings: Settings, stack: contextlib.ExitStack) -> None:
-        self._settings = settings
-        self._stack = stack
-        self._by_lane: dict[int, Any] = {}
-        self.keys = Keys(settings.redis_key_prefix, settings.redis_channel)
 
-    def of(self, key: str) -> Any:
-        settings, url = self._settings, self._settings.redis_url.get_secret_value()
-        lane = connections.lane(url, key)
-        if lane not in self._by_lane:
-            client = connections.connect(
-                url, key, tls_verify=settings.redis_tls_verify, timeout=settings.redis_timeout
-            )
-            self._by_lane[lane] = self._stack.enter_context(client)
-        return self._by_lane[lane]
+def _client_at(settings: Settings, key: str) -> Any:
+    return connections.connect(
+        settings.redis_url.get_secret_value(),
+        key,
+        tls_verify=settings.redis_tls_verify,
+        timeout=settings.redis_timeout,
+    )
 
 
 def _explain(error: BaseException) -> str:
@@ -110,30 +103,34 @@ def _check_writing(settings: Settings) -> Finding:
     return Finding("ok", "Redis takes writes")
 
 
-def _check_servers(settings: Settings, clients: _Clients) -> Iterator[Finding]:
+def _check_servers(settings: Settings) -> Iterator[Finding]:
+    keys, url = _keys(settings), settings.redis_url.get_secret_value()
+    parts = (keys, *keys.split(settings.partitions))
     lanes: Counter[str] = Counter()
-    servers = {}
-    for client in {clients.of(part.events) for part in clients.keys.split(settings.partitions)}:
-        address = _address(client)
-        servers[address] = client
+    key_at = {}
+    for key in {connections.lane(url, part.probe): part.probe for part in parts}.values():
+        with _client_at(settings, key) as client:
+            address = _address(client)
         lanes[address] += 1
-    for address, client in servers.items():
-        try:
-            about = client.info()
-        except redis.ResponseError as error:
-            yield Finding(
-                "warning", f"{address}: can't be looked into, INFO says {connections.explain(error)}"
-            )
-            continue
-        for finding in _judge(about, lanes[address] * settings.web_concurrency, settings.redis_min_replicas):
-            yield dataclasses.replace(finding, text=f"{address}: {finding.text}")
-        with contextlib.suppress(redis.ResponseError):
-            seconds, microseconds = client.time()
-            off = abs(time.time() - seconds - microseconds / 1e6)
-            if off > CLOCK_SECONDS:
-                yield Finding(
-                    "warning", f"{address}: its clock and ours are {off:.0f} s apart: set them right"
-                )
+        key_at[address] = key
+    for address, key in key_at.items():
+        with _client_at(settings, key) as client:
+            for finding in _check_server(client, lanes[address] * settings.web_concurrency, settings):
+                yield dataclasses.replace(finding, text=f"{address}: {finding.text}")
+
+
+def _check_server(client: Any, connections_needed: int, settings: Settings) -> Iterator[Finding]:
+    try:
+        about = client.info()
+    except redis.ResponseError as error:
+        yield Finding("warning", f"can't be looked into, INFO says {connections.explain(error)}")
+        return
+    yield from _judge(about, connections_needed, settings.redis_min_replicas)
+    with contextlib.suppress(redis.ResponseError):
+        seconds, microseconds = client.time()
+        off = abs(time.time() - seconds - microseconds / 1e6)
+        if off > CLOCK_SECONDS:
+            yield Finding("warning", f"its clock and ours are {off:.0f} s apart: set them right")
 
 
 def _address(client: Any) -> str:
@@ -144,8 +141,10 @@ def _address(client: Any) -> str:
 
 def _judge(about: dict[str, Any], connections_needed: int, min_replicas: int) -> Iterator[Finding]:
     """Read what INFO says (https://redis.io/docs/latest/commands/info/); managed servers leave out parts."""
-    version = str(about.get("redis_version", "0"))
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
+    version = about.get("redis_version")
+    if version is None:
+        yield Finding("ok", "Redis of a version that it does not tell; 6.2 is the oldest that serves")
+    elif tuple(int(part) for part in str(version).split(".")[:2]) < OLDEST_REDIS:
         yield Finding("error", f"Redis {version} is too old: use 6.2 or newer")
     else:
         yield Finding("ok", f"Redis {version}")
@@ -155,7 +154,7 @@ def _judge(about: dict[str, Any], connections_needed: int, min_replicas: int) ->
         yield Finding(
             "warning", f"maxmemory-policy {policy} forgets sessions when memory is short: set noeviction"
         )
-    used, most = about.get("used_memory", 0), about.get("maxmemory", 0)
+    used, most = about.get("used_memory", 0), about.get("maxmemory", 0)  # most: 0 for no limit
     memory = f"memory: {used / 2**20:.0f} MiB used of {f'{most / 2**20:.0f} MiB' if most else 'no limit'}"
     if most and used > NEARLY_FULL * most:
         yield Finding("warning", f"{memory}; when it is full, deliveries get 503: give it more")
@@ -168,27 +167,38 @@ def _judge(about: dict[str, Any], connections_needed: int, min_replicas: int) ->
         )
     if (replicas := about.get("connected_slaves", min_replicas)) < min_replicas:
         yield Finding("error", f"has {replicas} replicas, and REDIS_MIN_REPLICAS is {min_replicas}")
-    left = about.get("maxclients", 10_000) - about.get("connected_clients", 0)
-    connections_ = f"connections: {connections_needed} needed, {left} left"
+    needed = f"connections: {connections_needed} needed"
+    if "maxclients" not in about or "connected_clients" not in about:
+        yield Finding("ok", needed)
+        return
+    left = about["maxclients"] - about["connected_clients"]
     if left < connections_needed:
-        yield Finding("warning", f"{connections_}: lower WEB_CONCURRENCY, or close others")
+        yield Finding(
+            "warning",
+            f"{needed}, {left} left (one that runs has its own): lower WEB_CONCURRENCY, or close some",
+        )
     else:
-        yield Finding("ok", connections_)
+        yield Finding("ok", f"{needed}, {left} left")
 
 
-def _check_partitions(settings: Settings, clients: _Clients) -> Finding:
+def _check_partitions(settings: Settings) -> Finding:
     """Compare PARTITIONS with what is there.
 
     Each stream's users have to belong to it. They also do where the true number is a multiple of PARTITIONS;
     but then there are streams of the next numbers, too.
     """
-    count, keys = settings.partitions, clients.keys
+    count, keys = settings.partitions, _keys(settings)
     others = [keys] if count > 1 else [*keys.split(2)] if has_hash_tag(keys.prefix) else []
     if count > 1:
         others += keys.split(2 * count)[count:]
-    wrong = [other.events for other in others if clients.of(other.events).exists(other.events)]
+    wrong = []
+    for other in others:
+        with _client_at(settings, other.events) as client:
+            if client.exists(other.events):
+                wrong.append(other.events)
     for number, part in enumerate(keys.split(count)):
-        entries = clients.of(part.events).xrevrange(part.events, count=SAMPLE)
+        with _client_at(settings, part.events) as client:
+            entries: Any = client.xrevrange(part.events, count=SAMPLE)
         if any(partition_of(fields[b"user_id"].decode(), count) != number for _, fields in entries):
             wrong.append(part.events)
     if wrong:

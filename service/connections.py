@@ -23,7 +23,7 @@ from service.redis_url import Host, RedisUrl
 ASK_SECONDS: Final = 0.5
 """For a sentinel or a node to say where a server is."""
 ASK_ALL_SECONDS: Final = 2.0
-"""For several of them, before the connection is given up; the next one begins with those not asked yet."""
+"""For several of them. Whoever connects next begins with those that were not asked yet."""
 
 OnConnect = Callable[[Connection], None]
 Ask = Callable[[Any, str], Host | None]
@@ -146,20 +146,22 @@ def _locate(hosts: list[Host], asking: dict[str, Any], ask: Ask) -> Host:
     Not with redis-py's Sentinel, whose errors don't say what went wrong, nor its RedisCluster, which sends
     to another node again what may have been done already.
     """
-    why = "none of them knows one"
+    failed: redis.RedisError = redis.ConnectionError("it knows none")
     deadline = time.monotonic() + ASK_ALL_SECONDS
-    for host, port in tuple(hosts):
+    for _ in range(len(hosts)):
+        host, port = hosts[0]
+        # The next time, another comes first: this one may hang, or not know of a failover.
+        hosts.append(hosts.pop(0))
         try:
             with _client(asking | {"host": host, "port": port}) as client:
                 if (found := ask(client, host)) is not None:
                     return found
         except redis.RedisError as error:
-            why = explain(error)
-        # The next time, the others come first.
-        hosts.sort(key=(host, port).__eq__)
+            failed = error
         if time.monotonic() > deadline:
             break
-    raise redis.ConnectionError(f"Asked {len(hosts)} servers for the primary: {why}")
+    kind = redis.TimeoutError if isinstance(failed, redis.TimeoutError) else redis.ConnectionError
+    raise kind(f"Nobody names the primary; {host}:{port}, asked last, says: {explain(failed)}")
 
 
 def _ask_sentinel(master: str, client: Any, _: str) -> Host | None:
@@ -187,5 +189,6 @@ def _ask_node(hosts: list[Host], seeds: tuple[Host, ...], slot: int, client: Any
         known += members
         if first <= slot <= last:
             owner = members[0]
-    hosts[:] = dict.fromkeys([*known, *seeds])
+    stay = [host for host in hosts if host in known or host in seeds]
+    hosts[:] = dict.fromkeys([*stay, *known])
     return owner

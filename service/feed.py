@@ -1,5 +1,6 @@
 """What Redis holds and what happens in it, for reading: the state of sessions, and the stream of events."""
 
+import contextlib
 import dataclasses
 import queue
 import threading
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import redis
-from redis.exceptions import ClusterDownError, MovedError
+from redis.exceptions import NoPermissionError
 
 from service import connections
 from service.config import RedisSettings
@@ -17,6 +18,8 @@ from service.keys import Keys, partition_of
 
 BLOCK_MS: Final = 5_000
 RECONNECT_SECONDS: Final = 1.0
+_LASTING: Final = (redis.AuthenticationError, NoPermissionError)
+"""What trying again does not mend."""
 
 _STREAM_HEAD: Final = f'{{"schema_version":{SCHEMA_VERSION},"cursor":null'.encode()
 
@@ -49,6 +52,7 @@ class SessionFeed:
                 )
             self._partitions.append((keys, clients[lane]))
         self._clients = tuple(clients.values())
+        self._closing = threading.Event()
 
     def get(self, session_id: str) -> bytes | None:
         """Return the last applied message of a session, as JSON."""
@@ -68,73 +72,82 @@ class SessionFeed:
         return [state for state in states if state is not None]
 
     def follow(self, after: str | None, on_reconnect: Callable[[Exception], None]) -> Iterator[Update]:
-        """Return what comes after the cursor (None: from now on), without end.
+        """Return what comes after the cursor (None: from now on), until the feed is closed.
 
-        A connection that is lost is made again. Partitions have no order among them; a cursor is the same
-        moment in all of them.
+        A connection that is lost is made again. Partitions have a stream each, and no order among them: a
+        cursor of one is only a time for the others, and may leave out what they took just before it.
         on_reconnect: is told why, before each new try.
         """
         streams = {client: dict[str, str]() for client in self._clients}
         for keys, client in self._partitions:
             streams[client][keys.events] = after or _last_cursor(client, keys.events)
-        if len(streams) == 1:
-            return _follow(*streams.popitem(), on_reconnect)
-        return _merge([_follow(client, cursors, on_reconnect) for client, cursors in streams.items()])
+        followed = [self._follow(client, cursors, on_reconnect) for client, cursors in streams.items()]
+        return self._merge(followed) if len(followed) > 1 else followed[0]
 
     def close(self) -> None:
+        self._closing.set()
         for client in self._clients:
             client.close()
+
+    def _merge(self, followed: Sequence[Iterator[Update]]) -> Iterator[Update]:
+        """Yield from all of them, as it comes: each waits in a thread of its own."""
+        updates: queue.Queue[Update | Exception] = queue.Queue(maxsize=1000)
+
+        def put(update: Update | Exception) -> None:
+            while not self._closing.is_set():
+                with contextlib.suppress(queue.Full):
+                    updates.put(update, timeout=RECONNECT_SECONDS)
+                    return
+
+        def hand_over(one: Iterator[Update]) -> None:
+            try:
+                for update in one:
+                    put(update)
+            except Exception as error:  # noqa: BLE001  # it is raised where the updates are taken
+                put(error)
+
+        for one in followed:
+            threading.Thread(target=hand_over, args=(one,), daemon=True).start()
+        while not self._closing.is_set():
+            with contextlib.suppress(queue.Empty):
+                update = updates.get(timeout=RECONNECT_SECONDS)
+                if isinstance(update, Exception):
+                    raise update
+                yield update
+
+    def _follow(
+        self, client: Any, cursors: dict[str, str], on_reconnect: Callable[[Exception], None]
+    ) -> Iterator[Update]:
+        """Yield what comes after the cursors of streams on one server; the cursors go along."""
+        while not self._closing.is_set():
+            try:
+                reply = client.xread(cursors, count=500, block=BLOCK_MS)
+            except redis.RedisError as error:
+                if self._closing.is_set():
+                    break
+                if isinstance(error, _LASTING) or str(error).startswith("WRONGTYPE"):
+                    raise
+                # It may be another server by now: a failover does not wait for readers.
+                client.connection_pool.disconnect()
+                on_reconnect(error)
+                self._closing.wait(RECONNECT_SECONDS)
+                continue
+            for stream, entries in reply:
+                for entry_id, fields in entries:
+                    cursor = cursors[stream.decode()] = entry_id.decode()
+                    yield Update(
+                        cursor,
+                        fields[b"outcome"].decode(),
+                        fields[b"user_id"].decode(),
+                        _with_cursor(fields[b"message"], cursor),
+                    )
+        client.close()  # this read may have begun just after the feed was closed
 
 
 def _last_cursor(client: Any, stream: str) -> str:
     """Return the cursor of the newest entry, or the one before all entries."""
     newest = client.xrevrange(stream, count=1)
     return newest[0][0].decode() if newest else "0-0"
-
-
-def _merge(followed: Sequence[Iterator[Update]]) -> Iterator[Update]:
-    """Yield from all of them, as it comes: each waits in a thread of its own."""
-    updates: queue.Queue[Update | Exception] = queue.Queue(maxsize=1000)
-
-    def hand_over(one: Iterator[Update]) -> None:
-        try:
-            for update in one:
-                updates.put(update)
-        except Exception as error:  # noqa: BLE001  # it is raised where the updates are taken
-            updates.put(error)
-
-    for one in followed:
-        threading.Thread(target=hand_over, args=(one,), daemon=True).start()
-    while True:
-        update = updates.get()
-        if isinstance(update, Exception):
-            raise update
-        yield update
-
-
-def _follow(
-    client: Any, cursors: dict[str, str], on_reconnect: Callable[[Exception], None]
-) -> Iterator[Update]:
-    """Yield what comes after the cursors of streams on one server; the cursors go along."""
-    while True:
-        try:
-            reply = client.xread(cursors, count=500, block=BLOCK_MS)
-        except redis.AuthenticationError:
-            raise  # a ConnectionError too, but one that trying again does not mend
-        except (redis.ConnectionError, redis.TimeoutError, MovedError, ClusterDownError) as error:
-            client.connection_pool.disconnect()
-            on_reconnect(error)
-            time.sleep(RECONNECT_SECONDS)
-            continue
-        for stream, entries in reply:
-            for entry_id, fields in entries:
-                cursor = cursors[stream.decode()] = entry_id.decode()
-                yield Update(
-                    cursor,
-                    fields[b"outcome"].decode(),
-                    fields[b"user_id"].decode(),
-                    _with_cursor(fields[b"message"], cursor),
-                )
 
 
 def _with_cursor(message: bytes, cursor: str) -> bytes:

@@ -3,7 +3,7 @@
 One thread takes whatever waits, sends it as one pipeline (no MULTI: each command stands for itself) and
 hands each request its own reply. Nothing is ever sent twice, but for what Redis said it did not run, since it
 does not know the script or is not the primary any more. A connection that fails, fails all that were on it,
-and is replaced.
+those with a reply included, and is replaced.
 """
 
 import collections
@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 import redis
 import structlog
-from redis.exceptions import MovedError, NoScriptError, ReadOnlyError
+from redis.exceptions import ClusterDownError, MovedError, NoScriptError, ReadOnlyError
 
 from service.connections import explain
 from service.errors import RelayError, StoreUnavailableError
@@ -189,7 +189,7 @@ class GroupCommit:
 
 
 def _is_not_run(reply: object) -> bool:
-    return isinstance(reply, NoScriptError | MovedError | ReadOnlyError)
+    return isinstance(reply, NoScriptError | MovedError | ReadOnlyError | ClusterDownError)
 
 
 def _finish(command: _Command, reply: object) -> None:
@@ -215,4 +215,5 @@ def _fail(commands: Sequence[_Command], error: Exception) -> None:
         unavailable.__cause__ = error
         error = unavailable
     for command in commands:
-        command.future.set_exception(error)
+        if not command.future.done():
+            command.future.set_exception(error)

@@ -6,7 +6,7 @@ Messages here never quote the URL: it holds a password, or a part of one where i
 import dataclasses
 import re
 from typing import Final, Literal
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 Host = tuple[str, int]
 
@@ -56,7 +56,7 @@ class RedisUrl:
         hosts = tuple(_host(host, _DEFAULT_PORTS[kind]) for host in netloc.split(","))
         path = parts.path.strip("/")
         master, _, database = path.partition("/") if kind == "sentinel" else ("", "", path)
-        _check(kind, len(hosts), master, database)
+        _check(kind, len(hosts), master, database + "".join(parse_qs(parts.query).get("db", ())))
         if kind == "server":
             return cls(kind, url)
         first = netloc.partition(",")[0]

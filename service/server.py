@@ -7,7 +7,8 @@ import os
 import resource
 import socket
 import tempfile
-from typing import Any
+import time
+from typing import Any, Final
 
 from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP1Settings
@@ -28,15 +29,21 @@ IDLE_SECONDS = 95
 of Heroku's router live for 90 s (https://devcenter.heroku.com/articles/http-routing): it has to end them."""
 
 
+RESPAWNS: Final = 20
+"""Workers that may die within RESPAWN_SECONDS before the service gives up, and leaves it to the platform."""
+RESPAWN_SECONDS: Final = 600
+
+
 class _Server(Server):  # type: ignore[misc,valid-type]  # one or another, by the build of Python
-    _to_spare = 20
+    _respawns: tuple[float, ...] = ()
 
     def _respawn_workers(self, *args: Any, **options: Any) -> None:
         # Granian ends the whole service when a worker dies soon after the one that it replaced: one that
-        # can't start would be replaced for ever. But some that were killed in a row are no reason for that.
+        # can't start would be replaced for ever. But two that were killed in a row are no reason for that.
         super()._respawn_workers(*args, **options)
-        if self._to_spare > 0:
-            self._to_spare -= 1
+        now = time.monotonic()
+        self._respawns = (*(at for at in self._respawns if at > now - RESPAWN_SECONDS), now)
+        if len(self._respawns) <= RESPAWNS:
             self.respawned_wrks.clear()
 
     def signal_handler_interrupt(self, *args: Any, **options: Any) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import importlib.resources
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
@@ -45,7 +45,9 @@ class SessionStore:
         self._groups: dict[int, GroupCommit] = {}
         keys = Keys(settings.redis_key_prefix, settings.redis_channel)
         self._dead_letters = keys.dead_letters, self._group_at(keys.dead_letters)
-        self._partitions = [(part, self._group_at(part.events)) for part in keys.split(settings.partitions)]
+        parts = keys.split(settings.partitions)
+        self._partitions = [(part, self._group_at(part.events)) for part in parts]
+        self._probes = {self._group_at(part.probe): part.probe for part in (keys, *parts)}
 
     def _group_at(self, key: str) -> GroupCommit:
         settings = self._settings
@@ -118,14 +120,13 @@ class SessionStore:
         )
         return group.submit(_KEEP_DEAD_LETTER, *arguments, parse=partial(_kept, why))
 
-    def probe(self) -> Future[None]:
+    def probe(self) -> Future[bool]:
         """Ask whether Redis would take a write now, without writing: memory, replicas, loading and so on."""
-        probes = {group: keys.probe for keys, group in self._partitions}
-        return _all([group.submit("LPUSHX", key, "", parse=bool) for group, key in probes.items()])
+        return _all([group.submit("LPUSHX", key, "", parse=bool) for group, key in self._probes.items()])
 
     def close(self) -> None:
-        for group in self._groups.values():
-            group.close()
+        with ThreadPoolExecutor(len(self._groups)) as threads:  # side by side: each may take its time
+            list(threads.map(GroupCommit.close, self._groups.values()))
 
     def _message_after_head(self, change: SessionChange) -> bytes:
         """The published JSON from the event on; the script puts cursor and revision before it."""
@@ -135,14 +136,16 @@ class SessionStore:
         return b"," + orjson.dumps({"event": change.event, "session": session})[1:]
 
 
-def _all(futures: Sequence[Future[object]]) -> Future[None]:
+def _all(futures: Sequence[Future[bool]]) -> Future[bool]:
     """Return a future that is done once all are, or one has failed."""
-    whole: Future[None] = Future()
+    if len(futures) == 1:
+        return futures[0]
+    whole: Future[bool] = Future()
     whole.set_running_or_notify_cancel()
     missing = set(futures)
     lock = threading.Lock()
 
-    def note(future: Future[object]) -> None:
+    def note(future: Future[bool]) -> None:
         with lock:
             missing.remove(future)
             if whole.done():
@@ -150,7 +153,7 @@ def _all(futures: Sequence[Future[object]]) -> Future[None]:
             if error := future.exception():
                 whole.set_exception(error)
             elif not missing:
-                whole.set_result(None)
+                whole.set_result(True)
 
     for future in futures:
         future.add_done_callback(note)

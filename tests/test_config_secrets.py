@@ -151,7 +151,7 @@ def test_each_form_of_url_is_understood(url: str, options: dict[str, object]) ->
         *(" redis://h", "REDIS://h", "redis://h:1,i:2", "unix+cluster://h", "redis+hunter2://h"),
         *("redis+sentinel://h:1", "redis+sentinel://h:1/", "redis+sentinel:///m", "redis+sentinel://h,,i/m"),
         *("redis+sentinel://h:1/m/hunter2", "redis+sentinel://h:1/m/0/1", "redis+sentinel://h:0/m"),
-        *("redis+cluster://", "redis+cluster://h:1,i:port", "redis+cluster://h/1", "redis+cluster://h?db=x"),
+        *("redis+cluster://", "redis+cluster://h:1,i:port", "redis+cluster://h/1", "redis+cluster://h?db=3"),
         *("redis+sentinel://:hunter2@h:1:2/m", "redis+sentinel://h/m?sentinel_hunter2=1"),
     ],
 )

@@ -296,20 +296,43 @@ def test_following_tells_why_it_tries_again_while_redis_is_away(monkeypatch: pyt
     assert "hunter" not in str(reconnects.errors)
 
 
-def test_following_waits_for_a_redis_that_is_loading(
-    start_redis: Callable[..., EmbeddedRedis], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with scripted_redis(lambda _: b"-LOADING Redis is loading the dataset in memory") as loading:
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"-LOADING Redis is loading the dataset in memory",
+        b"-BUSY Redis is busy running a script.",
+        b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
+        b"-MOVED 1234 127.0.0.1:1",
+        b"-ASK 1234 127.0.0.1:1",
+        b"-TRYAGAIN Multiple keys request during rehashing of slot",
+        b"-CLUSTERDOWN The cluster is down",
+    ],
+)
+def test_following_waits_for_what_passes(reply: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with scripted_redis(lambda _: reply) as server:
         reconnects = Reconnects(monkeypatch, at_most=3)
-        feed = feed_on(loading.url)
+        feed = feed_on(server.url)
         with pytest.raises(AssertionError):
             next(feed.follow("0-0", on_reconnect=reconnects))
         feed.close()
     assert len(reconnects.errors) == 3
 
 
-def test_following_goes_on_after_its_connection_was_cut(
-    own_redis: EmbeddedRedis, own_client: Any, monkeypatch: pytest.MonkeyPatch
+def cut(client: Any) -> None:
+    client.client_kill_filter(_type="normal", skipme=True)
+
+
+def demote_and_promote(client: Any) -> None:
+    client.replicaof("127.0.0.1", 1)
+    client.replicaof("NO", "ONE")
+
+
+@pytest.mark.parametrize("disturb", [cut, demote_and_promote])
+def test_following_goes_on_after_a_disturbance(
+    own_redis: EmbeddedRedis,
+    own_client: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    disturb: Callable[[Any], None],
 ) -> None:
     reconnects = Reconnects(monkeypatch)
     feed = feed_on(own_redis.url)
@@ -318,7 +341,7 @@ def test_following_goes_on_after_its_connection_was_cut(
     thread = threading.Thread(target=lambda: got.append(next(updates)), daemon=True)
     thread.start()
     eventually(lambda: own_client.info("clients")["blocked_clients"] == 1)
-    own_client.client_kill_filter(_type="normal", skipme=True)
+    disturb(own_client)
     eventually(lambda: reconnects.errors)
     with intake_on(own_redis.url) as intake:
         intake.take(clerk_event(), "msg_1")

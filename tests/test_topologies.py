@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -318,6 +319,24 @@ def test_the_feed_reads_all_partitions(
             assert json.loads(live)["cursor"] == cursors[user]
             assert feed.get(f"sess_of_{user}") == live
         assert feed.get("sess_unknown") is None
+
+
+def test_a_closed_feed_leaves_no_thread_and_no_connection(cluster: Cluster, nodes: list[Any]) -> None:
+    def connections() -> int:
+        return sum(len(client.client_list(_type="normal")) for client in nodes)
+
+    before = connections()
+    feed = SessionFeed(make_settings(cluster.url, partitions=PARTITIONS))
+    with intake_on(cluster.url, partitions=PARTITIONS) as intake:
+        intake.take(clerk_event(), "msg_1")
+    threads = set(threading.enumerate())
+    assert next(feed.follow("0-0", on_reconnect=refuse)).user_id == "user_1"
+    assert len(set(threading.enumerate()) - threads) == PARTITIONS
+
+    feed.close()
+
+    eventually(lambda: not set(threading.enumerate()) - threads)
+    eventually(lambda: connections() == before)
 
 
 def refuse(error: Exception) -> None:
