@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -181,13 +182,19 @@ class _Response:
         return lambda _: None
 
 
+def _path(scope: Message) -> bytes:
+    """Return the path decoded, but for slashes: encoded, they separate nothing."""
+    raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+    return unquote_to_bytes(re.sub(rb"%2f", b"%252F", raw_path, flags=re.IGNORECASE))
+
+
 def _environ(scope: Message, body: _Body) -> dict[str, Any]:
     """Build what PEP 3333 asks for."""
     host, port = scope.get("server") or ("", None)
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope["method"],
         "SCRIPT_NAME": "",
-        "PATH_INFO": unquote_to_bytes(scope.get("raw_path") or scope["path"]).decode("latin-1"),
+        "PATH_INFO": _path(scope).decode("latin-1"),
         "QUERY_STRING": scope["query_string"].decode("latin-1"),
         "SERVER_NAME": host,
         "SERVER_PORT": str(port or ""),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import redis
-from redis.exceptions import NoPermissionError
+from redis.exceptions import AskError, ClusterError, TryAgainError
 
 from service import connections
 from service.config import RedisSettings
@@ -18,8 +18,6 @@ from service.keys import Keys, partition_of
 
 BLOCK_MS: Final = 5_000
 RECONNECT_SECONDS: Final = 1.0
-_LASTING: Final = (redis.AuthenticationError, NoPermissionError)
-"""What trying again does not mend."""
 
 _STREAM_HEAD: Final = f'{{"schema_version":{SCHEMA_VERSION},"cursor":null'.encode()
 
@@ -125,7 +123,7 @@ class SessionFeed:
             except redis.RedisError as error:
                 if self._closing.is_set():
                     break
-                if isinstance(error, _LASTING) or str(error).startswith("WRONGTYPE"):
+                if not _passes(error):
                     raise
                 # It may be another server by now: a failover does not wait for readers.
                 client.connection_pool.disconnect()
@@ -142,6 +140,15 @@ class SessionFeed:
                         _with_cursor(fields[b"message"], cursor),
                     )
         client.close()  # this read may have begun just after the feed was closed
+
+
+def _passes(error: redis.RedisError) -> bool:
+    """Tell whether trying again may mend it. A wrong password is a ConnectionError too, and stays wrong."""
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        return not isinstance(error, redis.AuthenticationError)
+    return isinstance(error, ClusterError | AskError | TryAgainError) or str(error).startswith(
+        ("BUSY ", "UNBLOCKED ")
+    )
 
 
 def _last_cursor(client: Any, stream: str) -> str:

@@ -39,7 +39,13 @@ def loads(text: bytes) -> Any:
     decoded = text.decode()
     try:
         return json.loads(decoded)
+    except JSONDecodeError:
+        raise
     except (ValueError, RecursionError):
+        pass  # an integer is too long, or something is too deep
+    try:
+        return json.loads(decoded, parse_int=_integer)
+    except RecursionError:
         return _loads_without_recursion(decoded)
 
 
@@ -177,8 +183,11 @@ def _read_scalar(text: str, position: int) -> tuple[Any, int]:
         raise JSONDecodeError("Expecting a value", text, position)
     if match["word"]:
         return _WORDS[match["word"]], match.end()
-    if not match["fraction"]:
-        # Python converts no more digits than sys.get_int_max_str_digits(): it takes quadratic time.
-        with contextlib.suppress(ValueError):
-            return int(match[0]), match.end()
-    return float(match[0]), match.end()
+    return (float if match["fraction"] else _integer)(match[0]), match.end()
+
+
+def _integer(text: str) -> int | float:
+    """Python converts no more digits than sys.get_int_max_str_digits(): it takes quadratic time."""
+    with contextlib.suppress(ValueError):
+        return int(text)
+    return float(text)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import redis
 from cutting_proxy import cutting_proxy
 from load import WORKERS, Load, redis_connections, relay_service, sockets_of
 from onlookers import our_client
-from support import eventually
+from support import eventually, unused_port
 from svix_sender import CONCURRENCY
 
 Fault = Callable[[Load], None]
@@ -90,7 +89,7 @@ class Faults:
             client.flushdb()
 
     def redis_is_read_only(self, load: Load) -> None:
-        with our_client(load.redis.url) as client, _unused_port() as port:
+        with our_client(load.redis.url) as client, unused_port() as port:
             client.replicaof("127.0.0.1", port)
             try:
                 self._await_failures(load, "ReadOnlyError")
@@ -255,14 +254,6 @@ def _configured(client: Any, name: str, value: str, afterwards: str) -> Iterator
         yield
     finally:
         client.config_set(name, afterwards)
-
-
-@contextlib.contextmanager
-def _unused_port() -> Iterator[int]:
-    """Return a port at which nobody listens, and nobody can."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield taken.getsockname()[1]
 
 
 @contextlib.contextmanager

@@ -71,6 +71,14 @@ def free_port() -> int:
         return port
 
 
+@contextlib.contextmanager
+def unused_port() -> Iterator[int]:
+    """Return a port at which nobody listens, and nobody can."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
 # Events, and the way into a store
 
 

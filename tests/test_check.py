@@ -228,7 +228,7 @@ def test_a_configuration_that_works_ends_with_0(good_redis: EmbeddedRedis, tmp_p
 
 
 def test_one_that_can_not_work_ends_with_1(tmp_path: Path) -> None:
-    url = "redis://:s3cr3t@127.0.0.1:1/0"
+    url = "unix://:s3cr3t@/nonexistent/redis.sock"
     ran = run_check(tmp_path, CLERK_WEBHOOK_SIGNING_SECRET=SECRET, REDIS_URL=url)
 
     assert ran.returncode == 1

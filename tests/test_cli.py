@@ -40,7 +40,7 @@ from service.contract import Session
 from service.embedded import EmbeddedRedis
 from service.feed import SessionFeed, Update
 
-NO_REDIS = "redis://127.0.0.1:1/0"
+NO_REDIS = "unix:///nonexistent/redis.sock"
 """Nothing listens on port 1."""
 
 
@@ -1035,7 +1035,7 @@ def test_sessions_of_another_prefix_are_others(service: ServiceProcess, any_redi
 
 @pytest.mark.parametrize("arguments", [["session", "sess_1"], ["sessions", "user_1"], ["tail"]])
 def test_redis_away_is_told_in_one_line(arguments: list[str]) -> None:
-    result = run(*arguments, environment={"REDIS_URL": "redis://relay:hunter-two@127.0.0.1:1/0"})
+    result = run(*arguments, environment={"REDIS_URL": "unix://relay:hunter-two@/nonexistent/redis.sock"})
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith("Redis: ")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import clerk_event, client_of, eventually, free_port, intake_on, make_settings, scripted_redis
+from support import clerk_event, client_of, eventually, intake_on, make_settings, scripted_redis, unused_port
 from topologies import MASTER, free_node_port, run_sentinel
 
 from service.check import check
@@ -105,7 +105,8 @@ def test_a_unix_socket_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_port_where_nobody_listens() -> None:
-    assert outcome_of_a_delivery(f"redis://127.0.0.1:{free_port()}/0") == "store_unavailable"
+    with unused_port() as port:
+        assert outcome_of_a_delivery(f"redis://127.0.0.1:{port}/0") == "store_unavailable"
 
 
 def test_a_host_that_does_not_exist() -> None:

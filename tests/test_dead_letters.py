@@ -607,7 +607,7 @@ ALL = [["list"], ["show", "msg_1"], ["replay"], ["replay", "msg_1"], ["drop", "m
 
 @pytest.mark.parametrize("arguments", ALL)
 def test_redis_away_is_told_in_one_line(arguments: list[str]) -> None:
-    result = run("redis://relay:hunter-two@127.0.0.1:1/0", *arguments)
+    result = run("unix://relay:hunter-two@/nonexistent/redis.sock", *arguments)
     assert result.exit_code == 1
     assert result.stdout in {"", "0 moved out of the box, 1 kept.\n"}
     (line,) = result.stderr.splitlines()

@@ -431,7 +431,7 @@ def test_the_password_of_a_redis_given_is_not_shown(
 
 
 def test_a_redis_given_that_is_away_ends_it(start: Dev) -> None:
-    program = start(REDIS_URL="redis://relay:hunter-two@127.0.0.1:1/0")
+    program = start(REDIS_URL="unix://relay:hunter-two@/nonexistent/redis.sock")
     assert program.end() == 1
     assert "Redis can't be used" in program.stderr
     assert "Traceback" not in program.stderr

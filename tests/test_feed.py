@@ -25,6 +25,7 @@ from support import (
     intake_on,
     scripted_redis,
     subscribed,
+    unused_port,
 )
 
 from service import feed as feed_module
@@ -288,10 +289,11 @@ def test_following_goes_on_after_redis_was_restarted(
 
 def test_following_tells_why_it_tries_again_while_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     reconnects = Reconnects(monkeypatch, at_most=3)
-    feed = feed_on(f"redis://relay:hunter-two@127.0.0.1:{free_port()}/0")
-    with pytest.raises(AssertionError):
-        next(feed.follow("0-0", on_reconnect=reconnects))
-    feed.close()
+    with unused_port() as port:
+        feed = feed_on(f"redis://relay:hunter-two@127.0.0.1:{port}/0")
+        with pytest.raises(AssertionError):
+            next(feed.follow("0-0", on_reconnect=reconnects))
+        feed.close()
     assert all("refused" in str(error) for error in reconnects.errors)
     assert "hunter" not in str(reconnects.errors)
 
@@ -323,8 +325,9 @@ def cut(client: Any) -> None:
 
 
 def demote_and_promote(client: Any) -> None:
-    client.replicaof("127.0.0.1", 1)
-    client.replicaof("NO", "ONE")
+    with unused_port() as port:
+        client.replicaof("127.0.0.1", port)
+        client.replicaof("NO", "ONE")
 
 
 @pytest.mark.parametrize("disturb", [cut, demote_and_promote])

@@ -23,11 +23,11 @@ from support import (
     clerk_event,
     client_of,
     eventually,
-    free_port,
     intake_on,
     make_settings,
     scripted_redis,
     subscribed,
+    unused_port,
 )
 from topologies import MASTER, Cluster, Sentinels, cluster_of, run_sentinels
 
@@ -78,8 +78,11 @@ def test_a_sentinel_that_is_away_is_passed_over() -> None:
     with scripted_redis(scripted_primary) as primary:
         port = primary.server_address[1]
         with scripted_redis(lambda _: named_by_a_sentinel(port)) as sentinel:
-            hosts = f"127.0.0.1:{free_port()},127.0.0.1:{sentinel.server_address[1]}"
-            with intake_on(f"redis+sentinel://{hosts}/{MASTER}") as intake:
+            known = f"127.0.0.1:{sentinel.server_address[1]}"
+            with (
+                unused_port() as nobodys,
+                intake_on(f"redis+sentinel://127.0.0.1:{nobodys},{known}/{MASTER}") as intake,
+            ):
                 intake.store.probe().result(timeout=30)
 
 
@@ -191,7 +194,10 @@ def test_the_script_runs_on_the_node_that_has_the_slot(cluster: Cluster, nodes: 
 
 def test_any_node_leads_to_the_others(cluster: Cluster, nodes: list[Any]) -> None:
     for node, *_ in cluster.shards:
-        with intake_on(f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{node.port}") as intake:
+        with (
+            unused_port() as nobodys,
+            intake_on(f"redis+cluster://127.0.0.1:{nobodys},127.0.0.1:{node.port}") as intake,
+        ):
             assert intake.take(clerk_event(), f"msg_{node.port}").outcome in {"applied", "stale"}
 
     assert nodes[cluster.owner("{clerk}")].xlen("{clerk}:events") == 3
