@@ -1,6 +1,6 @@
 """The long form of tests/test_faults.py: `make soak`. One load of thousands of deliveries, and every fault in it.
 
-Not collected by `make test`: it takes minutes, and its counts are there to be read.
+Not collected by `make test`: it takes a minute, and its counts are there to be read.
 """
 
 import os

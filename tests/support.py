@@ -537,7 +537,7 @@ def exchange(port: int, request: bytes, method: str = "POST") -> RawAnswer:
 
 
 def assert_a_good_delivery_passes(port: int) -> None:
-    """Within a second, over a connection of its own; where other tests keep the machine busy, the second may."""
+    """Within a second, over a connection of its own; one slow answer is put down to a busy machine, two are not."""
     seconds = []
     for session_id in ("sess_good_1", "sess_good_2"):
         body = simulator.encode(simulator.sample(session_id=session_id, user_id="user_good"))

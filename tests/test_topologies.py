@@ -124,7 +124,8 @@ def sentinels(redis_binary: str, start_redis: StartRedis) -> Iterator[Sentinels]
 
 
 def test_a_failover_that_sentinels_were_asked_for_loses_nothing(sentinels: Sentinels) -> None:
-    # Until it is told, the old primary takes writes that get lost; but both replicas, it has no more to confirm.
+    # Until the old primary is demoted it takes writes that get lost; but it can't get both replicas to confirm
+    # them: one of the two has become the primary.
     acknowledged: list[str] = []
     held: set[str] = set()
     with (
