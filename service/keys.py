@@ -1,7 +1,7 @@
 """Every key and channel in Redis, with its type. The prefix's braces put all keys into one cluster slot.
 
-With PARTITIONS, each partition has a prefix, and so a slot, of its own: what one node of a cluster can't bear is
-spread over several.
+With PARTITIONS, each partition has a prefix, and so a slot, of its own: what one node of a cluster can't bear
+is spread over several.
 """
 
 import binascii

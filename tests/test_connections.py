@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import clerk_event, client_of, eventually, intake_on, make_settings, scripted_redis, unused_port
+from support import (
+    clerk_event,
+    client_of,
+    eventually,
+    intake_on,
+    make_settings,
+    run_service,
+    scripted_redis,
+    unused_port,
+)
 from topologies import MASTER, free_node_port, run_sentinel
 
 from service.check import check
@@ -234,6 +243,15 @@ def test_a_self_signed_certificate_is_refused_unless_told_otherwise(start_tls: C
 
     assert outcome_of_a_delivery(url) == "store_unavailable"
     assert outcome_of_a_delivery(url, redis_tls_verify=False) == "applied"
+
+
+@pytest.mark.parametrize(("verify", "status"), [("true", 503), ("false", 200)])
+def test_the_service_itself_on_a_self_signed_certificate(
+    start_tls: Callable[..., str], verify: str, status: int
+) -> None:
+    with run_service(start_tls("own"), REDIS_TLS_VERIFY=verify) as service:
+        assert service.deliver(clerk_event()).status_code == status
+        assert service.http.get("/readyz").status_code == status
 
 
 def test_a_private_ca_is_trusted_if_the_url_names_it(

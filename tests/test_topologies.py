@@ -7,6 +7,8 @@ import contextlib
 import itertools
 import json
 import re
+import socket
+import string
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +37,7 @@ from service.dead_letters import DeadLetters
 from service.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
 from service.feed import SessionFeed
+from service.group_commit import GroupCommit
 from service.keys import partition_of
 
 StartRedis = Callable[..., EmbeddedRedis]
@@ -84,6 +87,35 @@ def test_a_sentinel_that_is_away_is_passed_over() -> None:
                 intake_on(f"redis+sentinel://127.0.0.1:{nobodys},{known}/{MASTER}") as intake,
             ):
                 intake.store.probe().result(timeout=30)
+
+
+def test_a_sentinel_that_missed_a_failover_is_passed_over() -> None:
+    def read_only(words: list[bytes]) -> bytes:
+        return scripted_primary(words) if words[0] == b"SCRIPT" else b"-READONLY You can't write"
+
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(scripted_redis(say)) for say in (read_only, scripted_primary)]
+        names = [named_by_a_sentinel(server.server_address[1]) for server in servers]
+        late, informed = (stack.enter_context(scripted_redis(lambda _, name=name: name)) for name in names)  # type: ignore[misc]
+        hosts = ",".join(f"127.0.0.1:{sentinel.server_address[1]}" for sentinel in (late, informed))
+        intake = stack.enter_context(intake_on(f"redis+sentinel://{hosts}/{MASTER}"))
+
+        intake.store.probe().result(timeout=30)
+
+    assert [words[0] for words in servers[1].commands][-1] == b"LPUSHX"
+
+
+@pytest.mark.parametrize("url", ["redis+sentinel://{}/relay", "redis+cluster://{}"])
+def test_when_all_who_could_be_asked_hang_deliveries_are_refused_at_once_for_a_while(url: str) -> None:
+    with contextlib.ExitStack() as stack:
+        mute = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        hosts = ",".join(f"127.0.0.1:{server.getsockname()[1]}" for server in mute)
+        intake = stack.enter_context(intake_on(url.format(hosts)))
+
+        with pytest.raises(StoreUnavailableError, match="TimeoutError"):
+            intake.take(clerk_event(), "msg_1")
+        with pytest.raises(StoreUnavailableError, match="a moment ago"):
+            intake.take(clerk_event(), "msg_2")
 
 
 @pytest.mark.parametrize("url", ["redis+sentinel://127.0.0.1:{}/relay", "redis+cluster://127.0.0.1:{}"])
@@ -348,6 +380,39 @@ def test_a_closed_feed_leaves_no_thread_and_no_connection(cluster: Cluster, node
 
 def refuse(error: Exception) -> None:
     raise error
+
+
+def test_with_partitions_readiness_asks_for_the_dead_letters_too(cluster: Cluster, nodes: list[Any]) -> None:
+    # A prefix whose dead letters are on a shard without partitions.
+    prefix = next(
+        f"{{{letter}}}"
+        for letter in string.ascii_lowercase
+        if cluster.owner(letter) not in {cluster.owner(f"{letter}:{number}") for number in range(2)}
+    )
+    shard = nodes[cluster.owner(prefix)]
+    shard.config_set("maxmemory", "1")
+    try:
+        with (
+            intake_on(cluster.url, partitions=2, redis_key_prefix=prefix) as intake,
+            pytest.raises(StoreUnavailableError),
+        ):
+            intake.store.probe().result(timeout=30)
+    finally:
+        shard.config_set("maxmemory", "0")
+
+
+def test_connections_of_several_slots_are_closed_side_by_side(
+    cluster: Cluster, nodes: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_at_once = threading.Barrier(PARTITIONS + 1, timeout=10)
+    close = GroupCommit.close
+
+    def close_together(group: GroupCommit) -> None:
+        all_at_once.wait()
+        close(group)
+
+    monkeypatch.setattr(GroupCommit, "close", close_together)
+    Intake(cluster.url, partitions=PARTITIONS).close()
 
 
 def test_partitions_of_one_server_share_a_connection(own_redis: EmbeddedRedis, own_client: Any) -> None:
