@@ -5,43 +5,24 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import redis
-from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError
 
-from service import connections
+from service import connections, simulator
 from service.config import Settings
-from service.errors import RelayError
+from service.errors import DeadLettersFullError, RelayError
+from service.findings import Finding, explain, judge
+from service.ingest import Ingest
 from service.keys import Keys, has_hash_tag, partition_of
 from service.redis_url import RedisUrl
+from service.signature import Delivery
 from service.store import SessionStore
 
-OLDEST_REDIS: Final = (6, 2)
 CLOCK_SECONDS: Final = 60
-PROBE_SECONDS: Final = 10
-NEARLY_FULL: Final = 0.9
+TRIAL_SECONDS: Final = 10
 SAMPLE: Final = 100
 """Entries of each stream that are looked at, to tell whether they belong there."""
-
-_ADVICE: Final = (
-    (redis.AuthenticationError, "correct user and password in REDIS_URL"),
-    (NoPermissionError, "give the user the rights that the README lists"),
-    (OutOfMemoryError, "give Redis more memory, or keep less: STREAM_MAXLEN, DEAD_LETTER_MAX"),
-    (ReadOnlyError, "let REDIS_URL name the primary, or the sentinels that know it"),
-    (redis.BusyLoadingError, "wait until it has read its data"),
-    (
-        (redis.ConnectionError, redis.TimeoutError),
-        "see that it runs, and that REDIS_URL names where it can be reached from here",
-    ),
-)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Finding:
-    level: Literal["ok", "warning", "error"]
-    text: str
-    """What is so and, if it should not be, what to do. Never a secret."""
 
 
 def check(settings: Settings) -> Iterator[Finding]:
@@ -52,10 +33,11 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield finding
     try:
         yield from _check_servers(settings)
+        yield from _check_types(settings)
         yield _check_partitions(settings)
     except redis.RedisError as error:
         if finding.level == "ok":
-            yield Finding("warning", f"can't look any further: {_explain(error)}")
+            yield Finding("warning", f"can't look any further: {explain(error)}")
 
 
 def _keys(settings: Settings) -> Keys:
@@ -71,36 +53,57 @@ def _client_at(settings: Settings, key: str) -> Any:
     )
 
 
-def _explain(error: BaseException) -> str:
-    said = connections.explain(error)
-    if "CERTIFICATE_VERIFY_FAILED" in said:
-        return (
-            "nobody trusted here vouches for its certificate: add ?ssl_ca_certs=<CA's file> to REDIS_URL; "
-            "for Heroku Key-Value Store, whose certificates are self-signed, set REDIS_TLS_VERIFY=false"
-        )
-    advice = next((advice for kind, advice in _ADVICE if isinstance(error, kind)), None)
-    return f"{said}: {advice}" if advice else said
-
-
 def _check_tls(settings: Settings) -> Finding:
     url = RedisUrl.parse(settings.redis_url.get_secret_value()).server_url
     if not url.startswith("rediss:"):
         return Finding("ok", "TLS: off; across a network that is not yours, use rediss://")
-    if not settings.redis_tls_verify:
-        return Finding("ok", "TLS: on; who is at the other end is not checked (REDIS_TLS_VERIFY=false)")
+    if not settings.redis_tls_verify or "ssl_cert_reqs=none" in url:
+        return Finding("ok", "TLS: on; who is at the other end is not checked, as you set it")
     return Finding("ok", "TLS: on, with the certificate checked")
 
 
 def _check_writing(settings: Settings) -> Finding:
-    """Try what the service does: connect, load the scripts, ask for a write, wait for replicas."""
-    store = SessionStore(settings)
+    """Take an event for each partition, and a dead letter, beside the real ones; then take them back."""
+    trial = settings.model_copy(
+        update={
+            "redis_key_prefix": f"{settings.redis_key_prefix}:check",
+            "redis_channel": f"{settings.redis_channel}:check",
+        }
+    )
+    users = {
+        partition_of(user := f"user_{n}", settings.partitions): user for n in range(20 * settings.partitions)
+    }
+    store = SessionStore(trial)
     try:
-        store.probe().result(timeout=PROBE_SECONDS)
+        store.probe().result(timeout=TRIAL_SECONDS)
+        ingest = Ingest(store)
+        for user in users.values():
+            event = simulator.sample("session.pending", session_id="sess_check", user_id=user)
+            ingest(_delivery(simulator.encode(event))).result(timeout=TRIAL_SECONDS)
+        with contextlib.suppress(DeadLettersFullError):  # as DEAD_LETTER_MAX=0 wants it
+            ingest(_delivery(b'{"type":"session.check"}')).result(timeout=TRIAL_SECONDS)
     except (RelayError, TimeoutError) as error:
-        return Finding("error", f"Redis takes no writes: {_explain(error.__cause__ or error)}")
+        return Finding("error", f"Redis takes no deliveries: {explain(error.__cause__ or error)}")
     finally:
         store.close()
-    return Finding("ok", "Redis takes writes")
+        with contextlib.suppress(redis.RedisError):
+            _forget(trial, users)
+    return Finding("ok", "Redis takes deliveries")
+
+
+def _delivery(body: bytes) -> Delivery:
+    return Delivery(simulator.new_id("msg"), int(time.time()), body)
+
+
+def _forget(trial: Settings, users: dict[int, str]) -> None:
+    keys = _keys(trial)
+    for number, part in enumerate(keys.split(trial.partitions)):
+        with _client_at(trial, part.events) as client:
+            client.delete(
+                part.session("sess_check"), part.user_sessions(users[number]), part.events, part.expiry
+            )
+    with _client_at(trial, keys.dead_letters) as client:
+        client.delete(keys.dead_letters)
 
 
 def _check_servers(settings: Settings) -> Iterator[Finding]:
@@ -125,7 +128,7 @@ def _check_server(client: Any, connections_needed: int, settings: Settings) -> I
     except redis.ResponseError as error:
         yield Finding("warning", f"can't be looked into, INFO says {connections.explain(error)}")
         return
-    yield from _judge(about, connections_needed, settings.redis_min_replicas)
+    yield from judge(about, connections_needed, settings.redis_min_replicas)
     with contextlib.suppress(redis.ResponseError):
         seconds, microseconds = client.time()
         off = abs(time.time() - seconds - microseconds / 1e6)
@@ -139,46 +142,19 @@ def _address(client: Any) -> str:
     return getattr(connection, "path", None) or f"{connection.host}:{connection.port}"
 
 
-def _judge(about: dict[str, Any], connections_needed: int, min_replicas: int) -> Iterator[Finding]:
-    """Read what INFO says (https://redis.io/docs/latest/commands/info/); managed servers leave out parts."""
-    version = about.get("redis_version")
-    if version is None:
-        yield Finding("ok", "Redis of a version that it does not tell; 6.2 is the oldest that serves")
-    elif tuple(int(part) for part in str(version).split(".")[:2]) < OLDEST_REDIS:
-        yield Finding("error", f"Redis {version} is too old: use 6.2 or newer")
-    else:
-        yield Finding("ok", f"Redis {version}")
-    if about.get("role") == "slave":
-        yield Finding("error", "is a replica: let REDIS_URL name the primary, or the sentinels that know it")
-    if (policy := about.get("maxmemory_policy", "noeviction")) != "noeviction":
-        yield Finding(
-            "warning", f"maxmemory-policy {policy} forgets sessions when memory is short: set noeviction"
-        )
-    used, most = about.get("used_memory", 0), about.get("maxmemory", 0)  # most: 0 for no limit
-    memory = f"memory: {used / 2**20:.0f} MiB used of {f'{most / 2**20:.0f} MiB' if most else 'no limit'}"
-    if most and used > NEARLY_FULL * most:
-        yield Finding("warning", f"{memory}; when it is full, deliveries get 503: give it more")
-    else:
-        yield Finding("ok", memory)
-    if not about.get("aof_enabled", 1):
-        yield Finding(
-            "warning",
-            "appendonly is off, so a restart loses what came since the last snapshot: set appendonly yes",
-        )
-    if (replicas := about.get("connected_slaves", min_replicas)) < min_replicas:
-        yield Finding("error", f"has {replicas} replicas, and REDIS_MIN_REPLICAS is {min_replicas}")
-    needed = f"connections: {connections_needed} needed"
-    if "maxclients" not in about or "connected_clients" not in about:
-        yield Finding("ok", needed)
-        return
-    left = about["maxclients"] - about["connected_clients"]
-    if left < connections_needed:
-        yield Finding(
-            "warning",
-            f"{needed}, {left} left (one that runs has its own): lower WEB_CONCURRENCY, or close some",
-        )
-    else:
-        yield Finding("ok", f"{needed}, {left} left")
+def _check_types(settings: Settings) -> Iterator[Finding]:
+    keys = _keys(settings)
+    types = {keys.dead_letters: b"hash"}
+    for part in keys.split(settings.partitions):
+        types |= {part.events: b"stream", part.expiry: b"zset"}
+    for key, type_ in types.items():
+        with _client_at(settings, key) as client:
+            found: Any = client.type(key)
+        if found not in {b"none", type_}:
+            yield Finding(
+                "error",
+                f"{key} is a {found.decode()}, not a {type_.decode()}: see whose it is; rename or delete it",
+            )
 
 
 def _check_partitions(settings: Settings) -> Finding:
@@ -199,7 +175,8 @@ def _check_partitions(settings: Settings) -> Finding:
     for number, part in enumerate(keys.split(count)):
         with _client_at(settings, part.events) as client:
             entries: Any = client.xrevrange(part.events, count=SAMPLE)
-        if any(partition_of(fields[b"user_id"].decode(), count) != number for _, fields in entries):
+        users = {fields.get(b"user_id", b"").decode(errors="replace") for _, fields in entries}
+        if any(partition_of(user, count) != number for user in users):
             wrong.append(part.events)
     if wrong:
         return Finding(

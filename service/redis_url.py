@@ -79,6 +79,7 @@ def _host(text: str, default_port: int) -> Host:
     try:
         parts = urlsplit(f"//{text}")
         port = default_port if parts.port is None else parts.port
+        (parts.hostname or "").encode("idna")  # as a look-up would
     except ValueError:
         raise _malformed() from None
     if not parts.hostname:

@@ -5,6 +5,7 @@ Why granian, why its ASGI interface: docs/server.md has the figures.
 
 import os
 import resource
+import signal
 import socket
 import tempfile
 import time
@@ -68,9 +69,8 @@ def serve(settings: Settings) -> None:
 
     Raises ConfigurationError if it can't start with these settings.
     """
-    connect(
-        settings.redis_url.get_secret_value()
-    )  # finds what is wrong with the URL here, not in each worker
+    # Finds what is wrong with the URL here, not in each worker.
+    connect(settings.redis_url.get_secret_value())
     address = check_address(settings.host, settings.port)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each slow client holds a file, if no thread
@@ -97,6 +97,9 @@ def serve(settings: Settings) -> None:
             log_level=LogLevels(settings.log_level),
             log_dictconfig=log.dict_config(settings),
         ).serve()
+        # Python is about to end, and puts the default back, by which a signal that comes again would kill it.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def check_address(host: str, port: int) -> str:

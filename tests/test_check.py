@@ -10,7 +10,6 @@ import pytest
 from children import RELAY
 from support import (
     DAY_MS,
-    NO_REDIS,
     NOW_MS,
     ROOT,
     SECRET,
@@ -19,11 +18,13 @@ from support import (
     contents,
     intake_on,
     make_settings,
+    unused_port,
 )
 from topologies import Cluster, cluster_of
 
-from service.check import Finding, _judge, check
+from service.check import check
 from service.embedded import EmbeddedRedis
+from service.findings import Finding, judge
 
 StartRedis = Callable[..., EmbeddedRedis]
 
@@ -56,7 +57,7 @@ def test_where_all_is_well_everything_is_ok(good_redis: EmbeddedRedis, good_clie
     for part in (
         "signing secrets: 1",
         "TLS: off",
-        "takes writes",
+        "takes deliveries",
         ": Redis ",
         "memory",
         "3 needed",
@@ -107,7 +108,7 @@ def test_a_trap_of_the_server_is_found(
 def test_what_a_server_says_of_itself_is_judged(about: dict[str, Any], level: str, advice: str) -> None:
     good = {"redis_version": "7.0.15", "role": "master", "connected_slaves": 2}
 
-    found = problems(list(_judge(good | about, 1, 2)))
+    found = problems(list(judge(good | about, 1, 2)))
 
     assert found.startswith(level)
     assert advice in found
@@ -133,18 +134,49 @@ def test_what_the_user_may_not_see_is_no_failure(good_redis: EmbeddedRedis, good
     assert "secret@" not in found
 
 
-def test_a_user_without_the_rights_it_needs_is_told_which(
-    good_redis: EmbeddedRedis, good_client: Any
+@pytest.mark.parametrize(
+    "missing",
+    [
+        *(["-script"], ["-evalsha"], ["-xadd"], ["-hset"], ["-zadd"], ["-publish"]),
+        *(["resetchannels"], ["resetchannels", "&clerk:sessions:user:*"], ["resetkeys", "~{clerk}:probe"]),
+    ],
+    ids=" ".join,
+)
+def test_a_user_without_a_right_that_it_needs_is_an_error(
+    good_redis: EmbeddedRedis, good_client: Any, missing: list[str]
 ) -> None:
-    good_client.execute_command("ACL", "SETUSER", "relay", "on", ">secret", "~*", "&*", "+@all", "-script")
+    rules = ("on", ">secret", "~*", "&*", "+@all", *missing)
+    good_client.execute_command("ACL", "SETUSER", "relay", *rules)
 
-    assert "the README lists" in problems(findings(good_redis.url.replace("//", "//relay:secret@")))
+    found = problems(findings(good_redis.url.replace("//", "//relay:secret@")))
+
+    assert found.startswith("error Redis takes no deliveries")
+    assert "the README lists" in found
 
 
-def test_a_redis_that_is_away_is_one_error(tmp_path: Path) -> None:
-    found = problems(findings(NO_REDIS))
+@pytest.mark.parametrize("key", ["{clerk}:events", "{clerk}:expiry", "{clerk}:dead-letters"])
+def test_a_key_of_another_type_is_found(good_redis: EmbeddedRedis, good_client: Any, key: str) -> None:
+    good_client.set(key, "somebody's")
 
-    assert found.startswith("error Redis takes no writes")
+    assert f"{key} is a string" in problems(findings(good_redis.url))
+
+
+def test_what_others_wrote_into_the_stream_is_no_failure(good_redis: EmbeddedRedis, good_client: Any) -> None:
+    good_client.xadd("{clerk}:events", {"a": "b"})
+    good_client.xadd("{clerk}:events", {"user_id": b"\xff"})
+
+    assert problems(findings(good_redis.url)) == ""
+
+
+def test_a_box_for_no_dead_letters_is_no_failure(good_redis: EmbeddedRedis) -> None:
+    assert problems(findings(good_redis.url, dead_letter_max=0)) == ""
+
+
+def test_a_redis_that_is_away_is_one_error() -> None:
+    with unused_port() as port:
+        found = problems(findings(f"redis://127.0.0.1:{port}/0"))
+
+    assert found.startswith("error Redis takes no deliveries")
     assert "see that it runs" in found
     assert len(found.splitlines()) == 1
 
@@ -232,7 +264,7 @@ def test_one_that_can_not_work_ends_with_1(tmp_path: Path) -> None:
     ran = run_check(tmp_path, CLERK_WEBHOOK_SIGNING_SECRET=SECRET, REDIS_URL=url)
 
     assert ran.returncode == 1
-    assert "error    Redis takes no writes" in ran.stdout
+    assert "error    Redis takes no deliveries" in ran.stdout
     assert ran.stderr == ""
     assert "s3cr3t" not in ran.stdout
 

@@ -225,6 +225,15 @@ def test_it_ends_with_status_0_though_redis_is_away_or_hangs(
         assert own_service.process.wait(timeout=25) == 0
 
 
+@pytest.mark.parametrize("pause", [0.03, 0.1, 0.2])
+def test_being_told_twice_to_stop_changes_nothing(own_redis: EmbeddedRedis, pause: float) -> None:
+    with run_service(own_redis.url) as service:
+        service.process.terminate()
+        time.sleep(pause)
+        service.process.terminate()
+        assert service.process.wait(timeout=25) == 0
+
+
 def test_no_process_is_left_behind(own_redis: EmbeddedRedis) -> None:
     with run_service(own_redis.url, WEB_CONCURRENCY="2") as service:
         children = children_of(service.process.pid)
