@@ -6,6 +6,8 @@ import socketserver
 import threading
 from collections.abc import Iterator
 
+from support import serving
+
 
 class _Passing(socketserver.BaseRequestHandler):
     """One connection to Redis."""
@@ -69,11 +71,5 @@ class CuttingProxy(socketserver.ThreadingTCPServer):
 
 @contextlib.contextmanager
 def cutting_proxy(redis_port: int) -> Iterator[CuttingProxy]:
-    with CuttingProxy(redis_port) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield proxy
-        finally:
-            proxy.shutdown()
-            thread.join()
+    with CuttingProxy(redis_port) as proxy, serving(proxy):
+        yield proxy

@@ -285,14 +285,20 @@ class ScriptedRedis(socketserver.ThreadingTCPServer):
 
 @contextlib.contextmanager
 def scripted_redis(reply: Callable[[list[bytes]], bytes | None]) -> Iterator[ScriptedRedis]:
-    with ScriptedRedis(reply) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with ScriptedRedis(reply) as server, serving(server):
+        yield server
+
+
+@contextlib.contextmanager
+def serving(server: socketserver.BaseServer) -> Iterator[None]:
+    """Let a server work in a thread of its own."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
 
 
 # The service, over HTTP
@@ -353,18 +359,14 @@ class _Silent(WSGIRequestHandler):
 def run_plain_wsgi(settings: Settings) -> Iterator[Endpoint]:
     """Run what `create_app` returns under a plain WSGI server with threads, in this process."""
     app = create_app(settings)
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Silent)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    endpoint = Endpoint(server.server_port)
-    try:
-        yield endpoint
-    finally:
-        endpoint.http.close()
-        server.shutdown()
-        thread.join()
-        server.server_close()
-        app.extensions["session_store"].close()
+    with (
+        contextlib.closing(app.extensions["session_store"]),
+        make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Silent) as server,
+        serving(server),
+    ):
+        endpoint = Endpoint(server.server_port)
+        with endpoint.http:
+            yield endpoint
 
 
 class ServiceProcess(Endpoint):
