@@ -76,11 +76,15 @@ def parse(body: bytes, note_nulled: Callable[[str], None]) -> "SessionEvent | Ig
         return SessionEvent.model_validate(envelope, context=note_nulled)
     except ValidationError as error:
         faults = [
-            (_REASONS[fault["loc"][:2]], f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")
+            (_REASONS[fault["loc"][:2]], _detail(fault["loc"], fault["msg"]))
             for fault in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         reason, detail = min(faults, key=lambda fault: _PRECEDENCE.index(fault[0]))
         return Unusable(type_, reason, detail)
+
+
+def _detail(location: tuple[int | str, ...], message: str) -> str:
+    return f"{'.'.join(map(str, location))}: {message.removeprefix('Value error, ')}"
 
 
 _PRECEDENCE: Final[tuple[Reason, ...]] = Reason.__args__  # type: ignore[attr-defined]
