@@ -20,6 +20,7 @@ from service.config import DevSettings, RedisSettings, Settings, load
 from service.connections import explain
 from service.errors import ConfigurationError, StartError
 from service.feed import SessionFeed
+from service.text import printable
 
 
 class _Group(click.Group):
@@ -32,7 +33,7 @@ class _Group(click.Group):
                 click.echo(fault, err=True)
             ctx.exit(2)
         except redis.RedisError as error:
-            click.echo(f"Redis: {view.printable(explain(error))}", err=True)
+            click.echo(f"Redis: {printable(explain(error))}", err=True)
             ctx.exit(1)
         except StartError as error:
             click.echo(str(error), err=True)
@@ -75,7 +76,7 @@ def check() -> None:
     can_work = True
     for finding in check_mode.check(settings):
         can_work &= finding.level != "error"
-        click.echo(f"{finding.level:<9}{view.printable(finding.text)}")
+        click.echo(f"{finding.level:<9}{printable(finding.text)}")
     sys.exit(not can_work)
 
 
@@ -152,4 +153,4 @@ def _feed() -> Iterator[SessionFeed]:
 
 
 def _say_reconnecting(error: Exception) -> None:
-    click.echo(f"Redis: {view.printable(explain(error))}; trying again …", err=True)
+    click.echo(f"Redis: {printable(explain(error))}; trying again …", err=True)

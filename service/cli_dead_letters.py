@@ -11,6 +11,7 @@ import click
 
 from service import log, view
 from service.config import LogSettings, StoreSettings, load
+from service.text import printable
 
 if TYPE_CHECKING:
     from service.dead_letters import DeadLetters
@@ -34,10 +35,10 @@ def list_(as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(dataclasses.asdict(letter)))
         elif letter.received_at is None:
-            click.echo(view.printable(f"{'no letter of the relay':<23}  {letter.id}"))
+            click.echo(printable(f"{'no letter of the relay':<23}  {letter.id}"))
         else:
             received, size = view.when(letter.received_at), f"{letter.body_bytes:,} bytes"
-            click.echo(view.printable(f"{received}  {letter.id}  {letter.reason}  {size}  {letter.detail}"))
+            click.echo(printable(f"{received}  {letter.id}  {letter.reason}  {size}  {letter.detail}"))
     if not letters and not as_json:
         click.echo("There are no dead letters.", err=True)
 
@@ -50,7 +51,7 @@ def show(message_id: str, as_json: bool) -> None:
     with _box() as box:
         found = box.get(message_id)
     if found is None:
-        raise click.ClickException(view.printable(f"There is no dead letter {message_id}."))
+        raise click.ClickException(printable(f"There is no dead letter {message_id}."))
     stored, letter = found
     if as_json:
         click.echo(stored)
@@ -60,7 +61,7 @@ def show(message_id: str, as_json: bool) -> None:
         received = f"{view.when(letter.received_at)}  ({letter.received_at})"
         rows = {"id": letter.id, "received_at": received, "reason": letter.reason, "detail": letter.detail}
         for name, value in rows.items():
-            click.echo(f"{name:<13}{view.printable(value)}")
+            click.echo(f"{name:<13}{printable(value)}")
         click.echo(f"\n{view.indented(letter.body)}")
 
 
@@ -81,7 +82,7 @@ def replay(message_ids: tuple[str, ...]) -> None:
                 kept += letter.what == "kept"
                 missing += letter.what == "missing"
                 moved += letter.what not in {"kept", "missing"}
-                click.echo(view.printable(f"{letter.what:<10}  {letter.id}  {letter.about}").rstrip())
+                click.echo(printable(f"{letter.what:<10}  {letter.id}  {letter.about}").rstrip())
         finally:
             click.echo(f"{moved} moved out of the box, {len(ids) - moved - missing} kept.")
     # Of all, one that is missing was taken by somebody else in the meantime.
@@ -103,7 +104,7 @@ def drop(message_ids: tuple[str, ...], everything: bool) -> None:
     click.echo(f"{sum(dropped.values())} dropped.")
     missing = [message_id for message_id, was_there in dropped.items() if not was_there]
     for message_id in missing:
-        click.echo(view.printable(f"There is no dead letter {message_id}."), err=True)
+        click.echo(printable(f"There is no dead letter {message_id}."), err=True)
     sys.exit(1 if missing else 0)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from service import dev as dev_mode
-from service import lenient_json, sender, simulator, view
+from service import lenient_json, sender, simulator
 from service.config import ListenSettings, SigningSettings, load
 from service.sender import Answer, Letter
+from service.text import printable
 
 
 def _parse_assignment(_: click.Context, __: click.Parameter, assignments: tuple[str, ...]) -> dict[str, Any]:
@@ -119,5 +120,5 @@ def _letter_from_file(name: str, body: bytes, values: dict[str, Any]) -> Letter:
 
 def _print_answer(answer: Answer) -> None:
     about = [answer.letter.type, answer.letter.message_id, str(answer.body.get("session_id") or "")]
-    said = view.printable(answer.said)
+    said = printable(answer.said)
     click.echo("  ".join([str(answer.status or "---"), f"{said:<14}", *about]).rstrip())

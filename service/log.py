@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 
 from service.config import LogSettings
+from service.text import printable
 
 
 def configure(settings: LogSettings) -> None:
@@ -79,11 +80,7 @@ def _renderers(settings: LogSettings) -> list[Any]:
 def _harmless(_: Any, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """A console shows text as it is: escape what would steer it, or look like another line."""
     exception = line.pop("exception", "").splitlines()
-    shown = {name: _escaped(value) if isinstance(value, str) else value for name, value in line.items()}
+    shown = {name: printable(value) if isinstance(value, str) else value for name, value in line.items()}
     return shown | (
-        {"exception": "\n".join(f"    {_escaped(part)}" for part in exception)} if exception else {}
+        {"exception": "\n".join(f"    {printable(part)}" for part in exception)} if exception else {}
     )
-
-
-def _escaped(text: str) -> str:
-    return text if text.isprintable() else text.encode("unicode_escape").decode()

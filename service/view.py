@@ -9,6 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from service import lenient_json
+from service.text import printable
 
 STATUS_STYLES = {"active": "bold green", "pending": "yellow", "revoked": "bold red"}
 
@@ -71,11 +72,6 @@ def indented(body: str) -> str:
     with contextlib.suppress(ValueError, RecursionError):
         body = json.dumps(json.loads(body), indent=2, ensure_ascii=False)
     return "\n".join(map(printable, body.split("\n")))
-
-
-def printable(text: str) -> str:
-    """Escape what is not plain text: nothing that came from outside shall steer the terminal."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def when(unix_ms: int) -> str:

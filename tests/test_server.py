@@ -225,13 +225,14 @@ def test_it_ends_with_status_0_though_redis_is_away_or_hangs(
         assert own_service.process.wait(timeout=25) == 0
 
 
-@pytest.mark.parametrize("pause", [0.03, 0.1, 0.2])
-def test_being_told_twice_to_stop_changes_nothing(own_redis: EmbeddedRedis, pause: float) -> None:
+@pytest.mark.parametrize("moment", ["Stopping worker", "Stopped worker", "shutdown completed"])
+def test_being_told_again_to_stop_changes_nothing(own_redis: EmbeddedRedis, moment: str) -> None:
     with run_service(own_redis.url) as service:
         service.process.terminate()
-        time.sleep(pause)
-        service.process.terminate()
-        assert service.process.wait(timeout=25) == 0
+        eventually(lambda: moment in service.log_text())
+        while service.process.poll() is None:
+            service.process.terminate()
+        assert service.process.returncode == 0
 
 
 def test_no_process_is_left_behind(own_redis: EmbeddedRedis) -> None:
