@@ -189,10 +189,7 @@ class GroupCommit:
 
 
 def _is_not_run(reply: object) -> bool:
-    if isinstance(reply, NoScriptError | MovedError | ReadOnlyError | ClusterDownError):
-        return True
-    # Redis 6.2 wraps what a script's first write got; our scripts end with that.
-    return isinstance(reply, redis.ResponseError) and ": -READONLY " in str(reply)
+    return isinstance(reply, NoScriptError | MovedError | ReadOnlyError | ClusterDownError)
 
 
 def _finish(command: _Command, reply: object) -> None:

@@ -132,10 +132,7 @@ def test_whatever_they_say_but_an_address_is_a_refusal(url: str, reply: bytes | 
 
 @pytest.mark.parametrize(
     "reply",
-    [
-        *(b"-MOVED 1234 127.0.0.1:1", b"-READONLY You can't write", b"-NOSCRIPT no", b"-CLUSTERDOWN no"),
-        b"-ERR @user_script: 114: -READONLY You can't write",  # Redis 6.2
-    ],
+    [b"-MOVED 1234 127.0.0.1:1", b"-READONLY You can't write", b"-NOSCRIPT no", b"-CLUSTERDOWN no"],
 )
 def test_what_was_not_run_is_sent_once_more_over_a_new_connection(reply: bytes) -> None:
     replies = iter([reply, *([b"*4\r\n$7\r\napplied\r\n$3\r\n1-0\r\n$1\r\n1\r\n$0\r\n"] * 2)])

@@ -106,6 +106,11 @@ local function set_state(state)
   return command
 end
 
+-- Redis 6.2 puts the place in the script before an error.
+local function as_redis_says_it(reply)
+  return redis.error_reply(string.match(reply.err, ': %-(%u+ .*)$') or reply.err)
+end
+
 -- Writes the event to the stream, then runs what `plan(cursor)` returns: commands, and what undoes them. A
 -- command that fails undoes everything, and its error is what this returns; else the cursor.
 local function write(revision, previous_status, plan)
@@ -115,7 +120,7 @@ local function write(revision, previous_status, plan)
     'outcome', revision and 'applied' or 'stale', 'session_id', session_id, 'user_id', user_id,
     'message', message(nil, revision, previous_status))
   if type(cursor) == 'table' and cursor.err then
-    return cursor
+    return as_redis_says_it(cursor)
   end
   local commands, undo = plan(cursor)
   for _, command in ipairs(commands) do
@@ -128,7 +133,7 @@ local function write(revision, previous_status, plan)
       for _, undoing in ipairs(undo) do
         redis.pcall(unpack(undoing))
       end
-      return reply
+      return as_redis_says_it(reply)
     end
   end
   return cursor

@@ -17,5 +17,9 @@ end
 if redis.call('HLEN', letters_key) >= tonumber(ARGV[3]) then
   return 'full'
 end
-redis.call('HSET', letters_key, message_id, ARGV[2])
+local reply = redis.pcall('HSET', letters_key, message_id, ARGV[2])
+if type(reply) == 'table' and reply.err then
+  -- Redis 6.2 puts the place in the script before an error.
+  return redis.error_reply(string.match(reply.err, ': %-(%u+ .*)$') or reply.err)
+end
 return 'kept'
