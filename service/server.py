@@ -9,6 +9,7 @@ import signal
 import socket
 import tempfile
 import time
+from functools import partial
 from typing import Any, Final
 
 from granian.constants import HTTPModes, Interfaces, Loops
@@ -48,10 +49,14 @@ class _Server(Server):  # type: ignore[misc,valid-type]  # one or another, by th
             self.respawned_wrks.clear()
 
     def signal_handler_interrupt(self, *args: Any, **options: Any) -> None:
-        if os.getpid() != self.pid:
-            # A worker, forked with the main process's handler, that has none of its own yet: it would go on.
-            os._exit(0)
+        # Once is enough: one that comes again while Python ends would kill it.
+        _on_stop_signals(signal.SIG_IGN)
         super().signal_handler_interrupt(*args, **options)
+
+
+def _on_stop_signals(action: signal.Handlers) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, action)
 
 
 def application() -> Application:
@@ -72,6 +77,8 @@ def serve(settings: Settings) -> None:
     # Finds what is wrong with the URL here, not in each worker.
     connect(settings.redis_url.get_secret_value())
     address = check_address(settings.host, settings.port)
+    # A worker has the main process's handlers until it has its own, and would not stop.
+    os.register_at_fork(after_in_child=partial(_on_stop_signals, signal.SIG_DFL))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each slow client holds a file, if no thread
     with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
@@ -97,9 +104,6 @@ def serve(settings: Settings) -> None:
             log_level=LogLevels(settings.log_level),
             log_dictconfig=log.dict_config(settings),
         ).serve()
-        # Python is about to end, and puts the default back, by which a signal that comes again would kill it.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
 
 
 def check_address(host: str, port: int) -> str:
