@@ -11,13 +11,11 @@ from typing import Annotated, Final, Literal
 from pydantic import PlainValidator, StringConstraints, ValidationError, ValidationInfo
 
 from service import lenient_json
-from service.contract import Status
+from service.contract import MAX_TEXT, Id, Status
 from service.errors import MalformedEventError
 from service.wire import (
-    MAX_TEXT,
     Actor,
     Flag,
-    Id,
     Lenient,
     LenientId,
     LenientText,

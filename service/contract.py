@@ -1,13 +1,14 @@
 """The promise to consumers: what is published, kept and answered (schema version 1).
 
 Plain frozen dataclasses, in the order in which the JSON has its keys. Times are integer Unix milliseconds.
+What the annotations demand, the JSON Schema says (`schema.py`), and readers check (`update.py`).
 """
 
 import dataclasses
 import re
-from typing import Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
-import orjson
+from pydantic import Field
 
 SCHEMA_VERSION: Final = 1
 
@@ -19,23 +20,33 @@ OPEN_STATUSES: Final[frozenset[str]] = frozenset(get_args(OpenStatus))
 ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 """Ids of sessions, users, clients, organizations, instances and messages; for `fullmatch`."""
 
+MAX_TEXT: Final = 1024
+
+Id = Annotated[str, Field(strict=True, pattern=f"^{ID.pattern}$")]
+Text = Annotated[str, Field(strict=True, max_length=MAX_TEXT)]
+UnixMs = Annotated[int, Field(strict=True, ge=0, le=10**14)]
+Flag = Annotated[bool, Field(strict=True)]
+Cursor = Annotated[str, Field(pattern=r"^[0-9]+-[0-9]+$")]
+"""The id of a stream entry: https://redis.io/docs/latest/develop/data-types/streams/#entry-ids"""
+Revision = Annotated[int, Field(strict=True, ge=1)]
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SessionActivity:
-    object: str | None
-    id: str | None
-    device_type: str | None
-    is_mobile: bool | None
-    browser_name: str | None
-    browser_version: str | None
-    ip_address: str | None
-    city: str | None
-    country: str | None
+    object: Text | None
+    id: Text | None
+    device_type: Text | None
+    is_mobile: Flag | None
+    browser_name: Text | None
+    browser_version: Text | None
+    ip_address: Text | None
+    city: Text | None
+    country: Text | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SessionTask:
-    key: str
+    key: Text
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,22 +54,25 @@ class Session:
     """A session as Clerk reported it, normalized. `*_at`: Unix milliseconds."""
 
     object: Literal["session"] = "session"
-    id: str
-    user_id: str
-    client_id: str | None
-    actor: orjson.Fragment | None
-    """The impersonator, as JSON: carried whole, never looked into."""
+    id: Id
+    user_id: Id
+    client_id: Id | None
+    actor: dict[str, Any] | None
+    """Who impersonates the user: `sub`, and whatever else came with it.
+
+    The relay never looks into it: where it writes a Session, this is JSON already, an orjson.Fragment.
+    """
     status: Status
-    live: bool
+    live: Flag
     """Active and not past `expire_at`, at the moment of publishing."""
-    last_active_organization_id: str | None
-    last_active_at: int | None
+    last_active_organization_id: Id | None
+    last_active_at: UnixMs | None
     latest_activity: SessionActivity | None
-    expire_at: int | None
-    abandon_at: int | None
-    updated_at: int | None
+    expire_at: UnixMs | None
+    abandon_at: UnixMs | None
+    updated_at: UnixMs | None
     """Null only if OMIT_FIELDS says so."""
-    created_at: int | None
+    created_at: UnixMs | None
     tasks: tuple[SessionTask, ...]
 
 
@@ -66,23 +80,49 @@ class Session:
 class HttpRequest:
     """Where the user's request came from; published only with PUBLISH_HTTP_REQUEST."""
 
-    client_ip: str | None
-    user_agent: str | None
+    client_ip: Text | None
+    user_agent: Text | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    id: str
+    id: Id
     """The Svix message id: the same for every retry."""
-    type: str
-    occurred_at: int
-    instance_id: str | None
+    type: Annotated[str, Field(pattern=r"^session\.", max_length=128)]
+    occurred_at: UnixMs
+    instance_id: Id | None
     source: Literal["clerk", "synthetic"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EventWithRequest(Event):
     http_request: HttpRequest | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SessionMessage:
+    """What is published, and kept as the state of a session."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    cursor: Cursor
+    """The id of the event's entry in the stream."""
+    revision: Revision
+    """Counts the states applied to the session."""
+    previous_status: Status | None
+    event: EventWithRequest | Event
+    session: Session
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StreamMessage:
+    """The `message` of a stream entry, whose id is the cursor. A stale event has no revision."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    cursor: None
+    revision: Revision | None
+    previous_status: Status | None
+    event: EventWithRequest | Event
+    session: Session
 
 
 # What an operator may leave out of what is published. The rest is what the state is found and read by.

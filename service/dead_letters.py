@@ -13,13 +13,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from service.clerk import Unusable
 from service.config import StoreSettings
 from service.connections import connect
-from service.contract import Outcome
+from service.contract import Id, Outcome
 from service.errors import RelayError
 from service.ingest import Ingest, done
 from service.keys import Keys
 from service.signature import Delivery
 from service.store import SessionStore
-from service.wire import Id
 
 
 class DeadLetter(BaseModel):

@@ -1,4 +1,4 @@
-"""Everything that can go wrong with a delivery: one tree; each error knows its HTTP status and its code."""
+"""Everything that can go wrong. With a delivery: one tree; each error knows its HTTP status and its code."""
 
 from typing import ClassVar
 
@@ -100,6 +100,28 @@ class StoreUnavailableError(RelayError):
 class DeadLettersFullError(StoreUnavailableError):
     code = "dead_letters_full"
     title = "There is no room for another dead letter"
+
+
+class FeedError(Exception):
+    """What a feed can't mend by trying again."""
+
+
+class CursorLostError(FeedError):
+    """The stream does not hold the cursor's entry any more, so entries behind it may be missing, too.
+
+    It was trimmed past it (STREAM_MAXLEN), or Redis lost it. What was missed is in the snapshots.
+    """
+
+    def __init__(self, cursor: str, partition: int) -> None:
+        super().__init__(
+            f"The stream was trimmed past {cursor}, or Redis lost it: begin again from the snapshots."
+        )
+        self.cursor = cursor
+        self.partition = partition
+
+
+class UnreadableMessageError(FeedError):
+    """What Redis holds is no message of this version of the relay."""
 
 
 class StartError(Exception):

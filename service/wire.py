@@ -10,7 +10,6 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
-    StringConstraints,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -20,9 +19,8 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 
 from service import lenient_json
-from service.contract import ID
+from service.contract import Id, Text
 
-MAX_TEXT: Final = 1024
 MAX_ACTOR_BYTES: Final = 4096
 MAX_TIME: Final = 10**14
 """Unix milliseconds; the year 5138."""
@@ -77,9 +75,7 @@ def _whole_actor(value: object) -> orjson.Fragment | None:
 
 
 Lenient = WrapValidator(_null_if_odd)
-Id = Annotated[str, StringConstraints(strict=True, pattern=f"^{ID.pattern}$")]
 LenientId = Annotated[Id | None, Lenient]
-Text = Annotated[str, StringConstraints(strict=True, max_length=MAX_TEXT)]
 LenientText = Annotated[Text | None, Lenient]
 Time = Annotated[int | None, BeforeValidator(to_milliseconds)]
 
