@@ -23,7 +23,7 @@ help:
 run: .venv/.installed
 	@exec .venv/bin/session-relay dev $(ARGS)
 
-test: .venv/.installed
+test: .venv/.installed examples/node_modules/.installed
 	@exec .venv/bin/python -m pytest $(ARGS)
 
 # SOAK_DELIVERIES, SOAK_SESSIONS and SOAK_SEED make it longer, or another one.
@@ -42,6 +42,14 @@ lint: .venv/.installed
 	@$(PIP) install --progress-bar off --requirement requirements-dev.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# For what runs on Node. Where npm is missing, or its registry is out of reach, those tests are skipped, and say so.
+examples/node_modules/.installed: examples/package.json
+	@if command -v npm >/dev/null; then \
+		npm install --prefix examples --no-package-lock --no-audit --no-fund --loglevel error \
+			--fetch-retries 0 --fetch-timeout 20000 >/dev/null && touch $@ || \
+		echo "npm could not install what examples/package.json names: tests that need it are skipped" >&2; \
+	fi
 
 # Programs in .venv hold its path, and .venv holds that of its Python: when either moved, it is made anew.
 IN_PLACE := $(shell test -x .venv/bin/python && test "$$(cat .venv/.made)" = "$$(pwd -P)" && echo yes)
@@ -73,4 +81,4 @@ pins:
 	echo . | $(COMPILE) - --constraint requirements-dev.txt --output-file requirements.txt
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis examples/node_modules

@@ -1,9 +1,7 @@
 """README.md keeps its promises: its snippets run, its message and settings are the real ones."""
 
 import json
-import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,20 +73,6 @@ def test_the_python_snippet_works(
 ) -> None:
     with started([sys.executable, "-c", code], tmp_path, {"REDIS_URL": any_redis.url}) as program:
         drops_who_is_signed_out(program, service, http_client)
-
-
-@pytest.fixture
-def node_modules(tmp_path: Path) -> None:
-    """Put ioredis where Node looks for what an ES module in tmp_path imports."""
-    if shutil.which("node") is None:
-        pytest.skip("there is no node on PATH")
-    folders = [Path(folder) for folder in os.environ.get("NODE_PATH", "").split(os.pathsep) if folder]
-    folders += [parent / "node_modules" for parent in (ROOT, *ROOT.parents)]
-    for folder in folders:
-        if (folder / "ioredis").is_dir():
-            (tmp_path / "node_modules").symlink_to(folder.resolve())
-            return
-    pytest.skip("there is no ioredis: npm install ioredis, and name its node_modules in NODE_PATH")
 
 
 @pytest.mark.usefixtures("node_modules")
