@@ -1,0 +1,89 @@
+"""A WebSocket gateway that closes a session's sockets as soon as the session ends.
+
+    REDIS_URL=redis://… PORT=8765 python gateway.py
+    python -m websockets "ws://127.0.0.1:8765/?session_id=sess_…"
+
+It needs `websockets` and clerk-session-relay. Whatever a client says comes back to it; a session that is not
+live is refused. Sessions that run out are closed, too, where `session-relay expire` runs.
+"""
+
+import asyncio
+import os
+import signal
+from collections import defaultdict
+from urllib.parse import parse_qs, urlsplit
+
+from redis import RedisError
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.frames import CloseCode
+
+from service.feed import AsyncSessionFeed, CursorLostError
+
+NOT_LIVE = 4401
+"""For browsers: their scripts see the code that closes a socket, and never the status that refuses one."""
+
+
+def session_of(socket: ServerConnection) -> str:
+    # This takes the client's word for it. HERE a real gateway verifies Clerk's token, and takes its `sid`:
+    # https://clerk.com/docs/guides/sessions/manual-jwt-verification
+    path = socket.request.path if socket.request else ""
+    return parse_qs(urlsplit(path).query).get("session_id", [""])[0]
+
+
+class Gateway:
+    def __init__(self, feed: AsyncSessionFeed, tasks: asyncio.TaskGroup) -> None:
+        self._feed = feed
+        self._tasks = tasks
+        self._sockets: defaultdict[str, set[ServerConnection]] = defaultdict(set)
+
+    async def serve(self, socket: ServerConnection) -> None:
+        session_id = session_of(socket)
+        # First listed, then checked. A session that ends before the check is refused by it; one that ends
+        # later comes up in `watch`, which has followed since before the first client came, and finds the
+        # socket listed. The other way round, an end in between would be seen by neither.
+        self._sockets[session_id].add(socket)
+        try:
+            if not await self._feed.is_live(session_id):
+                await socket.close(NOT_LIVE, "the session is not live")
+            async for message in socket:
+                await socket.send(message)
+        except RedisError:
+            await socket.close(CloseCode.TRY_AGAIN_LATER, "nobody knows whether the session is live")
+        finally:
+            self._sockets[session_id].discard(socket)
+            if not self._sockets[session_id]:
+                del self._sockets[session_id]
+
+    async def watch(self, after: dict[int, str]) -> None:
+        while True:
+            try:
+                async for update in self._feed.follow(after):
+                    if not update.is_live:
+                        self._drop(update.session.id)
+            except CursorLostError:  # it was away for longer than the stream reaches back
+                after = await self._feed.now()
+                for session_id in list(self._sockets):
+                    if not await self._feed.is_live(session_id):
+                        self._drop(session_id)
+
+    def _drop(self, session_id: str) -> None:
+        for socket in self._sockets.get(session_id, ()):
+            # Nobody waits for it: a client that does not answer would keep the others connected.
+            self._tasks.create_task(socket.close(NOT_LIVE, "the session has ended"))
+
+
+async def main() -> None:
+    # If `watch` fails, the group ends the server: better no gateway than one that hears of no end.
+    async with AsyncSessionFeed.from_env() as feed, asyncio.TaskGroup() as tasks:
+        gateway = Gateway(feed, tasks)
+        watching = tasks.create_task(gateway.watch(await feed.now()))
+        async with serve(gateway.serve, "127.0.0.1", int(os.environ.get("PORT", "8765"))) as server:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, server.close)
+            print(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/?session_id=sess_…", flush=True)
+            await server.wait_closed()
+        watching.cancel()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

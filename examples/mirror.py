@@ -1,0 +1,56 @@
+"""A worker that keeps a table of live sessions in SQLite, and would in PostgreSQL.
+
+    REDIS_URL=redis://… python mirror.py sessions.db [NAME]
+    sqlite3 sessions.db "SELECT * FROM live_sessions"
+
+It needs clerk-session-relay. Run as many as you like, each with a NAME of its own, that it keeps when it
+starts again: each update goes to one of them, and what one leaves undone comes to another.
+"""
+
+import contextlib
+import signal
+import socket
+import sqlite3
+import sys
+
+from service.feed import SessionFeed, SessionUpdate
+
+# Rows stay when their session ends: an update that comes again, late, must find that there was a later one.
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS sessions (
+  id TEXT PRIMARY KEY, user_id TEXT NOT NULL, status TEXT NOT NULL, live INTEGER NOT NULL, expire_at INTEGER,
+  cursor_ms INTEGER NOT NULL, cursor_number INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE VIEW IF NOT EXISTS live_sessions AS
+  SELECT id, user_id, expire_at FROM sessions
+  WHERE live AND (expire_at IS NULL OR expire_at > strftime('%s', 'now') * 1000);
+"""
+# Between workers there is no order, and after a crash updates come again: the greater cursor wins. Not the
+# revision: that one begins again at 1 if Redis lost the session, and a cursor has the time in it.
+UPSERT = """
+INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET
+  user_id = excluded.user_id, status = excluded.status, live = excluded.live, expire_at = excluded.expire_at,
+  cursor_ms = excluded.cursor_ms, cursor_number = excluded.cursor_number
+WHERE (excluded.cursor_ms, excluded.cursor_number) > (sessions.cursor_ms, sessions.cursor_number)
+"""
+
+
+def row(update: SessionUpdate) -> tuple[object, ...]:
+    session = update.session
+    cursor = map(int, update.cursor.split("-"))
+    return session.id, session.user_id, session.status, session.live, session.expire_at, *cursor
+
+
+def main(path: str, name: str) -> None:
+    with SessionFeed.from_env() as feed, contextlib.closing(sqlite3.connect(path)) as database:
+        signal.signal(signal.SIGTERM, lambda *_: feed.close())  # which ends the loop
+        database.executescript(SCHEMA)
+        # The group begins with the state of every session; and again, if the stream is trimmed past it.
+        for update in feed.consume("mirror", name, resync=True):
+            with database:  # commits, and only then is the next update asked for, which acknowledges this one
+                database.execute(UPSERT, row(update))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2], *(sys.argv[2:3] or [socket.gethostname()]))

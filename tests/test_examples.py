@@ -1,0 +1,398 @@
+"""The programs in examples/, each started for real, beside the service: they do what they say."""
+
+import contextlib
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from children import Program, durable_redis, started
+from support import (
+    EVENTS_KEY,
+    NO_REDIS,
+    ROOT,
+    ServiceProcess,
+    client_of,
+    eventually,
+    free_port,
+    frozen,
+    run_service,
+)
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from service import simulator
+from service.embedded import EmbeddedRedis
+
+pytestmark = pytest.mark.real_redis
+
+EXAMPLES = ROOT / "examples"
+PYTHON = (sys.executable, "-W", "error")
+
+
+def deliver(service: ServiceProcess, type_: str, session_id: str, **data: Any) -> None:
+    body = simulator.sample(type_, session_id=session_id, user_id="user_1")
+    body["data"] |= data
+    assert service.deliver(body).json()["outcome"] == "applied"
+
+
+def sign_in(service: ServiceProcess, session_id: str) -> None:
+    deliver(service, "session.created", session_id)
+
+
+def revoke(service: ServiceProcess, session_id: str) -> None:
+    deliver(service, "session.revoked", session_id)
+
+
+# The gateway
+
+
+@contextlib.contextmanager
+def run_gateway(redis_url: str, directory: Path) -> Iterator[Program]:
+    environment = {"REDIS_URL": redis_url, "PORT": "0"}
+    with started([*PYTHON, EXAMPLES / "gateway.py"], directory, environment) as program:
+        yield program
+
+
+def connected(gateway: Program, session_id: str) -> contextlib.closing[ClientConnection]:
+    url = gateway.wait_for(r"^ws://[^/]*")[0]
+    return contextlib.closing(connect(f"{url}/?session_id={session_id}", open_timeout=30))
+
+
+def answer(client: ClientConnection) -> str:
+    """Say something: what comes back shows that the client is in."""
+    client.send("hello")
+    return str(client.recv(timeout=30))
+
+
+def closed_with(client: ClientConnection) -> tuple[int, str]:
+    """Wait for the gateway to close the connection, and return the code and the reason that it gives."""
+    with pytest.raises(ConnectionClosed) as raised:
+        while True:
+            client.recv(timeout=30)
+    assert raised.value.rcvd is not None
+    return raised.value.rcvd.code, raised.value.rcvd.reason
+
+
+@pytest.fixture
+def gateway(service: ServiceProcess, real_redis: EmbeddedRedis, tmp_path: Path) -> Iterator[Program]:
+    with run_gateway(real_redis.url, tmp_path) as program:
+        yield program
+
+
+def test_the_gateway_closes_the_sockets_of_a_session_that_is_revoked(
+    gateway: Program, service: ServiceProcess
+) -> None:
+    sign_in(service, "sess_1")
+    sign_in(service, "sess_2")
+    with (
+        connected(gateway, "sess_1") as one,
+        connected(gateway, "sess_1") as another,
+        connected(gateway, "sess_2") as other,
+    ):
+        assert [answer(client) for client in (one, another, other)] == ["hello"] * 3
+
+        revoke(service, "sess_1")
+
+        assert closed_with(one) == closed_with(another) == (4401, "the session has ended")
+        assert answer(other) == "hello"
+    assert (gateway.stop(), gateway.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("session_id", ["sess_ended", "sess_unknown", ""])
+def test_the_gateway_refuses_a_session_that_is_not_live(
+    gateway: Program, service: ServiceProcess, session_id: str
+) -> None:
+    deliver(service, "session.ended", "sess_ended")
+    with connected(gateway, session_id) as client:
+        assert closed_with(client) == (4401, "the session is not live")
+
+
+def test_no_socket_outlives_a_session_that_ends_while_it_connects(
+    gateway: Program, service: ServiceProcess
+) -> None:
+    codes = {}
+
+    def client(session_id: str) -> None:
+        with connected(gateway, session_id) as connection:
+            codes[session_id] = closed_with(connection)[0]
+
+    session_ids = [f"sess_{number}" for number in range(20)]
+    for session_id in session_ids:
+        sign_in(service, session_id)
+    gateway.wait_for("^ws://")
+    threads = [threading.Thread(target=client, args=(session_id,)) for session_id in session_ids]
+    for thread, session_id in zip(threads, session_ids, strict=True):
+        thread.start()
+        revoke(service, session_id)
+    for thread in threads:
+        thread.join(40)
+
+    assert codes == dict.fromkeys(session_ids, 4401)
+
+
+def test_the_gateway_hears_of_what_happens_while_redis_restarts(
+    start_redis: Callable[..., EmbeddedRedis], tmp_path: Path
+) -> None:
+    port = free_port()
+    redis = durable_redis(start_redis, tmp_path / "redis", port)
+    with run_service(redis.url) as service, run_gateway(redis.url, tmp_path) as gateway:
+        sign_in(service, "sess_1")
+        with connected(gateway, "sess_1") as client:
+            assert answer(client) == "hello"
+            kill(redis)
+            durable_redis(start_redis, tmp_path / "redis", port)
+            eventually(lambda: service.http.get("/readyz").is_success)
+            revoke(service, "sess_1")
+            assert closed_with(client)[0] == 4401
+
+
+def test_the_gateway_checks_its_sockets_anew_when_the_stream_was_trimmed(
+    gateway: Program, service: ServiceProcess, http_client: Any
+) -> None:
+    for session_id in ("sess_1", "sess_2"):
+        sign_in(service, session_id)
+    with connected(gateway, "sess_1") as ended, connected(gateway, "sess_2") as live:
+        assert [answer(client) for client in (ended, live)] == ["hello"] * 2
+        with http_client.pipeline(transaction=True) as together:  # no reader comes in between
+            together.hset("{clerk}:session:sess_1", mapping={"live": "0"})
+            together.xtrim(EVENTS_KEY, maxlen=0, approximate=False)
+            together.execute()
+        sign_in(service, "sess_3")
+        assert closed_with(ended)[0] == 4401
+        assert answer(live) == "hello"
+
+
+# The API
+
+
+@contextlib.contextmanager
+def run_api(redis_url: str, directory: Path) -> Iterator[httpx.Client]:
+    command = [*PYTHON, "-m", "uvicorn", "--app-dir", EXAMPLES, "--port", "0", "api:app"]
+    with started(command, directory, {"REDIS_URL": redis_url}) as program:
+        url = program.wait_for(r"http://\S+", stream="stderr")[0]
+        with httpx.Client(base_url=url, timeout=30) as client:
+            yield client
+        assert program.stop() in {0, -15}
+
+
+def ask(api: httpx.Client, session_id: str) -> httpx.Response:
+    return api.get("/me", headers={"authorization": f"Bearer {session_id}"})
+
+
+def test_the_api_answers_until_the_session_is_revoked(
+    service: ServiceProcess, http_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    with run_api(real_redis.url, tmp_path) as api:
+        assert ask(api, "sess_1").status_code == 401
+        sign_in(service, "sess_1")
+        response = ask(api, "sess_1")
+        assert (response.status_code, response.json()) == (200, {"session_id": "sess_1"})
+
+        revoke(service, "sess_1")
+
+        response = ask(api, "sess_1")
+        assert (response.status_code, response.json()) == (401, {"detail": "The session is not live"})
+        assert api.get("/me").status_code == 401
+
+
+def test_the_api_lets_nobody_in_while_redis_is_away(tmp_path: Path) -> None:
+    with run_api(NO_REDIS, tmp_path) as api:
+        assert ask(api, "sess_1").status_code == 503
+
+
+def test_the_api_lets_nobody_in_while_redis_hangs(own_redis: EmbeddedRedis, tmp_path: Path) -> None:
+    with run_api(own_redis.url, tmp_path) as api:
+        assert ask(api, "sess_1").status_code == 401
+        with frozen(own_redis):
+            assert ask(api, "sess_1").status_code == 503
+        assert ask(api, "sess_1").status_code == 401
+
+
+# The subscriber in Node
+
+
+@contextlib.contextmanager
+def run_subscriber(redis_url: str, directory: Path, *arguments: str) -> Iterator[Program]:
+    (directory / "subscriber.mjs").write_bytes((EXAMPLES / "subscriber.mjs").read_bytes())
+    command = ["node", "subscriber.mjs", *arguments]
+    with started(command, directory, {"REDIS_URL": redis_url}) as program:
+        program.wait_for("^following after", stream="stderr")
+        yield program
+
+
+def test_the_subscriber_is_short() -> None:
+    assert len((EXAMPLES / "subscriber.mjs").read_text().splitlines()) < 40
+
+
+@pytest.mark.usefixtures("node_modules", "http_client")
+def test_the_subscriber_drops_who_is_not_live(
+    service: ServiceProcess, real_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    deliver(service, "session.ended", "sess_before")
+    with run_subscriber(real_redis.url, tmp_path) as program:
+        sign_in(service, "sess_1")
+        late = simulator.sample("session.pending", session_id="sess_1", user_id="user_1", now_ms=10**12)
+        assert service.deliver(late).json()["outcome"] == "stale"
+        deliver(service, "session.pending", "sess_2")
+        revoke(service, "sess_1")
+        program.wait_for("revoked")
+        assert program.lines() == ["drop user_1 sess_2 pending", "drop user_1 sess_1 revoked"]
+
+
+@pytest.mark.usefixtures("node_modules")
+def test_the_subscriber_misses_nothing_while_redis_restarts(
+    start_redis: Callable[..., EmbeddedRedis], tmp_path: Path
+) -> None:
+    port = free_port()
+    redis = durable_redis(start_redis, tmp_path / "redis", port)
+    with run_service(redis.url) as service, run_subscriber(redis.url, tmp_path) as program:
+        revoke(service, "sess_1")
+        program.wait_for("sess_1")
+        kill(redis)
+        program.wait_for("ECONNREFUSED", stream="stderr")
+        durable_redis(start_redis, tmp_path / "redis", port)
+        eventually(lambda: service.http.get("/readyz").is_success)
+        revoke(service, "sess_2")
+        program.wait_for("sess_2")
+        revoke(service, "sess_3")
+        program.wait_for("sess_3")
+        assert program.lines() == [f"drop user_1 sess_{number} revoked" for number in (1, 2, 3)]
+
+
+@pytest.mark.usefixtures("node_modules")
+def test_the_subscriber_says_when_it_missed_something(
+    service: ServiceProcess, http_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    with run_subscriber(real_redis.url, tmp_path) as program:
+        revoke(service, "sess_1")
+        program.wait_for("sess_1")
+        http_client.xtrim(EVENTS_KEY, maxlen=0, approximate=False)
+        revoke(service, "sess_2")
+        program.wait_for("trimmed past", stream="stderr")
+        revoke(service, "sess_3")
+        program.wait_for("sess_3")
+
+
+@pytest.mark.usefixtures("node_modules")
+def test_the_subscriber_begins_after_a_cursor(
+    service: ServiceProcess, http_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    for number in (1, 2, 3):
+        revoke(service, f"sess_{number}")
+    (first, _), *_ = http_client.xrange(EVENTS_KEY)
+    with run_subscriber(real_redis.url, tmp_path, first) as program:
+        program.wait_for("sess_3")
+        assert program.lines() == [f"drop user_1 sess_{number} revoked" for number in (2, 3)]
+
+
+# The mirror
+
+
+@contextlib.contextmanager
+def run_mirror(redis_url: str, database: Path, name: str = "one") -> Iterator[Program]:
+    command = [*PYTHON, EXAMPLES / "mirror.py", database, name]
+    with started(command, database.parent, {"REDIS_URL": redis_url}) as program:
+        yield program
+
+
+def mirrored(database: Path) -> dict[str, tuple[str, int]]:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        try:
+            rows = connection.execute("SELECT id, status, live FROM sessions").fetchall()
+        except sqlite3.OperationalError:  # it is not there yet
+            return {}
+    return {id_: (status, live) for id_, status, live in rows}
+
+
+def live_in(database: Path) -> set[str]:
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return {id_ for (id_,) in connection.execute("SELECT id FROM live_sessions")}
+
+
+def held(client: Any) -> dict[str, tuple[str, int]]:
+    """Return what the relay holds, in the mirror's terms."""
+    keys = list(client.scan_iter("{clerk}:session:*"))
+    states = {key.rpartition(":")[2]: client.hmget(key, "status", "live") for key in keys}
+    return {session_id: (status, int(live)) for session_id, (status, live) in states.items()}
+
+
+def assert_equal_soon(database: Path, client: Any) -> None:
+    eventually(lambda: mirrored(database) == held(client), within=30)
+
+
+def test_the_mirror_equals_the_state(
+    service: ServiceProcess, http_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    database = tmp_path / "sessions.db"
+    sign_in(service, "sess_1")
+    revoke(service, "sess_2")
+    with run_mirror(real_redis.url, database) as mirror:
+        assert_equal_soon(database, http_client)  # what was there before it
+        revoke(service, "sess_1")
+        sign_in(service, "sess_3")
+        assert_equal_soon(database, http_client)
+        assert live_in(database) == {"sess_3"}
+        assert mirror.stop() == 0
+        assert mirror.stderr == ""
+
+
+def test_the_mirror_is_none_the_worse_for_being_killed(
+    service: ServiceProcess, http_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """In the middle of an update: taken from Redis, and neither in the table nor acknowledged."""
+    database = tmp_path / "sessions.db"
+    sign_in(service, "sess_1")
+    with run_mirror(real_redis.url, database) as mirror:
+        assert_equal_soon(database, http_client)
+        with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as lock:
+            lock.execute("BEGIN IMMEDIATE")
+            revoke(service, "sess_1")
+            sign_in(service, "sess_2")
+            eventually(lambda: http_client.xpending(EVENTS_KEY, "mirror")["pending"])
+            mirror.process.kill()
+            mirror.end()
+    before = mirrored(database)
+    assert before != held(http_client)
+    sign_in(service, "sess_3")
+    with run_mirror(real_redis.url, database):
+        assert_equal_soon(database, http_client)
+    assert live_in(database) == {"sess_2", "sess_3"}
+
+
+def test_the_mirror_begins_again_when_the_stream_was_trimmed_past_it(
+    service: ServiceProcess, http_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    database = tmp_path / "sessions.db"
+    sign_in(service, "sess_1")
+    with run_mirror(real_redis.url, database) as mirror:
+        assert_equal_soon(database, http_client)
+        assert mirror.stop() == 0
+    revoke(service, "sess_1")
+    sign_in(service, "sess_2")
+    http_client.xtrim(EVENTS_KEY, maxlen=0, approximate=False)
+    sign_in(service, "sess_3")
+    with run_mirror(real_redis.url, database):
+        assert_equal_soon(database, http_client)
+
+
+def test_an_update_that_comes_again_late_changes_nothing(
+    service: ServiceProcess, http_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """A consumer that died held it back until its successor had done the later ones."""
+    database = tmp_path / "sessions.db"
+    with run_mirror(real_redis.url, database) as mirror:
+        sign_in(service, "sess_1")
+        assert_equal_soon(database, http_client)
+        assert mirror.stop() == 0
+    # TODO
+
+
+def kill(redis: EmbeddedRedis) -> None:
+    assert redis.process is not None
+    redis.process.kill()
+    redis.process.wait(10)
