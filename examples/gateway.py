@@ -15,7 +15,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from redis import RedisError
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
+from websockets.protocol import State
 
 from service.feed import AsyncSessionFeed, CursorLostError
 
@@ -46,7 +48,11 @@ class Gateway:
             if not await self._feed.is_live(session_id):
                 await socket.close(NOT_LIVE, "the session is not live")
             async for message in socket:
+                if socket.state is not State.OPEN:
+                    break  # whoever is told to go, and talks on, is not heard
                 await socket.send(message)
+        except ConnectionClosed:
+            pass
         except RedisError:
             await socket.close(CloseCode.TRY_AGAIN_LATER, "nobody knows whether the session is live")
         finally:

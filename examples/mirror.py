@@ -1,4 +1,4 @@
-"""A worker that keeps a table of live sessions in SQLite, and would in PostgreSQL.
+"""A worker that keeps a table of live sessions in SQLite; the statement that writes is PostgreSQL's, too.
 
     REDIS_URL=redis://… python mirror.py sessions.db [NAME]
     sqlite3 sessions.db "SELECT * FROM live_sessions"
@@ -53,4 +53,5 @@ def main(path: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2], *(sys.argv[2:3] or [socket.gethostname()]))
+    path, name, *_ = *sys.argv[1:], socket.gethostname()
+    main(path, name)
