@@ -23,8 +23,9 @@ console.error(`following after ${cursor}`);
 while (true) {
   const reply = await redis.xread("COUNT", 500, "BLOCK", 5_000, "STREAMS", stream, cursor);
   if (cursor !== "0-0" && !(await newest(cursor, cursor))) {
-    console.error(`the stream was trimmed past ${cursor}`);
-    cursor = (await newest()) ?? "0-0"; // first this, then look up each session that you hold: HMGET … live state
+    const lost = cursor;
+    cursor = (await newest()) ?? "0-0"; // first this; then look up each session that you hold: HMGET … live state
+    console.error(`the stream was trimmed past ${lost}; going on after ${cursor}`);
     continue;
   }
   for (const [id, fields] of reply?.[0][1] ?? []) {
