@@ -123,7 +123,7 @@ def tail(start: str, user: str | None, stale: bool, as_json: bool) -> None:
     "--json",
     "as_json",
     is_flag=True,
-    help="Its history, one message per line, and the state held as the last.",
+    help="Its history, one message per line; the greatest revision is the state held.",
 )
 def session(session_id: str, as_json: bool) -> None:
     """Show the state held of a session, and its history: what the stream still has of it."""
@@ -133,7 +133,9 @@ def session(session_id: str, as_json: bool) -> None:
     if state is None and not history:
         raise click.ClickException(f"Nothing is held of {session_id}.")
     if as_json:
-        for update in (*history, *filter(None, [state])):
+        if state is not None and state.cursor not in {update.cursor for update in history}:
+            click.echo(state.json)
+        for update in history:
             click.echo(update.json)
         return
     if state is not None:
