@@ -25,7 +25,7 @@ from service.feed_stream import is_trimmed_past, sleep, snapshots
 BATCH: Final = 50
 """Entries that a consumer takes at once: each waits for those before it."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("service.feed")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

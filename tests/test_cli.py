@@ -805,6 +805,15 @@ def test_tail_as_json_of_a_late_event_has_its_cursor(service: ServiceProcess, ta
     )
 
 
+def test_tail_says_what_it_missed_and_goes_on(service: ServiceProcess, http_client: Any, tail: Tail) -> None:
+    gone = deliver(service, event())
+    last = deliver(service, event())
+    http_client.xtrim(EVENTS_KEY, 1)
+    program = tail("--from", gone["cursor"])
+    program.wait_for(gone["cursor"], stream="stderr")
+    program.wait_for(last["session_id"])
+
+
 def test_tail_ends_well_on_ctrl_c(service: ServiceProcess, tail: Tail) -> None:
     answer = deliver(service, event())
     program = tail("--from", "start")
