@@ -808,7 +808,7 @@ def test_tail_as_json_of_a_late_event_has_its_cursor(service: ServiceProcess, ta
 def test_tail_says_what_it_missed_and_goes_on(service: ServiceProcess, http_client: Any, tail: Tail) -> None:
     gone = deliver(service, event())
     last = deliver(service, event())
-    http_client.xtrim(EVENTS_KEY, 1)
+    http_client.xtrim(EVENTS_KEY, 1, approximate=False)
     program = tail("--from", gone["cursor"])
     program.wait_for(gone["cursor"], stream="stderr")
     program.wait_for(last["session_id"])
@@ -1025,7 +1025,7 @@ def test_session_that_the_stream_has_nothing_of_is_shown_as_it_is_held(
     service: ServiceProcess, http_client: Any, any_redis: EmbeddedRedis, options: list[str]
 ) -> None:
     session_id, answers = life_of_one(service)
-    http_client.xtrim(EVENTS_KEY, 0)
+    http_client.xtrim(EVENTS_KEY, 0, approximate=False)
     result = read(any_redis, "session", session_id, *options)
     assert result.exit_code == 0
     assert answers[1]["cursor"] in result.stdout
