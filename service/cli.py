@@ -17,7 +17,7 @@ from service.cli_dead_letters import dead_letters
 from service.cli_send import send
 from service.config import DevSettings, RedisSettings, Settings, load
 from service.connections import explain
-from service.errors import ConfigurationError, FeedError, StartError
+from service.errors import ConfigurationError, CursorLostError, FeedError, StartError
 from service.feed import SessionFeed
 from service.text import printable
 
@@ -104,17 +104,24 @@ def _parse_start(_: click.Context, __: click.Parameter, value: str) -> str:
 def tail(start: str, user: str | None, stale: bool, as_json: bool) -> None:
     """Follow the feed of session events, until Ctrl-C."""
     settings = load(RedisSettings)
-    if settings.partitions > 1 and "-" in start:
-        # A cursor counts within its stream: for the others it is no more than a time.
-        start = str(int(start.partition("-")[0]) - 1)
     with SessionFeed(settings) as feed, contextlib.suppress(KeyboardInterrupt):
-        after = feed.now() if start == "now" else "0-0" if start == "start" else start
-        for update in feed.follow(after, stale=stale, on_reconnect=_say_reconnecting):
-            if user in {None, update.session.user_id}:
-                if as_json:
-                    click.echo(update.json)
-                else:
-                    _console.print(view.line(update))
+        after = feed.now() if start == "now" else _cursors(start, settings.partitions)
+        while True:
+            try:
+                for update in feed.follow(after, stale=stale, on_reconnect=_say_reconnecting):
+                    after[update.partition] = update.cursor
+                    if user in {None, update.session.user_id}:
+                        click.echo(update.json) if as_json else _console.print(view.line(update))
+            except CursorLostError as lost:
+                click.echo(f"Something after {lost.cursor} was trimmed, or Redis lost it.", err=True)
+                after[lost.partition] = "0-0"
+
+
+def _cursors(start: str, partitions: int) -> dict[int, str]:
+    """Return the cursor of each partition. For another stream than its own, it is no more than a time."""
+    if partitions > 1 and "-" in start:
+        start = str(int(start.partition("-")[0]) - 1)
+    return dict.fromkeys(range(partitions), "0-0" if start == "start" else start)
 
 
 @main.command()
@@ -123,7 +130,7 @@ def tail(start: str, user: str | None, stale: bool, as_json: bool) -> None:
     "--json",
     "as_json",
     is_flag=True,
-    help="Its history, one message per line, and the state held as the last.",
+    help="Its history, one message per line; the greatest revision is the state held.",
 )
 def session(session_id: str, as_json: bool) -> None:
     """Show the state held of a session, and its history: what the stream still has of it."""
@@ -133,7 +140,9 @@ def session(session_id: str, as_json: bool) -> None:
     if state is None and not history:
         raise click.ClickException(f"Nothing is held of {session_id}.")
     if as_json:
-        for update in (*history, *filter(None, [state])):
+        if state is not None and state.cursor not in {update.cursor for update in history}:
+            click.echo(state.json)
+        for update in history:
             click.echo(update.json)
         return
     if state is not None:

@@ -25,7 +25,7 @@ from service.feed_stream import is_trimmed_past, sleep, snapshots
 BATCH: Final = 50
 """Entries that a consumer takes at once: each waits for those before it."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("service.feed")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def _make(link: Link, share: _Share, group: Group) -> Steps[None]:
         if not (yield from _is_there(partition, share.last)):
             yield from snapshots(link, partition)
     elif partition.cursor is None:
-        begin = yield from newest(partition)
+        begin = yield from newest(partition, asking=ask)
         # Before the group is made: if this consumer dies on the way, the next one begins with them again.
         yield from snapshots(link, partition)
     else:

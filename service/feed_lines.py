@@ -23,7 +23,7 @@ READ_CONNECTIONS: Final = 8
 
 T = TypeVar("T")
 OnReconnect = Callable[[redis.RedisError], None]
-log = logging.getLogger(__name__)
+log = logging.getLogger("service.feed")
 
 
 def log_reconnect(error: redis.RedisError) -> None:

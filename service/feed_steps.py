@@ -9,7 +9,7 @@ Here: the words for it, and the short reads. `feed_stream` and `feed_group` have
 
 import dataclasses
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import redis
@@ -135,8 +135,10 @@ def history(partition: Partition, session_id: str) -> Steps[list[SessionUpdate]]
         after = entries[-1][0].decode()
 
 
-def newest(partition: Partition) -> Steps[str]:
-    (entries,) = yield from ask(("XREVRANGE", partition.keys.events, "+", "-", "COUNT", 1))
+def newest(partition: Partition, asking: Callable[[Command], Steps[list[Any]]] | None = None) -> Steps[str]:
+    """Return the cursor at the end of the stream. asking: how, if not twice."""
+    command = ("XREVRANGE", partition.keys.events, "+", "-", "COUNT", 1)
+    (entries,) = yield from (asking or ask_twice)(command)
     return entries[0][0].decode() if entries else NOTHING
 
 

@@ -38,7 +38,7 @@ def follow(link: Link, partitions: Sequence[Partition], *, stale: bool, resync: 
 
 def _begin(link: Link, partition: Partition) -> Steps[None]:
     # Before the snapshots: what happens meanwhile comes after this cursor.
-    partition.go_to((yield from newest(partition)))
+    partition.go_to((yield from newest(partition, asking=ask)))
     yield from snapshots(link, partition)
 
 
