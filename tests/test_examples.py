@@ -2,10 +2,11 @@
 
 import contextlib
 import signal
+import socket
+import socketserver
 import sqlite3
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from support import (
     ServiceProcess,
     eventually,
     frozen,
+    serving,
 )
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
@@ -60,8 +62,8 @@ def asleep(program: Program) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def run_gateway(redis_url: str, directory: Path) -> Iterator[Program]:
-    environment = {"REDIS_URL": redis_url, "PORT": "0"}
+def run_gateway(redis_url: str, directory: Path, **settings: str) -> Iterator[Program]:
+    environment = {"REDIS_URL": redis_url, "PORT": "0", **settings}
     with started([*PYTHON, EXAMPLES / "gateway.py"], directory, environment) as program:
         yield program
 
@@ -117,27 +119,52 @@ def test_the_gateway_refuses_a_session_that_is_not_live(gateway: Program, servic
             assert closed_with(client) == (4401, "the session is not live")
 
 
-def test_no_socket_outlives_a_session_that_ends_while_it_connects(
-    gateway: Program, service: ServiceProcess
+class HeldAnswer(socketserver.ThreadingTCPServer):
+    """Stands before Redis, and does something once it has said whether sess_1 is live, before that is heard."""
+
+    daemon_threads = True
+
+    def __init__(self, redis_port: int, meanwhile: Callable[[], object]) -> None:
+        super().__init__(("127.0.0.1", 0), _Holding)
+        self.redis_port = redis_port
+        self.meanwhile = meanwhile
+        self.url = f"redis://127.0.0.1:{self.server_address[1]}/0"
+
+
+class _Holding(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        server = self.server
+        assert isinstance(server, HeldAnswer)
+        with socket.create_connection(("127.0.0.1", server.redis_port)) as redis:
+            while request := self.request.recv(65_536):
+                redis.sendall(request)
+                reply = redis.recv(65_536)
+                if b"sess_1" in request:
+                    server.meanwhile()
+                self.request.sendall(reply)
+
+
+def test_no_socket_outlives_a_session_that_ends_while_it_is_checked(
+    service: ServiceProcess, real_redis: EmbeddedRedis, tmp_path: Path
 ) -> None:
-    codes = {}
-
-    def client(session_id: str) -> None:
-        with connected(gateway, session_id) as connection:
-            codes[session_id] = closed_with(connection)[0]
-
-    session_ids = [f"sess_{number}" for number in range(20)]
-    for session_id in session_ids:
+    for session_id in ("sess_1", "sess_2"):
         sign_in(service, session_id)
-    gateway.wait_for("^ws://")
-    threads = [threading.Thread(target=client, args=(session_id,)) for session_id in session_ids]
-    for thread, session_id in zip(threads, session_ids, strict=True):
-        thread.start()
-        revoke(service, session_id)
-    for thread in threads:
-        thread.join(40)
 
-    assert codes == dict.fromkeys(session_ids, 4401)
+    def end_both() -> None:
+        """The gateway has heard of the end of the first once it acts on that of the second."""
+        for session_id in ("sess_1", "sess_2"):
+            revoke(service, session_id)
+        assert closed_with(other)[0] == 4401
+
+    with (
+        HeldAnswer(real_redis.port, end_both) as redis,
+        serving(redis),
+        run_gateway(redis.url, tmp_path, REDIS_TIMEOUT="60") as gateway,
+        connected(gateway, "sess_2") as other,
+    ):
+        assert answer(other) == "hello"
+        with connected(gateway, "sess_1") as client:
+            assert closed_with(client) == (4401, "the session has ended")
 
 
 def test_the_gateway_misses_no_end_while_redis_restarts(
