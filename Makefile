@@ -2,6 +2,7 @@
 # make test   the whole test suite
 # make soak   every fault of production in one long load, and the counts at its end (one minute)
 # make lint   style, types and the direction of imports
+# make schemas  write docs/schema anew, after a change of what is published or answered
 # make pins   write the pins of requirements*.txt anew (needs uv; ARGS=--upgrade moves them)
 # make clean  forget the virtual environment and what the tools keep
 #
@@ -14,7 +15,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # Twice --quiet: errors only.
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help run test soak lint pins clean
+.PHONY: help run test soak lint schemas pins clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -35,6 +36,11 @@ lint: .venv/.installed
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+schemas: .venv/.installed
+	.venv/bin/session-relay schema json-schema > docs/schema/session-message.schema.json
+	.venv/bin/session-relay schema asyncapi > docs/schema/asyncapi.json
+	.venv/bin/session-relay schema openapi > docs/schema/openapi.json
 
 # Set-up happens once; nothing of it needs the network again until one of these files changes.
 .venv/.installed: .venv/.made pyproject.toml requirements-dev.txt
