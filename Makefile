@@ -24,7 +24,7 @@ help:
 run: .venv/.installed
 	@exec .venv/bin/session-relay dev $(ARGS)
 
-test: .venv/.installed
+test: .venv/.installed .venv/.node
 	@exec .venv/bin/python -m pytest $(ARGS)
 
 # SOAK_DELIVERIES, SOAK_SESSIONS and SOAK_SEED make it longer, or another one.
@@ -48,6 +48,13 @@ schemas: .venv/.installed
 	@$(PIP) install --progress-bar off --requirement requirements-dev.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# What of the tests is Node's is skipped where there is no npm, or no way to what it installs from.
+NODE_PACKAGES := @asyncapi/specs@6.11.1
+
+.venv/.node: .venv/.made Makefile
+	@if command -v npm >/dev/null && npm install --silent --no-save --no-package-lock --no-audit --no-fund \
+		--prefix .venv/node $(NODE_PACKAGES); then touch $@; fi
 
 # Programs in .venv hold its path, and .venv holds that of its Python: when either moved, it is made anew.
 IN_PLACE := $(shell test -x .venv/bin/python && test "$$(cat .venv/.made)" = "$$(pwd -P)" && echo yes)

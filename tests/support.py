@@ -341,12 +341,26 @@ def signed(
     }
 
 
+def _assert_described(response: httpx.Response) -> None:
+    """Check an answer against the OpenAPI document."""
+    request = response.request
+    if request.method != "HEAD":
+        body = response.read()
+        headers = response.headers
+        faults = schemas.answer_faults(request.method, request.url.path, response.status_code, headers, body)
+        assert faults == [], response.text
+
+
 class Endpoint:
     """Where the service listens, with a client that posts to it."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=15)
+        self.http = httpx.Client(
+            base_url=f"http://127.0.0.1:{port}",
+            timeout=15,
+            event_hooks={"response": [_assert_described]},
+        )
 
     def deliver(
         self, event: object, message_id: str | None = None, headers: dict[str, str] | None = None
