@@ -3,7 +3,6 @@
 import contextlib
 import re
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -19,7 +18,7 @@ from service.cli_schema import schema
 from service.cli_send import send
 from service.config import DevSettings, RedisSettings, Settings, load
 from service.connections import explain
-from service.errors import ConfigurationError, StartError
+from service.errors import ConfigurationError, CursorLostError, FeedError, StartError
 from service.feed import SessionFeed
 from service.text import printable
 
@@ -35,6 +34,9 @@ class _Group(click.Group):
             ctx.exit(2)
         except redis.RedisError as error:
             click.echo(f"Redis: {printable(explain(error))}", err=True)
+            ctx.exit(1)
+        except FeedError as error:
+            click.echo(printable(str(error)), err=True)
             ctx.exit(1)
         except StartError as error:
             click.echo(str(error), err=True)
@@ -104,30 +106,53 @@ def _parse_start(_: click.Context, __: click.Parameter, value: str) -> str:
 @click.option("--json", "as_json", is_flag=True, help="One message per line, as published.")
 def tail(start: str, user: str | None, stale: bool, as_json: bool) -> None:
     """Follow the feed of session events, until Ctrl-C."""
-    with _feed() as feed, contextlib.suppress(KeyboardInterrupt):
-        after = {"start": "0-0", "now": None}.get(start, start)
-        for update in feed.follow(after, on_reconnect=_say_reconnecting):
-            is_stale = update.outcome == "stale"
-            if (stale or not is_stale) and user in {None, update.user_id}:
-                if as_json:
-                    click.echo(update.message)
-                else:
-                    _console.print(view.line(update.message, stale=is_stale))
+    settings = load(RedisSettings)
+    with SessionFeed(settings) as feed, contextlib.suppress(KeyboardInterrupt):
+        after = feed.now() if start == "now" else _cursors(start, settings.partitions)
+        while True:
+            try:
+                for update in feed.follow(after, stale=stale, on_reconnect=_say_reconnecting):
+                    after[update.partition] = update.cursor
+                    if user in {None, update.session.user_id}:
+                        click.echo(update.json) if as_json else _console.print(view.line(update))
+            except CursorLostError as lost:
+                click.echo(f"Something after {lost.cursor} was trimmed, or Redis lost it.", err=True)
+                after[lost.partition] = "0-0"
+
+
+def _cursors(start: str, partitions: int) -> dict[int, str]:
+    """Return the cursor of each partition. For another stream than its own, it is no more than a time."""
+    if partitions > 1 and "-" in start:
+        start = str(int(start.partition("-")[0]) - 1)
+    return dict.fromkeys(range(partitions), "0-0" if start == "start" else start)
 
 
 @main.command()
 @click.argument("session_id")
-@click.option("--json", "as_json", is_flag=True, help="The last message, as published.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Its history, one message per line; the greatest revision is the state held.",
+)
 def session(session_id: str, as_json: bool) -> None:
-    """Show the state held of a session."""
-    with _feed() as feed:
-        message = feed.get(session_id)
-    if message is None:
-        raise click.ClickException(f"No state is held of {session_id}.")
+    """Show the state held of a session, and its history: what the stream still has of it."""
+    with SessionFeed.from_env() as feed:
+        state = feed.get(session_id)
+        history = feed.history(session_id, state.session.user_id if state else None)
+    if state is None and not history:
+        raise click.ClickException(f"Nothing is held of {session_id}.")
     if as_json:
-        click.echo(message)
-    else:
-        _console.print(view.details(message))
+        if state is not None and state.cursor not in {update.cursor for update in history}:
+            click.echo(state.json)
+        for update in history:
+            click.echo(update.json)
+        return
+    if state is not None:
+        _console.print(view.details(state))
+    if history:
+        _console.print()
+        _console.print(view.history(history))
 
 
 @main.command()
@@ -135,24 +160,18 @@ def session(session_id: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One message per line, as published.")
 def sessions(user_id: str, as_json: bool) -> None:
     """Show a user's sessions that are live now."""
-    with _feed() as feed:
-        messages = feed.live_sessions(user_id)
-    for message in messages:
+    with SessionFeed.from_env() as feed:
+        updates = feed.live_sessions(user_id)
+    for update in updates:
         if as_json:
-            click.echo(message)
+            click.echo(update.json)
         else:
-            _console.print(view.line(message))
-    if not messages and not as_json:
+            _console.print(view.line(update))
+    if not updates and not as_json:
         click.echo(f"{user_id} has no live session.", err=True)
 
 
 _console = Console(soft_wrap=True, highlight=False)
-
-
-@contextlib.contextmanager
-def _feed() -> Iterator[SessionFeed]:
-    with contextlib.closing(SessionFeed(load(RedisSettings))) as feed:
-        yield feed
 
 
 def _say_reconnecting(error: Exception) -> None:

@@ -14,7 +14,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.contract import OMITTABLE_FIELDS
 from service.errors import ConfigurationError
@@ -121,6 +121,22 @@ class _RedisNames(_Environment):
 
 class RedisSettings(_RedisNames):
     redis_url: _RedisUrl
+
+
+class ExplicitRedisSettings(RedisSettings):
+    """What a program says by itself: the environment is not read."""
+
+    model_config = SettingsConfigDict(extra="forbid")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003  # pydantic-settings passes it
+        init_settings: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
 
 
 class StoreSettings(RedisSettings):

@@ -6,14 +6,18 @@ connection is made. So whoever uses a client has nothing to know of failovers, b
 says that it is not the right one any more.
 """
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
 import redis
+from redis import asyncio as aioredis
+from redis.asyncio import connection as aio
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.connection import Connection, ConnectionPool, SSLConnection, parse_url
+from redis.connection import BlockingConnectionPool, Connection, ConnectionPool, SSLConnection, parse_url
 from redis.crc import key_slot
 from redis.retry import Retry
 
@@ -36,42 +40,88 @@ def connect(
     *,
     tls_verify: bool = True,
     timeout: float | None = 2.0,
+    max_connections: int | None = None,
     on_connect: OnConnect | None = None,
 ) -> redis.Redis:
     """Return a client for the server that holds a key; it connects when it is first used.
 
     url: in one of the forms of `redis_url`. key: matters for a cluster only.
     timeout: seconds, for connecting and for one command; None waits for ever (for blocking reads).
+    max_connections: whoever needs one more waits for it, as long as for a command.
     on_connect: is called with each new connection, after its handshake.
     Raises ConfigurationError if the URL can't be used.
     """
     try:
         target = RedisUrl.parse(url)
-        options: dict[str, Any] = parse_url(target.server_url)  # type: ignore[no-untyped-call]
-        options |= {
-            "socket_timeout": timeout,
-            "socket_connect_timeout": timeout or 5.0,
-            # A script sent again by the client would be a second delivery: the sender does the retrying.
-            "retry": Retry(NoBackoff(), 0),
-            # RESP2 needs no HELLO, and no further word on connecting than what the URL asks for.
-            "protocol": 2,
-            "driver_info": None,
-            # A URL shared with other programs may ask for text.
-            "decode_responses": False,
-            "encoding": "utf-8",
-        }
-        if not tls_verify and options.get("connection_class") is SSLConnection:
-            options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
+        options = _options(parse_url(target.server_url), SSLConnection, tls_verify, timeout)  # type: ignore[no-untyped-call]
+        # A script sent again by the client would be a second delivery: the sender does the retrying.
+        options["retry"] = Retry(NoBackoff(), 0)
         if target.kind != "server":
             locate = _locator(target, key, options)
             kind = _LocatedSSLConnection if "connection_class" in options else _LocatedConnection
             options |= {"connection_class": kind, "locate": locate}
-        return _client(options, on_connect)
+        return _client(options, on_connect, max_connections)
     except Exception:  # noqa: BLE001  # options are redis-py's own affair, and so is how it refuses them
-        # The error's own text may quote a part of a password.
-        raise ConfigurationError(
-            ["REDIS_URL: redis-py does not know an option in it, or its value"]
-        ) from None
+        raise _unusable() from None
+
+
+def connect_async(
+    url: str,
+    key: str = "",
+    *,
+    tls_verify: bool = True,
+    timeout: float | None = 2.0,
+    max_connections: int | None = None,
+    on_connect: Callable[[aio.AbstractConnection], None] | None = None,
+) -> aioredis.Redis:
+    """Return a client for asyncio, for the rest like `connect`."""
+    try:
+        target = RedisUrl.parse(url)
+        options = _options(aio.parse_url(target.server_url), aio.SSLConnection, tls_verify, timeout)
+        options["retry"] = AsyncRetry(NoBackoff(), 0)
+        if target.kind != "server":
+            asking = _options(parse_url(target.server_url), SSLConnection, tls_verify, timeout)  # type: ignore[no-untyped-call]
+            locate = _locator(target, key, asking | {"retry": Retry(NoBackoff(), 0)})
+            for name in ("sentinel_username", "sentinel_password"):
+                options.pop(name, None)
+            kind = _AsyncLocatedSSLConnection if "connection_class" in options else _AsyncLocatedConnection
+            options |= {"connection_class": kind, "locate": locate}
+
+        async def greet(connection: aio.AbstractConnection) -> None:
+            await connection.on_connect()
+            if on_connect is not None:
+                on_connect(connection)
+
+        options["redis_connect_func"] = greet
+        if max_connections is None:
+            pool = aio.ConnectionPool(**options)
+        else:
+            pool = aio.BlockingConnectionPool(max_connections, timeout, **options)
+        pool.connection_class(**pool.connection_kwargs)
+        return aioredis.Redis.from_pool(pool)
+    except Exception:  # noqa: BLE001  # as above
+        raise _unusable() from None
+
+
+def _options(options: Any, ssl_connection: type, tls_verify: bool, timeout: float | None) -> dict[str, Any]:
+    options = options | {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout or 5.0,
+        # RESP2 needs no HELLO, and no further word on connecting than what the URL asks for.
+        "protocol": 2,
+        "driver_info": None,
+        # A URL shared with other programs may ask for text.
+        "decode_responses": False,
+        "encoding": "utf-8",
+    }
+    if not tls_verify and options.get("connection_class") is ssl_connection:
+        options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
+    return dict(options)
+
+
+def _unusable() -> ConfigurationError:
+    # The error's own text may quote a part of a password.
+    return ConfigurationError(["REDIS_URL: redis-py does not know an option in it, or its value"])
 
 
 def lane(url: str, key: str) -> int:
@@ -87,7 +137,9 @@ def explain(error: BaseException) -> str:
     return str(error).partition(", with args")[0] or type(error).__name__
 
 
-def _client(options: dict[str, Any], on_connect: OnConnect | None = None) -> redis.Redis:
+def _client(
+    options: dict[str, Any], on_connect: OnConnect | None = None, max_connections: int | None = None
+) -> redis.Redis:
     def greet(connection: Connection) -> None:
         connection.on_connect()  # type: ignore[no-untyped-call]
         if isinstance(connection, SSLConnection):
@@ -98,7 +150,11 @@ def _client(options: dict[str, Any], on_connect: OnConnect | None = None) -> red
         if on_connect is not None:
             on_connect(connection)
 
-    pool = ConnectionPool(**options, redis_connect_func=greet)
+    options = options | {"redis_connect_func": greet}
+    if max_connections is None:
+        pool = ConnectionPool(**options)
+    else:
+        pool = BlockingConnectionPool(max_connections, options["socket_timeout"], **options)  # type: ignore[no-untyped-call]
     # Connects to nothing yet, but refuses options that it does not know.
     pool.connection_class(**pool.connection_kwargs)
     return redis.Redis.from_pool(pool)  # closing it closes the connections
@@ -121,6 +177,27 @@ class _LocatedConnection(_Located, Connection):
 
 
 class _LocatedSSLConnection(_Located, SSLConnection):
+    pass
+
+
+class _AsyncLocated:
+    """The same for asyncio. It asks in a thread, since that is short, and one way to ask is enough."""
+
+    def __init__(self, *, locate: Callable[[], Host], **options: Any) -> None:
+        super().__init__(**options)
+        self._locate = locate
+
+    async def _connect(self) -> None:
+        self.host, self.port = await asyncio.to_thread(self._locate)
+        connect: Callable[[], Awaitable[None]] = super()._connect  # type: ignore[misc]  # likewise
+        await connect()
+
+
+class _AsyncLocatedConnection(_AsyncLocated, aio.Connection):
+    pass
+
+
+class _AsyncLocatedSSLConnection(_AsyncLocated, aio.SSLConnection):
     pass
 
 

@@ -29,6 +29,7 @@ from service.config import DevSettings
 from service.errors import StartError
 from service.sender import Letter
 from service.server import check_address
+from service.update import published
 
 WEBHOOK_PATH: Final = "/webhooks/clerk"
 PREFERRED_PORT: Final = 8000
@@ -82,7 +83,7 @@ def run(settings: DevSettings, *, simulate: bool, console: Console) -> int:
             if server.poll() is not None:
                 raise StartError(f"The relay ended by itself, with exit status {server.returncode}.")
             if (message := _next_message(subscriber, 0.2)) is not None:
-                console.print(view.line(message), soft_wrap=True)
+                console.print(view.line(published(message)), soft_wrap=True)
         console.print("\nStopping …", style="dim")
     return 0
 
@@ -220,6 +221,6 @@ def _simulate(console: Console, url: str, secret: str, subscriber: Any, stop: th
         table.add_row(
             what,
             f"{answer.status} {answer.said}",
-            Text("nothing", "dim") if got is None else view.change(got),
+            Text("nothing", "dim") if got is None else view.change(published(got)),
         )
     console.print(table)

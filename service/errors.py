@@ -120,6 +120,10 @@ class CursorLostError(FeedError):
         self.partition = partition
 
 
+class FeedClosedError(FeedError):
+    """The feed was closed before."""
+
+
 class UnreadableMessageError(FeedError):
     """What Redis holds is no message of this version of the relay."""
 

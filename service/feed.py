@@ -1,163 +1,332 @@
-"""What Redis holds and what happens in it, for reading: the state of sessions, and the stream of events."""
+"""What Redis holds of sessions, for programs: read a state, and follow what happens without missing anything.
 
-import contextlib
-import dataclasses
-import queue
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+    from service.feed import SessionFeed
 
-import redis
-from redis.exceptions import AskError, ClusterError, TryAgainError
+    with SessionFeed.from_url("redis://…") as feed:
+        if feed.is_live("sess_…"): ...
+        for update in feed.follow():
+            print(update.session.user_id, update.session.status, update.is_live)
 
-from service import connections
-from service.config import RedisSettings
-from service.contract import SCHEMA_VERSION
+`AsyncSessionFeed` has the same methods for asyncio. No Flask and no Svix is imported on this path.
+
+Errors: `redis.RedisError` for what trying again does not mend (a wrong password, a right that is missing),
+and from the short reads for a Redis that is away; `CursorLostError`; `UnreadableMessageError`;
+`FeedClosedError`. The iterators ride out restarts, failovers and cuts: `on_reconnect` is told why, before
+each new try; without it, the log is.
+"""
+
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Generic, Self, TypeVar
+
+from service import connections, feed_group, feed_steps, feed_stream
+from service.config import ExplicitRedisSettings, RedisSettings, load
+from service.contract import Event, EventWithRequest, HttpRequest, Session, SessionActivity, SessionTask
+from service.errors import CursorLostError, FeedClosedError, FeedError, UnreadableMessageError
+from service.feed_group import Group
+from service.feed_lines import AsyncLine, Line, OnReconnect, log_reconnect
+from service.feed_merge import merge, merge_async
+from service.feed_steps import Partition, Steps
 from service.keys import Keys, partition_of
+from service.update import SessionUpdate
 
-BLOCK_MS: Final = 5_000
-RECONNECT_SECONDS: Final = 1.0
+__all__ = [
+    "AsyncSessionFeed",
+    "CursorLostError",
+    "Event",
+    "EventWithRequest",
+    "FeedClosedError",
+    "FeedError",
+    "HttpRequest",
+    "Session",
+    "SessionActivity",
+    "SessionFeed",
+    "SessionTask",
+    "SessionUpdate",
+    "UnreadableMessageError",
+]
 
-_STREAM_HEAD: Final = f'{{"schema_version":{SCHEMA_VERSION},"cursor":null'.encode()
+After = str | Mapping[int, str] | None
+"""Where to begin: behind a cursor; behind that of each partition, by its number; None: with the snapshots."""
+
+L = TypeVar("L", Line, AsyncLine)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Update:
-    """An entry of the stream."""
+class _Feed(Generic[L]):
+    """Which keys there are, and which connection leads to them."""
 
-    cursor: str
-    outcome: str
-    """`applied` or `stale`."""
-    user_id: str
-    message: bytes
-    """JSON, as it was published, the cursor filled in."""
+    _kind: type[L]
 
-
-class SessionFeed:
     def __init__(self, settings: RedisSettings) -> None:
-        url = settings.redis_url.get_secret_value()
-        clients: dict[int, Any] = {}
-        self._partitions: list[tuple[Keys, Any]] = []
-        for keys in Keys(settings.redis_key_prefix, settings.redis_channel).split(settings.partitions):
-            lane = connections.lane(url, keys.events)
-            if lane not in clients:
-                clients[lane] = connections.connect(
-                    url,
-                    keys.events,
-                    tls_verify=settings.redis_tls_verify,
-                    timeout=settings.redis_timeout + BLOCK_MS / 1000,
-                )
-            self._partitions.append((keys, clients[lane]))
-        self._clients = tuple(clients.values())
-        self._closing = threading.Event()
+        self._settings = settings
+        self._url = settings.redis_url.get_secret_value()
+        self._channels = Keys(settings.redis_key_prefix, settings.redis_channel)
+        self._keys = self._channels.split(settings.partitions)
+        self._is_closed = False
+        self._readers: dict[int, L] = {
+            lane: self._kind(settings, keys.events, blocks=False) for lane, keys in self._by_lane()
+        }
+        self._followers: weakref.WeakSet[L] = weakref.WeakSet()
 
-    def get(self, session_id: str) -> bytes | None:
-        """Return the last applied message of a session, as JSON."""
-        for keys, client in self._partitions:
-            # Which partition it is, only the user's id would tell.
-            state: bytes | None = client.hget(keys.session(session_id), "state")
-            if state is not None:
-                return state
-        return None
+    @classmethod
+    def from_url(cls, url: str, **settings: Any) -> Self:
+        """Make a feed; it connects when it is first used. The environment is not read.
 
-    def live_sessions(self, user_id: str) -> list[bytes]:
-        """Return the messages of the user's sessions that are live now, the longest-lived last."""
-        keys, client = self._partitions[partition_of(user_id, len(self._partitions))]
-        now_ms = time.time_ns() // 1_000_000
-        session_ids = client.zrangebyscore(keys.user_sessions(user_id), f"({now_ms}", "+inf")
-        states = (client.hget(keys.session(session_id.decode()), "state") for session_id in session_ids)
-        return [state for state in states if state is not None]
-
-    def follow(self, after: str | None, on_reconnect: Callable[[Exception], None]) -> Iterator[Update]:
-        """Return what comes after the cursor (None: from now on), until the feed is closed.
-
-        A connection that is lost is made again. Partitions have a stream each, and no order among them: a
-        cursor of one is only a time for the others, and may leave out what they took just before it.
-        on_reconnect: is told why, before each new try.
+        url: in any of the forms that the service takes. settings: those of the service, if it has others than
+        the defaults: `redis_tls_verify`, `redis_key_prefix`, `redis_channel`, `partitions`, `redis_timeout`.
+        Raises ConfigurationError, with a line for each fault.
         """
-        streams = {client: dict[str, str]() for client in self._clients}
-        for keys, client in self._partitions:
-            streams[client][keys.events] = after or _last_cursor(client, keys.events)
-        followed = [self._follow(client, cursors, on_reconnect) for client, cursors in streams.items()]
-        return self._merge(followed) if len(followed) > 1 else followed[0]
+        return cls(load(ExplicitRedisSettings, redis_url=url, **settings))
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Make a feed from the settings that the service reads: REDIS_URL and so on, also from `.env`.
+
+        Raises ConfigurationError, with a line for each fault.
+        """
+        return cls(load(RedisSettings))
+
+    def _by_lane(self) -> list[tuple[int, Keys]]:
+        return [(connections.lane(self._url, keys.events), keys) for keys in self._keys]
+
+    def _lanes(self, user_id: str | None = None, after: After = None) -> list[tuple[int, list[Partition]]]:
+        """Return the partitions, or that of the user, by the connection that serves them."""
+        partitions = [Partition(number, keys) for number, keys in enumerate(self._keys)]
+        _place(partitions, after)
+        of_user = None if user_id is None else partition_of(user_id, len(partitions))
+        lanes: dict[int, list[Partition]] = {}
+        for partition, (lane, _) in zip(partitions, self._by_lane(), strict=True):
+            if of_user in {None, partition.number}:
+                lanes.setdefault(lane, []).append(partition)
+        return list(lanes.items())
+
+    def _begin(self, after: After, steps: Callable[..., Steps[None]]) -> list[tuple[L, Steps[None]]]:
+        """Return the steps for each connection, with a client for them alone."""
+        if self._is_closed:
+            raise FeedClosedError("The feed is closed.")
+        begun = []
+        for _, partitions in self._lanes(after=after):
+            line = self._kind(self._settings, partitions[0].keys.events, blocks=True)
+            self._followers.add(line)
+            begun.append((line, steps(line, partitions)))
+        return begun
+
+    def _subscription(self, user_id: str | None) -> list[tuple[L, Steps[None]]]:
+        keys = self._channels
+        channel = keys.channel if user_id is None else keys.user_channel(user_id)
+        # Any node of a cluster has every message.
+        return self._begin(None, lambda *_: feed_steps.subscribe(channel))[:1]
+
+
+def _place(partitions: Sequence[Partition], after: After) -> None:
+    if isinstance(after, str):
+        if len(partitions) > 1 and "-" in after and after != feed_steps.START:
+            raise ValueError("A cursor counts within its stream: with partitions, give {number: cursor}.")
+        after = {partition.number: after for partition in partitions}
+    for number, cursor in (after or {}).items():
+        if not 0 <= int(number) < len(partitions):
+            raise ValueError(f"There is no partition {number}.")
+        partitions[int(number)].go_to(cursor)
+
+
+class SessionFeed(_Feed[Line]):
+    """Thread-safe. Short reads share a few connections; each iterator has its own."""
+
+    _kind = Line
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
-        self._closing.set()
-        for client in self._clients:
-            client.close()
+        """Disconnect. Iterators end, also those that wait in other threads."""
+        self._is_closed = True
+        for line in (*self._followers, *self._readers.values()):
+            line.close()
 
-    def _merge(self, followed: Sequence[Iterator[Update]]) -> Iterator[Update]:
-        """Yield from all of them, as it comes: each waits in a thread of its own."""
-        updates: queue.Queue[Update | Exception] = queue.Queue(maxsize=1000)
+    def get(self, session_id: str, user_id: str | None = None) -> SessionUpdate | None:
+        """Return what was applied to the session last; None if nothing is held of it.
 
-        def put(update: Update | Exception) -> None:
-            while not self._closing.is_set():
-                with contextlib.suppress(queue.Full):
-                    updates.put(update, timeout=RECONNECT_SECONDS)
-                    return
+        user_id: whose session it is, if that is known; with partitions, it saves asking all of them.
+        """
+        for lane, partitions in self._lanes(user_id):
+            if (update := self._readers[lane].run(feed_steps.get(partitions, session_id))) is not None:
+                return update
+        return None
 
-        def hand_over(one: Iterator[Update]) -> None:
-            try:
-                for update in one:
-                    put(update)
-            except Exception as error:  # noqa: BLE001  # it is raised where the updates are taken
-                put(error)
+    def is_live(self, session_id: str, user_id: str | None = None) -> bool:
+        """Tell whether the session is active and has not run out; False if nothing is held of it.
 
-        for one in followed:
-            threading.Thread(target=hand_over, args=(one,), daemon=True).start()
-        while not self._closing.is_set():
-            with contextlib.suppress(queue.Empty):
-                update = updates.get(timeout=RECONNECT_SECONDS)
-                if isinstance(update, Exception):
-                    raise update
-                yield update
+        One HMGET. user_id: as for `get`.
+        """
+        for lane, partitions in self._lanes(user_id):
+            if (answer := self._readers[lane].run(feed_steps.is_live(partitions, session_id))) is not None:
+                return answer
+        return False
 
-    def _follow(
-        self, client: Any, cursors: dict[str, str], on_reconnect: Callable[[Exception], None]
-    ) -> Iterator[Update]:
-        """Yield what comes after the cursors of streams on one server; the cursors go along."""
-        while not self._closing.is_set():
-            try:
-                reply = client.xread(cursors, count=500, block=BLOCK_MS)
-            except redis.RedisError as error:
-                if self._closing.is_set():
-                    break
-                if not _passes(error):
-                    raise
-                # It may be another server by now: a failover does not wait for readers.
-                client.connection_pool.disconnect()
-                on_reconnect(error)
-                self._closing.wait(RECONNECT_SECONDS)
-                continue
-            for stream, entries in reply:
-                for entry_id, fields in entries:
-                    cursor = cursors[stream.decode()] = entry_id.decode()
-                    yield Update(
-                        cursor,
-                        fields[b"outcome"].decode(),
-                        fields[b"user_id"].decode(),
-                        _with_cursor(fields[b"message"], cursor),
-                    )
-        client.close()  # this read may have begun just after the feed was closed
+    def live_sessions(self, user_id: str) -> list[SessionUpdate]:
+        """Return the user's sessions that are live now, those that run out first, first."""
+        ((lane, (partition,)),) = self._lanes(user_id)
+        return self._readers[lane].run(feed_steps.live_sessions(partition, user_id))
+
+    def history(self, session_id: str, user_id: str | None = None) -> list[SessionUpdate]:
+        """Return what the stream still holds about the session, stale events too. Reads the whole stream."""
+        return [
+            update
+            for lane, partitions in self._lanes(user_id)
+            for partition in partitions
+            for update in self._readers[lane].run(feed_steps.history(partition, session_id))
+        ]
+
+    def now(self) -> dict[int, str]:
+        """Return the cursor at the end of each partition: `follow(after=feed.now())` is what comes later."""
+        return {
+            partition.number: self._readers[lane].run(feed_steps.newest(partition))
+            for lane, partitions in self._lanes()
+            for partition in partitions
+        }
+
+    def follow(
+        self,
+        after: After = None,
+        *,
+        stale: bool = False,
+        resync: bool = False,
+        on_reconnect: OnReconnect = log_reconnect,
+    ) -> Iterator[SessionUpdate]:
+        """Yield every applied update, in the order of the stream, until the feed is closed.
+
+        after: a cursor (`SessionUpdate.position`): what comes behind it; "0-0": all that the stream holds;
+        with partitions `{number: cursor}`. Without one, the state of each session comes first (`is_snapshot`;
+        ended ones, too), then what happened since: nothing is left out, and nothing of it comes twice.
+        stale: yield, too, what came too late to change anything.
+        resync: begin again from the snapshots, instead of raising CursorLostError, when the stream was
+        trimmed past what was read last, or Redis lost it.
+        """
+        steps = partial(feed_stream.follow, stale=stale, resync=resync)
+        return merge(self._begin(after, steps), on_reconnect)
+
+    def consume(
+        self,
+        group: str,
+        name: str,
+        *,
+        after: After = None,
+        stale: bool = False,
+        resync: bool = False,
+        claim_after: float = 60.0,
+        on_reconnect: OnReconnect = log_reconnect,
+    ) -> Iterator[SessionUpdate]:
+        """Yield this consumer's share of what the group gets: each update at least once, whoever dies.
+
+        An update is acknowledged when the next one is asked for: after the loop's body. Whoever leaves the
+        loop in the middle gets it again. Between the consumers of a group there is no order: an older update
+        of a session may come after a newer one; their cursors tell, compared as pairs of numbers.
+
+        name: of this consumer, the same after a restart. after: where the group begins if there is none.
+        claim_after: seconds after which what a consumer has not acknowledged goes to another; longer than
+        the loop's body ever takes. stale, resync: as for `follow`. A group that Redis lost is made again, and
+        gets all that the stream holds.
+        """
+        share = Group(group, name, claim_after)
+        steps = partial(feed_group.consume, group=share, stale=stale, resync=resync)
+        return merge(self._begin(after, steps), on_reconnect)
+
+    def subscribe(
+        self, user_id: str | None = None, *, on_reconnect: OnReconnect = log_reconnect
+    ) -> Iterator[SessionUpdate]:
+        """Yield what is published from now on, of all users or of one; what comes during a cut is lost."""
+        return merge(self._subscription(user_id), on_reconnect)
 
 
-def _passes(error: redis.RedisError) -> bool:
-    """Tell whether trying again may mend it. A wrong password is a ConnectionError too, and stays wrong."""
-    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        return not isinstance(error, redis.AuthenticationError)
-    return isinstance(error, ClusterError | AskError | TryAgainError) or str(error).startswith(
-        ("BUSY ", "UNBLOCKED ")
-    )
+class AsyncSessionFeed(_Feed[AsyncLine]):
+    """The methods of `SessionFeed`, for one event loop."""
 
+    _kind = AsyncLine
 
-def _last_cursor(client: Any, stream: str) -> str:
-    """Return the cursor of the newest entry, or the one before all entries."""
-    newest = client.xrevrange(stream, count=1)
-    return newest[0][0].decode() if newest else "0-0"
+    async def __aenter__(self) -> Self:
+        return self
 
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
-def _with_cursor(message: bytes, cursor: str) -> bytes:
-    """The entry's id is its cursor, so the message in it leaves it null."""
-    head = _STREAM_HEAD.replace(b"null", f'"{cursor}"'.encode())
-    return head + message.removeprefix(_STREAM_HEAD)
+    async def close(self) -> None:
+        """See SessionFeed."""
+        self._is_closed = True
+        for line in (*self._followers, *self._readers.values()):
+            await line.close()
+
+    async def get(self, session_id: str, user_id: str | None = None) -> SessionUpdate | None:
+        """See SessionFeed."""
+        for lane, partitions in self._lanes(user_id):
+            update = await self._readers[lane].run(feed_steps.get(partitions, session_id))
+            if update is not None:
+                return update
+        return None
+
+    async def is_live(self, session_id: str, user_id: str | None = None) -> bool:
+        """See SessionFeed."""
+        for lane, partitions in self._lanes(user_id):
+            answer = await self._readers[lane].run(feed_steps.is_live(partitions, session_id))
+            if answer is not None:
+                return answer
+        return False
+
+    async def live_sessions(self, user_id: str) -> list[SessionUpdate]:
+        """See SessionFeed."""
+        ((lane, (partition,)),) = self._lanes(user_id)
+        return await self._readers[lane].run(feed_steps.live_sessions(partition, user_id))
+
+    async def history(self, session_id: str, user_id: str | None = None) -> list[SessionUpdate]:
+        """See SessionFeed."""
+        return [
+            update
+            for lane, partitions in self._lanes(user_id)
+            for partition in partitions
+            for update in await self._readers[lane].run(feed_steps.history(partition, session_id))
+        ]
+
+    async def now(self) -> dict[int, str]:
+        """See SessionFeed."""
+        return {
+            partition.number: await self._readers[lane].run(feed_steps.newest(partition))
+            for lane, partitions in self._lanes()
+            for partition in partitions
+        }
+
+    def follow(
+        self,
+        after: After = None,
+        *,
+        stale: bool = False,
+        resync: bool = False,
+        on_reconnect: OnReconnect = log_reconnect,
+    ) -> AsyncIterator[SessionUpdate]:
+        """See SessionFeed."""
+        steps = partial(feed_stream.follow, stale=stale, resync=resync)
+        return merge_async(self._begin(after, steps), on_reconnect)
+
+    def consume(
+        self,
+        group: str,
+        name: str,
+        *,
+        after: After = None,
+        stale: bool = False,
+        resync: bool = False,
+        claim_after: float = 60.0,
+        on_reconnect: OnReconnect = log_reconnect,
+    ) -> AsyncIterator[SessionUpdate]:
+        """See SessionFeed."""
+        share = Group(group, name, claim_after)
+        steps = partial(feed_group.consume, group=share, stale=stale, resync=resync)
+        return merge_async(self._begin(after, steps), on_reconnect)
+
+    def subscribe(
+        self, user_id: str | None = None, *, on_reconnect: OnReconnect = log_reconnect
+    ) -> AsyncIterator[SessionUpdate]:
+        """See SessionFeed."""
+        return merge_async(self._subscription(user_id), on_reconnect)

@@ -3,68 +3,71 @@
 import contextlib
 import datetime
 import json
-import time
-from typing import Any
+from collections.abc import Sequence
 
 from rich.text import Text
 
 from service import lenient_json
 from service.text import printable
+from service.update import SessionUpdate
 
 STATUS_STYLES = {"active": "bold green", "pending": "yellow", "revoked": "bold red"}
 
 
-def line(message: bytes, *, stale: bool = False) -> Text:
+def line(update: SessionUpdate) -> Text:
     """Return one line: when, what, whose, and what changed from what."""
-    content = lenient_json.loads(message)
-    event, session = content["event"], content["session"]
-    text = Text(no_wrap=True, overflow="ellipsis", style="dim" if stale else "")
-    text.append(when(event["occurred_at"]), "dim").append("  ")
-    text.append(f"{printable(event['type']):<17}").append("  ")
-    text.append(f"{session['status']} (stale)") if stale else text.append(change(message))
-    return text.append(f"  {session['id']}  {session['user_id']}", "dim")
+    text = _what(update)
+    return text.append(f"  {update.session.id}  {update.session.user_id}", "dim")
 
 
-def change(message: bytes) -> Text:
+def history(updates: Sequence[SessionUpdate]) -> Text:
+    """Return a line for each event of one session: its revision, when, what, and what changed from what."""
+    rows = [Text("revision", "bold")]
+    for update in updates:
+        number = "-" if update.revision is None else str(update.revision)
+        rows.append(Text(f"{number:>8}  ").append(_what(update)).append(f"  {update.event.id}", "dim"))
+    return Text("\n").join(rows)
+
+
+def _what(update: SessionUpdate) -> Text:
+    is_stale = update.outcome == "stale"
+    text = Text(no_wrap=True, overflow="ellipsis", style="dim" if is_stale else "")
+    text.append(when(update.event.occurred_at), "dim").append("  ")
+    text.append(f"{printable(update.event.type):<17}").append("  ")
+    return text.append(f"{update.session.status} (stale)" if is_stale else change(update))
+
+
+def change(update: SessionUpdate) -> Text:
     """Return what the session is now, and what it was before."""
-    content = lenient_json.loads(message)
-    status = content["session"]["status"]
+    status = update.session.status
     text = Text()
-    if content["previous_status"]:
-        text.append(f"{content['previous_status']} → ", "dim")
+    if update.previous_status:
+        text.append(f"{update.previous_status} → ", "dim")
     text.append(status, STATUS_STYLES.get(status, "red"))
-    return text.append(" (live)" if content["session"]["live"] else " (not live)", "dim")
+    return text.append(" (live)" if update.session.live else " (not live)", "dim")
 
 
-def details(message: bytes) -> Text:
+def details(update: SessionUpdate) -> Text:
     """Return the state held of one session, a line for each field."""
     rows = []
-    content = lenient_json.loads(message)
-    event, session = content["event"], content["session"]
-    for name, value in session.items():
+    for name, value in lenient_json.loads(update.json)["session"].items():
         shown, style = value if isinstance(value, str) else lenient_json.dumps(value), ""
         if name == "live":
-            shown = lenient_json.dumps(is_live(session))
+            shown = lenient_json.dumps(update.is_live)
         elif name == "status":
             style = STATUS_STYLES.get(value, "red")
         elif name.endswith("_at") and value is not None:
             shown = f"{when(value)}  ({value})"
         rows.append(_row(name, shown, style))
-    rows.append(_row("revision", str(content["revision"])))
-    rows.append(_row("cursor", content["cursor"]))
-    rows.append(_row("last event", f"{event['type']}  {event['id']}  {when(event['occurred_at'])}"))
+    event = update.event
+    rows.append(_row("revision", str(update.revision)))
+    rows.append(_row("cursor", update.cursor))
+    rows.append(_row("last event", f"{event.type}  {event.id}  {when(event.occurred_at)}"))
     return Text("\n").join(rows)
 
 
 def _row(name: str, value: str, style: str = "") -> Text:
     return Text(f"{name:<29}", "bold").append(printable(value), style or "not bold")
-
-
-def is_live(session: dict[str, Any]) -> bool:
-    """Tell whether it is live now: it was when it was published, and has not run out since."""
-    return bool(session["live"]) and (
-        session["expire_at"] is None or session["expire_at"] > time.time() * 1000
-    )
 
 
 def indented(body: str) -> str:

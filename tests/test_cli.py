@@ -38,7 +38,7 @@ from support import (
 from service import cli, log, server, simulator
 from service.contract import Session
 from service.embedded import EmbeddedRedis
-from service.feed import SessionFeed, Update
+from service.feed import SessionFeed, SessionUpdate
 
 NO_REDIS = "unix:///nonexistent/redis.sock"
 """Nothing listens on port 1."""
@@ -658,12 +658,10 @@ def tail_to_the_end(any_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -
     """Return what `tail` prints in this process until it has shown all there is, where Ctrl-C hits it."""
     follow = SessionFeed.follow
 
-    def follow_to_the_end(
-        feed: SessionFeed, after: str, on_reconnect: Callable[[Exception], None]
-    ) -> Iterator[Update]:
+    def follow_to_the_end(feed: SessionFeed, after: Any, **options: Any) -> Iterator[SessionUpdate]:
         with client_of(any_redis.url) as client:
             ((last, _),) = client.xrevrange(EVENTS_KEY, count=1)
-        for update in follow(feed, after, on_reconnect):
+        for update in follow(feed, after, **options):
             yield update
             if update.cursor == last:
                 raise KeyboardInterrupt
@@ -805,6 +803,15 @@ def test_tail_as_json_of_a_late_event_has_its_cursor(service: ServiceProcess, ta
         None,
         None,
     )
+
+
+def test_tail_says_what_it_missed_and_goes_on(service: ServiceProcess, http_client: Any, tail: Tail) -> None:
+    gone = deliver(service, event())
+    last = deliver(service, event())
+    http_client.xtrim(EVENTS_KEY, 1, approximate=False)
+    program = tail("--from", gone["cursor"])
+    program.wait_for(gone["cursor"], stream="stderr")
+    program.wait_for(last["session_id"])
 
 
 def test_tail_ends_well_on_ctrl_c(service: ServiceProcess, tail: Tail) -> None:
@@ -981,6 +988,48 @@ def test_tail_lets_no_type_steer_the_terminal(service: ServiceProcess, tail_to_t
     deliver(service, event() | {"type": f"session.{HOSTILE}"})
     (line,) = tail_to_the_end("--from", "start")
     assert line.isprintable()
+
+
+def life_of_one(service: ServiceProcess) -> tuple[str, list[Any]]:
+    """Deliver a session's beginning, its end, and late news of it; return its id and the answers."""
+    created = event()
+    session_id = created["data"]["id"]
+    bodies = [created, event("session.ended", id=session_id), event("session.pending", id=session_id)]
+    return session_id, [deliver(service, body) for body in bodies]
+
+
+def test_session_shows_its_history(service: ServiceProcess, any_redis: EmbeddedRedis) -> None:
+    session_id, _ = life_of_one(service)
+    deliver(service, event())
+    _, history = show_session(any_redis, session_id).split("\n\n")
+    head, *lines = history.splitlines()
+    assert head == "revision"
+    assert [line.split()[0] for line in lines] == ["1", "2", "-"]
+    assert "active → ended (not live)" in lines[1]
+
+
+def test_session_as_json_is_its_history(
+    service: ServiceProcess, http_client: Any, any_redis: EmbeddedRedis
+) -> None:
+    session_id, answers = life_of_one(service)
+    messages = [
+        json.loads(line) for line in read(any_redis, "session", session_id, "--json").stdout.splitlines()
+    ]
+    assert [(message["cursor"], message["revision"]) for message in messages] == [
+        (answer["cursor"], answer["revision"]) for answer in answers
+    ]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_session_that_the_stream_has_nothing_of_is_shown_as_it_is_held(
+    service: ServiceProcess, http_client: Any, any_redis: EmbeddedRedis, options: list[str]
+) -> None:
+    session_id, answers = life_of_one(service)
+    http_client.xtrim(EVENTS_KEY, 0, approximate=False)
+    result = read(any_redis, "session", session_id, *options)
+    assert result.exit_code == 0
+    assert answers[1]["cursor"] in result.stdout
+    assert answers[0]["cursor"] not in result.stdout
 
 
 # sessions

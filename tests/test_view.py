@@ -1,5 +1,6 @@
 """How messages look in a terminal, and that none of them can steer it."""
 
+import dataclasses
 import json
 import re
 import time
@@ -14,6 +15,7 @@ from support import DAY_MS, clerk_event
 from service import view
 from service.clerk import SessionEvent, parse
 from service.normalize import SessionChange, normalize
+from service.update import SessionUpdate, streamed
 
 OCCURRED_MS = 1_795_422_761_000  # 2026-11-23 08:32:41 UTC
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\n\t\x9b31m\u202e\u2028[bold red]Oslo[/] :smile:"
@@ -21,20 +23,16 @@ HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\n\t\x9b31m\u202e\u2028[bold red]Oslo[/] :sm
 
 def message(
     status: str = "active", *, previous_status: str | None = None, revision: int | None = 1, **data: Any
-) -> bytes:
-    """Return what would be published of an event at OCCURRED_MS."""
+) -> SessionUpdate:
+    """Return what is read of an event at OCCURRED_MS. revision: None for one that came too late."""
     body = clerk_event(status, **{"updated_at": OCCURRED_MS, "expire_at": OCCURRED_MS + DAY_MS} | data)
     event = parse(json.dumps(body).encode(), lambda _: None)
     assert isinstance(event, SessionEvent)
     change = normalize(event, message_id="msg_1", now_ms=OCCURRED_MS, publish_http_request=False)
     assert isinstance(change, SessionChange)
-    head = {
-        "schema_version": 1,
-        "cursor": "1795422761000-0",
-        "revision": revision,
-        "previous_status": previous_status,
-    }
-    return orjson.dumps(head | {"event": change.event, "session": change.session})
+    head = {"schema_version": 1, "cursor": None, "revision": revision, "previous_status": previous_status}
+    content = orjson.dumps(head | {"event": change.event, "session": change.session})
+    return streamed("1795422761000-0", "applied" if revision else "stale", content, partition=0)
 
 
 def plain(text: Text, width: int = 1000) -> str:
@@ -45,7 +43,7 @@ def plain(text: Text, width: int = 1000) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def rows(content: bytes) -> dict[str, str]:
+def rows(content: SessionUpdate) -> dict[str, str]:
     found = {}
     for row in plain(view.details(content)).splitlines():
         if row:
@@ -74,7 +72,7 @@ def test_a_line_tells_what_the_session_was_before() -> None:
 
 
 def test_a_line_about_a_late_event_says_that_it_is_stale() -> None:
-    line = plain(view.line(message(revision=None), stale=True))
+    line = plain(view.line(message(revision=None)))
     assert "active (stale)" in line
     assert "live" not in line
 
@@ -104,7 +102,7 @@ def test_a_line_lets_no_type_steer_the_terminal() -> None:
         (message("active", previous_status="active"), "active → active (live)"),
     ],
 )
-def test_a_change_tells_what_became_of_what(content: bytes, expected: str) -> None:
+def test_a_change_tells_what_became_of_what(content: SessionUpdate, expected: str) -> None:
     assert plain(view.change(content)) == expected
 
 
@@ -113,7 +111,7 @@ def test_a_change_tells_what_became_of_what(content: bytes, expected: str) -> No
 
 def test_details_have_a_row_for_each_field_and_what_led_to_it() -> None:
     content = message()
-    session = json.loads(content)["session"]
+    session = json.loads(content.json)["session"]
     assert list(rows(content)) == [*session, "revision", "cursor", "last event"]
 
 
@@ -159,27 +157,25 @@ def test_details_are_a_line_for_each_field_in_a_narrow_terminal() -> None:
     assert plain(view.details(content), width=20) == plain(view.details(content))
 
 
-# Live
-
-
-@pytest.mark.parametrize(
-    ("live", "expire_in_ms", "expected"),
-    [
-        (True, 60_000, True),
-        (True, None, True),
-        (True, -1, False),
-        (False, 60_000, False),
-        (False, None, False),
-    ],
-)
-def test_live_means_live_now(live: bool, expire_in_ms: int | None, expected: bool) -> None:
-    now_ms = int(time.time() * 1000)
-    expire_at = None if expire_in_ms is None else now_ms + expire_in_ms
-    assert view.is_live({"live": live, "expire_at": expire_at}) is expected
-
-
 def test_details_show_a_session_that_has_run_out_as_not_live() -> None:
     now_ms = int(time.time() * 1000)
-    content = json.loads(message())
-    content["session"] |= {"live": True, "expire_at": now_ms - 1}
-    assert rows(json.dumps(content).encode())["live"] == "false"
+    content = message()
+    has_run_out = dataclasses.replace(content.session, live=True, expire_at=now_ms - 1)
+    assert rows(dataclasses.replace(content, session=has_run_out))["live"] == "false"
+
+
+# History
+
+
+def test_a_history_has_a_line_for_each_event_with_its_revision() -> None:
+    events = [message(), message("ended", previous_status="active", revision=2), message(revision=None)]
+    _, *lines = plain(view.history(events)).splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "2", "-"]
+    assert "active → ended" in lines[1]
+    assert "stale" in lines[2]
+    assert all(line.endswith("msg_1") for line in lines)
+
+
+def test_a_history_lets_no_type_steer_the_terminal() -> None:
+    shown = plain(view.history([message(type_=f"session.{HOSTILE}")]))
+    assert all(line.isprintable() for line in shown.splitlines())
