@@ -26,15 +26,13 @@ from service.contract import (
 
 Schema = dict[str, Any]
 
-JSON_SCHEMA_DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
-
 
 def document() -> Schema:
     """Return the JSON Schema of a message as it is published, and kept as a session's state."""
     definitions = schemas(SessionMessage, at="#/$defs/")
     message = definitions.pop(SessionMessage.__name__)
     return {
-        "$schema": JSON_SCHEMA_DIALECT,
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:clerk-session-relay:session-message:{SCHEMA_VERSION}",
         **message,
         "examples": [json_of(EXAMPLE)],

@@ -1,6 +1,6 @@
 """The contract for machines: the HTTP side as OpenAPI 3.1. Outcomes and problems are those of the code."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, get_args, get_type_hints
 
 from service import errors
@@ -31,44 +31,29 @@ def document() -> Schema:
                     "description": "A 2xx other than `ignored` means that Redis has it. "
                     "Any other method is a 405, any other path a 404.",
                     "security": [{"svix": []}, {"standardWebhooks": []}],
-                    "parameters": [
-                        *_signature_headers("svix"),
-                        *_signature_headers("webhook"),
-                    ],
+                    "parameters": [*_signature_headers("svix"), *_signature_headers("webhook")],
                     "requestBody": {"required": True, "content": _content({"$ref": f"{_SCHEMAS}Envelope"})},
                     "responses": _outcomes() | _problems(refused),
                 }
             },
-            "/healthz": {
-                "get": {
-                    "operationId": "healthz",
-                    "summary": "Tell whether the process lives",
-                    "security": [],
-                    "responses": {"200": _ok()},
-                }
-            },
-            "/readyz": {
-                "get": {
-                    "operationId": "readyz",
-                    "summary": "Tell whether Redis would take a write now",
-                    "security": [],
-                    "responses": {"200": _ok()} | _problems([StoreUnavailableError]),
-                }
-            },
-            "/metrics": {
-                "get": {
-                    "operationId": "metrics",
-                    "summary": "Counters and histograms for Prometheus",
-                    "security": [{}, {"metricsToken": []}],
-                    "responses": {
-                        "200": {
-                            "description": "Prometheus' text format",
-                            "content": {"text/plain": {"schema": {"type": "string"}}},
-                        },
+            "/healthz": _get("healthz", "Tell whether the process lives", {"200": _ok()}),
+            "/readyz": _get(
+                "readyz",
+                "Tell whether Redis would take a write now",
+                {"200": _ok()} | _problems([StoreUnavailableError]),
+            ),
+            "/metrics": _get(
+                "metrics",
+                "Counters and histograms for Prometheus",
+                {
+                    "200": {
+                        "description": "Prometheus' text format",
+                        "content": _content({"type": "string"}, "text/plain"),
                     }
-                    | _problems([UnauthorizedError]),
                 }
-            },
+                | _problems([UnauthorizedError]),
+                security=[{}, {"metricsToken": []}],
+            ),
         },
         "components": {
             "schemas": {
@@ -87,6 +72,11 @@ def document() -> Schema:
             },
         },
     }
+
+
+def _get(name: str, summary: str, responses: Schema, security: Sequence[Schema] = ()) -> Schema:
+    operation = {"operationId": name, "summary": summary, "security": [*security], "responses": responses}
+    return {"get": operation}
 
 
 # The request
