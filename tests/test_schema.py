@@ -37,6 +37,7 @@ from service.cli import main
 from service.contract import OMITTABLE_FIELDS, STATUSES, omit
 from service.embedded import EmbeddedRedis
 from service.normalize import SessionChange
+from service.update import published
 
 DOCUMENTS: Final = {
     "json-schema": "session-message.schema.json",
@@ -173,12 +174,12 @@ def test_each_channel_is_received_from_and_its_messages_are_its_own() -> None:
 
 def test_the_examples_are_valid() -> None:
     messages = ASYNCAPI["components"]["messages"]
-    [published] = messages["sessionMessage"]["examples"]
+    [message] = messages["sessionMessage"]["examples"]
     [entry] = messages["streamEntry"]["examples"]
     envelope = OPENAPI["components"]["schemas"]["Envelope"]
 
-    assert [published["payload"]] == MESSAGE_SCHEMA["examples"]
-    assert faults(PUBLISHED, published["payload"]) == []
+    assert [message["payload"]] == MESSAGE_SCHEMA["examples"]
+    assert faults(PUBLISHED, message["payload"]) == []
     assert faults(ENTRY, entry["payload"]) == []
     assert faults(STREAMED, json.loads(entry["payload"]["message"])) == []
     assert isinstance(try_change(envelope["examples"][0]), SessionChange)
@@ -268,6 +269,15 @@ LEGAL: Final[dict[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("values", LEGAL.values(), ids=LEGAL)
 def test_it_accepts(values: dict[str, Any]) -> None:
     assert accepts(message(values))
+
+
+@pytest.mark.parametrize("values", LEGAL.values(), ids=LEGAL)
+def test_readers_take_what_it_accepts(values: dict[str, Any]) -> None:
+    sent = message(values)
+
+    update = published(json.dumps(sent).encode())
+
+    assert (update.event.id, update.session.status) == (sent["event"]["id"], sent["session"]["status"])
 
 
 ILLEGAL: Final[dict[str, dict[str, Any]]] = {
@@ -568,10 +578,10 @@ def test_it_accepts_what_the_relay_publishes_holds_and_streams(
         for number, status in enumerate(statuses):
             message_id = f"msg_{number}"
             intake.take(clerk_event(status, updated_at=NOW_MS - 1000 * abs(number - 1)), message_id)
-        published = [json.loads(text) for _, text in subscriber.rest()]
+        messages = [json.loads(text) for _, text in subscriber.rest()]
 
-    assert [one["revision"] for one in published] == list(range(1, len(published) + 1))
-    assert [faults(PUBLISHED, one) for one in published] == [[]] * len(published)
+    assert [one["revision"] for one in messages] == list(range(1, len(messages) + 1))
+    assert [faults(PUBLISHED, one) for one in messages] == [[]] * len(messages)
     assert faults_held(client) == []
     assert {fields["outcome"] for _, fields in client.xrange(EVENTS_KEY)} == {"applied", "stale"}
 
