@@ -2,6 +2,7 @@
 # make test   the whole test suite
 # make soak   every fault of production in one long load, and the counts at its end (one minute)
 # make lint   style, types and the direction of imports
+# make schemas  write docs/schema anew, after a change of what is published or answered
 # make pins   write the pins of requirements*.txt anew (needs uv; ARGS=--upgrade moves them)
 # make clean  forget the virtual environment and what the tools keep
 #
@@ -14,7 +15,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # Twice --quiet: errors only.
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help run test soak lint pins clean
+.PHONY: help run test soak lint schemas pins clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -23,7 +24,7 @@ help:
 run: .venv/.installed
 	@exec .venv/bin/session-relay dev $(ARGS)
 
-test: .venv/.installed
+test: .venv/.installed .venv/.node
 	@exec .venv/bin/python -m pytest $(ARGS)
 
 # SOAK_DELIVERIES, SOAK_SESSIONS and SOAK_SEED make it longer, or another one.
@@ -36,12 +37,25 @@ lint: .venv/.installed
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
+schemas: .venv/.installed
+	.venv/bin/session-relay schema json-schema > docs/schema/session-message.schema.json
+	.venv/bin/session-relay schema asyncapi > docs/schema/asyncapi.json
+	.venv/bin/session-relay schema openapi > docs/schema/openapi.json
+
 # Set-up happens once; nothing of it needs the network again until one of these files changes.
 .venv/.installed: .venv/.made pyproject.toml requirements-dev.txt
 	@echo "Installing what requirements-dev.txt pins into .venv: a minute, the first time …"
 	@$(PIP) install --progress-bar off --requirement requirements-dev.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# AsyncAPI's schema of its own documents is published on npm only. Without it, the tests that need it are skipped.
+.venv/.node: .venv/.made Makefile
+	@if command -v npm >/dev/null; then \
+		npm install --prefix .venv/node --no-save --no-package-lock --no-audit --no-fund --loglevel error \
+			@asyncapi/specs@6.11.1 >/dev/null && touch $@ || \
+		echo "npm could not install @asyncapi/specs: tests that need it are skipped" >&2; \
+	fi
 
 # Programs in .venv hold its path, and .venv holds that of its Python: when either moved, it is made anew.
 IN_PLACE := $(shell test -x .venv/bin/python && test "$$(cat .venv/.made)" = "$$(pwd -P)" && echo yes)

@@ -17,6 +17,7 @@ from support import (
     Intake,
     ServiceProcess,
     assert_a_good_delivery_passes,
+    assert_messages_keep_to_the_schema,
     assert_sessions_and_users_expire,
     client_of,
     intake_on,
@@ -90,11 +91,12 @@ def relay_redis(request: pytest.FixtureRequest) -> EmbeddedRedis:
 
 @pytest.fixture
 def client(relay_redis: EmbeddedRedis) -> Iterator[Any]:
-    """A client of the Redis under test, which is empty at first; afterwards, keys must have their TTL."""
+    """A client of the Redis under test, which is empty at first. Afterwards, what it holds is looked at."""
     with client_of(relay_redis.url) as client:
         client.flushall()
         yield client
         assert_sessions_and_users_expire(client)
+        assert_messages_keep_to_the_schema(client)
 
 
 @pytest.fixture
@@ -128,6 +130,7 @@ def http_client(any_redis: EmbeddedRedis) -> Iterator[Any]:
         client.flushall()
         yield client
         assert_sessions_and_users_expire(client)
+        assert_messages_keep_to_the_schema(client)
 
 
 @pytest.fixture(scope="session")
