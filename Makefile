@@ -2,6 +2,7 @@
 # make test   the whole test suite
 # make soak   every fault of production in one long load, and the counts at its end (one minute)
 # make lint   style, types and the direction of imports
+# make schemas  write docs/schema anew, after a change of what is published or answered
 # make pins   write the pins of requirements*.txt anew (needs uv; ARGS=--upgrade moves them)
 # make clean  forget the virtual environment and what the tools keep
 #
@@ -14,7 +15,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # Twice --quiet: errors only.
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help run test soak lint pins clean
+.PHONY: help run test soak lint schemas pins clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -23,7 +24,7 @@ help:
 run: .venv/.installed
 	@exec .venv/bin/session-relay dev $(ARGS)
 
-test: .venv/.installed examples/node_modules/.installed
+test: .venv/.installed .venv/.node
 	@exec .venv/bin/python -m pytest $(ARGS)
 
 # SOAK_DELIVERIES, SOAK_SESSIONS and SOAK_SEED make it longer, or another one.
@@ -36,6 +37,11 @@ lint: .venv/.installed
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
+schemas: .venv/.installed
+	.venv/bin/session-relay schema json-schema > docs/schema/session-message.schema.json
+	.venv/bin/session-relay schema asyncapi > docs/schema/asyncapi.json
+	.venv/bin/session-relay schema openapi > docs/schema/openapi.json
+
 # Set-up happens once; nothing of it needs the network again until one of these files changes.
 .venv/.installed: .venv/.made pyproject.toml requirements-dev.txt
 	@echo "Installing what requirements-dev.txt pins into .venv: a minute, the first time …"
@@ -43,12 +49,14 @@ lint: .venv/.installed
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# For what runs on Node. Where npm is missing, or its registry is out of reach, those tests are skipped, and say so.
-examples/node_modules/.installed: examples/package.json
+# What tests need of npm: AsyncAPI's schema of its own documents, which is published nowhere else, and what the
+# examples use. Where npm is missing, or its registry is out of reach, those tests are skipped, and say so.
+.venv/.node: .venv/.made Makefile examples/package.json
 	@if command -v npm >/dev/null; then \
-		npm install --prefix examples --no-package-lock --no-audit --no-fund --loglevel error \
-			--fetch-retries 0 --fetch-timeout 20000 >/dev/null && touch $@ || \
-		echo "npm could not install what examples/package.json names: tests that need it are skipped" >&2; \
+		mkdir -p .venv/node && cp examples/package.json .venv/node && \
+		npm install --prefix .venv/node --no-save --no-package-lock --no-audit --no-fund --loglevel error \
+			--fetch-retries 0 --fetch-timeout 20000 @asyncapi/specs@6.11.1 >/dev/null && touch $@ || \
+		echo "npm could not install @asyncapi/specs and ioredis: tests that need them are skipped" >&2; \
 	fi
 
 # Programs in .venv hold its path, and .venv holds that of its Python: when either moved, it is made anew.
@@ -81,4 +89,4 @@ pins:
 	echo . | $(COMPILE) - --constraint requirements-dev.txt --output-file requirements.txt
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis examples/node_modules
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -14,6 +14,7 @@ from service import dev as dev_mode
 from service import log, view
 from service import server as server_mode
 from service.cli_dead_letters import dead_letters
+from service.cli_schema import schema
 from service.cli_send import send
 from service.config import DevSettings, RedisSettings, Settings, load
 from service.connections import explain
@@ -43,7 +44,9 @@ class _Group(click.Group):
 
 
 @click.group(
-    cls=_Group, commands=[dead_letters, send], context_settings={"help_option_names": ["-h", "--help"]}
+    cls=_Group,
+    commands=[dead_letters, schema, send],
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="clerk-session-relay")
 def main() -> None:

@@ -24,15 +24,22 @@ MAX_TEXT: Final = 1024
 
 Id = Annotated[str, Field(strict=True, pattern=f"^{ID.pattern}$")]
 Text = Annotated[str, Field(strict=True, max_length=MAX_TEXT)]
-UnixMs = Annotated[int, Field(strict=True, ge=0, le=10**14)]
+UnixMs = Annotated[int, Field(strict=True, ge=0, le=10**14, description="Unix milliseconds.")]
 Flag = Annotated[bool, Field(strict=True)]
-Cursor = Annotated[str, Field(pattern=r"^[0-9]+-[0-9]+$")]
+Cursor = Annotated[str, Field(strict=True, pattern=r"^(0|[1-9][0-9]{0,19})-(0|[1-9][0-9]{0,19})$")]
 """The id of a stream entry: https://redis.io/docs/latest/develop/data-types/streams/#entry-ids"""
 Revision = Annotated[int, Field(strict=True, ge=1)]
+ExpiryId = Annotated[str, Field(strict=True, pattern=r"^exp_[A-Za-z0-9_-]{1,128}_[0-9]{1,15}$")]
+"""The message id of a synthetic expiry: `exp_<session id>_<expire_at>`. It may be longer than other ids."""
+Actor = Annotated[
+    dict[str, Any], Field(json_schema_extra={"properties": {"sub": {"type": "string"}}, "required": ["sub"]})
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SessionActivity:
+    """Where, and with what, the session was last used. What is not known is null."""
+
     object: Text | None
     id: Text | None
     device_type: Text | None
@@ -46,6 +53,8 @@ class SessionActivity:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SessionTask:
+    """What the user still has to do."""
+
     key: Text
 
 
@@ -57,11 +66,9 @@ class Session:
     id: Id
     user_id: Id
     client_id: Id | None
-    actor: dict[str, Any] | None
-    """Who impersonates the user: `sub`, and whatever else came with it.
-
-    The relay never looks into it: where it writes a Session, this is JSON already, an orjson.Fragment.
-    """
+    # Where the relay writes a Session, this is JSON already, an orjson.Fragment: it never looks into it.
+    actor: Actor | None
+    """Who impersonates the user: `sub`, and whatever else came with it."""
     status: Status
     live: Flag
     """Active and not past `expire_at`, at the moment of publishing."""
@@ -86,16 +93,21 @@ class HttpRequest:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    id: Id
+    """What made the session what it is now."""
+
+    id: Id | ExpiryId
     """The Svix message id: the same for every retry."""
     type: Annotated[str, Field(pattern=r"^session\.", max_length=128)]
     occurred_at: UnixMs
     instance_id: Id | None
     source: Literal["clerk", "synthetic"]
+    """`synthetic`: an expiry that the relay found itself."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EventWithRequest(Event):
+    """An event as a relay with PUBLISH_HTTP_REQUEST publishes it."""
+
     http_request: HttpRequest | None
 
 
@@ -109,6 +121,7 @@ class SessionMessage:
     revision: Revision
     """Counts the states applied to the session."""
     previous_status: Status | None
+    """Null for the session's first state."""
     event: EventWithRequest | Event
     session: Session
 

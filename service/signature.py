@@ -21,7 +21,7 @@ from service.errors import (
 )
 
 TOLERANCE_SECONDS: Final = 300
-_TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
+TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
 _V1_ENTRY: Final = re.compile(r"v1,[A-Za-z0-9+/]{43}=")
 """`v1,` and the base64 of the 32 bytes of an HMAC-SHA256."""
 
@@ -60,7 +60,7 @@ class Verifier:
 
         if not ID.fullmatch(message_id):
             raise MalformedSignatureError(f"{family}-id is not 1 to 128 of A-Z a-z 0-9 _ -.")
-        if not _TIMESTAMP.fullmatch(timestamp):
+        if not TIMESTAMP.fullmatch(timestamp):
             raise MalformedSignatureError(f"{family}-timestamp is not 1 to 12 digits.")
         entries = [entry for entry in signature.split(" ") if _V1_ENTRY.fullmatch(entry)]
         if not entries:

@@ -6,6 +6,7 @@ Nothing here ever talks to a Redis that it did not start.
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ import pytest
 from load import DurableRedis, durable_redis, relay_service
 from support import (
     NO_REDIS,
-    ROOT,
     Endpoint,
     Intake,
     ServiceProcess,
     assert_a_good_delivery_passes,
+    assert_messages_keep_to_the_schema,
     assert_sessions_and_users_expire,
     client_of,
     intake_on,
@@ -92,11 +93,12 @@ def relay_redis(request: pytest.FixtureRequest) -> EmbeddedRedis:
 
 @pytest.fixture
 def client(relay_redis: EmbeddedRedis) -> Iterator[Any]:
-    """A client of the Redis under test, which is empty at first; afterwards, keys must have their TTL."""
+    """A client of the Redis under test, which is empty at first. Afterwards, what it holds is looked at."""
     with client_of(relay_redis.url) as client:
         client.flushall()
         yield client
         assert_sessions_and_users_expire(client)
+        assert_messages_keep_to_the_schema(client)
 
 
 @pytest.fixture
@@ -130,6 +132,7 @@ def http_client(any_redis: EmbeddedRedis) -> Iterator[Any]:
         client.flushall()
         yield client
         assert_sessions_and_users_expire(client)
+        assert_messages_keep_to_the_schema(client)
 
 
 @pytest.fixture(scope="session")
@@ -198,7 +201,7 @@ def node_modules(tmp_path: Path) -> None:
     if shutil.which("node") is None:
         pytest.skip("there is no node on PATH")
     folders = [Path(folder) for folder in os.environ.get("NODE_PATH", "").split(os.pathsep) if folder]
-    for folder in [ROOT / "examples" / "node_modules", *folders]:
+    for folder in [Path(sys.prefix) / "node" / "node_modules", *folders]:
         if (folder / "ioredis").is_dir():
             (tmp_path / "node_modules").symlink_to(folder.resolve())
             return

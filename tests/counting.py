@@ -10,6 +10,7 @@ from typing import Any, Final
 from lives import OPEN, Message, demanded
 from load import WORKERS, Load, Usage, await_connections
 from onlookers import CHANNEL, our_client
+from schemas import PUBLISHED, faults, faults_held
 from support import EVENTS_KEY, EXPIRY_KEY, eventually
 
 ANSWER_SECONDS: Final = 5.0
@@ -131,6 +132,7 @@ class Held:
             for cursor, fields in client.xrange(EVENTS_KEY)
             if (message := json.loads(fields["message"]))
         ]
+        self.schema_faults = faults_held(client)
         self.sessions: dict[str, dict[str, str]] = {}
         self.user_sets: dict[str, dict[str, float]] = {}
         self.expiry: dict[str, float] = {}
@@ -295,6 +297,10 @@ def _wrong_for_subscribers(load: Load, held: Held) -> Wrong:
         if place.get(message["event"]["id"]) != (message["cursor"], message["revision"]):
             unknown.append(message["event"]["id"])
     return {
+        "messages that break the schema": [
+            *held.schema_faults,
+            *(fault for _, message in load.subscriber.messages for fault in faults(PUBLISHED, message)),
+        ],
         "sessions that subscribers saw go from ended to live": risen,
         "sessions that subscribers saw go back to an older revision": unordered,
         "messages to subscribers that are not in the stream": unknown,

@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 
 import httpx
 import redis
+import schemas
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from service import simulator
@@ -175,8 +176,13 @@ def assert_sessions_and_users_expire(client: Any) -> None:
             assert client.ttl(key) != -1, f"{key} stays for ever"
 
 
+def assert_messages_keep_to_the_schema(client: Any) -> None:
+    """Those that Redis holds, that is; Subscriber looks at what is published."""
+    assert schemas.faults_held(client) == []
+
+
 class Subscriber:
-    """Collects what is published."""
+    """Collects what is published, all of which keeps to the schema."""
 
     def __init__(self, client: Any, *channels: str) -> None:
         self._pubsub = client.pubsub(ignore_subscribe_messages=False)
@@ -188,15 +194,19 @@ class Subscriber:
         """Return the next message, with its channel first."""
         message = self._pubsub.get_message(timeout=within)
         assert message is not None, "nothing was published"
-        return message["channel"], message["data"]
+        return self._checked(message)
 
     def rest(self) -> list[tuple[str, str]]:
         """Return what has arrived until now: everything that Redis published before it answers a ping."""
         self._pubsub.ping("end")
         messages = []
         while (message := self._pubsub.get_message(timeout=10))["type"] != "pong":
-            messages.append((message["channel"], message["data"]))
+            messages.append(self._checked(message))
         return messages
+
+    def _checked(self, message: dict[str, str]) -> tuple[str, str]:
+        assert schemas.faults_published(message["data"]) == []
+        return message["channel"], message["data"]
 
     def close(self) -> None:
         self._pubsub.close()
@@ -331,12 +341,26 @@ def signed(
     }
 
 
+def _assert_described(response: httpx.Response) -> None:
+    """Check an answer against the OpenAPI document."""
+    request = response.request
+    if request.method != "HEAD":
+        body = response.read()
+        headers = response.headers
+        faults = schemas.answer_faults(request.method, request.url.path, response.status_code, headers, body)
+        assert faults == [], response.text
+
+
 class Endpoint:
     """Where the service listens, with a client that posts to it."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=15)
+        self.http = httpx.Client(
+            base_url=f"http://127.0.0.1:{port}",
+            timeout=15,
+            event_hooks={"response": [_assert_described]},
+        )
 
     def deliver(
         self, event: object, message_id: str | None = None, headers: dict[str, str] | None = None

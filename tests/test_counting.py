@@ -86,6 +86,7 @@ HARMS: dict[str, Harm] = {
     "sessions that wait for their expiry, or should": lambda _, client: client.zpopmin(EXPIRY_KEY),
     "keys without a TTL": lambda _, client: client.persist(session_key(client)),
     "keys that the contract does not know": lambda _, client: client.set("{clerk}:mark", 1, ex=60),
+    "messages that break the schema": lambda _, client: append(client, type="user.created"),
     "sessions that subscribers saw go from ended to live": lambda _, client: raise_from_the_dead(client),
     "sessions that subscribers saw go back to an older revision": lambda _, client: publish(
         client, "active", 0, live=True

@@ -1,6 +1,7 @@
 """The Redis that `dev` and these tests start for themselves."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import client_of, free_port, subscribed
 
-from service import embedded
+from service import embedded, schema
 from service.embedded import EmbeddedRedis
 from service.errors import StartError
 
@@ -24,9 +25,10 @@ def test_it_takes_commands_and_publishes_to_any_client(relay_redis: EmbeddedRedi
     with client_of(relay_redis.url) as one, client_of(relay_redis.url) as other:
         one.set("{clerk}:greeting", "hello")
         assert other.get("{clerk}:greeting") == "hello"
+        message = json.dumps(schema.json_of(schema.EXAMPLE))
         with subscribed(other, "clerk:sessions") as subscriber:
-            one.publish("clerk:sessions", "hello")
-            assert subscriber.next() == ("clerk:sessions", "hello")
+            one.publish("clerk:sessions", message)
+            assert subscriber.next() == ("clerk:sessions", message)
 
 
 def test_it_runs_lua(relay_redis: EmbeddedRedis) -> None:

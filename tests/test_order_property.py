@@ -18,7 +18,15 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support import DAY_MS, NOW_MS, Intake, clerk_event, client_of, intake_on
+from support import (
+    DAY_MS,
+    NOW_MS,
+    Intake,
+    assert_messages_keep_to_the_schema,
+    clerk_event,
+    client_of,
+    intake_on,
+)
 
 from service.embedded import EmbeddedRedis
 
@@ -187,3 +195,4 @@ def test_store_and_model_agree_on_any_sequence_of_events(
             lambda: StoreAndModel(machine_intake, client),  # type: ignore[arg-type]  # any callable will do
             settings=settings(deadline=None, max_examples=60, stateful_step_count=12),
         )
+        assert_messages_keep_to_the_schema(client)
