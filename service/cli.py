@@ -16,9 +16,10 @@ from service import log, view
 from service import server as server_mode
 from service.cli_dead_letters import dead_letters
 from service.cli_send import send
-from service.config import DevSettings, RedisSettings, Settings, load
+from service.config import DevSettings, RedisSettings, Settings, WorkerSettings, load
 from service.connections import explain
-from service.errors import ConfigurationError, StartError
+from service.errors import ConfigurationError, StartError, StoreUnavailableError
+from service.expiry import ExpiryWorker
 from service.feed import SessionFeed
 from service.text import printable
 
@@ -32,8 +33,8 @@ class _Group(click.Group):
             for fault in error.faults:
                 click.echo(fault, err=True)
             ctx.exit(2)
-        except redis.RedisError as error:
-            click.echo(f"Redis: {printable(explain(error))}", err=True)
+        except (redis.RedisError, StoreUnavailableError) as error:
+            click.echo(f"Redis: {printable(explain(error.__cause__ or error))}", err=True)
             ctx.exit(1)
         except StartError as error:
             click.echo(str(error), err=True)
@@ -110,6 +111,22 @@ def tail(start: str, user: str | None, stale: bool, as_json: bool) -> None:
                     click.echo(update.message)
                 else:
                     _console.print(view.line(update.message, stale=is_stale))
+
+
+@main.command()
+@click.option("--once", is_flag=True, help="Only what has run out by now; then end.")
+def expire(once: bool) -> None:
+    """End the sessions that run out, about which Clerk says nothing; in any number of processes."""
+    settings = load(WorkerSettings)
+    log.configure(settings)
+    with contextlib.closing(ExpiryWorker(settings)) as worker:
+        if not once:
+            worker.run_until_signal()
+            return
+        expired, unreadable = worker.run_once()
+    click.echo(f"{expired} expired.")
+    if unreadable:
+        raise click.ClickException(f"{unreadable} can't be read, and stay as they are.")
 
 
 @main.command()
