@@ -37,7 +37,7 @@ IDLE_SECONDS: Final = 0.5
 """At most, until it is looked again whether something is due; also after an error."""
 MEET_SECONDS: Final = 0.1
 """At most, after a batch that others had taken already: they shall not meet again."""
-STOP_SECONDS: Final = 5.0
+STOP_SECONDS: Final = 3.0
 """For what is under way when the worker is told to stop."""
 
 

@@ -23,8 +23,10 @@ from support import (
     intake_on,
     subscribed,
 )
+from click.testing import CliRunner, Result
 from topologies import cluster_of
 
+from service import cli
 from service.embedded import EmbeddedRedis
 from service.keys import Keys, partition_of
 
@@ -35,6 +37,21 @@ StartRedis = Callable[..., EmbeddedRedis]
 def worker_on(redis_url: str, cwd: Path, *options: str, **settings: str) -> Iterator[Program]:
     with started([*RELAY, "expire", *options], cwd, {"REDIS_URL": redis_url} | settings) as program:
         yield program
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Away from any .env."""
+    monkeypatch.chdir(tmp_path)
+
+
+def once(redis_url: str, **settings: str) -> Result:
+    """Run it in this process."""
+    environment = {"REDIS_URL": redis_url, "LOG_LEVEL": "critical"} | settings
+    result = CliRunner().invoke(cli.main, ["expire", "--once"], env=environment)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
 
 
 def take(redis_url: str, session_ids: list[str], expire_at: int, **settings: Any) -> None:
@@ -172,14 +189,12 @@ def test_it_goes_on_when_redis_comes_back_and_says_once_that_it_was_away(
     assert worker.stderr.count("expiry_failed") == 1
 
 
-def test_a_cluster_with_partitions_is_worked_off(redis_binary: str, tmp_path: Path) -> None:
+def test_a_cluster_with_partitions_is_worked_off(redis_binary: str) -> None:
     with cluster_of(redis_binary, replicas=0) as nodes:
         session_ids = [f"sess_{n}" for n in range(12)]
         take(nodes.url, session_ids, now_ms() - 1, partitions=4)
-        with worker_on(nodes.url, tmp_path, "--once", PARTITIONS="4") as worker:
-            assert worker.end() == 0, worker.stderr
+        assert once(nodes.url, PARTITIONS="4").stdout == "12 expired.\n"
 
-        assert worker.stdout == "12 expired.\n"
         told = collections.Counter[str]()
         for keys in Keys().split(4):
             with client_of(nodes.primary(nodes.owner(keys.events)).url) as client:
@@ -194,90 +209,31 @@ def test_a_cluster_with_partitions_is_worked_off(redis_binary: str, tmp_path: Pa
 # --once
 
 
-def test_once_works_off_what_is_due_and_says_how_many(
-    own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path
-) -> None:
+def test_once_works_off_what_is_due_and_says_how_many(own_redis: EmbeddedRedis, own_client: Any) -> None:
     take(own_redis.url, [f"sess_{n}" for n in range(3)], now_ms() - 1)
     take(own_redis.url, ["sess_later"], now_ms() + HOUR_MS)
 
-    with worker_on(own_redis.url, tmp_path, "--once") as worker:
-        assert worker.end() == 0
+    result = once(own_redis.url)
 
-    assert worker.stdout == "3 expired.\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "3 expired.\n", "")
     assert own_client.zrange(EXPIRY_KEY, 0, -1) == ["sess_later"]
 
 
-def test_once_fails_if_something_due_cannot_be_read(
-    own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path
-) -> None:
+def test_once_fails_if_something_due_cannot_be_read(own_redis: EmbeddedRedis, own_client: Any) -> None:
     take(own_redis.url, ["sess_1", "sess_2"], now_ms() - 1)
     own_client.hset("{clerk}:session:sess_1", "state", "{}")
 
-    with worker_on(own_redis.url, tmp_path, "--once", LOG_LEVEL="error") as worker:
-        assert worker.end() == 1
+    result = once(own_redis.url)
 
-    assert worker.stdout == "1 expired.\n"
-    assert worker.stderr == "Error: 1 can't be read, and stay as they are.\n"
-
-
-def test_once_fails_in_one_line_without_redis(tmp_path: Path) -> None:
-    with worker_on(NO_REDIS, tmp_path, "--once") as worker:
-        assert worker.end() == 1
-
-    (line,) = worker.stderr.splitlines()
-    assert line.startswith("Redis: ")
+    assert (result.exit_code, result.stdout) == (1, "1 expired.\n")
+    assert result.stderr == "Error: 1 can't be read, and stay as they are.\n"
 
 
-# What trying again can't mend
+def test_once_fails_in_one_line_without_redis() -> None:
+    result = once(NO_REDIS)
 
-
-@pytest.mark.parametrize("options", [(), ("--once",)], ids=["for good", "once"])
-def test_a_wrong_password_ends_it_with_one_line(
-    own_redis: EmbeddedRedis, tmp_path: Path, options: tuple[str, ...]
-) -> None:
-    url = own_redis.url.replace("//", "//relay:s3cr3t@")
-    with worker_on(url, tmp_path, *options) as worker:
-        assert worker.end() == 1
-
-    (line,) = worker.stderr.splitlines()
-    assert line.startswith("Redis: ")
-    assert "password" in line
-    assert "s3cr3t" not in line
-
-
-RIGHTS = (
-    "~{clerk}:* resetchannels &clerk:sessions* -@all +evalsha +script|load +hmget +hget +hset +hdel +hexists "
-    "+exists +del +pttl +pexpire +zadd +zrem +xadd +xdel +publish +ping +select +zcount +zrangebyscore"
-)
-"""Those of the relay's user, and the last two."""
-
-
-def test_a_user_with_few_rights_suffices(own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path) -> None:
-    own_client.execute_command("ACL", "SETUSER", "relay", "on", ">password", *RIGHTS.split())
-    take(own_redis.url, ["sess_1"], now_ms() - 1)
-    own_client.zadd(EXPIRY_KEY, {"sess_gone": 1})
-
-    with worker_on(own_redis.url.replace("//", "//relay:password@"), tmp_path, "--once") as worker:
-        assert worker.end() == 0, worker.stderr
-
-    assert worker.stdout == "1 expired.\n"
-
-
-@pytest.mark.parametrize("missing", ["+zcount", "+hmget", "+evalsha", "+script|load", "+publish", "+zrem"])
-def test_a_lack_of_rights_ends_it(
-    own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path, missing: str
-) -> None:
-    rights = [right for right in RIGHTS.split() if right != missing]
-    own_client.execute_command("ACL", "SETUSER", "relay", "on", ">password", *rights)
-    take(own_redis.url, ["sess_1"], now_ms() - 1)
-
-    with worker_on(own_redis.url.replace("//", "//relay:password@"), tmp_path) as worker:
-        assert worker.end() == 1
-
-    last = worker.stderr.splitlines()[-1]
-    assert last.startswith("Redis: ")
-    assert "Traceback" not in worker.stderr
-    assert expiries(own_client) == {}
+    (line,) = result.stderr.splitlines()
+    assert (result.exit_code, line.startswith("Redis: ")) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -288,9 +244,72 @@ def test_a_lack_of_rights_ends_it(
         ({"PARTITIONS": "0"}, "PARTITIONS"),
     ],
 )
-def test_a_wrong_setting_ends_it_with_status_2(tmp_path: Path, settings: dict[str, str], named: str) -> None:
-    with worker_on(**{"redis_url": NO_REDIS, "cwd": tmp_path} | settings) as worker:  # type: ignore[arg-type]
-        assert worker.end() == 2
+def test_a_wrong_setting_ends_it_with_status_2(settings: dict[str, str], named: str) -> None:
+    result = once(NO_REDIS, **settings)
+
+    (line,) = result.stderr.splitlines()
+    assert (result.exit_code, line.startswith(f"{named}: ")) == (2, True)
+
+
+# What trying again can't mend
+
+RIGHTS = (
+    "~{clerk}:* resetchannels &clerk:sessions* -@all +evalsha +script|load +hmget +hget +hset +hdel +hexists "
+    "+exists +del +pttl +pexpire +zadd +zrem +xadd +xdel +publish +ping +select +zcount +zrangebyscore"
+)
+"""Those of the relay's user, and the last two."""
+
+
+@pytest.fixture
+def restricted(own_redis: EmbeddedRedis, own_client: Any) -> Callable[[str], str]:
+    """Return the URL for a user that has all rights that it needs, but one."""
+
+    def url_without(missing: str) -> str:
+        rights = [right for right in RIGHTS.split() if right != missing]
+        own_client.execute_command("ACL", "SETUSER", "relay", "on", ">password", *rights)
+        take(own_redis.url, ["sess_1"], now_ms() - 1)
+        return own_redis.url.replace("//", "//relay:password@")
+
+    return url_without
+
+
+def test_a_user_with_few_rights_suffices(restricted: Callable[[str], str], own_client: Any) -> None:
+    own_client.zadd(EXPIRY_KEY, {"sess_gone": 1})
+
+    result = once(restricted("none"))
+
+    assert (result.exit_code, result.stdout) == (0, "1 expired.\n")
+    assert is_idle(own_client)
+
+
+@pytest.mark.parametrize("missing", ["+hmget", "+publish"], ids=["to read", "to write"])
+def test_a_lack_of_rights_ends_the_worker(
+    restricted: Callable[[str], str], own_client: Any, tmp_path: Path, missing: str
+) -> None:
+    with worker_on(restricted(missing), tmp_path, LOG_LEVEL="critical") as worker:
+        assert worker.end() == 1
 
     (line,) = worker.stderr.splitlines()
-    assert line.startswith(f"{named}: ")
+    assert line.startswith("Redis: ")
+    assert expiries(own_client) == {}
+
+
+@pytest.mark.parametrize("missing", ["+zrangebyscore", "+evalsha", "+script|load", "+zrem"])
+def test_a_lack_of_rights_is_told_of_in_one_line(
+    restricted: Callable[[str], str], own_client: Any, missing: str
+) -> None:
+    result = once(restricted(missing))
+
+    (line,) = result.stderr.splitlines()
+    assert (result.exit_code, line.startswith("Redis: ")) == (1, True)
+    assert expiries(own_client) == {}
+
+
+def test_a_wrong_password_ends_the_worker_with_one_line(own_redis: EmbeddedRedis, tmp_path: Path) -> None:
+    with worker_on(own_redis.url.replace("//", "//relay:s3cr3t@"), tmp_path) as worker:
+        assert worker.end() == 1
+
+    (line,) = worker.stderr.splitlines()
+    assert line.startswith("Redis: ")
+    assert "password" in line
+    assert "s3cr3t" not in line
