@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from children import RELAY, Program, durable_redis, started
+from click.testing import CliRunner, Result
 from support import (
     EVENTS_KEY,
     EXPIRY_KEY,
@@ -23,7 +24,6 @@ from support import (
     intake_on,
     subscribed,
 )
-from click.testing import CliRunner, Result
 from topologies import cluster_of
 
 from service import cli
