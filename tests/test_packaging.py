@@ -101,10 +101,11 @@ def test_the_installed_command_tells_its_version(installed: Callable[..., str]) 
     assert PROJECT["version"] in installed("session-relay", "--version")
 
 
-def test_procfile_names_a_command_that_exists(installed: Callable[..., str]) -> None:
-    kind, _, command = (ROOT / "Procfile").read_text().strip().partition(": ")
+@pytest.mark.parametrize("kind", ["web", "worker"])
+def test_procfile_names_commands_that_exist(installed: Callable[..., str], kind: str) -> None:
+    commands = dict(line.split(": ") for line in (ROOT / "Procfile").read_text().splitlines())
 
-    assert kind == "web"
+    command = commands[kind]
     assert installed(*command.split(), "--help").startswith(f"Usage: {command} ")
 
 
