@@ -16,6 +16,7 @@ import pytest
 from children import RELAY, started
 from support import (
     EVENTS_KEY,
+    Endpoint,
     IGNORED,
     SECRET,
     ServiceProcess,
@@ -120,13 +121,11 @@ def test_the_service_starts_without_redis(start_redis: Callable[..., EmbeddedRed
 
 def test_several_processes_serve_one_port(own_redis: EmbeddedRedis) -> None:
     with run_service(own_redis.url, WEB_CONCURRENCY="2") as service:
-        body = sample_body()
-        headers = signed(body)
+        request = delivery("sess_1")
 
         def deliver(_: int) -> str:
-            with httpx.Client(base_url=f"http://127.0.0.1:{service.port}", timeout=15) as client:
-                outcome: str = client.post("/webhooks/clerk", content=body, headers=headers).json()["outcome"]
-                return outcome
+            outcome: str = json.loads(exchange(service.port, request).body)["outcome"]
+            return outcome
 
         with ThreadPoolExecutor(8) as threads:
             outcomes = list(threads.map(deliver, range(40)))
@@ -171,7 +170,7 @@ def test_sigterm_under_load_answers_all_that_it_took(
     def deliver_until_the_end(worker: int) -> tuple[set[str], set[str]]:
         """Return the sessions that were answered for, and those whose answer never came."""
         answered, unanswered = set(), set()
-        with httpx.Client(base_url=f"http://127.0.0.1:{own_service.port}", timeout=15) as client:
+        with Endpoint(own_service.port).http as client:
             for number in range(100_000):
                 if stop.is_set():
                     break
