@@ -18,8 +18,10 @@ from typing import Any
 import httpx
 import pytest
 from children import PROC, RELAY, Program, descendants, running, started
+from click.testing import CliRunner
 from support import SECRET, client_of, eventually, free_port, subscribed
 
+from service import cli
 from service import dev as dev_mode
 from service import simulator
 from service.embedded import EmbeddedRedis
@@ -457,10 +459,14 @@ def test_a_redis_given_that_is_away_ends_it(start: Dev) -> None:
     assert "hunter" not in program.stdout + program.stderr
 
 
-def test_a_wrong_setting_ends_it_with_a_line_that_names_it(start: Dev) -> None:
-    program = start(CLERK_WEBHOOK_SIGNING_SECRET="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLa")
-    assert program.end() == 2
-    (line,) = program.stderr.splitlines()
+def test_a_wrong_setting_ends_it_with_a_line_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrong = {"CLERK_WEBHOOK_SIGNING_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLa"}
+    result = CliRunner().invoke(cli.main, ["dev"], env=wrong)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
     assert line.startswith("CLERK_WEBHOOK_SIGNING_SECRET: ")
     assert "MfKQ9r8GKYqr" not in line
 
