@@ -4,6 +4,7 @@ Nothing here ever talks to a Redis that it did not start.
 """
 
 import contextlib
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -88,13 +89,20 @@ def relay_redis(request: pytest.FixtureRequest) -> EmbeddedRedis:
     return server
 
 
+@pytest.fixture(scope="session")
+def lasting_client() -> Iterator[Callable[[EmbeddedRedis], Any]]:
+    """One client for each Redis that lasts: to connect takes longer than most tests."""
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(lambda server: stack.enter_context(client_of(server.url)))
+
+
 @pytest.fixture
-def client(relay_redis: EmbeddedRedis) -> Iterator[Any]:
+def client(relay_redis: EmbeddedRedis, lasting_client: Callable[[EmbeddedRedis], Any]) -> Iterator[Any]:
     """A client of the Redis under test, which is empty at first; afterwards, keys must have their TTL."""
-    with client_of(relay_redis.url) as client:
-        client.flushall()
-        yield client
-        assert_sessions_and_users_expire(client)
+    client = lasting_client(relay_redis)
+    client.flushall()
+    yield client
+    assert_sessions_and_users_expire(client)
 
 
 @pytest.fixture
@@ -122,12 +130,12 @@ def own_client(own_redis: EmbeddedRedis) -> Iterator[Any]:
 
 
 @pytest.fixture
-def http_client(any_redis: EmbeddedRedis) -> Iterator[Any]:
+def http_client(any_redis: EmbeddedRedis, lasting_client: Callable[[EmbeddedRedis], Any]) -> Iterator[Any]:
     """A client of the Redis that `service` and `endpoint` write to; empty at first."""
-    with client_of(any_redis.url) as client:
-        client.flushall()
-        yield client
-        assert_sessions_and_users_expire(client)
+    client = lasting_client(any_redis)
+    client.flushall()
+    yield client
+    assert_sessions_and_users_expire(client)
 
 
 @pytest.fixture(scope="session")
