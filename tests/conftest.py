@@ -36,6 +36,8 @@ INSTALL_REDIS = "install it, for example with `apt-get install redis-server` or 
 def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("CI") == "true" and shutil.which("redis-server") is None:
         raise pytest.UsageError(f"CI=true, but there is no redis-server on PATH: {INSTALL_REDIS}.")
+    # Where this is set, each of the many processes that tests start would compile the whole service anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # Settings of whoever runs the tests are none of theirs.
     for name in [*Settings.model_fields, "clerk_webhook_secret"]:
         os.environ.pop(name.upper(), None)

@@ -21,9 +21,8 @@ from children import PROC, RELAY, Program, descendants, running, started
 from click.testing import CliRunner
 from support import SECRET, client_of, eventually, free_port, subscribed
 
-from service import cli
+from service import cli, simulator
 from service import dev as dev_mode
-from service import simulator
 from service.embedded import EmbeddedRedis
 
 READY = r"Ctrl-C stops"

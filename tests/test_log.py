@@ -5,7 +5,6 @@ import subprocess
 import sys
 from typing import Any
 
-import pytest
 from support import NO_REDIS, ROOT, SECRET, ServiceProcess, run_service, signed
 
 from service import simulator

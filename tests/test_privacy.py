@@ -399,9 +399,7 @@ def selective(redis_binary: str) -> Iterator[tuple[Endpoint, Any]]:
     with (
         redis_server(redis_binary) as server,
         client_of(server.url) as client,
-        run_plain_wsgi(
-            make_settings(server.url, omit_fields=omitted, publish_http_request=True)
-        ) as service,
+        run_plain_wsgi(make_settings(server.url, omit_fields=omitted, publish_http_request=True)) as service,
     ):
         yield service, client
 

@@ -16,9 +16,9 @@ import pytest
 from children import RELAY, started
 from support import (
     EVENTS_KEY,
-    Endpoint,
     IGNORED,
     SECRET,
+    Endpoint,
     ServiceProcess,
     client_of,
     eventually,
