@@ -251,6 +251,22 @@ def test_no_worker_outlives_a_main_process_that_was_killed(own_redis: EmbeddedRe
         eventually(lambda: not any(is_running(child) for child in children))
 
 
+def test_no_worker_that_still_starts_outlives_its_main_process(own_service: ServiceProcess) -> None:
+    main = own_service.process
+    (first,) = children_of(main.pid)
+    os.kill(first, signal.SIGKILL)
+    (successor,) = eventually(lambda: set(children_of(main.pid)) - {first})
+    os.kill(successor, signal.SIGSTOP)
+    main.kill()
+    main.wait(timeout=25)
+    os.kill(successor, signal.SIGCONT)
+    try:
+        eventually(lambda: not is_running(successor))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(successor, signal.SIGKILL)
+
+
 def test_workers_that_die_one_after_the_other_are_replaced(own_service: ServiceProcess) -> None:
     def takes_a_delivery() -> bool:
         with contextlib.suppress(httpx.TransportError):
