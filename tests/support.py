@@ -153,9 +153,7 @@ def intake_on(redis_url: str, **options: Any) -> Iterator[Intake]:
 @contextlib.contextmanager
 def client_of(redis_url: str, **options: Any) -> Iterator[Any]:
     """Return a client that speaks text. Typed Any: redis-py's replies are unions of everything."""
-    # To tell the server which redis-py this is would take longer than all else that connecting takes.
-    ours = {"decode_responses": True, "protocol": 2, "driver_info": None}
-    with redis.Redis.from_url(redis_url, **ours | options) as client:
+    with redis.Redis.from_url(redis_url, **{"decode_responses": True, "protocol": 2} | options) as client:
         yield client
 
 
