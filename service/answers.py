@@ -8,7 +8,7 @@ import orjson
 import structlog
 from flask import Response
 
-from service.errors import RelayError, StoreUnavailableError
+from service.errors import RelayError, StoreUnavailableError, UnauthorizedError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -40,6 +40,8 @@ def problem(error: RelayError) -> Response:
     response = Response(orjson.dumps(body), error.status, content_type="application/problem+json")
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
+    if isinstance(error, UnauthorizedError):
+        response.headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, 15.5.2, wants it
     return response
 
 

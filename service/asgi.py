@@ -9,6 +9,7 @@ Any number of slow clients, and a Redis that hangs, leave the loop free to answe
 import asyncio
 import contextlib
 import io
+import multiprocessing
 import os
 import re
 import signal
@@ -138,7 +139,9 @@ class Application:
 
 async def _end_with_parent() -> None:
     """Stop this worker when the main process was killed: it would hold the port, and nobody would end it."""
-    parent = os.getppid()
+    # Its id is known from the fork: it may have died before this begins, and another is the parent now.
+    main = multiprocessing.parent_process()
+    parent = os.getppid() if main is None else main.pid
     while os.getppid() == parent:  # noqa: ASYNC110  # nothing tells of a parent's death but this
         await asyncio.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)

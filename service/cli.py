@@ -16,9 +16,16 @@ from service import server as server_mode
 from service.cli_dead_letters import dead_letters
 from service.cli_schema import schema
 from service.cli_send import send
-from service.config import DevSettings, RedisSettings, Settings, load
+from service.config import DevSettings, RedisSettings, Settings, WorkerSettings, load
 from service.connections import explain
-from service.errors import ConfigurationError, CursorLostError, FeedError, StartError
+from service.errors import (
+    ConfigurationError,
+    CursorLostError,
+    FeedError,
+    StartError,
+    StoreUnavailableError,
+)
+from service.expiry import ExpiryWorker
 from service.feed import SessionFeed
 from service.text import printable
 
@@ -32,8 +39,8 @@ class _Group(click.Group):
             for fault in error.faults:
                 click.echo(fault, err=True)
             ctx.exit(2)
-        except redis.RedisError as error:
-            click.echo(f"Redis: {printable(explain(error))}", err=True)
+        except (redis.RedisError, StoreUnavailableError) as error:
+            click.echo(f"Redis: {printable(explain(error.__cause__ or error))}", err=True)
             ctx.exit(1)
         except FeedError as error:
             click.echo(printable(str(error)), err=True)
@@ -125,6 +132,22 @@ def _cursors(start: str, partitions: int) -> dict[int, str]:
     if partitions > 1 and "-" in start:
         start = str(int(start.partition("-")[0]) - 1)
     return dict.fromkeys(range(partitions), "0-0" if start == "start" else start)
+
+
+@main.command()
+@click.option("--once", is_flag=True, help="Only what has run out by now; then end.")
+def expire(once: bool) -> None:
+    """End the sessions that run out, about which Clerk says nothing; in any number of processes."""
+    settings = load(WorkerSettings)
+    log.configure(settings)
+    with contextlib.closing(ExpiryWorker(settings)) as worker:
+        if not once:
+            worker.run_until_signal()
+            return
+        expired, unreadable = worker.run_once()
+    click.echo(f"{expired} expired.")
+    if unreadable:
+        raise click.ClickException(f"{unreadable} can't be read, and stay as they are.")
 
 
 @main.command()

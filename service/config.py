@@ -153,6 +153,10 @@ class StoreSettings(RedisSettings):
     publish_http_request: bool = False
 
 
+class WorkerSettings(StoreSettings, LogSettings):
+    """What `expire` runs with."""
+
+
 class ListenSettings(_Environment):
     host: str = "0.0.0.0"  # noqa: S104  # a platform's router comes from outside
     port: int = Field(8000, ge=1, le=65535)

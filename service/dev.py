@@ -123,13 +123,15 @@ def _serve(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
 
 def _await_start(server: subprocess.Popen[bytes], url: str, stop: threading.Event) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not stop.wait(0.05):
-        try:
-            if httpx.get(url, timeout=1, trust_env=False).is_success:
-                return
-        except httpx.HTTPError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise StartError("The relay did not start; what it said stands above.") from None
+    # One client for all attempts: each reads the system's certificates, for longer than a pause takes.
+    with httpx.Client(timeout=1, trust_env=False) as client:
+        while not stop.wait(0.05):
+            try:
+                if client.get(url).is_success:
+                    return
+            except httpx.HTTPError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise StartError("The relay did not start; what it said stands above.") from None
 
 
 @contextlib.contextmanager

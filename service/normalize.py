@@ -1,7 +1,7 @@
 """Clerk's event to the contract's state, and its place in the order of all events of the session. Pure."""
 
 import dataclasses
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Self
 
 from service import clerk
 from service.clerk import Unusable
@@ -18,7 +18,7 @@ from service.contract import (
 
 DAY_MS: Final = 86_400_000
 
-_RANKS: Final[tuple[Status, ...]] = (
+RANKS: Final[tuple[Status, ...]] = (
     "pending",
     "active",
     "abandoned",
@@ -46,6 +46,16 @@ class OrderKey(NamedTuple):
     occurred_at_ms: int
     rank: int
     message_id: str
+
+    def __str__(self) -> str:
+        """As the session's hash holds it; `read` is the way back."""
+        return " ".join(map(str, (int(self.terminal), *self[1:])))
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Raises ValueError if it is none."""
+        terminal, updated_at, occurred_at, rank, message_id = text.split(" ")
+        return cls(terminal == "1", int(updated_at), int(occurred_at), int(rank), message_id)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,9 +107,7 @@ def normalize(
             created_at=data.created_at,
             tasks=tuple(SessionTask(key=task.key) for task in data.tasks),
         ),
-        order=OrderKey(
-            status not in OPEN_STATUSES, updated_at, occurred_at, _RANKS.index(status), message_id
-        ),
+        order=OrderKey(status not in OPEN_STATUSES, updated_at, occurred_at, RANKS.index(status), message_id),
     )
 
 

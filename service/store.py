@@ -3,27 +3,31 @@
 import hashlib
 import importlib.resources
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import orjson
 
 from service import connections
 from service.clerk import Unusable
 from service.config import StoreSettings
-from service.contract import Outcome, Session, omit
+from service.contract import Outcome, Status, omit
 from service.errors import DeadLettersFullError
 from service.group_commit import GroupCommit, Script
 from service.keys import Keys, partition_of
-from service.normalize import SessionChange
+from service.normalize import OrderKey, SessionChange
 from service.signature import Delivery
+from service.synthetic import Expiry
+
+T = TypeVar("T")
 
 MAX_TTL_MS: Final = 400 * 86_400_000
 
 _LUA = importlib.resources.files("service") / "lua"
 _APPLY_SESSION: Final = Script.from_source((_LUA / "apply_session.lua").read_bytes())
+_SETTLE_EXPIRY: Final = Script.from_source((_LUA / "settle_expiry.lua").read_bytes())
 _KEEP_DEAD_LETTER: Final = Script.from_source((_LUA / "keep_dead_letter.lua").read_bytes())
 
 
@@ -62,7 +66,7 @@ class SessionStore:
                     tls_verify=settings.redis_tls_verify,
                     timeout=settings.redis_timeout,
                 ),
-                (_APPLY_SESSION, _KEEP_DEAD_LETTER),
+                (_APPLY_SESSION, _SETTLE_EXPIRY, _KEEP_DEAD_LETTER),
                 min_replicas=settings.redis_min_replicas,
                 # The server's own wait has to end before the socket's does.
                 replica_timeout_ms=max(1, int(settings.redis_timeout * 750)),
@@ -74,31 +78,85 @@ class SessionStore:
 
         body: what the change was read from. The outcome says so if its message was seen with another one.
         """
-        session, order = change.session, change.order
-        keys, group = self._partitions[partition_of(session.user_id, len(self._partitions))]
-        arguments = (
-            4,
-            keys.session(session.id),
-            keys.user_sessions(session.user_id),
-            keys.events,
-            keys.expiry,
-            change.event.id,
-            " ".join(map(str, (int(order.terminal), *order[1:]))),
+        session = change.session
+        return self._apply(
+            partition_of(session.user_id, len(self._partitions)),
+            change.order,
             session.id,
             session.user_id,
             session.status,
-            int(session.live),
-            "" if session.expire_at is None else session.expire_at,
-            time_to_live_ms(session.expire_at, now_ms, self._retention_ms),
+            session.live,
+            session.expire_at,
+            self._message(change),
+            body,
+            now_ms,
+            parse=partial(_outcome, session.id),
+        )
+
+    def expire(self, partition: int, expiry: Expiry, now_ms: int) -> Future[Outcome | None]:
+        """End a session that ran out: `applied` or `duplicate`; None if another state is held by now."""
+        return self._apply(
+            partition,
+            expiry.order,
+            expiry.session_id,
+            expiry.user_id,
+            "expired",
+            False,
+            expiry.expire_at,
+            expiry.message,
+            b"",
+            now_ms,
+            held_cursor=expiry.cursor,
+            parse=partial(_outcome_if_held, expiry.session_id),
+        )
+
+    def settle_expiry(self, partition: int, session_id: str) -> Future[bool]:
+        """Let the expiry set hold what the session's state says; return whether it waits for an expiry."""
+        keys, group = self._partitions[partition]
+        arguments = (2, keys.session(session_id), keys.expiry, session_id)
+        return group.submit(_SETTLE_EXPIRY, *arguments, parse=bool)
+
+    def _apply(
+        self,
+        partition: int,
+        order: OrderKey,
+        session_id: str,
+        user_id: str,
+        status: Status,
+        live: bool,
+        expire_at_ms: int | None,
+        message: bytes,
+        body: bytes,
+        now_ms: int,
+        *,
+        held_cursor: str = "",
+        parse: Callable[[list[bytes]], T],
+    ) -> Future[T]:
+        keys, group = self._partitions[partition]
+        arguments = (
+            4,
+            keys.session(session_id),
+            keys.user_sessions(user_id),
+            keys.events,
+            keys.expiry,
+            order.message_id,
+            str(order),
+            session_id,
+            user_id,
+            status,
+            int(live),
+            "" if expire_at_ms is None else expire_at_ms,
+            time_to_live_ms(expire_at_ms, now_ms, self._retention_ms),
             self._retention_ms,
             self._settings.stream_maxlen,
             keys.channel,
-            keys.user_channel(session.user_id),
-            self._message_after_head(change),
+            keys.user_channel(user_id),
+            b"," + message[1:],  # the script puts cursor and revision before it
             self._confirm,
             hashlib.blake2b(body, digest_size=8).hexdigest(),
+            held_cursor,
         )
-        return group.submit(_APPLY_SESSION, *arguments, parse=partial(_outcome, session))
+        return group.submit(_APPLY_SESSION, *arguments, parse=parse)
 
     def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Future[Outcome]:
         """Keep what can't be read; the future raises DeadLettersFullError if there is no room."""
@@ -128,12 +186,11 @@ class SessionStore:
         with ThreadPoolExecutor(len(self._groups)) as threads:  # side by side: each may take its time
             list(threads.map(GroupCommit.close, self._groups.values()))
 
-    def _message_after_head(self, change: SessionChange) -> bytes:
-        """The published JSON from the event on; the script puts cursor and revision before it."""
+    def _message(self, change: SessionChange) -> bytes:
         session = change.session
         if self._settings.omit_fields:
             session = omit(session, self._settings.omit_fields)
-        return b"," + orjson.dumps({"event": change.event, "session": session})[1:]
+        return orjson.dumps({"event": change.event, "session": session})
 
 
 def _all(futures: Sequence[Future[bool]]) -> Future[bool]:
@@ -160,9 +217,13 @@ def _all(futures: Sequence[Future[bool]]) -> Future[bool]:
     return whole
 
 
-def _outcome(session: Session, reply: list[bytes]) -> Outcome:
+def _outcome_if_held(session_id: str, reply: list[bytes]) -> Outcome | None:
+    return None if reply[0] == b"superseded" else _outcome(session_id, reply)
+
+
+def _outcome(session_id: str, reply: list[bytes]) -> Outcome:
     outcome, cursor, revision, remark = (part.decode() for part in reply)
-    return Outcome(outcome, session.id, cursor, int(revision) if revision else None, remark or None)  # type: ignore[arg-type]
+    return Outcome(outcome, session_id, cursor, int(revision) if revision else None, remark or None)  # type: ignore[arg-type]
 
 
 def _kept(why: Unusable, reply: bytes) -> Outcome:

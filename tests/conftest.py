@@ -4,6 +4,7 @@ Nothing here ever talks to a Redis that it did not start.
 """
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -38,6 +39,8 @@ INSTALL_REDIS = "install it, for example with `apt-get install redis-server` or 
 def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("CI") == "true" and shutil.which("redis-server") is None:
         raise pytest.UsageError(f"CI=true, but there is no redis-server on PATH: {INSTALL_REDIS}.")
+    # Where this is set, each of the many processes that tests start would compile the whole service anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # Settings of whoever runs the tests are none of theirs.
     for name in [*Settings.model_fields, "clerk_webhook_secret"]:
         os.environ.pop(name.upper(), None)
@@ -91,14 +94,21 @@ def relay_redis(request: pytest.FixtureRequest) -> EmbeddedRedis:
     return server
 
 
+@pytest.fixture(scope="session")
+def lasting_client() -> Iterator[Callable[[EmbeddedRedis], Any]]:
+    """One client for each Redis that lasts: to connect takes longer than most tests."""
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(lambda server: stack.enter_context(client_of(server.url)))
+
+
 @pytest.fixture
-def client(relay_redis: EmbeddedRedis) -> Iterator[Any]:
+def client(relay_redis: EmbeddedRedis, lasting_client: Callable[[EmbeddedRedis], Any]) -> Iterator[Any]:
     """A client of the Redis under test, which is empty at first. Afterwards, what it holds is looked at."""
-    with client_of(relay_redis.url) as client:
-        client.flushall()
-        yield client
-        assert_sessions_and_users_expire(client)
-        assert_messages_keep_to_the_schema(client)
+    client = lasting_client(relay_redis)
+    client.flushall()
+    yield client
+    assert_sessions_and_users_expire(client)
+    assert_messages_keep_to_the_schema(client)
 
 
 @pytest.fixture
@@ -126,13 +136,13 @@ def own_client(own_redis: EmbeddedRedis) -> Iterator[Any]:
 
 
 @pytest.fixture
-def http_client(any_redis: EmbeddedRedis) -> Iterator[Any]:
+def http_client(any_redis: EmbeddedRedis, lasting_client: Callable[[EmbeddedRedis], Any]) -> Iterator[Any]:
     """A client of the Redis that `service` and `endpoint` write to; empty at first."""
-    with client_of(any_redis.url) as client:
-        client.flushall()
-        yield client
-        assert_sessions_and_users_expire(client)
-        assert_messages_keep_to_the_schema(client)
+    client = lasting_client(any_redis)
+    client.flushall()
+    yield client
+    assert_sessions_and_users_expire(client)
+    assert_messages_keep_to_the_schema(client)
 
 
 @pytest.fixture(scope="session")

@@ -26,10 +26,11 @@ class Strength:
     """Attempts that have to fail before the harm is mended."""
     times: int
     """For what is over at once."""
+    restarts: int
 
 
-SHORT: Final = Strength(hang_seconds=3, failures=20, times=5)
-LONG: Final = Strength(hang_seconds=10, failures=300, times=20)
+SHORT: Final = Strength(hang_seconds=2.5, failures=20, times=5, restarts=2)
+LONG: Final = Strength(hang_seconds=10, failures=300, times=20, restarts=3)
 
 
 class Faults:
@@ -153,12 +154,12 @@ class Faults:
         eventually(lambda: len(load.workers()) == WORKERS)
 
     def service_is_restarted(self, load: Load) -> None:
-        """Three times in a row, as a platform does it: the next one is there before the last one goes."""
+        """Some times in a row, as a platform does it: the next one is there before the last one goes."""
         before = load.service
         with contextlib.ExitStack() as stack:
             load.move_to(stack.enter_context(relay_service(load.redis.url)))
-            for is_last in (False, False, True):
-                successor = before if is_last else stack.enter_context(relay_service(load.redis.url))
+            for left in reversed(range(self._strength.restarts)):
+                successor = stack.enter_context(relay_service(load.redis.url)) if left else before
                 with _stopped(load.redis.pid):
                     _await_mid_request(load, of=5)
                     load.service.process.terminate()

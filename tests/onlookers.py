@@ -45,7 +45,7 @@ class Subscriber:
         pubsub.ping()
         self.connections += 1
         while not self._ending.is_set():
-            message = pubsub.get_message(timeout=0.2)
+            message = pubsub.get_message(timeout=0.02)
             if message is None:
                 continue
             if message["type"] == "pong":

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import jsonschema_rs
 
-from service import schema, schema_asyncapi, schema_openapi
+from service import lenient_json, schema, schema_asyncapi, schema_openapi
 
 ASYNCAPI: Final = schema_asyncapi.document()
 OPENAPI: Final = schema_openapi.document()
@@ -33,11 +33,21 @@ def faults(validator: jsonschema_rs.Draft202012Validator, value: object) -> list
 
 
 def faults_published(message: str) -> list[str]:
-    return faults(PUBLISHED, json.loads(message))
+    return faults(PUBLISHED, _loads(message))
+
+
+def _loads(message: str) -> Any:
+    try:
+        return json.loads(message)
+    except RecursionError:
+        # An actor may be nested deeper than Python's parser and a validator go; the schema looks at `sub` only.
+        content = lenient_json.loads(message.encode())
+        content["session"]["actor"] = {"sub": content["session"]["actor"]["sub"]}
+        return content
 
 
 def faults_in_stream(fields: dict[str, str]) -> list[str]:
-    return faults(ENTRY, fields) + faults(STREAMED, json.loads(fields["message"]))
+    return faults(ENTRY, fields) + faults(STREAMED, _loads(fields["message"]))
 
 
 def faults_held(client: Any) -> list[str]:

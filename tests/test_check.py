@@ -217,7 +217,7 @@ def test_a_prefix_without_a_hash_tag_has_one_partition(good_redis: EmbeddedRedis
 
 @pytest.fixture(scope="module")
 def cluster(redis_binary: str) -> Iterator[Cluster]:
-    with cluster_of(redis_binary) as cluster:
+    with cluster_of(redis_binary, replicas=0) as cluster:
         yield cluster
 
 

@@ -92,7 +92,7 @@ def commands() -> list[str]:
 
 
 def test_each_command_of_the_contract_is_there() -> None:
-    assert {"serve", "dev", "send", "tail", "sessions", "session"} <= set(commands())
+    assert {"serve", "dev", "send", "tail", "sessions", "session", "expire"} <= set(commands())
 
 
 @pytest.mark.parametrize("command", commands())

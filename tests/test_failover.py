@@ -61,11 +61,15 @@ def of_one_user_each(messages: list[Message]) -> list[Message]:
     return [message for message in messages if len(users[message.session_id]) == 1]
 
 
-@pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+# Partitions are several of what one partition has one of: they get the harder of the two on a cluster.
 @pytest.mark.parametrize(
-    ("topology", "partitions"),
-    [(sentinels, 1), (cluster, 1), (cluster, 6)],
-    ids=["sentinel", "cluster", "cluster with partitions"],
+    ("topology", "partitions", "harm"),
+    [
+        pytest.param(sentinels, 1, signal.SIGKILL, id="sentinel-dies"),
+        pytest.param(sentinels, 1, signal.SIGSTOP, id="sentinel-hangs"),
+        pytest.param(cluster, 1, signal.SIGKILL, id="cluster-dies"),
+        pytest.param(cluster, 6, signal.SIGSTOP, id="cluster with partitions-hangs"),
+    ],
 )
 def test_a_primary_that_is_lost_under_load_costs_503s_and_nothing_else(
     redis_binary: str, start_redis: StartRedis, topology: Any, partitions: int, harm: signal.Signals

@@ -149,6 +149,7 @@ def test_metrics_without_the_token(with_token: Endpoint, authorization: str | No
     response = with_token.http.get("/metrics", headers=headers)  # type: ignore[arg-type]
 
     assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
+    assert response.headers["www-authenticate"] == "Bearer"
     assert response.headers["content-type"] == "application/problem+json"
     assert TOKEN not in response.text
     assert "session_relay" not in response.text

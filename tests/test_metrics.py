@@ -4,16 +4,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import pytest
 from support import (
     SECRET,
     Endpoint,
     clerk_event,
+    exchange,
+    genuine,
     make_settings,
     metric,
+    request_head,
     run_plain_wsgi,
     run_service,
+    sample_body,
     signed,
 )
 
@@ -117,19 +120,16 @@ def test_fields_read_as_null_are_counted(small: Endpoint) -> None:
 
 def test_several_processes_tell_their_sum(any_redis: EmbeddedRedis, http_client: Any) -> None:
     with run_service(any_redis.url, WEB_CONCURRENCY="2") as service:
-        url = f"http://127.0.0.1:{service.port}"
 
         def deliver(number: int) -> int:
             # Each over a connection of its own, so that both processes get some.
-            body = simulator.encode(simulator.sample(session_id=f"sess_{number}"))
-            return httpx.post(
-                f"{url}/webhooks/clerk", content=body, headers=signed(body), timeout=15
-            ).status_code
+            body = sample_body(f"sess_{number}")
+            return exchange(service.port, request_head(genuine(body)) + body).status
 
         with ThreadPoolExecutor(8) as threads:
             assert set(threads.map(deliver, range(60))) == {200}
         for _ in range(10):
-            text = httpx.get(f"{url}/metrics", timeout=15).text
+            text = exchange(service.port, request_head([], method=b"GET", target=b"/metrics")).body.decode()
             assert metric(text, DELIVERIES, outcome="applied") == 60
             assert metric(text, "session_relay_delivery_seconds_count") == 60
 

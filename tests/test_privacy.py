@@ -18,14 +18,17 @@ from support import (
     DEAD_LETTERS_KEY,
     EVENTS_KEY,
     SECRET,
+    Endpoint,
     ServiceProcess,
     clerk_event,
     client_of,
     contents,
     exchange,
+    make_settings,
     metric,
     redis_server,
     request_head,
+    run_plain_wsgi,
     run_service,
     signed,
     subscribed,
@@ -391,20 +394,17 @@ def test_no_input_makes_a_label(story: Story) -> None:
 
 
 @pytest.fixture(scope="module")
-def selective(redis_binary: str) -> Iterator[tuple[ServiceProcess, Any]]:
-    settings = {
-        "OMIT_FIELDS": "latest_activity.ip_address,latest_activity.city client_id,tasks,last_active_at,actor",
-        "PUBLISH_HTTP_REQUEST": "true",
-    }
+def selective(redis_binary: str) -> Iterator[tuple[Endpoint, Any]]:
+    omitted = "latest_activity.ip_address,latest_activity.city client_id,tasks,last_active_at,actor"
     with (
         redis_server(redis_binary) as server,
         client_of(server.url) as client,
-        run_service(server.url, **settings) as service,
+        run_plain_wsgi(make_settings(server.url, omit_fields=omitted, publish_http_request=True)) as service,
     ):
         yield service, client
 
 
-def published_by(service: ServiceProcess, client: Any, event: Any) -> list[Any]:
+def published_by(service: Endpoint, client: Any, event: Any) -> list[Any]:
     """Return the message as it was published, is held, and is in the stream."""
     with subscribed(client, "clerk:sessions") as subscriber:
         answer = service.deliver(event).json()
@@ -414,7 +414,7 @@ def published_by(service: ServiceProcess, client: Any, event: Any) -> list[Any]:
     return [json.loads(text) for text in (data, state, entry["message"])]
 
 
-def test_omitted_fields_are_nowhere(selective: tuple[ServiceProcess, Any]) -> None:
+def test_omitted_fields_are_nowhere(selective: tuple[Endpoint, Any]) -> None:
     service, client = selective
     activity: dict[str, Any] = {"ip_address": f"{MARK}.1", "city": MARK, "country": "NO"}
     omitted: dict[str, Any] = {
@@ -436,7 +436,7 @@ def test_omitted_fields_are_nowhere(selective: tuple[ServiceProcess, Any]) -> No
     assert MARK not in json.dumps(contents(client))
 
 
-def test_the_http_request_is_published_on_request(selective: tuple[ServiceProcess, Any]) -> None:
+def test_the_http_request_is_published_on_request(selective: tuple[Endpoint, Any]) -> None:
     service, client = selective
     event = clerk_event(session_id="sess_request")
     event["event_attributes"] = {

@@ -17,7 +17,8 @@ from support import (
     ServiceProcess,
     client_of,
     eventually,
-    run_service,
+    make_settings,
+    run_plain_wsgi,
     subscribed,
 )
 
@@ -183,7 +184,8 @@ def test_the_user_that_it_makes_suffices_for_serve(
         ("msg_5", unusable, "dead_lettered"),
         ("msg_6", simulator.sample("user.updated"), "ignored"),
     ]
-    with run_service(restricted, REDIS_MIN_REPLICAS=replicas, REDIS_TIMEOUT="10") as service:
+    settings = make_settings(restricted, redis_min_replicas=int(replicas), redis_timeout=10)
+    with run_plain_wsgi(settings) as service:
         answers = [service.deliver(body, message_id).json() for message_id, body, _ in deliveries]
         ready = service.http.get("/readyz")
     assert [answer.get("outcome") for answer in answers] == [outcome for _, _, outcome in deliveries]
@@ -196,7 +198,7 @@ def test_the_user_that_it_makes_suffices_to_undo_what_failed(restricted: str, ow
     created = simulator.sample()
     own_client.set(f"{{clerk}}:user:{created['data']['user_id']}:sessions", "not a sorted set")
     before = set(own_client.scan_iter("*"))
-    with run_service(restricted) as service:
+    with run_plain_wsgi(make_settings(restricted)) as service:
         assert service.deliver(created).status_code == 503
     assert own_client.xlen("{clerk}:events") == 0
     assert set(own_client.scan_iter("*")) - before <= {"{clerk}:events"}

@@ -18,6 +18,7 @@ from support import (
     EVENTS_KEY,
     IGNORED,
     SECRET,
+    Endpoint,
     ServiceProcess,
     client_of,
     eventually,
@@ -120,13 +121,11 @@ def test_the_service_starts_without_redis(start_redis: Callable[..., EmbeddedRed
 
 def test_several_processes_serve_one_port(own_redis: EmbeddedRedis) -> None:
     with run_service(own_redis.url, WEB_CONCURRENCY="2") as service:
-        body = sample_body()
-        headers = signed(body)
+        request = delivery("sess_1")
 
         def deliver(_: int) -> str:
-            with httpx.Client(base_url=f"http://127.0.0.1:{service.port}", timeout=15) as client:
-                outcome: str = client.post("/webhooks/clerk", content=body, headers=headers).json()["outcome"]
-                return outcome
+            outcome: str = json.loads(exchange(service.port, request).body)["outcome"]
+            return outcome
 
         with ThreadPoolExecutor(8) as threads:
             outcomes = list(threads.map(deliver, range(40)))
@@ -171,7 +170,7 @@ def test_sigterm_under_load_answers_all_that_it_took(
     def deliver_until_the_end(worker: int) -> tuple[set[str], set[str]]:
         """Return the sessions that were answered for, and those whose answer never came."""
         answered, unanswered = set(), set()
-        with httpx.Client(base_url=f"http://127.0.0.1:{own_service.port}", timeout=15) as client:
+        with Endpoint(own_service.port).http as client:
             for number in range(100_000):
                 if stop.is_set():
                     break
@@ -250,6 +249,22 @@ def test_no_worker_outlives_a_main_process_that_was_killed(own_redis: EmbeddedRe
         service.process.kill()
 
         eventually(lambda: not any(is_running(child) for child in children))
+
+
+def test_no_worker_that_still_starts_outlives_its_main_process(own_service: ServiceProcess) -> None:
+    main = own_service.process
+    (first,) = children_of(main.pid)
+    os.kill(first, signal.SIGKILL)
+    (successor,) = eventually(lambda: set(children_of(main.pid)) - {first})
+    os.kill(successor, signal.SIGSTOP)
+    main.kill()
+    main.wait(timeout=25)
+    os.kill(successor, signal.SIGCONT)
+    try:
+        eventually(lambda: not is_running(successor))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(successor, signal.SIGKILL)
 
 
 def test_workers_that_die_one_after_the_other_are_replaced(own_service: ServiceProcess) -> None:

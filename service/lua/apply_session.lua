@@ -19,9 +19,11 @@
 --   13 the message from `,"event":` on           14 confirm (1|0): write even for a duplicate, so that
 --                                                   the WAIT that follows covers the first time's write
 --   15 digest of the body: hexadecimal
+--   16 cursor of the state that the event was made from, if it was made from what is held (an expiry); else empty
 --
 -- Returns {outcome, cursor, revision, remark}: applied | duplicate | stale; revision is empty for a stale event;
 -- remark is `other_body` for a duplicate that is none: its id was seen with another body. Else it is empty.
+-- Returns {'superseded', '', '', ''}, and has done nothing, if another state than that of ARGV 16 is held by now.
 --
 -- Redis does not roll back a script. So all that can be asked is asked before the first write, and a write
 -- that fails all the same undoes those before it.
@@ -51,6 +53,9 @@ if held_values[1] then
   for i, field in ipairs(FIELDS) do
     held[field] = held_values[i]
   end
+end
+if ARGV[16] ~= '' and not (held and held.cursor == ARGV[16]) then
+  return { 'superseded', '', '', '' }
 end
 
 -- `<` on strings follows the server's locale; this does not.
