@@ -15,7 +15,7 @@ from service.errors import UnreadableMessageError
 class SessionUpdate:
     """What a session is, and what made it so.
 
-    The fields are those of the message (README, "Subscribe"). Times are Unix milliseconds.
+    The fields are those of the message (README, "Consume"). Times are Unix milliseconds.
     """
 
     outcome: Literal["applied", "stale"]

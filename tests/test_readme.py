@@ -4,12 +4,13 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from children import Program, started
+from children import started
 from pydantic import SecretStr
 from support import (
     ROOT,
@@ -25,6 +26,7 @@ from support import (
 from service import cli, simulator
 from service.config import Settings, load
 from service.embedded import EmbeddedRedis
+from service.feed import SessionFeed
 
 README = (ROOT / "README.md").read_text()
 
@@ -51,39 +53,18 @@ def snippets(language: str) -> list[Any]:
     return [pytest.param(code, id=f"{language}-{n}") for n, code in enumerate(fenced(language), start=1)]
 
 
-def test_there_is_a_subscriber_in_python_and_in_node() -> None:
-    assert fenced("python")
-    assert fenced("js")
-
-
-def drops_who_is_signed_out(program: Program, service: ServiceProcess, client: Any) -> None:
-    """Hold a subscriber to what it is there for, and to leaving a session alone that is live."""
-    eventually(lambda: dict(client.pubsub_numsub("clerk:sessions"))["clerk:sessions"], within=30)
+@pytest.mark.parametrize("code", snippets("python"))
+def test_the_python_snippet_drops_who_is_signed_out(
+    code: str, service: ServiceProcess, any_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """And leaves a session alone that is live. It need not be there in time: it misses nothing."""
     created = simulator.sample()
     ids = created["data"]["id"], created["data"]["user_id"]
-    ended = simulator.sample("session.revoked", session_id=ids[0], user_id=ids[1])
-    for body in (created, ended):
-        assert service.deliver(body).json()["outcome"] == "applied"
-    program.wait_for(r"drop.*\n")
-    assert program.lines() == [f"drop {ids[1]} {ids[0]} revoked"]
-
-
-@pytest.mark.parametrize("code", snippets("python"))
-def test_the_python_snippet_works(
-    code: str, service: ServiceProcess, http_client: Any, any_redis: EmbeddedRedis, tmp_path: Path
-) -> None:
     with started([sys.executable, "-c", code], tmp_path, {"REDIS_URL": any_redis.url}) as program:
-        drops_who_is_signed_out(program, service, http_client)
-
-
-@pytest.mark.usefixtures("node_modules")
-@pytest.mark.parametrize("code", snippets("js"))
-def test_the_node_snippet_works(
-    code: str, service: ServiceProcess, http_client: Any, any_redis: EmbeddedRedis, tmp_path: Path
-) -> None:
-    (tmp_path / "subscriber.mjs").write_text(code)
-    with started(["node", "subscriber.mjs"], tmp_path, {"REDIS_URL": any_redis.url}) as program:
-        drops_who_is_signed_out(program, service, http_client)
+        for body in (created, simulator.sample("session.revoked", session_id=ids[0], user_id=ids[1])):
+            assert service.deliver(body).json()["outcome"] == "applied"
+        program.wait_for(r"drop.*\n")
+        assert program.lines() == [f"drop {ids[1]} {ids[0]} revoked"]
 
 
 # The message
@@ -209,6 +190,56 @@ def test_the_user_that_it_makes_may_not_read_other_keys(restricted: str, own_cli
     own_client.set("other", "secret")
     with client_of(restricted) as client, pytest.raises(redis.exceptions.NoPermissionError):
         client.hgetall("other")
+
+
+def test_the_reader_that_it_makes_suffices_for_every_method_of_a_feed(
+    own_redis: EmbeddedRedis, own_client: Any
+) -> None:
+    (line,) = re.findall(r"^ACL SETUSER reader .*$", README, re.MULTILINE)
+    own_client.execute_command(*line.split())
+    session = simulator.sample()["data"]
+    with run_plain_wsgi(make_settings(own_redis.url)) as service:
+        service.deliver(simulator.sample(session_id=session["id"], user_id=session["user_id"]))
+        with SessionFeed.from_url(own_redis.url.replace("//", "//reader:password@")) as feed:
+            assert feed.is_live(session["id"])
+            for updates in (
+                [feed.get(session["id"])],
+                feed.live_sessions(session["user_id"]),
+                feed.history(session["id"]),
+                feed.follow(),
+                feed.follow("0"),
+                feed.follow("0-0"),
+                feed.consume("mirror", "worker-1"),
+                feed.consume("other", "worker-1", after="0-0"),
+            ):
+                update = next(iter(updates))
+                assert update is not None
+                assert update.session.id == session["id"]
+            published = iter(feed.subscribe(session["user_id"]))
+            with ThreadPoolExecutor() as threads:
+                first = threads.submit(next, published)
+                channel = f"clerk:sessions:user:{session['user_id']}"
+                eventually(lambda: dict(own_client.pubsub_numsub(channel))[channel])
+                service.deliver(
+                    simulator.sample("session.ended", session_id=session["id"], user_id=session["user_id"])
+                )
+                assert first.result(10).session.status == "ended"
+            # The next one acknowledges the one before.
+            taken = feed.consume("other", "worker-1")
+            assert [next(taken).session.status for _ in range(2)] == ["active", "ended"]
+    assert [entry for entry in own_client.acl_log() if entry["username"] == "reader"] == []
+
+
+def test_the_reader_that_it_makes_may_not_write(own_redis: EmbeddedRedis, own_client: Any) -> None:
+    (line,) = re.findall(r"^ACL SETUSER reader .*$", README, re.MULTILINE)
+    own_client.execute_command(*line.split())
+    with client_of(own_redis.url.replace("//", "//reader:password@")) as client:
+        for write in (
+            ("HSET", "{clerk}:session:sess_1", "live", "1"),
+            ("XADD", "{clerk}:events", "*", "a", "b"),
+        ):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                client.execute_command(*write)
 
 
 # Settings and commands
