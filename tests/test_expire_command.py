@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import json
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from support import (
     EXPIRY_KEY,
     HOUR_MS,
     NO_REDIS,
+    ROOT,
     clerk_event,
     client_of,
     eventually,
@@ -253,11 +255,10 @@ def test_a_wrong_setting_ends_it_with_status_2(settings: dict[str, str], named: 
 
 # What trying again can't mend
 
-RIGHTS = (
-    "~{clerk}:* resetchannels &clerk:sessions* -@all +evalsha +script|load +hmget +hget +hset +hdel +hexists "
-    "+exists +del +pttl +pexpire +zadd +zrem +xadd +xdel +publish +ping +select +zcount +zrangebyscore"
+(RIGHTS,) = re.findall(
+    r"^ACL SETUSER relay on >password (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE
 )
-"""Those of the relay's user, and the last two."""
+"""Those that README gives the relay's user."""
 
 
 @pytest.fixture
