@@ -106,11 +106,15 @@ class Line(_Line):
             answer = error = None
             if isinstance(step, SessionUpdate):
                 yield step
-                continue
-            try:
-                answer = self._do(step, on_reconnect)
-            except redis.RedisError as raised:
-                error = raised
+            else:
+                try:
+                    answer = self._do(step, on_reconnect)
+                except redis.RedisError as raised:
+                    error = raised
+                except Exception:
+                    # redis-py may stumble over anything when its socket is closed under its hands.
+                    if not self._closing.is_set():
+                        raise
             if self._closing.is_set():
                 raise FeedClosedError("The feed is closed.")
 
@@ -186,6 +190,8 @@ class AsyncLine(_Line):
                 if isinstance(step, SessionUpdate):
                     answer = error = None
                     yield step
+                    if self._closing.is_set():
+                        return
                 else:
                     answer, error = await self._try(step, on_reconnect)
         except FeedClosedError:
@@ -203,10 +209,19 @@ class AsyncLine(_Line):
     ) -> tuple[Any, Exception | None]:
         answer: Any = None
         error: Exception | None = None
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task else 0
         try:
             answer = await self._do(step, on_reconnect)
         except redis.RedisError as raised:
             error = raised
+        except Exception:
+            if not self._closing.is_set():
+                raise
+        # redis-py sends with asyncio.wait_for, and that of Python 3.11 may swallow being cancelled:
+        # https://github.com/python/cpython/issues/86296
+        if task and task.cancelling() > cancelled:
+            raise asyncio.CancelledError
         if self._closing.is_set():
             raise FeedClosedError("The feed is closed.")
         return answer, error
