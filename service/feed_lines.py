@@ -40,6 +40,8 @@ def _options(settings: RedisSettings, *, blocks: bool) -> dict[str, Any]:
 class _Line(Link):
     """One client, at first without a connection."""
 
+    _closing: threading.Event | asyncio.Event
+
     def __init__(
         self, connect: Callable[..., Any], settings: RedisSettings, key: str, *, blocks: bool
     ) -> None:
@@ -50,6 +52,8 @@ class _Line(Link):
         self._is_asked = False
 
     def _count(self, _: object) -> None:
+        if self._closing.is_set():  # redis-py connects again to send what it was about to
+            raise redis.ConnectionError("The feed is closed.")
         self.connections += 1
 
     def _note(self, message: dict[str, Any] | None) -> bytes | None:
@@ -68,7 +72,7 @@ class Line(_Line):
 
     def __init__(self, settings: RedisSettings, key: str, *, blocks: bool) -> None:
         super().__init__(connections.connect, settings, key, blocks=blocks)
-        self._closing = threading.Event()
+        self._closing: threading.Event = threading.Event()
 
     def run(self, steps: Generator[Any, Any, T]) -> T:
         """Do steps that yield no updates, and return their result."""
@@ -164,7 +168,7 @@ class AsyncLine(_Line):
 
     def __init__(self, settings: RedisSettings, key: str, *, blocks: bool) -> None:
         super().__init__(connections.connect_async, settings, key, blocks=blocks)
-        self._closing = asyncio.Event()
+        self._closing: asyncio.Event = asyncio.Event()
 
     async def run(self, steps: Generator[Any, Any, T]) -> T:
         """Do steps that yield no updates, and return their result."""
