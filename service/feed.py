@@ -15,6 +15,7 @@ and from the short reads for a Redis that is away; `CursorLostError`; `Unreadabl
 each new try; without it, the log is.
 """
 
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -64,6 +65,8 @@ class _Feed(Generic[L]):
         self._channels = Keys(settings.redis_key_prefix, settings.redis_channel)
         self._keys = self._channels.split(settings.partitions)
         self._is_closed = False
+        self._lock = threading.Lock()
+        """Held while it is decided whether an iterator begins before the feed is closed, or not at all."""
         self._readers: dict[int, L] = {
             lane: self._kind(settings, keys.events, blocks=False) for lane, keys in self._by_lane()
         }
@@ -103,14 +106,21 @@ class _Feed(Generic[L]):
 
     def _begin(self, after: After, steps: Callable[..., Steps[None]]) -> list[tuple[L, Steps[None]]]:
         """Return the steps for each connection, with a client for them alone."""
-        if self._is_closed:
-            raise FeedClosedError("The feed is closed.")
         begun = []
         for _, partitions in self._lanes(after=after):
             line = self._kind(self._settings, partitions[0].keys.events, blocks=True)
-            self._followers.add(line)
             begun.append((line, steps(line, partitions)))
+        with self._lock:
+            if self._is_closed:
+                raise FeedClosedError("The feed is closed.")
+            self._followers.update(line for line, _ in begun)
         return begun
+
+    def _end(self) -> list[L]:
+        """Let nothing begin any more; return what has to be closed."""
+        with self._lock:
+            self._is_closed = True
+            return list(self._followers) + list(self._readers.values())
 
     def _subscription(self, user_id: str | None) -> list[tuple[L, Steps[None]]]:
         keys = self._channels
@@ -143,8 +153,7 @@ class SessionFeed(_Feed[Line]):
 
     def close(self) -> None:
         """Disconnect. Iterators end, also those that wait in other threads."""
-        self._is_closed = True
-        for line in (*self._followers, *self._readers.values()):
+        for line in self._end():
             line.close()
 
     def get(self, session_id: str, user_id: str | None = None) -> SessionUpdate | None:
@@ -255,8 +264,7 @@ class AsyncSessionFeed(_Feed[AsyncLine]):
 
     async def close(self) -> None:
         """See SessionFeed."""
-        self._is_closed = True
-        for line in (*self._followers, *self._readers.values()):
+        for line in self._end():
             await line.close()
 
     async def get(self, session_id: str, user_id: str | None = None) -> SessionUpdate | None:
