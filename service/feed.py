@@ -9,8 +9,8 @@
 
 `AsyncSessionFeed` has the same methods for asyncio. No Flask and no Svix is imported on this path.
 
-Errors: `redis.RedisError` for what trying again does not mend (a wrong password, a right that is missing),
-and from the short reads for a Redis that is away; `CursorLostError`; `UnreadableMessageError`;
+Errors: `RedisError` (redis-py's) for what trying again does not mend (a wrong password, a right that is
+missing), and from the short reads for a Redis that is away; `CursorLostError`; `UnreadableMessageError`;
 `FeedClosedError`. The iterators ride out restarts, failovers and cuts: `on_reconnect` is told why, before
 each new try; without it, the log is.
 """
@@ -19,7 +19,9 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Generic, Self, TypeVar
+from typing import Generic, Self, TypedDict, TypeVar, Unpack
+
+from redis import RedisError
 
 from service import connections, feed_group, feed_steps, feed_stream
 from service.config import ExplicitRedisSettings, RedisSettings, load
@@ -40,6 +42,7 @@ __all__ = [
     "FeedClosedError",
     "FeedError",
     "HttpRequest",
+    "RedisError",
     "Session",
     "SessionActivity",
     "SessionFeed",
@@ -52,6 +55,17 @@ After = str | Mapping[int, str] | None
 """Where to begin: behind a cursor; behind that of each partition, by its number; None: with the snapshots."""
 
 L = TypeVar("L", Line, AsyncLine)
+
+
+class FeedSettings(TypedDict, total=False):
+    """What the relay has set otherwise than by default."""
+
+    redis_tls_verify: bool
+    redis_key_prefix: str
+    redis_channel: str
+    redis_timeout: float
+    """Seconds, for connecting and for one command."""
+    partitions: int
 
 
 class _Feed(Generic[L]):
@@ -73,11 +87,11 @@ class _Feed(Generic[L]):
         self._followers: weakref.WeakSet[L] = weakref.WeakSet()
 
     @classmethod
-    def from_url(cls, url: str, **settings: Any) -> Self:
+    def from_url(cls, url: str, **settings: Unpack[FeedSettings]) -> Self:
         """Make a feed; it connects when it is first used. The environment is not read.
 
-        url: in any of the forms that the service takes. settings: those of the service, if it has others than
-        the defaults: `redis_tls_verify`, `redis_key_prefix`, `redis_channel`, `partitions`, `redis_timeout`.
+        url: in any of the forms that the service takes. settings: those of the service, where it has others
+        than the defaults.
         Raises ConfigurationError, with a line for each fault.
         """
         return cls(load(ExplicitRedisSettings, redis_url=url, **settings))

@@ -158,9 +158,8 @@ def _take(link: Link, share: _Share, group: Group, *, resync: bool) -> Steps[lis
         if share.claims_from == b"0-0":
             share.claims_at = time.monotonic() + group.claim_after / 2
         if deleted and deleted[0]:  # from Redis 7.0 on
-            if (
-                not resync
-            ):  # Redis has forgotten them now. With the group back there, the next one is told too.
+            if not resync:
+                # Redis has forgotten them now. With the group back there, the next consumer is told, too.
                 yield from ask(("XGROUP", "SETID", events, group.name, min(deleted[0], key=_position)))
             return [(entry_id, None) for entry_id in deleted[0]]
     read = ("XREADGROUP", "GROUP", group.name, group.consumer, "COUNT", BATCH, "STREAMS", events)
@@ -170,9 +169,8 @@ def _take(link: Link, share: _Share, group: Group, *, resync: bool) -> Steps[lis
             return [tuple(entry) for entry in reply[0][1]]
         share.has_pending = False
     reply, stream = yield from ask((*read, ">"), ("XINFO", "STREAM", events))
-    if reply and _has_missed(
-        share, stream
-    ):  # trimmed since the group joined: it goes back to where that shows
+    if reply and _has_missed(share, stream):
+        # It was trimmed just now. The group goes back to where that shows.
         share.has_pending = True
         yield from ask(("XGROUP", "SETID", events, group.name, share.delivered))
         return []

@@ -427,7 +427,7 @@ def test_names_are_those_that_are_set(open_feed: OpenFeed, relay_redis: Embedded
 
 def test_a_setting_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="STREAM_MAXLEN"):
-        SessionFeed.from_url("redis://127.0.0.1:1/0", stream_maxlen=1)
+        SessionFeed.from_url("redis://127.0.0.1:1/0", stream_maxlen=1)  # type: ignore[call-arg]
 
 
 def test_the_environment_is_read_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
