@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -57,6 +59,11 @@ def asked_in_a_loop(redis_url: str, **options: Any) -> str:
         return asyncio.run(ask())
     except redis.RedisError as error:
         return type(error).__name__
+    finally:
+        with warnings.catch_warnings():
+            # asyncio closes a TLS connection in the background, and the loop has ended before that.
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 # What goes over the line
