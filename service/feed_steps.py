@@ -84,11 +84,19 @@ class Partition:
 
     def go_to(self, cursor: str) -> None:
         """Raises ValueError if it is no cursor."""
-        parts = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", cursor)
-        if parts is None or any(int(part or 0) > MAX_PART for part in parts.groups()):
-            raise ValueError(f"{cursor!r} is no cursor like 1795422761000-0")
+        self.cursor = whole_cursor(cursor)
         self.is_entry = "-" in cursor and cursor not in {START, NOTHING}
-        self.cursor = cursor if "-" in cursor else f"{cursor}-0"
+
+
+def whole_cursor(cursor: str) -> str:
+    """Return the cursor; that before all entries of a millisecond, if it is no more than a time.
+
+    Raises ValueError if it is neither.
+    """
+    parts = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", cursor)
+    if parts is None or any(int(part or 0) > MAX_PART for part in parts.groups()):
+        raise ValueError(f"{cursor!r} is no cursor like 1795422761000-0")
+    return cursor if "-" in cursor else f"{cursor}-0"
 
 
 def position(cursor: str) -> tuple[int, int]:
