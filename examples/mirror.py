@@ -1,6 +1,6 @@
 """A worker that keeps a table of live sessions in SQLite; the statement that writes is PostgreSQL's, too.
 
-    REDIS_URL=redis://… python mirror.py sessions.db [NAME]
+    REDIS_URL=redis://… python mirror.py sessions.db NAME
     sqlite3 sessions.db "SELECT * FROM live_sessions"
 
 It needs clerk-session-relay. Run as many as you like, each with a NAME of its own, that it keeps when it
@@ -9,7 +9,6 @@ starts again: each update goes to one of them, and what one leaves undone comes 
 
 import contextlib
 import signal
-import socket
 import sqlite3
 import sys
 
@@ -44,7 +43,6 @@ def row(update: SessionUpdate) -> tuple[object, ...]:
 
 def main(path: str, name: str) -> None:
     with SessionFeed.from_env() as feed, contextlib.closing(sqlite3.connect(path)) as database:
-        signal.signal(signal.SIGTERM, lambda *_: feed.close())  # which ends the loop
         database.executescript(SCHEMA)
         # The group begins with the state of every session; and again, if the stream is trimmed past it.
         for update in feed.consume("mirror", name, resync=True):
@@ -53,5 +51,5 @@ def main(path: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    path, name, *_ = *sys.argv[1:], socket.gethostname()
-    main(path, name)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # what is not acknowledged by then comes again
+    main(*sys.argv[1:])

@@ -133,7 +133,7 @@ def tail(start: str, user: str | None, stale: bool, as_json: bool) -> None:
 def _cursors(start: str, partitions: int) -> dict[int, str]:
     """Return the cursor of each partition. For another stream than its own, it is no more than a time."""
     if partitions > 1 and "-" in start:
-        start = str(int(start.partition("-")[0]) - 1)
+        start = str(max(0, int(start.partition("-")[0]) - 1))
     return dict.fromkeys(range(partitions), "0-0" if start == "start" else start)
 
 
@@ -159,7 +159,7 @@ def expire(once: bool) -> None:
     "--json",
     "as_json",
     is_flag=True,
-    help="Its history, one message per line; the greatest revision is the state held.",
+    help="Its history, one message per line, as published.",
 )
 def session(session_id: str, as_json: bool) -> None:
     """Show the state held of a session, and its history: what the stream still has of it."""

@@ -113,11 +113,12 @@ class CursorLostError(FeedError):
     """
 
     def __init__(self, cursor: str, partition: int) -> None:
-        super().__init__(
-            f"The stream was trimmed past {cursor}, or Redis lost it: begin again from the snapshots."
-        )
+        super().__init__(cursor, partition)
         self.cursor = cursor
         self.partition = partition
+
+    def __str__(self) -> str:
+        return f"The stream was trimmed past {self.cursor}, or Redis lost it: begin again from the snapshots."
 
 
 class FeedClosedError(FeedError):

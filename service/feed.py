@@ -17,7 +17,7 @@ each new try; without it, the log is.
 
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import Generic, Self, TypedDict, TypeVar, Unpack
 
@@ -25,8 +25,22 @@ from redis import RedisError
 
 from service import connections, feed_group, feed_steps, feed_stream
 from service.config import ExplicitRedisSettings, RedisSettings, load
-from service.contract import Event, EventWithRequest, HttpRequest, Session, SessionActivity, SessionTask
-from service.errors import CursorLostError, FeedClosedError, FeedError, UnreadableMessageError
+from service.contract import (
+    Event,
+    EventWithRequest,
+    HttpRequest,
+    Session,
+    SessionActivity,
+    SessionTask,
+    Status,
+)
+from service.errors import (
+    ConfigurationError,
+    CursorLostError,
+    FeedClosedError,
+    FeedError,
+    UnreadableMessageError,
+)
 from service.feed_group import Group
 from service.feed_lines import AsyncLine, Line, OnReconnect, log_reconnect
 from service.feed_merge import merge, merge_async
@@ -36,6 +50,7 @@ from service.update import SessionUpdate
 
 __all__ = [
     "AsyncSessionFeed",
+    "ConfigurationError",
     "CursorLostError",
     "Event",
     "EventWithRequest",
@@ -48,10 +63,11 @@ __all__ = [
     "SessionFeed",
     "SessionTask",
     "SessionUpdate",
+    "Status",
     "UnreadableMessageError",
 ]
 
-After = str | Mapping[int, str] | None
+After = str | Mapping[int, str | None] | None
 """Where to begin: behind a cursor; behind that of each partition, by its number; None: with the snapshots."""
 
 L = TypeVar("L", Line, AsyncLine)
@@ -75,14 +91,16 @@ class _Feed(Generic[L]):
 
     def __init__(self, settings: RedisSettings) -> None:
         self._settings = settings
-        self._url = settings.redis_url.get_secret_value()
         self._channels = Keys(settings.redis_key_prefix, settings.redis_channel)
         self._keys = self._channels.split(settings.partitions)
         self._is_closed = False
         self._lock = threading.Lock()
         """Held while it is decided whether an iterator begins before the feed is closed, or not at all."""
+        url = settings.redis_url.get_secret_value()
+        self._lane_of = [connections.lane(url, keys.events) for keys in self._keys]
         self._readers: dict[int, L] = {
-            lane: self._kind(settings, keys.events, blocks=False) for lane, keys in self._by_lane()
+            lane: self._kind(settings, keys.events, blocks=False)
+            for lane, keys in dict(zip(self._lane_of, self._keys, strict=True)).items()
         }
         self._followers: weakref.WeakSet[L] = weakref.WeakSet()
 
@@ -104,43 +122,49 @@ class _Feed(Generic[L]):
         """
         return cls(load(RedisSettings))
 
-    def _by_lane(self) -> list[tuple[int, Keys]]:
-        return [(connections.lane(self._url, keys.events), keys) for keys in self._keys]
-
     def _lanes(self, user_id: str | None = None, after: After = None) -> list[tuple[int, list[Partition]]]:
         """Return the partitions, or that of the user, by the connection that serves them."""
         partitions = [Partition(number, keys) for number, keys in enumerate(self._keys)]
         _place(partitions, after)
         of_user = None if user_id is None else partition_of(user_id, len(partitions))
         lanes: dict[int, list[Partition]] = {}
-        for partition, (lane, _) in zip(partitions, self._by_lane(), strict=True):
+        for partition, lane in zip(partitions, self._lane_of, strict=True):
             if of_user in {None, partition.number}:
                 lanes.setdefault(lane, []).append(partition)
         return list(lanes.items())
 
-    def _begin(self, after: After, steps: Callable[..., Steps[None]]) -> list[tuple[L, Steps[None]]]:
+    def _following(self, after: After, *, stale: bool, resync: bool) -> list[tuple[L, Steps[None]]]:
         """Return the steps for each connection, with a client for them alone."""
-        begun = []
-        for _, partitions in self._lanes(after=after):
-            line = self._kind(self._settings, partitions[0].keys.events, blocks=True)
-            begun.append((line, steps(line, partitions)))
+        steps = partial(feed_stream.follow, stale=stale, resync=resync)
+        return self._begin(steps, [partitions for _, partitions in self._lanes(after=after)])
+
+    def _consuming(
+        self, group: Group, after: After, *, stale: bool, resync: bool
+    ) -> list[tuple[L, Steps[None]]]:
+        steps = partial(feed_group.consume, group=group, stale=stale, resync=resync)
+        return self._begin(steps, [partitions for _, partitions in self._lanes(after=after)])
+
+    def _subscribing(self, user_id: str | None) -> list[tuple[L, Steps[None]]]:
+        keys = self._channels
+        channel = keys.channel if user_id is None else keys.user_channel(user_id)
+        (_, partitions), *_ = self._lanes()  # any node of a cluster has every message
+        return self._begin(lambda *_: feed_steps.subscribe(channel), [partitions])
+
+    def _begin(
+        self, steps: Callable[[L, list[Partition]], Steps[None]], lanes: list[list[Partition]]
+    ) -> list[tuple[L, Steps[None]]]:
+        lines = [self._kind(self._settings, partitions[0].keys.events, blocks=True) for partitions in lanes]
         with self._lock:
             if self._is_closed:
                 raise FeedClosedError("The feed is closed.")
-            self._followers.update(line for line, _ in begun)
-        return begun
+            self._followers.update(lines)
+        return [(line, steps(line, partitions)) for line, partitions in zip(lines, lanes, strict=True)]
 
     def _end(self) -> list[L]:
         """Let nothing begin any more; return what has to be closed."""
         with self._lock:
             self._is_closed = True
             return list(self._followers) + list(self._readers.values())
-
-    def _subscription(self, user_id: str | None) -> list[tuple[L, Steps[None]]]:
-        keys = self._channels
-        channel = keys.channel if user_id is None else keys.user_channel(user_id)
-        # Any node of a cluster has every message.
-        return self._begin(None, lambda *_: feed_steps.subscribe(channel))[:1]
 
 
 def _place(partitions: Sequence[Partition], after: After) -> None:
@@ -151,7 +175,8 @@ def _place(partitions: Sequence[Partition], after: After) -> None:
     for number, cursor in (after or {}).items():
         if not 0 <= int(number) < len(partitions):
             raise ValueError(f"There is no partition {number}.")
-        partitions[int(number)].go_to(cursor)
+        if cursor is not None:
+            partitions[int(number)].go_to(cursor)
 
 
 class SessionFeed(_Feed[Line]):
@@ -166,7 +191,10 @@ class SessionFeed(_Feed[Line]):
         self.close()
 
     def close(self) -> None:
-        """Disconnect. Iterators end, also those that wait in other threads."""
+        """Disconnect. Iterators end, also those that wait in other threads.
+
+        Not for signal handlers, which may come while a lock is held: raise there (`sys.exit()`).
+        """
         for line in self._end():
             line.close()
 
@@ -219,7 +247,7 @@ class SessionFeed(_Feed[Line]):
         stale: bool = False,
         resync: bool = False,
         on_reconnect: OnReconnect = log_reconnect,
-    ) -> Iterator[SessionUpdate]:
+    ) -> Generator[SessionUpdate, None, None]:
         """Yield every applied update, in the order of the stream, until the feed is closed.
 
         after: a cursor (`SessionUpdate.position`): what comes behind it; "0-0": all that the stream holds;
@@ -229,8 +257,7 @@ class SessionFeed(_Feed[Line]):
         resync: begin again from the snapshots, instead of raising CursorLostError, when the stream was
         trimmed past what was read last, or Redis lost it.
         """
-        steps = partial(feed_stream.follow, stale=stale, resync=resync)
-        return merge(self._begin(after, steps), on_reconnect)
+        return merge(self._following(after, stale=stale, resync=resync), on_reconnect)
 
     def consume(
         self,
@@ -242,7 +269,7 @@ class SessionFeed(_Feed[Line]):
         resync: bool = False,
         claim_after: float = 60.0,
         on_reconnect: OnReconnect = log_reconnect,
-    ) -> Iterator[SessionUpdate]:
+    ) -> Generator[SessionUpdate, None, None]:
         """Yield this consumer's share of what the group gets: each update at least once, whoever dies.
 
         An update is acknowledged when the next one is asked for: after the loop's body. Whoever leaves the
@@ -250,19 +277,18 @@ class SessionFeed(_Feed[Line]):
         of a session may come after a newer one; their cursors tell, compared as pairs of numbers.
 
         name: of this consumer, the same after a restart. after: where the group begins if there is none.
-        claim_after: seconds after which what a consumer has not acknowledged goes to another; longer than
-        the loop's body ever takes. stale, resync: as for `follow`. A group that Redis lost is made again, and
+        claim_after: seconds after which what a consumer has not acknowledged goes to another; at least twice
+        what the loop's body ever takes. stale, resync: as for `follow`. A group that Redis lost is made again, and
         gets all that the stream holds.
         """
         share = Group(group, name, claim_after)
-        steps = partial(feed_group.consume, group=share, stale=stale, resync=resync)
-        return merge(self._begin(after, steps), on_reconnect)
+        return merge(self._consuming(share, after, stale=stale, resync=resync), on_reconnect)
 
     def subscribe(
         self, user_id: str | None = None, *, on_reconnect: OnReconnect = log_reconnect
-    ) -> Iterator[SessionUpdate]:
+    ) -> Generator[SessionUpdate, None, None]:
         """Yield what is published from now on, of all users or of one; what comes during a cut is lost."""
-        return merge(self._subscription(user_id), on_reconnect)
+        return merge(self._subscribing(user_id), on_reconnect)
 
 
 class AsyncSessionFeed(_Feed[AsyncLine]):
@@ -326,10 +352,9 @@ class AsyncSessionFeed(_Feed[AsyncLine]):
         stale: bool = False,
         resync: bool = False,
         on_reconnect: OnReconnect = log_reconnect,
-    ) -> AsyncIterator[SessionUpdate]:
+    ) -> AsyncGenerator[SessionUpdate, None]:
         """See SessionFeed."""
-        steps = partial(feed_stream.follow, stale=stale, resync=resync)
-        return merge_async(self._begin(after, steps), on_reconnect)
+        return merge_async(self._following(after, stale=stale, resync=resync), on_reconnect)
 
     def consume(
         self,
@@ -341,14 +366,13 @@ class AsyncSessionFeed(_Feed[AsyncLine]):
         resync: bool = False,
         claim_after: float = 60.0,
         on_reconnect: OnReconnect = log_reconnect,
-    ) -> AsyncIterator[SessionUpdate]:
+    ) -> AsyncGenerator[SessionUpdate, None]:
         """See SessionFeed."""
         share = Group(group, name, claim_after)
-        steps = partial(feed_group.consume, group=share, stale=stale, resync=resync)
-        return merge_async(self._begin(after, steps), on_reconnect)
+        return merge_async(self._consuming(share, after, stale=stale, resync=resync), on_reconnect)
 
     def subscribe(
         self, user_id: str | None = None, *, on_reconnect: OnReconnect = log_reconnect
-    ) -> AsyncIterator[SessionUpdate]:
+    ) -> AsyncGenerator[SessionUpdate, None]:
         """See SessionFeed."""
-        return merge_async(self._subscription(user_id), on_reconnect)
+        return merge_async(self._subscribing(user_id), on_reconnect)

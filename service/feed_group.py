@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -35,6 +36,10 @@ class Group:
     consumer: str
     claim_after: float
     """Seconds after which what a consumer has not acknowledged goes to another."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.claim_after < math.inf:
+            raise ValueError(f"claim_after: {self.claim_after} is no number of seconds")
 
 
 @dataclasses.dataclass(slots=True)
@@ -70,9 +75,9 @@ def consume(
         for share in shares:
             try:
                 yield from _join(link, share, group, resync=resync)
-                entries = yield from _take(link, share, group, resync=resync)
+                entries = yield from _take(link, share, group)
                 is_idle &= not entries
-                yield from _work(link, share, group, entries, stale=stale, resync=resync)
+                yield from _work(link, share, group, entries, stale=stale)
             except redis.ResponseError as error:
                 if not str(error).startswith("NOGROUP"):
                     raise
@@ -100,8 +105,10 @@ def _join(link: Link, share: _Share, group: Group, *, resync: bool) -> Steps[Non
         share.delivered = mine[b"last-delivered-id"].decode()
         if not _has_missed(share, stream):
             return
+        if not resync:
+            raise CursorLostError(share.delivered, share.partition.number)
         begin = yield from newest(share.partition, asking=ask)
-        yield from _miss(link, share, share.delivered, resync=resync)
+        yield from snapshots(link, share.partition)
         # From before the snapshots: more may have been trimmed while they were read.
         yield from ask(("XGROUP", "SETID", events, group.name, begin))
 
@@ -139,29 +146,13 @@ def _is_there(partition: Partition, cursor: str | None) -> Steps[bool]:
     return bool(entries)
 
 
-def _miss(link: Link, share: _Share, cursor: str, *, resync: bool) -> Steps[None]:
-    if not resync:
-        raise CursorLostError(cursor, share.partition.number)
-    yield from snapshots(link, share.partition)
-
-
-def _take(link: Link, share: _Share, group: Group, *, resync: bool) -> Steps[list[tuple[bytes, Any]]]:
+def _take(link: Link, share: _Share, group: Group) -> Steps[list[tuple[bytes, Any]]]:
     """Return entries for this consumer: first what is its own already, claimed from the dead or not."""
     events = share.partition.keys.events
     share.has_pending |= share.connections != link.connections
     share.connections = link.connections
-    if time.monotonic() >= share.claims_at:
-        idle_ms = int(group.claim_after * 1000)
-        claim = ("XAUTOCLAIM", events, group.name, group.consumer, idle_ms, share.claims_from)
-        ((share.claims_from, claimed, *deleted),) = yield from ask((*claim, "COUNT", BATCH, "JUSTID"))
-        share.has_pending |= bool(claimed)
-        if share.claims_from == b"0-0":
-            share.claims_at = time.monotonic() + group.claim_after / 2
-        if deleted and deleted[0]:  # from Redis 7.0 on
-            if not resync:
-                # Redis has forgotten them now. With the group back there, the next consumer is told, too.
-                yield from ask(("XGROUP", "SETID", events, group.name, min(deleted[0], key=_position)))
-            return [(entry_id, None) for entry_id in deleted[0]]
+    if time.monotonic() >= share.claims_at and (yield from _claim(share, group)):
+        return []
     read = ("XREADGROUP", "GROUP", group.name, group.consumer, "COUNT", BATCH, "STREAMS", events)
     if share.has_pending:
         (reply,) = yield from ask((*read, "0"))
@@ -179,33 +170,56 @@ def _take(link: Link, share: _Share, group: Group, *, resync: bool) -> Steps[lis
     return [tuple(entry) for entry in reply[0][1]] if reply else []
 
 
-def _position(entry_id: bytes) -> tuple[int, int]:
-    return position(entry_id.decode())
+def _claim(share: _Share, group: Group) -> Steps[bool]:
+    """Take over the work of the dead; return whether some of it was trimmed."""
+    events = share.partition.keys.events
+    idle_ms = math.ceil(group.claim_after * 1000)
+    (stream,) = yield from ask(("XINFO", "STREAM", events))
+    if first := as_dict(stream)[b"first-entry"]:
+        # Asked before, since claiming makes Redis (from 7.0 on) forget them.
+        trimmed = ("XPENDING", events, group.name, "IDLE", idle_ms, "-", b"(" + first[0], BATCH)
+        (lost,) = yield from ask(trimmed)
+        if lost:
+            yield from _go_back(share, group, [entry_id for entry_id, *_ in lost])
+            return True
+    claim = ("XAUTOCLAIM", events, group.name, group.consumer, idle_ms, share.claims_from)
+    ((share.claims_from, claimed, *deleted),) = yield from ask((*claim, "COUNT", BATCH, "JUSTID"))
+    share.has_pending |= bool(claimed)
+    if share.claims_from == b"0-0":
+        share.claims_at = time.monotonic() + group.claim_after / 2
+    if deleted and deleted[0]:  # trimmed since it was asked
+        yield from _go_back(share, group, deleted[0])
+        return True
+    return False
+
+
+def _go_back(share: _Share, group: Group, trimmed: Sequence[bytes]) -> Steps[None]:
+    """Let the group show that these were trimmed before anybody was done with them; `_join` does the rest.
+
+    First that, then they are forgotten: whoever comes next is told, too, if this consumer dies on the way.
+    """
+    events = share.partition.keys.events
+    share.delivered = min((each.decode() for each in trimmed), key=position)
+    yield from ask(("XGROUP", "SETID", events, group.name, share.delivered))
+    yield from ask(("XACK", events, group.name, *trimmed))
 
 
 def _work(
-    link: Link,
-    share: _Share,
-    group: Group,
-    entries: Sequence[tuple[bytes, Any]],
-    *,
-    stale: bool,
-    resync: bool,
+    link: Link, share: _Share, group: Group, entries: Sequence[tuple[bytes, Any]], *, stale: bool
 ) -> Steps[None]:
     partition = share.partition
     connections, until = link.connections, time.monotonic() + group.claim_after / 2
-    has_missed = False
+    if trimmed := [entry_id for entry_id, fields in entries if not fields]:
+        share.has_pending = True
+        yield from _go_back(share, group, trimmed)
+        return
     for entry_id, fields in entries:
         if link.connections != connections or time.monotonic() > until:
             # Some may be another's by now. Reading them again says which, and that this consumer lives.
             share.has_pending = True
             return
-        if fields:
-            entry = Entry.of(entry_id, fields)
-            if stale or entry.outcome == "applied":
-                yield entry.update(partition)
-            share.last = entry.cursor
-        elif not has_missed:  # trimmed before anybody was done with it
-            yield from _miss(link, share, entry_id.decode(), resync=resync)
-            has_missed = True
+        entry = Entry.of(entry_id, fields)
+        if stale or entry.outcome == "applied":
+            yield entry.update(partition)
+        share.last = entry.cursor
         yield from ask(("XACK", partition.keys.events, group.name, entry_id))

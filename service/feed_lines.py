@@ -51,8 +51,12 @@ class _Line(Link):
         self._pubsub: Any = None
         self._is_asked = False
 
+    @property
+    def is_closed(self) -> bool:
+        return self._closing.is_set()
+
     def _count(self, _: object) -> None:
-        if self._closing.is_set():  # redis-py connects again to send what it was about to
+        if self.is_closed:  # redis-py connects again to send what it was about to
             raise redis.ConnectionError("The feed is closed.")
         self.connections += 1
 
@@ -92,7 +96,7 @@ class Line(_Line):
             self.close()
 
     def close(self) -> None:
-        """Thread-safe: who waits for Redis, stops at once."""
+        """Let whoever waits for Redis stop at once, in other threads, too."""
         self._closing.set()
         self._client.close()
 
@@ -117,13 +121,13 @@ class Line(_Line):
                     error = raised
                 except Exception:
                     # redis-py may stumble over anything when its socket is closed under its hands.
-                    if not self._closing.is_set():
+                    if not self.is_closed:
                         raise
-            if self._closing.is_set():
+            if self.is_closed:
                 raise FeedClosedError("The feed is closed.")
 
     def _do(self, step: Ask | Receive | Reconnect, on_reconnect: OnReconnect) -> Any:
-        if self._closing.is_set():
+        if self.is_closed:
             return None
         match step:
             case Ask([command]):
@@ -194,7 +198,7 @@ class AsyncLine(_Line):
                 if isinstance(step, SessionUpdate):
                     answer = error = None
                     yield step
-                    if self._closing.is_set():
+                    if self.is_closed:
                         return
                 else:
                     answer, error = await self._try(step, on_reconnect)
@@ -220,18 +224,18 @@ class AsyncLine(_Line):
         except redis.RedisError as raised:
             error = raised
         except Exception:
-            if not self._closing.is_set():
+            if not self.is_closed:
                 raise
         # redis-py sends with asyncio.wait_for, and that of Python 3.11 may swallow being cancelled:
         # https://github.com/python/cpython/issues/86296
         if task and task.cancelling() > cancelled:
             raise asyncio.CancelledError
-        if self._closing.is_set():
+        if self.is_closed:
             raise FeedClosedError("The feed is closed.")
         return answer, error
 
     async def _do(self, step: Ask | Receive | Reconnect, on_reconnect: OnReconnect) -> Any:
-        if self._closing.is_set():
+        if self.is_closed:
             return None
         match step:
             case Ask([command]):

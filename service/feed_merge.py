@@ -44,6 +44,8 @@ def _merge(
         running = len(threads)
         while running:
             item = ready.get()
+            if lines[0][0].is_closed:  # and so are all
+                return
             if item is None:
                 running -= 1
             elif isinstance(item, BaseException):
@@ -94,6 +96,8 @@ async def _merge_async(
         running = len(tasks)
         while running:
             item = await ready.get()
+            if lines[0][0].is_closed:
+                return
             if item is None:
                 running -= 1
             elif isinstance(item, Exception):

@@ -132,7 +132,8 @@ def live_sessions(partition: Partition, user_id: str) -> Steps[list[SessionUpdat
     if not ids:
         return []
     states = yield from ask_twice(*(("HMGET", keys.session(each.decode()), "state") for each in ids))
-    return [published(state, partition=partition.number) for (state,) in states if state is not None]
+    updates = [published(state, partition=partition.number) for (state,) in states if state is not None]
+    return [update for update in updates if update.is_live]  # it may have ended in between
 
 
 def history(partition: Partition, session_id: str) -> Steps[list[SessionUpdate]]:
@@ -183,19 +184,10 @@ class Entry(NamedTuple):
 
 def subscribe(channel: str) -> Steps[None]:
     """Yield what is published from now on; never end."""
-    pause = FIRST_PAUSE
     while True:
-        try:
-            message = yield Receive(channel)
-        except redis.RedisError as error:
-            if not passes(error):
-                raise
-            yield Reconnect(error, pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-        else:
-            pause = FIRST_PAUSE
-            if message is not None:
-                yield published(message)
+        message = yield from _persist(Receive(channel))
+        if message is not None:
+            yield published(message)
 
 
 # Asking
@@ -206,17 +198,20 @@ def ask(*commands: Command) -> Steps[list[Any]]:
 
     Raises redis.RedisError for what trying again does not mend.
     """
+    replies: list[Any] = yield from _persist(Ask(commands))
+    return replies
+
+
+def _persist(step: Ask | Receive) -> Steps[Any]:
     pause = FIRST_PAUSE
     while True:
         try:
-            replies: list[Any] = yield Ask(commands)
+            return (yield step)
         except redis.RedisError as error:
             if not passes(error):
                 raise
             yield Reconnect(error, pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-        else:
-            return replies
 
 
 def ask_twice(*commands: Command) -> Steps[list[Any]]:
@@ -224,7 +219,9 @@ def ask_twice(*commands: Command) -> Steps[list[Any]]:
     try:
         replies: list[Any] = yield Ask(commands)
     except redis.RedisError as error:
-        if not passes(error) or isinstance(error, redis.TimeoutError):
+        # Who waited once, for Redis or for one of the connections, does not wait twice.
+        waited = isinstance(error, redis.TimeoutError) or str(error) == "No connection available."
+        if waited or not passes(error):
             raise
         yield Reconnect(error, 0)
         replies = yield Ask(commands)

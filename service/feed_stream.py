@@ -71,7 +71,8 @@ def _catch_up(link: Link, partition: Partition, *, stale: bool, resync: bool) ->
         for entry_id, fields in entries:
             entry = Entry.of(entry_id, fields)
             partition.cursor, partition.is_entry = entry.cursor, True
-            if stale if entry.outcome != "applied" else not _is_known(partition, entry):
+            is_wanted = not _is_known(partition, entry) if entry.outcome == "applied" else stale
+            if is_wanted:
                 yield entry.update(partition)
 
 
