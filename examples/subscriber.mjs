@@ -7,6 +7,7 @@ import Redis from "ioredis";
 const { REDIS_URL, REDIS_TLS_VERIFY, REDIS_KEY_PREFIX = "{clerk}" } = process.env;
 const stream = `${REDIS_KEY_PREFIX}:events`;
 const redis = new Redis(REDIS_URL, {
+  enableReadyCheck: false, // it takes a right, to INFO, that is not needed for anything else
   maxRetriesPerRequest: null, // however long Redis is away, a command waits, and is sent again
   socketTimeout: 15_000, // a connection that is silent for longer than a read blocks is a dead one
   reconnectOnError: (error) => /^(LOADING|UNBLOCKED) /.test(error.message) && 2, // it restarts, or a failover ends a read

@@ -71,7 +71,7 @@ def serve() -> None:
     server_mode.serve(settings)
 
 
-@main.command()
+@main.command(short_help="Run it with nothing set up, and see what subscribers get.")
 @click.option(
     "--simulate/--no-simulate", default=True, help="Send sample deliveries first.  [default: simulate]"
 )
@@ -80,7 +80,7 @@ def dev(simulate: bool) -> None:
     sys.exit(dev_mode.run(load(DevSettings), simulate=simulate, console=Console()))
 
 
-@main.command()
+@main.command(short_help="Tell whether this configuration can work.")
 def check() -> None:
     """Tell whether this configuration can work, and what to do if not."""
     settings = load(Settings, log_level="critical")
@@ -137,7 +137,7 @@ def _cursors(start: str, partitions: int) -> dict[int, str]:
     return dict.fromkeys(range(partitions), "0-0" if start == "start" else start)
 
 
-@main.command()
+@main.command(short_help="End the sessions that run out.")
 @click.option("--once", is_flag=True, help="Only what has run out by now; then end.")
 def expire(once: bool) -> None:
     """End the sessions that run out, about which Clerk says nothing; in any number of processes."""
@@ -153,7 +153,7 @@ def expire(once: bool) -> None:
         raise click.ClickException(f"{unreadable} can't be read, and stay as they are.")
 
 
-@main.command()
+@main.command(short_help="Show a session's state and history.")
 @click.argument("session_id")
 @click.option(
     "--json",

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,10 +26,10 @@ from rich.text import Text
 
 from service import connections, embedded, sender, simulator, view
 from service.config import DevSettings
-from service.errors import StartError
+from service.errors import StartError, UnreadableMessageError
 from service.sender import Letter
 from service.server import check_address
-from service.update import published
+from service.update import SessionUpdate, published
 
 WEBHOOK_PATH: Final = "/webhooks/clerk"
 PREFERRED_PORT: Final = 8000
@@ -83,7 +83,7 @@ def run(settings: DevSettings, *, simulate: bool, console: Console) -> int:
             if server.poll() is not None:
                 raise StartError(f"The relay ended by itself, with exit status {server.returncode}.")
             if (message := _next_message(subscriber, 0.2)) is not None:
-                console.print(view.line(published(message)), soft_wrap=True)
+                console.print(_shown(message, view.line), soft_wrap=True)
         console.print("\nStopping …", style="dim")
     return 0
 
@@ -163,6 +163,13 @@ def _next_message(subscriber: Any, seconds: float) -> bytes | None:
     return None
 
 
+def _shown(message: bytes, show: Callable[[SessionUpdate], Text]) -> Text:
+    try:
+        return show(published(message))
+    except UnreadableMessageError as error:
+        return Text(f"something else was published ({error})", "dim")
+
+
 def _introduce(
     console: Console, url: str, secret: str, redis_name: str, redis_url: str, channel: str
 ) -> None:
@@ -223,6 +230,6 @@ def _simulate(console: Console, url: str, secret: str, subscriber: Any, stop: th
         table.add_row(
             what,
             f"{answer.status} {answer.said}",
-            Text("nothing", "dim") if got is None else view.change(published(got)),
+            Text("nothing", "dim") if got is None else _shown(got, view.change),
         )
     console.print(table)

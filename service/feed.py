@@ -278,8 +278,8 @@ class SessionFeed(_Feed[Line]):
 
         name: of this consumer, the same after a restart. after: where the group begins if there is none.
         claim_after: seconds after which what a consumer has not acknowledged goes to another; at least twice
-        what the loop's body ever takes. stale, resync: as for `follow`. A group that Redis lost is made again, and
-        gets all that the stream holds.
+        what the loop's body ever takes. stale, resync: as for `follow`.
+        A group that Redis lost is made again, and gets all that the stream holds.
         """
         share = Group(group, name, claim_after)
         return merge(self._consuming(share, after, stale=stale, resync=resync), on_reconnect)

@@ -38,8 +38,10 @@ class Group:
     """Seconds after which what a consumer has not acknowledged goes to another."""
 
     def __post_init__(self) -> None:
+        if not self.name or not self.consumer:
+            raise ValueError("A group and its consumers need names.")
         if not 0 < self.claim_after < math.inf:
-            raise ValueError(f"claim_after: {self.claim_after} is no number of seconds")
+            raise ValueError(f"claim_after={self.claim_after} is no number of seconds.")
 
 
 @dataclasses.dataclass(slots=True)
@@ -92,7 +94,8 @@ def _join(link: Link, share: _Share, group: Group, *, resync: bool) -> Steps[Non
     while True:
         try:
             # In this order: the group may go on between the two.
-            stream, groups = yield from ask(("XINFO", "STREAM", events), ("XINFO", "GROUPS", events))
+            (stream,) = yield from ask(("XINFO", "STREAM", events))
+            (groups,) = yield from ask(("XINFO", "GROUPS", events))
         except redis.ResponseError as error:
             if "no such key" not in str(error):
                 raise

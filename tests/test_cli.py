@@ -814,6 +814,17 @@ def test_tail_says_what_it_missed_and_goes_on(service: ServiceProcess, http_clie
     program.wait_for(last["session_id"])
 
 
+@pytest.mark.parametrize("start", ["0-0", "1-0"])
+def test_tail_of_partitions_begins_at_any_time(start: str, any_redis: EmbeddedRedis, tmp_path: Path) -> None:
+    with intake_on(any_redis.url, partitions=2, redis_key_prefix="{parts}") as intake:
+        for user in ("user_1", "user_2"):
+            intake.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{start}_{user}")
+    environment = {"REDIS_URL": any_redis.url, "PARTITIONS": "2", "REDIS_KEY_PREFIX": "{parts}"}
+    with started([*RELAY, "tail", "--from", start], tmp_path, environment) as program:
+        for user in ("user_1", "user_2"):
+            program.wait_for(f"sess_of_{user}")
+
+
 def test_tail_ends_well_on_ctrl_c(service: ServiceProcess, tail: Tail) -> None:
     answer = deliver(service, event())
     program = tail("--from", "start")

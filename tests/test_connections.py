@@ -350,8 +350,8 @@ def test_closing_a_feed_that_waits_over_tls(start_tls: Callable[..., str], open_
 READER: Final = (
     *("on", ">secret", "~{clerk}:*", "resetchannels", "&clerk:sessions*", "-@all"),
     *("+hmget", "+zrangebyscore", "+xrange", "+xrevrange", "+xread", "+xinfo|stream", "+scan"),
-    *("+xinfo|groups", "+xgroup|create", "+xgroup|setid", "+xreadgroup", "+xack", "+xautoclaim"),
-    *("+subscribe", "+unsubscribe", "+ping"),
+    *("+xinfo|groups", "+xgroup|create", "+xgroup|setid", "+xreadgroup", "+xack"),
+    *("+xpending", "+xautoclaim", "+subscribe", "+unsubscribe", "+ping"),
 )
 """The rights of a program that reads, and shares in a group."""
 

@@ -254,6 +254,14 @@ def test_it_shows_what_subscribers_get_from_then_on(dev: RunningDev) -> None:
     assert "active (live)" in shown
 
 
+def test_what_else_is_published_does_not_end_it(dev: RunningDev) -> None:
+    with client_of(dev.redis_url) as client:
+        client.publish("clerk:sessions", "x")
+    dev.program.wait_for("something else was published")
+    session_id = simulated_post(dev).json()["session_id"]
+    dev.program.wait_for(session_id)
+
+
 def test_the_tail_command_works_whatever_is_in_the_url(given: GivenDev, tmp_path: Path) -> None:
     assert "&client_name=relay" in given.command("tail")
     session_id = simulated_post(given).json()["session_id"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -242,6 +243,16 @@ def test_whether_a_session_is_live_costs_one_command(feed: Feed, intake: Intake,
 
 
 # A user's live sessions
+
+
+def test_a_session_that_ends_while_it_is_read_is_not_among_the_live_ones(
+    feed: Feed, intake: Intake, client: Any
+) -> None:
+    intake.take(clerk_event(), "msg_1")
+    intake.take(clerk_event("ended", updated_at=NOW_MS), "msg_2")
+    client.zadd(USER_KEY, {"sess_1": "+inf"})  # as it was when the first of the two reads saw it
+    assert feed.live_ids() == []
+    client.delete(USER_KEY)
 
 
 def test_live_sessions_are_those_of_the_user(feed: Feed, intake: Intake) -> None:
@@ -826,3 +837,14 @@ def test_a_program_that_uses_it_passes_a_strict_type_check(tmp_path: Path) -> No
         timeout=120,
     )
     assert (done.stdout, done.returncode) == ("Success: no issues found in 1 source file\n", 0)
+
+
+def test_a_position_that_is_none_is_that_of_the_snapshots(feed: Feed, intake: Intake) -> None:
+    intake.take(clerk_event(), "msg_1")
+    assert feed.follow({0: None}).next().is_snapshot
+
+
+def test_an_error_survives_being_handed_to_another_process() -> None:
+    lost = pickle.loads(pickle.dumps(CursorLostError("5-0", 3)))
+    assert (lost.cursor, lost.partition) == ("5-0", 3)
+    assert "5-0" in str(lost)

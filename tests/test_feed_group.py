@@ -487,6 +487,26 @@ def test_what_was_trimmed_before_anybody_was_done_with_it(
     eventually(lambda: pending(client) == 0)
 
 
+def test_whoever_dies_over_what_was_trimmed_leaves_that_to_the_next(
+    feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block_shortly(monkeypatch)
+    begin_sessions(intake, 1, 2, 3)
+    updates = feed.consume(name="first", after="0-0")
+    updates.take(2)
+    updates.leave()
+    trim(client, 1)
+    updates = feed.consume(name="second", resync=True, claim_after=0.05)
+    while not updates.next().is_snapshot:
+        pass
+    updates.leave()
+    seen: set[int] = set()
+    updates = feed.consume(name="third", resync=True, claim_after=0.05)
+    while seen != {1, 2, 3}:
+        update = updates.next()
+        seen |= set(numbers([update])) if update.is_snapshot else set()
+
+
 def test_a_group_that_got_everything_before_it_was_trimmed_misses_nothing(
     feed: Feed, intake: Intake, client: Any
 ) -> None:
@@ -519,3 +539,15 @@ def test_a_group_reads_all_partitions(open_feed: OpenFeed, relay_redis: Embedded
     with intake_on(relay_redis.url, partitions=4) as intake:
         intake.take(clerk_event(session_id="sess_later"), "msg_later")
     assert [update.session.id for update in more.result(10)] == ["sess_later"]
+
+
+@pytest.mark.parametrize("claim_after", [0, -1, float("nan"), float("inf")])
+def test_a_time_after_which_nothing_could_be_claimed_is_refused(feed: Feed, claim_after: float) -> None:
+    with pytest.raises(ValueError, match="claim_after"):
+        feed.consume(claim_after=claim_after)
+
+
+@pytest.mark.parametrize(("group", "name"), [("", "name"), ("group", "")])
+def test_a_group_and_its_consumers_need_names(feed: Feed, group: str, name: str) -> None:
+    with pytest.raises(ValueError, match="names"):
+        feed.consume(group, name)
