@@ -8,7 +8,7 @@ import orjson
 import structlog
 from flask import Response
 
-from service.errors import RelayError, StoreUnavailableError, UnauthorizedError
+from service.errors import RelayError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -37,12 +37,7 @@ def problem(error: RelayError) -> Response:
         "detail": str(error),
         "code": error.code,
     }
-    response = Response(orjson.dumps(body), error.status, content_type="application/problem+json")
-    if error.retry_after is not None:
-        response.headers["Retry-After"] = str(error.retry_after)
-    if isinstance(error, UnauthorizedError):
-        response.headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, 15.5.2, wants it
-    return response
+    return Response(orjson.dumps(body), error.status, error.headers, content_type="application/problem+json")
 
 
 class Pending(Response, Generic[T]):

@@ -9,8 +9,8 @@ class RelayError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "The service has a defect"
-    retry_after: ClassVar[int | None] = None
-    """Seconds after which the sender should try again."""
+    headers: ClassVar[dict[str, str]] = {}
+    """Of the answer, besides those of every answer."""
 
 
 class SignatureError(RelayError):
@@ -55,6 +55,8 @@ class UnauthorizedError(RelayError):
     status = 401
     code = "unauthorized"
     title = "This needs a token"
+    # https://www.rfc-editor.org/rfc/rfc9110#section-15.5.2
+    headers: ClassVar[dict[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
 class NotFoundError(RelayError):
@@ -94,7 +96,7 @@ class StoreUnavailableError(RelayError):
     code = "store_unavailable"
     title = "The event can't be stored now"
     # Svix tries a 503 again after about 5 s, a 429 after a minute or more.
-    retry_after = 5
+    headers: ClassVar[dict[str, str]] = {"Retry-After": "5"}
 
 
 class DeadLettersFullError(StoreUnavailableError):

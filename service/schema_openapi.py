@@ -209,15 +209,16 @@ def _problems(refusals: Iterable[type[RelayError]]) -> Schema:
                 _one_of(f"Problem_{error.code}" for error in of_one), "application/problem+json"
             ),
         }
-        | _retry_after({error.retry_after for error in of_one} - {None})
+        | _headers(of_one)
         for status, of_one in of_status.items()
     }
 
 
-def _retry_after(seconds: set[int | None]) -> Schema:
-    if not seconds:
-        return {}
-    return {"headers": {"Retry-After": {"required": True, "schema": {"type": "integer", "enum": [*seconds]}}}}
+def _headers(kinds: Iterable[type[RelayError]]) -> Schema:
+    """Return those that the answers of all these errors have."""
+    (headers,) = [dict(pairs) for pairs in {tuple(error.headers.items()) for error in kinds}]
+    described = {name: {"required": True, "schema": {"const": value}} for name, value in headers.items()}
+    return {"headers": described} if described else {}
 
 
 def _errors(kind: type[RelayError]) -> Iterator[type[RelayError]]:
