@@ -129,7 +129,8 @@ class Model:
 
 
 # Few times, users and sessions, and short ids: ties are what has to be tried.
-times = st.sampled_from([NOW_MS, NOW_MS + 1, 999_999_999_999])
+times = st.sampled_from([NOW_MS, NOW_MS + DAY_MS, 999_999_999_999])
+times_passed = st.sampled_from([0, DAY_MS])
 
 
 def events(*statuses: str) -> st.SearchStrategy[Sent]:
@@ -140,15 +141,9 @@ def events(*statuses: str) -> st.SearchStrategy[Sent]:
         updated_at=times,
         occurred_at=times,
         user=st.sampled_from("ab"),
-        expire_at=st.sampled_from([NOW_MS, NOW_MS + 1, NOW_MS + DAY_MS, NOW_MS - DAY_MS, None]),
+        expire_at=st.sampled_from([NOW_MS, NOW_MS + DAY_MS, NOW_MS - DAY_MS, None]),
         source=st.just("clerk"),
     )
-
-
-# What ends stays so: others have to live, or hardly any would run out.
-batches = st.tuples(
-    st.sampled_from("xyz"), st.lists(events("active", "ended", *RANKS), min_size=1, max_size=8)
-) | st.tuples(st.sampled_from("uvw"), st.lists(events("active", *OPEN), min_size=1, max_size=3))
 
 
 class StoreAndModel(RuleBasedStateMachine):
@@ -164,11 +159,23 @@ class StoreAndModel(RuleBasedStateMachine):
         """By session and message id: what has an id is one event, however often it is delivered."""
         self.user_ttls: dict[str, int] = {}
 
-    @rule(batch=batches)
-    def deliver(self, batch: tuple[str, list[Sent]]) -> None:
-        name, sent_now = batch
-        known = self.sent.setdefault(name, {})
-        self.take(name, [known.setdefault(sent.message_id, sent) for sent in sent_now])
+    @rule(
+        name=st.sampled_from("xyz"), batch=st.lists(events("active", "ended", *RANKS), min_size=1, max_size=8)
+    )
+    def deliver(self, name: str, batch: list[Sent]) -> None:
+        self.take(name, batch)
+
+    @rule(
+        name=st.sampled_from("vw"),
+        life=st.lists(events("active", *OPEN) | times_passed, min_size=1, max_size=8),
+    )
+    def live(self, name: str, life: list[Sent | int]) -> None:
+        """What ends stays so: others have to live, or hardly any would run out, and come to life again."""
+        for what in life:
+            if isinstance(what, int):
+                self.expire_after(what)
+            else:
+                self.take(name, [what])
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
@@ -182,15 +189,15 @@ class StoreAndModel(RuleBasedStateMachine):
         if not any(message_id.startswith("exp_") for message_id in self.models[name].seen):
             assert self.told_of(twin) == self.told_of(name)
 
-    @precondition(lambda self: self.models)
-    @rule(later_ms=st.sampled_from([0, 1, DAY_MS]))
-    def expire(self, later_ms: int) -> None:
-        self.intake.now_ms += later_ms
+    def expire_after(self, ms: int) -> None:
+        self.intake.now_ms += ms
         expired = [model.expire(self.intake.now_ms) for model in self.models.values()]
         assert self.worker.run_once() == (sum(expired), 0)
         self.note_user_ttls(None)
 
     def take(self, name: str, batch: list[Sent]) -> None:
+        known = self.sent.setdefault(name, {})
+        batch = [known.setdefault(sent.message_id, sent) for sent in batch]
         model = self.models.setdefault(name, Model(self.session(name)))
         begun = [
             self.intake.begin(sent.body(self.session(name), self.user(sent.user)), sent.message_id)
