@@ -13,9 +13,8 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from redis import RedisError
 
-from service.feed import AsyncSessionFeed
+from service.feed import AsyncSessionFeed, RedisError
 
 
 @contextlib.asynccontextmanager

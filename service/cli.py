@@ -1,7 +1,6 @@
 """The commands."""
 
 import contextlib
-import re
 import sys
 from typing import Any
 
@@ -27,6 +26,7 @@ from service.errors import (
 )
 from service.expiry import ExpiryWorker
 from service.feed import SessionFeed
+from service.feed_steps import whole_cursor
 from service.text import printable
 
 
@@ -93,8 +93,11 @@ def check() -> None:
 
 
 def _parse_start(_: click.Context, __: click.Parameter, value: str) -> str:
-    if value not in {"start", "now"} and not re.fullmatch(r"[0-9]+(-[0-9]+)?", value):
-        raise click.BadParameter("neither start nor now nor a cursor like 1795422761000-0")
+    if value not in {"start", "now"}:
+        try:
+            whole_cursor(value)
+        except ValueError:
+            raise click.BadParameter("neither start nor now nor a cursor like 1795422761000-0") from None
     return value
 
 

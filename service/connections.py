@@ -226,9 +226,11 @@ def _locate(hosts: list[Host], asking: dict[str, Any], ask: Ask) -> Host:
     failed: redis.RedisError = redis.ConnectionError("it knows none")
     deadline = time.monotonic() + ASK_ALL_SECONDS
     for _ in range(len(hosts)):
-        host, port = hosts[0]
-        # The next time, another comes first: this one may hang, or not know of a failover.
-        hosts.append(hosts.pop(0))
+        first, *others = hosts
+        host, port = first
+        # The next time, another comes first: this one may hang, or not know of a failover. At once, since
+        # several may connect at the same time.
+        hosts[:] = [*others, first]
         try:
             with _client(asking | {"host": host, "port": port}) as client:
                 if (found := ask(client, host)) is not None:

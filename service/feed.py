@@ -9,16 +9,19 @@
 
 `AsyncSessionFeed` has the same methods for asyncio. No Flask and no Svix is imported on this path.
 
-Errors: `redis.RedisError` for what trying again does not mend (a wrong password, a right that is missing),
-and from the short reads for a Redis that is away; `CursorLostError`; `UnreadableMessageError`;
+Errors: `RedisError` (redis-py's) for what trying again does not mend (a wrong password, a right that is
+missing), and from the short reads for a Redis that is away; `CursorLostError`; `UnreadableMessageError`;
 `FeedClosedError`. The iterators ride out restarts, failovers and cuts: `on_reconnect` is told why, before
 each new try; without it, the log is.
 """
 
+import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Generic, Self, TypeVar
+from typing import Generic, Self, TypedDict, TypeVar, Unpack
+
+from redis import RedisError
 
 from service import connections, feed_group, feed_steps, feed_stream
 from service.config import ExplicitRedisSettings, RedisSettings, load
@@ -39,6 +42,7 @@ __all__ = [
     "FeedClosedError",
     "FeedError",
     "HttpRequest",
+    "RedisError",
     "Session",
     "SessionActivity",
     "SessionFeed",
@@ -53,6 +57,17 @@ After = str | Mapping[int, str] | None
 L = TypeVar("L", Line, AsyncLine)
 
 
+class FeedSettings(TypedDict, total=False):
+    """What the relay has set otherwise than by default."""
+
+    redis_tls_verify: bool
+    redis_key_prefix: str
+    redis_channel: str
+    redis_timeout: float
+    """Seconds, for connecting and for one command."""
+    partitions: int
+
+
 class _Feed(Generic[L]):
     """Which keys there are, and which connection leads to them."""
 
@@ -64,17 +79,19 @@ class _Feed(Generic[L]):
         self._channels = Keys(settings.redis_key_prefix, settings.redis_channel)
         self._keys = self._channels.split(settings.partitions)
         self._is_closed = False
+        self._lock = threading.Lock()
+        """Held while it is decided whether an iterator begins before the feed is closed, or not at all."""
         self._readers: dict[int, L] = {
             lane: self._kind(settings, keys.events, blocks=False) for lane, keys in self._by_lane()
         }
         self._followers: weakref.WeakSet[L] = weakref.WeakSet()
 
     @classmethod
-    def from_url(cls, url: str, **settings: Any) -> Self:
+    def from_url(cls, url: str, **settings: Unpack[FeedSettings]) -> Self:
         """Make a feed; it connects when it is first used. The environment is not read.
 
-        url: in any of the forms that the service takes. settings: those of the service, if it has others than
-        the defaults: `redis_tls_verify`, `redis_key_prefix`, `redis_channel`, `partitions`, `redis_timeout`.
+        url: in any of the forms that the service takes. settings: those of the service, where it has others
+        than the defaults.
         Raises ConfigurationError, with a line for each fault.
         """
         return cls(load(ExplicitRedisSettings, redis_url=url, **settings))
@@ -103,14 +120,21 @@ class _Feed(Generic[L]):
 
     def _begin(self, after: After, steps: Callable[..., Steps[None]]) -> list[tuple[L, Steps[None]]]:
         """Return the steps for each connection, with a client for them alone."""
-        if self._is_closed:
-            raise FeedClosedError("The feed is closed.")
         begun = []
         for _, partitions in self._lanes(after=after):
             line = self._kind(self._settings, partitions[0].keys.events, blocks=True)
-            self._followers.add(line)
             begun.append((line, steps(line, partitions)))
+        with self._lock:
+            if self._is_closed:
+                raise FeedClosedError("The feed is closed.")
+            self._followers.update(line for line, _ in begun)
         return begun
+
+    def _end(self) -> list[L]:
+        """Let nothing begin any more; return what has to be closed."""
+        with self._lock:
+            self._is_closed = True
+            return list(self._followers) + list(self._readers.values())
 
     def _subscription(self, user_id: str | None) -> list[tuple[L, Steps[None]]]:
         keys = self._channels
@@ -143,8 +167,7 @@ class SessionFeed(_Feed[Line]):
 
     def close(self) -> None:
         """Disconnect. Iterators end, also those that wait in other threads."""
-        self._is_closed = True
-        for line in (*self._followers, *self._readers.values()):
+        for line in self._end():
             line.close()
 
     def get(self, session_id: str, user_id: str | None = None) -> SessionUpdate | None:
@@ -255,8 +278,7 @@ class AsyncSessionFeed(_Feed[AsyncLine]):
 
     async def close(self) -> None:
         """See SessionFeed."""
-        self._is_closed = True
-        for line in (*self._followers, *self._readers.values()):
+        for line in self._end():
             await line.close()
 
     async def get(self, session_id: str, user_id: str | None = None) -> SessionUpdate | None:

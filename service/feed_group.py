@@ -19,6 +19,7 @@ from service.feed_steps import (
     as_dict,
     ask,
     newest,
+    position,
 )
 from service.feed_stream import is_trimmed_past, sleep, snapshots
 
@@ -48,6 +49,8 @@ class _Share:
     """The entry that this consumer was done with last."""
     has_pending: bool = True
     """Something may be ours already: from an earlier life, claimed, or in a reply that got lost."""
+    connections: int = 0
+    """How many the link had made when that was looked at."""
     claims_at: float = 0.0
     """When to look for the work of dead consumers, by time.monotonic()."""
     claims_from: bytes = b"0-0"
@@ -67,7 +70,7 @@ def consume(
         for share in shares:
             try:
                 yield from _join(link, share, group, resync=resync)
-                entries = yield from _take(share, group)
+                entries = yield from _take(link, share, group, resync=resync)
                 is_idle &= not entries
                 yield from _work(link, share, group, entries, stale=stale, resync=resync)
             except redis.ResponseError as error:
@@ -81,21 +84,31 @@ def consume(
 def _join(link: Link, share: _Share, group: Group, *, resync: bool) -> Steps[None]:
     """Make the group if there is none; else look whether something was trimmed that it had not got yet."""
     events = share.partition.keys.events
-    try:
-        # In this order: the group may go on between the two.
-        stream, groups = yield from ask(("XINFO", "STREAM", events), ("XINFO", "GROUPS", events))
-    except redis.ResponseError as error:
-        if "no such key" not in str(error):
-            raise
-        stream, groups = [], []
-    mine = next((each for each in map(as_dict, groups) if each[b"name"] == group.name.encode()), None)
-    if mine is None:
-        yield from _make(link, share, group)
-        return
-    share.has_joined = True
-    share.delivered = mine[b"last-delivered-id"].decode()
-    if is_trimmed_past(share.delivered, as_dict(stream), if_unknown=share.delivered != NOTHING):
+    while True:
+        try:
+            # In this order: the group may go on between the two.
+            stream, groups = yield from ask(("XINFO", "STREAM", events), ("XINFO", "GROUPS", events))
+        except redis.ResponseError as error:
+            if "no such key" not in str(error):
+                raise
+            stream, groups = [], []
+        mine = next((each for each in map(as_dict, groups) if each[b"name"] == group.name.encode()), None)
+        if mine is None:
+            yield from _make(link, share, group)
+            continue
+        share.has_joined = True
+        share.delivered = mine[b"last-delivered-id"].decode()
+        if not _has_missed(share, stream):
+            return
+        begin = yield from newest(share.partition, asking=ask)
         yield from _miss(link, share, share.delivered, resync=resync)
+        # From before the snapshots: more may have been trimmed while they were read.
+        yield from ask(("XGROUP", "SETID", events, group.name, begin))
+
+
+def _has_missed(share: _Share, stream: Sequence[Any]) -> bool:
+    """Tell whether something was trimmed that the group had not got. stream: XINFO STREAM."""
+    return is_trimmed_past(share.delivered, as_dict(stream), if_unknown=share.delivered != NOTHING)
 
 
 def _make(link: Link, share: _Share, group: Group) -> Steps[None]:
@@ -116,8 +129,7 @@ def _make(link: Link, share: _Share, group: Group) -> Steps[None]:
     except redis.ResponseError as error:
         if not str(error).startswith("BUSYGROUP"):  # another consumer was faster
             raise
-    share.has_joined = share.has_pending = True
-    share.delivered = begin
+    share.has_pending = True
 
 
 def _is_there(partition: Partition, cursor: str | None) -> Steps[bool]:
@@ -133,9 +145,11 @@ def _miss(link: Link, share: _Share, cursor: str, *, resync: bool) -> Steps[None
     yield from snapshots(link, share.partition)
 
 
-def _take(share: _Share, group: Group) -> Steps[list[tuple[bytes, Any]]]:
+def _take(link: Link, share: _Share, group: Group, *, resync: bool) -> Steps[list[tuple[bytes, Any]]]:
     """Return entries for this consumer: first what is its own already, claimed from the dead or not."""
     events = share.partition.keys.events
+    share.has_pending |= share.connections != link.connections
+    share.connections = link.connections
     if time.monotonic() >= share.claims_at:
         idle_ms = int(group.claim_after * 1000)
         claim = ("XAUTOCLAIM", events, group.name, group.consumer, idle_ms, share.claims_from)
@@ -144,6 +158,9 @@ def _take(share: _Share, group: Group) -> Steps[list[tuple[bytes, Any]]]:
         if share.claims_from == b"0-0":
             share.claims_at = time.monotonic() + group.claim_after / 2
         if deleted and deleted[0]:  # from Redis 7.0 on
+            if not resync:
+                # Redis has forgotten them now. With the group back there, the next consumer is told, too.
+                yield from ask(("XGROUP", "SETID", events, group.name, min(deleted[0], key=_position)))
             return [(entry_id, None) for entry_id in deleted[0]]
     read = ("XREADGROUP", "GROUP", group.name, group.consumer, "COUNT", BATCH, "STREAMS", events)
     if share.has_pending:
@@ -151,8 +168,19 @@ def _take(share: _Share, group: Group) -> Steps[list[tuple[bytes, Any]]]:
         if reply[0][1]:
             return [tuple(entry) for entry in reply[0][1]]
         share.has_pending = False
-    (reply,) = yield from ask((*read, ">"))
+    reply, stream = yield from ask((*read, ">"), ("XINFO", "STREAM", events))
+    if reply and _has_missed(share, stream):
+        # It was trimmed just now. The group goes back to where that shows.
+        share.has_pending = True
+        yield from ask(("XGROUP", "SETID", events, group.name, share.delivered))
+        return []
+    if link.connections != share.connections:  # what was in the reply that got lost comes first
+        return []
     return [tuple(entry) for entry in reply[0][1]] if reply else []
+
+
+def _position(entry_id: bytes) -> tuple[int, int]:
+    return position(entry_id.decode())
 
 
 def _work(

@@ -40,6 +40,8 @@ def _options(settings: RedisSettings, *, blocks: bool) -> dict[str, Any]:
 class _Line(Link):
     """One client, at first without a connection."""
 
+    _closing: threading.Event | asyncio.Event
+
     def __init__(
         self, connect: Callable[..., Any], settings: RedisSettings, key: str, *, blocks: bool
     ) -> None:
@@ -50,6 +52,8 @@ class _Line(Link):
         self._is_asked = False
 
     def _count(self, _: object) -> None:
+        if self._closing.is_set():  # redis-py connects again to send what it was about to
+            raise redis.ConnectionError("The feed is closed.")
         self.connections += 1
 
     def _note(self, message: dict[str, Any] | None) -> bytes | None:
@@ -68,7 +72,7 @@ class Line(_Line):
 
     def __init__(self, settings: RedisSettings, key: str, *, blocks: bool) -> None:
         super().__init__(connections.connect, settings, key, blocks=blocks)
-        self._closing = threading.Event()
+        self._closing: threading.Event = threading.Event()
 
     def run(self, steps: Generator[Any, Any, T]) -> T:
         """Do steps that yield no updates, and return their result."""
@@ -106,11 +110,15 @@ class Line(_Line):
             answer = error = None
             if isinstance(step, SessionUpdate):
                 yield step
-                continue
-            try:
-                answer = self._do(step, on_reconnect)
-            except redis.RedisError as raised:
-                error = raised
+            else:
+                try:
+                    answer = self._do(step, on_reconnect)
+                except redis.RedisError as raised:
+                    error = raised
+                except Exception:
+                    # redis-py may stumble over anything when its socket is closed under its hands.
+                    if not self._closing.is_set():
+                        raise
             if self._closing.is_set():
                 raise FeedClosedError("The feed is closed.")
 
@@ -160,7 +168,7 @@ class AsyncLine(_Line):
 
     def __init__(self, settings: RedisSettings, key: str, *, blocks: bool) -> None:
         super().__init__(connections.connect_async, settings, key, blocks=blocks)
-        self._closing = asyncio.Event()
+        self._closing: asyncio.Event = asyncio.Event()
 
     async def run(self, steps: Generator[Any, Any, T]) -> T:
         """Do steps that yield no updates, and return their result."""
@@ -186,6 +194,8 @@ class AsyncLine(_Line):
                 if isinstance(step, SessionUpdate):
                     answer = error = None
                     yield step
+                    if self._closing.is_set():
+                        return
                 else:
                     answer, error = await self._try(step, on_reconnect)
         except FeedClosedError:
@@ -203,10 +213,19 @@ class AsyncLine(_Line):
     ) -> tuple[Any, Exception | None]:
         answer: Any = None
         error: Exception | None = None
+        task = asyncio.current_task()
+        cancelled = task.cancelling() if task else 0
         try:
             answer = await self._do(step, on_reconnect)
         except redis.RedisError as raised:
             error = raised
+        except Exception:
+            if not self._closing.is_set():
+                raise
+        # redis-py sends with asyncio.wait_for, and that of Python 3.11 may swallow being cancelled:
+        # https://github.com/python/cpython/issues/86296
+        if task and task.cancelling() > cancelled:
+            raise asyncio.CancelledError
         if self._closing.is_set():
             raise FeedClosedError("The feed is closed.")
         return answer, error

@@ -103,8 +103,9 @@ async def _merge_async(
                 yield update
                 is_done.set()
     finally:
-        for task in tasks:
+        for (line, _), task in zip(lines, tasks, strict=True):
             task.cancel()
+            await line.close()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 

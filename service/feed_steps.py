@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import redis
-from redis.exceptions import AskError, ClusterError, ReadOnlyError, TryAgainError
+from redis.exceptions import AskError, ClusterError, OutOfMemoryError, ReadOnlyError, TryAgainError
 
 from service.errors import UnreadableMessageError
 from service.keys import Keys
@@ -30,6 +30,9 @@ START: Final = "0-0"
 """Before all that the stream holds, whatever was trimmed."""
 NOTHING: Final = "0-1"
 """The cursor of a stream that was empty. No entry has it; what is trimmed later, was missed."""
+
+MAX_PART: Final = 2**64 - 1
+"""Of a cursor, on either side of the hyphen."""
 
 Command = tuple[Any, ...]
 T = TypeVar("T")
@@ -76,13 +79,24 @@ class Partition:
     """An entry with this id was there: if it is not any more, others may be missing."""
     ahead: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     """Sessions whose snapshot was newer than the cursor: up to where they are known."""
+    ahead_until: tuple[int, int] = (0, 0)
+    """Behind this, none of them is."""
 
     def go_to(self, cursor: str) -> None:
         """Raises ValueError if it is no cursor."""
-        if not re.fullmatch(r"[0-9]+(-[0-9]+)?", cursor):
-            raise ValueError(f"{cursor!r} is no cursor like 1795422761000-0")
+        self.cursor = whole_cursor(cursor)
         self.is_entry = "-" in cursor and cursor not in {START, NOTHING}
-        self.cursor = cursor if "-" in cursor else f"{cursor}-0"
+
+
+def whole_cursor(cursor: str) -> str:
+    """Return the cursor; that before all entries of a millisecond, if it is no more than a time.
+
+    Raises ValueError if it is neither.
+    """
+    parts = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", cursor)
+    if parts is None or any(int(part or 0) > MAX_PART for part in parts.groups()):
+        raise ValueError(f"{cursor!r} is no cursor like 1795422761000-0")
+    return cursor if "-" in cursor else f"{cursor}-0"
 
 
 def position(cursor: str) -> tuple[int, int]:
@@ -221,9 +235,9 @@ def passes(error: redis.RedisError) -> bool:
     """Tell whether trying again may mend it. A wrong password is a ConnectionError too, and stays wrong."""
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return not isinstance(error, redis.AuthenticationError)
-    return isinstance(error, ClusterError | AskError | TryAgainError | ReadOnlyError) or str(
-        error
-    ).startswith(("BUSY ", "UNBLOCKED ", "MASTERDOWN ", "NOREPLICAS ", "MISCONF ", "OOM "))
+    return isinstance(
+        error, ClusterError | AskError | TryAgainError | ReadOnlyError | OutOfMemoryError
+    ) or str(error).startswith(("BUSY ", "UNBLOCKED ", "MASTERDOWN ", "NOREPLICAS ", "MISCONF "))
 
 
 def as_dict(reply: Sequence[Any]) -> dict[bytes, Any]:

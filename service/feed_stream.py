@@ -4,11 +4,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from service.errors import CursorLostError
+import redis
+
+from service.errors import CursorLostError, UnreadableMessageError
 from service.feed_steps import (
     BATCH,
     BLOCK_MS,
     START,
+    Command,
     Entry,
     Link,
     Partition,
@@ -18,7 +21,7 @@ from service.feed_steps import (
     newest,
     position,
 )
-from service.update import published
+from service.update import SessionUpdate, published
 
 
 def follow(link: Link, partitions: Sequence[Partition], *, stale: bool, resync: bool) -> Steps[None]:
@@ -50,12 +53,14 @@ def _catch_up(link: Link, partition: Partition, *, stale: bool, resync: bool) ->
     events = partition.keys.events
     while True:
         first = partition.cursor if partition.is_entry else f"({partition.cursor}"
-        (entries,) = yield from ask(("XRANGE", events, first, "+", "COUNT", BATCH + 1))
+        read = ("XRANGE", events, first, "+", "COUNT", BATCH + 1)
         if partition.is_entry:
+            (entries,) = yield from ask(read)
             is_lost = not entries or entries[0][0].decode() != partition.cursor
             entries = entries[1:]
         else:
-            is_lost = bool(entries) and (yield from _is_trimmed(partition))
+            entries, stream = yield from _read_with_state(read)
+            is_lost = is_trimmed_past(str(partition.cursor), stream)
         if is_lost:
             if not resync:
                 raise CursorLostError(str(partition.cursor), partition.number)
@@ -65,9 +70,8 @@ def _catch_up(link: Link, partition: Partition, *, stale: bool, resync: bool) ->
             return
         for entry_id, fields in entries:
             entry = Entry.of(entry_id, fields)
-            is_known = _is_known(partition, entry)
             partition.cursor, partition.is_entry = entry.cursor, True
-            if (stale or entry.outcome == "applied") and not is_known:
+            if stale if entry.outcome != "applied" else not _is_known(partition, entry):
                 yield entry.update(partition)
 
 
@@ -76,16 +80,21 @@ def _is_known(partition: Partition, entry: Entry) -> bool:
     if not partition.ahead:
         return False
     at = position(entry.cursor)
-    if at > max(partition.ahead.values()):
+    if at > partition.ahead_until:
         partition.ahead.clear()
         return False
     return at <= partition.ahead.get(entry.session_id, (0, 0))
 
 
-def _is_trimmed(partition: Partition) -> Steps[bool]:
-    """Tell whether something behind a cursor that is no entry, but a time, was trimmed."""
-    (reply,) = yield from ask(("XINFO", "STREAM", partition.keys.events))
-    return is_trimmed_past(str(partition.cursor), as_dict(reply))
+def _read_with_state(read: Command) -> Steps[tuple[list[Any], dict[bytes, Any]]]:
+    """Read behind a cursor that is no entry, but a time; XINFO STREAM tells whether something is missing."""
+    try:
+        entries, stream = yield from ask(read, ("XINFO", "STREAM", read[1]))
+    except redis.ResponseError as error:
+        if "no such key" not in str(error):
+            raise
+        return [], {}
+    return entries, as_dict(stream)
 
 
 def is_trimmed_past(cursor: str, stream: dict[bytes, Any], *, if_unknown: bool = False) -> bool:
@@ -122,13 +131,22 @@ def snapshots(link: Link, partition: Partition) -> Steps[None]:
         for key, (state,) in zip(new, states, strict=True):
             if state is not None:
                 seen.add(key)
-                update = published(state, partition=partition.number, is_snapshot=True)
-                if begun_at is not None and position(update.cursor) > begun_at:
-                    partition.ahead[update.session.id] = position(update.cursor)
+                update = _snapshot(key, state, partition)
+                reached = position(update.cursor)
+                if begun_at is not None and reached > begun_at:
+                    partition.ahead[update.session.id] = reached
+                    partition.ahead_until = max(partition.ahead_until, reached)
                 yield update
         at = after
         if at == b"0":
             return
+
+
+def _snapshot(key: bytes, state: bytes, partition: Partition) -> SessionUpdate:
+    try:
+        return published(state, partition=partition.number, is_snapshot=True)
+    except UnreadableMessageError as error:
+        raise UnreadableMessageError(f"{key.decode()}: {error}") from None
 
 
 def sleep(partitions: Sequence[Partition], cursors: Sequence[str]) -> Steps[list[Partition]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from feeds import KINDS, OpenFeed, feeds
 from load import DurableRedis, durable_redis, relay_service
 from support import (
     NO_REDIS,
@@ -133,6 +134,13 @@ def own_redis(start_redis: Callable[..., EmbeddedRedis]) -> EmbeddedRedis:
 def own_client(own_redis: EmbeddedRedis) -> Iterator[Any]:
     with client_of(own_redis.url) as client:
         yield client
+
+
+@pytest.fixture(params=KINDS)
+def open_feed(request: pytest.FixtureRequest) -> Iterator[OpenFeed]:
+    """Open a SessionFeed, and in another run of the test an AsyncSessionFeed; they are closed afterwards."""
+    with feeds(KINDS[request.param]) as open_feed:
+        yield open_feed
 
 
 @pytest.fixture

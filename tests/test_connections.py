@@ -1,13 +1,18 @@
 """Every kind of REDIS_URL: TCP, TLS, a unix socket, passwords; and nothing sent that nobody asked for."""
 
+import asyncio
 import contextlib
+import gc
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
+import redis
+from feeds import EndedError, OpenFeed
 from support import (
     clerk_event,
     client_of,
@@ -21,7 +26,7 @@ from support import (
 from topologies import MASTER, free_node_port, run_sentinel
 
 from service.check import check
-from service.connections import connect
+from service.connections import connect, connect_async
 from service.embedded import EmbeddedRedis
 from service.errors import ConfigurationError, StartError, StoreUnavailableError
 
@@ -35,6 +40,30 @@ def outcome_of_a_delivery(redis_url: str, **settings: Any) -> str:
             return intake.take(clerk_event(), "msg_1").outcome
         except StoreUnavailableError as error:
             return error.code
+
+
+def asked_in_a_loop(redis_url: str, **options: Any) -> str:
+    """Return what a client for asyncio gets from there, over two connections and as a subscriber; or the error."""
+
+    async def ask() -> str:
+        async with connect_async(redis_url, "{clerk}:x", timeout=1, **options) as client:
+            for _ in range(2):
+                assert await client.get("{clerk}:x") is None
+                await client.connection_pool.disconnect()
+            async with client.pubsub() as pubsub:
+                await pubsub.subscribe("clerk:sessions")
+                message: Any = await pubsub.get_message(timeout=10)
+                return str(message["type"])
+
+    try:
+        return asyncio.run(ask())
+    except redis.RedisError as error:
+        return type(error).__name__
+    finally:
+        with warnings.catch_warnings():
+            # asyncio closes a TLS connection in the background, and the loop has ended before that.
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 # What goes over the line
@@ -51,6 +80,19 @@ def test_connecting_sends_only_what_the_url_asks_for() -> None:
     ):
         client.execute_command("ECHO", "1")
     assert server.commands == [[b"AUTH", b"someone", b"p@ss"], [b"SELECT", b"3"], [b"ECHO", b"1"]]
+
+
+def test_connecting_in_a_loop_sends_only_what_the_url_asks_for() -> None:
+    greeted: list[int] = []
+
+    async def ask(url: str) -> None:
+        async with connect_async(url, on_connect=lambda _: greeted.append(len(server.commands))) as client:
+            assert await client.get("1") == b"OK"
+
+    with scripted_redis(lambda _: b"+OK") as server:
+        asyncio.run(ask(server.url.replace("//", "//someone:p%40ss@").replace("/0", "/3")))
+    assert server.commands == [[b"AUTH", b"someone", b"p@ss"], [b"SELECT", b"3"], [b"GET", b"1"]]
+    assert greeted == [2]
 
 
 def test_each_new_connection_is_handed_over_after_its_handshake() -> None:
@@ -90,10 +132,11 @@ def test_no_command_is_tried_a_second_time(reply: bytes | None) -> None:
     ],
 )
 def test_a_url_that_can_not_be_used_is_refused_before_connecting(url: str) -> None:
-    with pytest.raises(ConfigurationError) as error:
-        connect(url)
+    for to_connect in (connect, connect_async):
+        with pytest.raises(ConfigurationError) as error:
+            to_connect(url)
 
-    assert error.value.faults[0].startswith("REDIS_URL: ")
+        assert error.value.faults[0].startswith("REDIS_URL: ")
 
 
 # Where Redis is
@@ -107,10 +150,12 @@ def test_a_unix_socket(start_redis: StartRedis, tmp_path_factory: pytest.TempPat
     assert outcome_of_a_delivery(f"unix://{path}?db={server_db}") == "applied"
     with client_of(server.url.replace("/0", f"/{server_db}")) as client:
         assert client.exists("{clerk}:session:sess_1")
+    assert asked_in_a_loop(f"unix://{path}") == "subscribe"
 
 
 def test_a_unix_socket_that_is_not_there(tmp_path: Path) -> None:
     assert outcome_of_a_delivery(f"unix://{tmp_path}/none") == "store_unavailable"
+    assert asked_in_a_loop(f"unix://{tmp_path}/none") == "ConnectionError"
 
 
 def test_a_port_where_nobody_listens() -> None:
@@ -135,6 +180,9 @@ def test_a_password(own_redis: EmbeddedRedis, own_client: Any) -> None:
     assert outcome_of_a_delivery(url("default:p%40ss%2Fw%3Ard@")) == "duplicate"
     assert outcome_of_a_delivery(url("")) == "store_unavailable"
     assert outcome_of_a_delivery(url(":wrong@")) == "store_unavailable"
+    assert asked_in_a_loop(url(":p%40ss%2Fw%3Ard@")) == "subscribe"
+    assert asked_in_a_loop(url("")) == "AuthenticationError"
+    assert asked_in_a_loop(url(":wrong@")) == "AuthenticationError"
 
 
 def test_a_user_with_no_more_rights_than_the_relay_needs(own_redis: EmbeddedRedis, own_client: Any) -> None:
@@ -243,6 +291,8 @@ def test_a_self_signed_certificate_is_refused_unless_told_otherwise(start_tls: C
 
     assert outcome_of_a_delivery(url) == "store_unavailable"
     assert outcome_of_a_delivery(url, redis_tls_verify=False) == "applied"
+    assert asked_in_a_loop(url) == "ConnectionError"
+    assert asked_in_a_loop(url, tls_verify=False) == "subscribe"
 
 
 @pytest.mark.parametrize(("verify", "status"), [("true", 503), ("false", 200)])
@@ -261,6 +311,8 @@ def test_a_private_ca_is_trusted_if_the_url_names_it(
 
     assert outcome_of_a_delivery(url) == "store_unavailable"
     assert outcome_of_a_delivery(f"{url}?ssl_ca_certs={certificates}/ca.crt") == "applied"
+    assert asked_in_a_loop(url) == "ConnectionError"
+    assert asked_in_a_loop(f"{url}?ssl_ca_certs={certificates}/ca.crt") == "subscribe"
 
 
 def test_a_private_ca_is_trusted_if_the_machine_trusts_it(
@@ -279,6 +331,52 @@ def test_readers_and_subscribers_without_a_password_get_through_tls(start_tls: C
         with client.pubsub() as pubsub:
             pubsub.subscribe("a channel")
             assert pubsub.get_message(timeout=10)["type"] == "subscribe"
+
+
+def test_closing_a_feed_that_waits_over_tls(start_tls: Callable[..., str], open_feed: OpenFeed) -> None:
+    url = start_tls("own")
+    with client_of(url, ssl_cert_reqs="none") as client:
+        for begin in ("follow", "consume", "subscribe"):
+            feed = open_feed(url, redis_tls_verify=False)
+            assert feed.get("sess_1") is None
+            waiting = getattr(feed, begin)().begin()
+            eventually(lambda: len(client.client_list()) == 3)
+            feed.close()
+            with pytest.raises(EndedError):
+                waiting.result(10)
+            eventually(lambda: len(client.client_list()) == 1)
+
+
+READER: Final = (
+    *("on", ">secret", "~{clerk}:*", "resetchannels", "&clerk:sessions*", "-@all"),
+    *("+hmget", "+zrangebyscore", "+xrange", "+xrevrange", "+xread", "+xinfo|stream", "+scan"),
+    *("+xinfo|groups", "+xgroup|create", "+xgroup|setid", "+xreadgroup", "+xack", "+xautoclaim"),
+    *("+subscribe", "+unsubscribe", "+ping"),
+)
+"""The rights of a program that reads, and shares in a group."""
+
+
+def test_a_reader_with_no_more_rights_than_it_needs(
+    own_redis: EmbeddedRedis, own_client: Any, open_feed: OpenFeed
+) -> None:
+    own_client.execute_command("ACL", "SETUSER", "reader", *READER)
+    with intake_on(own_redis.url) as intake:
+        intake.take(clerk_event(), "msg_1")
+    feed = open_feed(own_redis.url.replace("//", "//reader:secret@"))
+    subscribed = feed.subscribe().begin()
+    eventually(lambda: own_client.pubsub_numsub("clerk:sessions") == [("clerk:sessions", 1)])
+
+    assert feed.state() == feed.history("sess_1")[0]
+    feed.is_live("sess_1")
+    feed.live_ids()
+    iterators = [feed.follow(), feed.follow(feed.now()), feed.consume()]
+    iterators[0].next()
+    iterators[2].next()
+    with intake_on(own_redis.url) as intake:
+        intake.take(clerk_event("ended"), "msg_2")
+    assert [updates.next().event.id for updates in iterators] == ["msg_2"] * 3
+    assert subscribed.result(10)[0].event.id == "msg_2"
+    assert own_client.acl_log() == []
 
 
 def test_a_certificate_for_another_host_is_refused(
@@ -308,6 +406,8 @@ def test_sentinels_and_their_primary_over_tls(
         assert outcome_of_a_delivery(url) == "store_unavailable"
         assert outcome_of_a_delivery(f"{url}?ssl_ca_certs={certificates}/ca.crt") == "applied"
         assert outcome_of_a_delivery(url, redis_tls_verify=False) == "duplicate"
+        assert asked_in_a_loop(url) == "ConnectionError"
+        assert asked_in_a_loop(url, tls_verify=False) == "subscribe"
 
 
 def test_a_cluster_over_tls(start_tls: Callable[..., str], certificates: Path) -> None:
@@ -320,6 +420,8 @@ def test_a_cluster_over_tls(start_tls: Callable[..., str], certificates: Path) -
     assert outcome_of_a_delivery(url) == "store_unavailable"
     assert outcome_of_a_delivery(f"{url}?ssl_ca_certs={certificates}/ca.crt") == "applied"
     assert outcome_of_a_delivery(url, redis_tls_verify=False) == "duplicate"
+    assert asked_in_a_loop(url) == "ConnectionError"
+    assert asked_in_a_loop(url, tls_verify=False) == "subscribe"
 
 
 def test_check_tells_the_way_out_where_nobody_vouches_for_a_certificate(

@@ -1,383 +1,828 @@
-"""Reading what Redis holds: the state of sessions, and the stream of events. CONTRACT, 4 and 5."""
+"""What a feed reads: states, the stream from any place in it, what is published. CONTRACT, 4 and 5."""
 
-import itertools
+import asyncio
 import json
+import re
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from children import durable_redis
+from feeds import PATIENCE, EndedError, Feed, OpenFeed, Updates, block_shortly
 from support import (
     DAY_MS,
     EVENTS_KEY,
+    NO_REDIS,
     NOW_MS,
+    ROOT,
     SESSION_KEY,
     USER_KEY,
     Intake,
     clerk_event,
     client_of,
     eventually,
-    free_port,
     intake_on,
+    monitored,
     scripted_redis,
     subscribed,
-    unused_port,
 )
 
-from service import feed as feed_module
-from service.config import RedisSettings, load
+from service import feed_stream
 from service.embedded import EmbeddedRedis
-from service.feed import SessionFeed, Update
-
-
-def feed_on(redis_url: str, **overrides: Any) -> SessionFeed:
-    return SessionFeed(load(RedisSettings, _env_file=None, redis_url=redis_url, **overrides))
+from service.errors import ConfigurationError
+from service.feed import (
+    AsyncSessionFeed,
+    CursorLostError,
+    EventWithRequest,
+    FeedClosedError,
+    HttpRequest,
+    SessionFeed,
+    SessionUpdate,
+    UnreadableMessageError,
+)
 
 
 @pytest.fixture
-def feed(relay_redis: EmbeddedRedis) -> Iterator[SessionFeed]:
-    feed = feed_on(relay_redis.url)
-    yield feed
-    feed.close()
+def relay_redis(real_redis: EmbeddedRedis) -> EmbeddedRedis:
+    """For `client` and `intake`."""
+    return real_redis
+
+
+@pytest.fixture
+def feed(open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any) -> Feed:
+    return open_feed(relay_redis.url)
 
 
 @pytest.fixture(autouse=True)
 def _now(monkeypatch: pytest.MonkeyPatch) -> None:
     """The feed's clock shows the frozen time of the events."""
-    monkeypatch.setattr(time, "time_ns", lambda: NOW_MS * 1_000_000)
+    set_clock(monkeypatch, NOW_MS)
 
 
-def refuse(error: Exception) -> None:
-    raise error
+def set_clock(monkeypatch: pytest.MonkeyPatch, now_ms: int) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: now_ms * 1_000_000)
 
 
-def first(feed: SessionFeed, count: int, after: str = "0-0") -> list[Update]:
-    return list(itertools.islice(feed.follow(after, on_reconnect=refuse), count))
+def take_several(intake: Intake, *session_ids: str) -> list[str]:
+    """Let each session begin; return the cursors."""
+    return [str(intake.take(clerk_event(session_id=each), f"msg_{each}").cursor) for each in session_ids]
+
+
+def sessions(updates: list[SessionUpdate]) -> list[str]:
+    return [update.session.id for update in updates]
 
 
 # The state of a session
 
 
-def test_the_state_of_a_session_is_what_was_published_last(
-    feed: SessionFeed, intake: Intake, client: Any
-) -> None:
+def test_the_state_of_a_session_is_what_was_published_last(feed: Feed, intake: Intake, client: Any) -> None:
     with subscribed(client, "clerk:sessions") as subscriber:
         intake.take(clerk_event(), "msg_1")
         intake.take(clerk_event("ended", updated_at=NOW_MS), "msg_2")
         _, (_, last) = subscriber.rest()
-    assert feed.get("sess_1") == last.encode()
+    assert feed.state().json == last.encode()
 
 
-def test_a_session_that_is_not_held_has_no_state(feed: SessionFeed, client: Any) -> None:
+def test_an_update_has_every_field_of_its_message(feed: Feed, intake: Intake) -> None:
+    intake.take(clerk_event(), "msg_1")
+    actor = {"sub": "user_boss", "big": 10**200, "nested": [{"deep": [1, None]}]}
+    outcome = intake.take(clerk_event("ended", updated_at=NOW_MS, actor=actor), "msg_2")
+    update = feed.state()
+    assert (update.outcome, update.revision, update.previous_status) == ("applied", 2, "active")
+    assert (update.cursor, update.position) == (outcome.cursor, outcome.cursor)
+    assert (update.partition, update.is_snapshot) == (0, False)
+    assert (update.event.id, update.event.type, update.event.source) == ("msg_2", "session.ended", "clerk")
+    assert update.event.occurred_at == update.session.updated_at == NOW_MS
+    assert (update.session.status, update.session.live, update.is_live) == ("ended", False, False)
+    assert update.session.actor == actor
+    assert update.session.latest_activity is not None
+    assert update.session.latest_activity.is_mobile is False
+    held = json.loads(update.json)["session"]
+    assert {name: held[name] for name in held if isinstance(held[name], str | int | None)} == {
+        name: getattr(update.session, name) for name in held if isinstance(held[name], str | int | None)
+    }
+
+
+def test_tasks_are_typed(feed: Feed, intake: Intake) -> None:
+    intake.take(clerk_event("pending", tasks=[{"key": "choose-organization"}]), "msg_1")
+    assert [task.key for task in feed.state().session.tasks] == ["choose-organization"]
+
+
+def test_a_session_that_is_not_held_has_no_state(feed: Feed) -> None:
     assert feed.get("sess_1") is None
 
 
-def test_a_late_event_leaves_the_state_as_it_is(feed: SessionFeed, intake: Intake) -> None:
+def test_a_late_event_leaves_the_state_as_it_is(feed: Feed, intake: Intake) -> None:
     intake.take(clerk_event("ended"), "msg_1")
     before = feed.get("sess_1")
     assert intake.take(clerk_event(), "msg_2").outcome == "stale"
     assert feed.get("sess_1") == before
 
 
+def test_where_the_users_request_came_from(
+    open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any
+) -> None:
+    event = clerk_event() | {
+        "event_attributes": {"http_request": {"client_ip": "192.0.2.1", "user_agent": "UA"}}
+    }
+    with intake_on(relay_redis.url, publish_http_request=True) as intake:
+        intake.take(event, "msg_1")
+    feed = open_feed(relay_redis.url)
+    for update in (feed.state(), feed.follow("0-0").next()):
+        assert isinstance(update.event, EventWithRequest)
+        assert update.event.http_request == HttpRequest(client_ip="192.0.2.1", user_agent="UA")
+
+
+def test_what_a_later_relay_adds_is_passed_over(feed: Feed, intake: Intake, client: Any) -> None:
+    """Adding a key is no new version of the schema."""
+    intake.take(clerk_event(), "msg_1")
+    expected = feed.state().session
+    message = json.loads(client.hget(SESSION_KEY, "state"))
+    for part in (message, message["event"], message["session"], message["session"]["latest_activity"]):
+        part["of_tomorrow"] = {"any": ["thing"]}
+    client.hset(SESSION_KEY, "state", json.dumps(message))
+    client.xadd(EVENTS_KEY, entry_of(message | {"cursor": None}) | {"of_tomorrow": "1"})
+    assert feed.state().session == expected
+    assert feed.follow("0-0").take(2)[1].session == expected
+    client.flushall()  # `client` looks whether what is left keeps to the schema
+
+
+def entry_of(message: object) -> dict[str, str]:
+    text = message if isinstance(message, str) else json.dumps(message)
+    return {"outcome": "applied", "session_id": "sess_1", "user_id": "user_1", "message": text}
+
+
+def of_another_version(message: dict[str, Any]) -> object:
+    return message | {"schema_version": 2}
+
+
+def without_a_session(message: dict[str, Any]) -> object:
+    return {name: value for name, value in message.items() if name != "session"}
+
+
+def garbage(_: object) -> object:
+    return "\x00{"
+
+
+def empty(_: object) -> object:
+    return ""
+
+
+@pytest.mark.parametrize("spoil", [of_another_version, without_a_session, garbage, empty])
+def test_what_is_no_message_is_an_error_that_names_it(
+    feed: Feed, intake: Intake, client: Any, spoil: Callable[[dict[str, Any]], object]
+) -> None:
+    intake.take(clerk_event(), "msg_1")
+    state = json.loads(client.hget(SESSION_KEY, "state"))
+    entry = client.xadd(EVENTS_KEY, entry_of(spoil(state | {"cursor": None})))
+    client.hset(SESSION_KEY, "state", entry_of(spoil(state))["message"])
+    updates = feed.follow("0-0")
+    updates.next()
+    with pytest.raises(UnreadableMessageError, match=re.escape(f"{EVENTS_KEY} {entry}")):
+        updates.next()
+    with pytest.raises(UnreadableMessageError):
+        feed.get("sess_1")
+    with pytest.raises(UnreadableMessageError, match=re.escape(SESSION_KEY)):
+        feed.follow().next()
+    client.flushall()
+
+
+# Whether a session is live
+
+
+def test_a_session_is_live_as_long_as_it_is_active(feed: Feed, intake: Intake) -> None:
+    intake.take(clerk_event(), "msg_1")
+    assert feed.is_live("sess_1")
+    intake.take(clerk_event("revoked", updated_at=NOW_MS), "msg_2")
+    assert not feed.is_live("sess_1")
+
+
+@pytest.mark.parametrize(("past_the_end_ms", "expected"), [(-1, True), (0, False), (1, False)])
+@pytest.mark.parametrize("omitted", ["", "expire_at"])
+def test_a_session_is_live_until_it_runs_out(
+    open_feed: OpenFeed,
+    relay_redis: EmbeddedRedis,
+    client: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    past_the_end_ms: int,
+    expected: bool,
+    omitted: str,
+) -> None:
+    with intake_on(relay_redis.url, omit_fields=omitted) as intake:
+        intake.take(clerk_event(expire_at=NOW_MS + DAY_MS), "msg_1")
+    set_clock(monkeypatch, NOW_MS + DAY_MS + past_the_end_ms)
+    feed = open_feed(relay_redis.url)
+    assert feed.is_live("sess_1") is expected
+    assert feed.live_ids() == (["sess_1"] if expected else [])
+    if not omitted:
+        assert feed.state().is_live is expected
+
+
+def test_a_session_without_an_end_is_live(feed: Feed, intake: Intake) -> None:
+    intake.take(clerk_event(expire_at=None), "msg_1")
+    assert feed.is_live("sess_1")
+
+
+def test_a_session_that_is_not_held_is_not_live(feed: Feed) -> None:
+    assert not feed.is_live("sess_1")
+
+
+def test_whether_a_session_is_live_costs_one_command(feed: Feed, intake: Intake, client: Any) -> None:
+    intake.take(clerk_event(), "msg_1")
+    feed.is_live("sess_1")
+    with monitored(client) as commands:
+        feed.is_live("sess_1")
+    assert commands == [f"HMGET {SESSION_KEY} live _expire_at"]
+
+
 # A user's live sessions
 
 
-def live_ids(feed: SessionFeed, user_id: str = "user_1") -> list[str]:
-    return [json.loads(message)["session"]["id"] for message in feed.live_sessions(user_id)]
-
-
-def test_live_sessions_are_those_of_the_user(feed: SessionFeed, intake: Intake) -> None:
+def test_live_sessions_are_those_of_the_user(feed: Feed, intake: Intake) -> None:
     intake.take(clerk_event(session_id="sess_1"), "msg_1")
     intake.take(clerk_event(session_id="sess_2", user_id="user_2"), "msg_2")
-    assert live_ids(feed) == ["sess_1"]
+    assert feed.live_ids() == ["sess_1"]
 
 
-def test_live_sessions_are_the_messages_published(feed: SessionFeed, intake: Intake, client: Any) -> None:
-    intake.take(clerk_event(), "msg_1")
-    assert feed.live_sessions("user_1") == [client.hget(SESSION_KEY, "state").encode()]
+def test_a_user_without_sessions_has_no_live_ones(feed: Feed) -> None:
+    assert feed.live_ids() == []
 
 
-def test_a_user_without_sessions_has_no_live_ones(feed: SessionFeed, client: Any) -> None:
-    assert feed.live_sessions("user_1") == []
-
-
-@pytest.mark.parametrize("status", ["pending", "ended", "revoked"])
-def test_a_session_that_is_not_active_is_not_live(status: str, feed: SessionFeed, intake: Intake) -> None:
+@pytest.mark.parametrize("status", ["pending", "ended"])
+def test_a_session_that_is_not_active_is_not_among_them(status: str, feed: Feed, intake: Intake) -> None:
     intake.take(clerk_event(status), "msg_1")
-    assert live_ids(feed) == []
+    assert feed.live_ids() == []
 
 
-@pytest.mark.parametrize(("past_the_end_ms", "expected"), [(-1, ["sess_1"]), (0, []), (1, [])])
-def test_a_session_is_live_until_it_runs_out(
-    past_the_end_ms: int,
-    expected: list[str],
-    feed: SessionFeed,
-    intake: Intake,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    intake.take(clerk_event(expire_at=NOW_MS + DAY_MS), "msg_1")
-    now_ms = NOW_MS + DAY_MS + past_the_end_ms
-    monkeypatch.setattr(time, "time_ns", lambda: now_ms * 1_000_000)
-    assert live_ids(feed) == expected
-
-
-def test_the_longest_lived_session_comes_last(feed: SessionFeed, intake: Intake) -> None:
+def test_the_longest_lived_session_comes_last(feed: Feed, intake: Intake) -> None:
     intake.take(clerk_event(session_id="sess_for_ever", expire_at=None), "msg_1")
     intake.take(clerk_event(session_id="sess_long", expire_at=NOW_MS + 2 * DAY_MS), "msg_2")
     intake.take(clerk_event(session_id="sess_short", expire_at=NOW_MS + DAY_MS), "msg_3")
-    assert live_ids(feed) == ["sess_short", "sess_long", "sess_for_ever"]
+    assert feed.live_ids() == ["sess_short", "sess_long", "sess_for_ever"]
 
 
-def test_an_id_whose_session_is_gone_is_left_out(feed: SessionFeed, intake: Intake, client: Any) -> None:
-    intake.take(clerk_event(session_id="sess_1"), "msg_1")
-    intake.take(clerk_event(session_id="sess_2"), "msg_2")
+def test_an_id_whose_session_is_gone_is_left_out(feed: Feed, intake: Intake, client: Any) -> None:
+    take_several(intake, "sess_1", "sess_2")
     client.delete(SESSION_KEY)
     assert client.zcard(USER_KEY) == 2
-    assert live_ids(feed) == ["sess_2"]
+    assert feed.live_ids() == ["sess_2"]
+
+
+# What is still known of a session
+
+
+def test_the_history_of_a_session_has_its_late_events_too(feed: Feed, intake: Intake) -> None:
+    intake.take(clerk_event("ended"), "msg_1")
+    intake.take(clerk_event("ended", session_id="sess_2"), "msg_other")
+    late = intake.take(clerk_event(), "msg_2")
+    first, second = feed.history("sess_1")
+    assert (first.outcome, first.event.id, first.revision) == ("applied", "msg_1", 1)
+    assert (second.outcome, second.event.id, second.revision, second.cursor) == (
+        *("stale", "msg_2", None),
+        late.cursor,
+    )
+
+
+def test_the_history_goes_on_past_what_one_read_returns(
+    feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.feed_steps.BATCH", 2)
+    for number in range(5):
+        intake.take(clerk_event(updated_at=NOW_MS - 100 + number), f"msg_{number}")
+    assert [update.revision for update in feed.history("sess_1")] == [1, 2, 3, 4, 5]
 
 
 # The stream
 
 
-def test_an_update_is_the_message_published_with_its_cursor(
-    feed: SessionFeed, intake: Intake, client: Any
-) -> None:
+def test_an_update_is_the_message_published_with_its_cursor(feed: Feed, intake: Intake, client: Any) -> None:
     with subscribed(client, "clerk:sessions") as subscriber:
         outcome = intake.take(clerk_event(), "msg_1")
         ((_, published),) = subscriber.rest()
-    assert outcome.cursor is not None
-    assert first(feed, 1) == [Update(outcome.cursor, "applied", "user_1", published.encode())]
+    update = feed.follow("0-0").next()
+    assert (update.outcome, update.cursor, update.position) == ("applied", outcome.cursor, outcome.cursor)
+    assert update.json == published.encode()
 
 
-def test_a_late_event_is_an_update_too(feed: SessionFeed, intake: Intake) -> None:
+@pytest.mark.parametrize(
+    ("stale", "expected"), [(False, ["msg_1", "msg_3"]), (True, ["msg_1", "msg_2", "msg_3"])]
+)
+def test_late_events_are_left_out_unless_asked_for(
+    feed: Feed, intake: Intake, stale: bool, expected: list[str]
+) -> None:
     intake.take(clerk_event("ended"), "msg_1")
-    late = intake.take(clerk_event(), "msg_2")
-    _, update = first(feed, 2)
-    message = json.loads(update.message)
-    assert (update.outcome, update.cursor) == ("stale", late.cursor)
-    assert (message["cursor"], message["revision"], message["event"]["id"]) == (late.cursor, None, "msg_2")
+    intake.take(clerk_event(), "msg_2")
+    intake.take(clerk_event("ended", session_id="sess_2"), "msg_3")
+    updates = feed.follow("0-0", stale=stale).take(len(expected))
+    assert [update.event.id for update in updates] == expected
+    assert [update.outcome for update in updates] == [
+        "stale" if event_id == "msg_2" else "applied" for event_id in expected
+    ]
 
 
-def test_a_duplicate_is_no_update(feed: SessionFeed, intake: Intake, client: Any) -> None:
+def test_a_duplicate_is_no_update(feed: Feed, intake: Intake, client: Any) -> None:
     for message_id in ("msg_1", "msg_1", "msg_2"):
         intake.take(clerk_event(), message_id)
-    assert [json.loads(update.message)["event"]["id"] for update in first(feed, 2)] == ["msg_1", "msg_2"]
+    assert [update.event.id for update in feed.follow("0-0").take(2)] == ["msg_1", "msg_2"]
     assert client.xlen(EVENTS_KEY) == 2
 
 
-def test_following_begins_after_the_cursor(feed: SessionFeed, intake: Intake) -> None:
-    cursors = [str(intake.take(clerk_event(session_id=f"sess_{n}"), f"msg_{n}").cursor) for n in range(3)]
-    assert [update.cursor for update in first(feed, 2, after=cursors[0])] == cursors[1:]
+def test_following_begins_after_the_cursor(feed: Feed, intake: Intake) -> None:
+    cursors = take_several(intake, "sess_0", "sess_1", "sess_2")
+    assert [update.cursor for update in feed.follow(cursors[0]).take(2)] == cursors[1:]
+    assert [update.cursor for update in feed.follow({0: cursors[0]}).take(2)] == cursors[1:]
 
 
-def test_following_begins_after_a_cursor_that_is_only_a_time(feed: SessionFeed, intake: Intake) -> None:
-    cursor = str(intake.take(clerk_event(), "msg_1").cursor)
+def test_following_begins_after_a_cursor_that_is_only_a_time(feed: Feed, intake: Intake) -> None:
+    (cursor,) = take_several(intake, "sess_1")
     milliseconds = int(cursor.partition("-")[0])
-    assert first(feed, 1, after=str(milliseconds - 1))[0].cursor == cursor
+    assert feed.follow(str(milliseconds - 1)).next().cursor == cursor
 
 
-def test_following_goes_on_past_what_one_read_returns(feed: SessionFeed, intake: Intake, client: Any) -> None:
+@pytest.mark.parametrize("held", [0, 2], ids=["nothing is there", "what is there is left out"])
+def test_following_from_now_on(feed: Feed, intake: Intake, held: int) -> None:
+    take_several(intake, *(f"sess_{number}" for number in range(held)))
+    updates = feed.follow(feed.now())
+    later = intake.take(clerk_event("ended", session_id="sess_later"), "msg_later")
+    assert updates.next().cursor == later.cursor
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        *("", "-", "now", "1-", "-1", "1-2-3", "1-2\n", " 1-2", "\u0661-\u0662", "$", ">", "+", "(1-1"),
+        *("18446744073709551616", "0-18446744073709551616", {1: "0-0"}, {-1: "0-0"}, {0: "x"}),
+    ],
+)
+def test_what_is_no_cursor_is_an_error_at_once(after: Any) -> None:
+    with SessionFeed.from_url(NO_REDIS) as feed:
+        with pytest.raises(ValueError, match=r"cursor|partition"):
+            feed.follow(after)
+        with pytest.raises(ValueError, match=r"cursor|partition"):
+            feed.consume("group", "name", after=after)
+
+
+def test_a_cursor_that_no_entry_has_is_lost(feed: Feed, intake: Intake) -> None:
+    """Redis may have been restarted with an older dump: then others are missing, too."""
+    (cursor,) = take_several(intake, "sess_1")
+    of_another_stream = f"{int(cursor.partition('-')[0]) - 1}-7"
+    with pytest.raises(CursorLostError, match=of_another_stream) as lost:
+        feed.follow(of_another_stream).next()
+    assert (lost.value.cursor, lost.value.partition) == (of_another_stream, 0)
+
+
+def test_following_goes_on_past_what_one_read_returns(feed: Feed, intake: Intake, client: Any) -> None:
     intake.take(clerk_event(), "msg_1")
     ((_, entry),) = client.xrange(EVENTS_KEY)
     pipeline = client.pipeline(transaction=False)
     for _ in range(1200):
         pipeline.xadd(EVENTS_KEY, entry)
     pipeline.execute()
-    cursors = [update.cursor for update in first(feed, 1201)]
+    cursors = [update.cursor for update in feed.follow("0-0").take(1201)]
     assert cursors == [cursor for cursor, _ in client.xrange(EVENTS_KEY)]
 
 
-def test_following_waits_for_what_comes_later(feed: SessionFeed, intake: Intake) -> None:
+def await_waiting(client: Any, count: int = 1) -> None:
+    eventually(lambda: client.info("clients")["blocked_clients"] == count)
+
+
+def test_following_waits_for_what_comes_later(feed: Feed, intake: Intake, client: Any) -> None:
     before = intake.take(clerk_event(), "msg_1")
-    updates = feed.follow(str(before.cursor), on_reconnect=refuse)
-    got: list[Update] = []
-    thread = threading.Thread(target=lambda: got.append(next(updates)), daemon=True)
-    thread.start()
+    later = feed.follow(str(before.cursor)).begin()
+    await_waiting(client)
     after = intake.take(clerk_event("ended", updated_at=NOW_MS), "msg_2")
-    thread.join(10)
-    assert [update.cursor for update in got] == [after.cursor]
+    (update,) = later.result(10)
+    assert update.cursor == after.cursor
 
 
 def test_waiting_longer_than_one_read_blocks_is_no_failure(
-    feed: SessionFeed, intake: Intake, monkeypatch: pytest.MonkeyPatch
+    feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed_module, "BLOCK_MS", 10)
-    reads = threading.Semaphore(0)
-    xread = feed._clients[0].xread
-
-    def count_reads(*arguments: Any, **options: Any) -> Any:
-        reads.release()
-        return xread(*arguments, **options)
-
-    monkeypatch.setattr(feed._clients[0], "xread", count_reads)
-    updates = feed.follow("0-0", on_reconnect=refuse)
-    got: list[Update] = []
-    thread = threading.Thread(target=lambda: got.append(next(updates)), daemon=True)
-    thread.start()
-    for _ in range(3):
-        assert reads.acquire(timeout=10)
+    monkeypatch.setattr(feed_stream, "BLOCK_MS", 10)
+    reads = client.info("commandstats").get("cmdstat_xread", {"calls": 0})["calls"]
+    later = feed.follow("0-0").begin()
+    eventually(lambda: client.info("commandstats")["cmdstat_xread"]["calls"] > reads + 3)
     intake.take(clerk_event(), "msg_1")
-    thread.join(10)
-    assert [update.user_id for update in got] == ["user_1"]
+    assert sessions(later.result(10)) == ["sess_1"]
 
 
-@pytest.mark.parametrize("held", [0, 2], ids=["nothing is there", "what is there is left out"])
-def test_following_from_now_on(feed: SessionFeed, intake: Intake, held: int) -> None:
-    for number in range(held):
-        intake.take(clerk_event(updated_at=NOW_MS - 5000 + number), f"msg_{number}")
-    updates = feed.follow(None, on_reconnect=refuse)
-    later = intake.take(clerk_event("ended"), "msg_later")
-    assert next(updates).cursor == later.cursor
-
-
-def test_keys_have_the_prefix_that_is_set(relay_redis: EmbeddedRedis, client: Any) -> None:
-    with intake_on(relay_redis.url, redis_key_prefix="{other}") as intake:
+def test_names_are_those_that_are_set(open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any) -> None:
+    names = {"redis_key_prefix": "{other*[x]?}", "redis_channel": "other"}
+    feed = open_feed(relay_redis.url, **names)
+    published = feed.subscribe().begin()
+    eventually(lambda: client.pubsub_numsub("other") == [("other", 1)])
+    with intake_on(relay_redis.url, **names) as intake:
         intake.take(clerk_event(), "msg_1")
-    other = feed_on(relay_redis.url, redis_key_prefix="{other}")
-    try:
-        assert other.get("sess_1") is not None
-        assert live_ids(other) == ["sess_1"]
-        assert len(first(other, 1)) == 1
-    finally:
-        other.close()
+    assert feed.is_live("sess_1")
+    assert feed.live_ids() == ["sess_1"]
+    assert feed.follow("0-0").next().session == feed.follow().next().session == feed.state().session
+    assert sessions(published.result(10)) == ["sess_1"]
 
 
-# When Redis fails
+def test_a_setting_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="STREAM_MAXLEN"):
+        SessionFeed.from_url("redis://127.0.0.1:1/0", stream_maxlen=1)  # type: ignore[call-arg]
 
 
-class Reconnects:
-    """Collects why, and has each new try at once; ends a test that would try for ever."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, at_most: int = 500) -> None:
-        monkeypatch.setattr(feed_module, "RECONNECT_SECONDS", 0.02)
-        self._at_most = at_most
-        self.errors: list[Exception] = []
-
-    def __call__(self, error: Exception) -> None:
-        self.errors.append(error)
-        assert len(self.errors) < self._at_most
+def test_the_environment_is_read_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_TIMEOUT", "soon")
+    SessionFeed.from_url("redis://127.0.0.1:1/0").close()
+    with pytest.raises(ConfigurationError, match="REDIS_TIMEOUT"):
+        SessionFeed.from_env()
 
 
-def test_following_goes_on_after_redis_was_restarted(
-    start_redis: Callable[..., EmbeddedRedis], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_feed_from_the_environment(
+    relay_redis: EmbeddedRedis, intake: Intake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = free_port()
-    before = durable_redis(start_redis, tmp_path / "redis", port)
-    feed = feed_on(before.url)
-    reconnects = Reconnects(monkeypatch)
-    with intake_on(before.url) as intake:
-        cursors = [str(intake.take(clerk_event(session_id=f"sess_{n}"), f"msg_{n}").cursor) for n in range(3)]
-    updates = feed.follow("0-0", on_reconnect=reconnects)
-    got = [next(updates).cursor for _ in range(3)]
+    monkeypatch.setenv("REDIS_URL", relay_redis.url)
+    intake.take(clerk_event(), "msg_1")
+    with SessionFeed.from_env() as feed:
+        assert feed.is_live("sess_1")
 
-    assert before.process is not None
-    before.process.kill()
-    before.process.wait(10)
-    after = durable_redis(start_redis, tmp_path / "redis", port)
-    with intake_on(after.url) as intake:
-        cursors += [
-            str(intake.take(clerk_event(session_id=f"sess_{n}"), f"msg_{n}").cursor) for n in range(3, 6)
-        ]
-    got += [next(updates).cursor for _ in range(3)]
+
+def test_the_stand_in_of_dev_is_read_like_a_redis(open_feed: OpenFeed, stand_in: EmbeddedRedis) -> None:
+    with client_of(stand_in.url) as client:
+        client.flushall()
+    feed = open_feed(stand_in.url)
+    with intake_on(stand_in.url) as intake:
+        begin_sessions(intake, 1)
+        assert feed.is_live("sess_0")
+        assert feed.live_ids() == ["sess_0"]
+        iterators = [feed.follow(), feed.follow("0-0"), feed.consume()]
+        held = [updates.next() for updates in iterators]
+        assert sessions(held) == ["sess_0"] * 3
+        begin_sessions(intake, 2)
+    assert sessions([updates.next() for updates in iterators]) == ["sess_1"] * 3
+    assert feed.now() == {0: feed.history("sess_1")[0].cursor}
+
+
+# The snapshots, then the stream
+
+
+class Whole:
+    """What a consumer makes of the updates it gets; each must follow the one before it."""
+
+    def __init__(self) -> None:
+        self.revisions: dict[str, int] = {}
+
+    def note(self, updates: list[SessionUpdate]) -> None:
+        for update in updates:
+            session_id, revision = update.session.id, update.revision
+            assert revision is not None
+            if update.is_snapshot:
+                assert session_id not in self.revisions, "a second snapshot"
+            else:
+                assert revision == self.revisions.get(session_id, 0) + 1, f"{session_id} {revision}"
+            self.revisions[session_id] = revision
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few keys in one reply, so that the snapshots take several."""
+    monkeypatch.setattr(feed_stream, "BATCH", 4)
+
+
+def begin_sessions(intake: Intake, count: int) -> None:
+    for number in range(count):
+        intake.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}")
+
+
+def test_the_state_of_every_session_comes_first(feed: Feed, intake: Intake) -> None:
+    begin_sessions(intake, 3)
+    intake.take(clerk_event("ended", session_id="sess_2", updated_at=NOW_MS), "msg_end")
+    updates = feed.follow()
+    held = updates.take(3)
+    later = intake.take(clerk_event("ended", session_id="sess_0", updated_at=NOW_MS), "msg_later")
+    assert {(u.session.id, u.session.status, u.revision) for u in held} == {
+        *(("sess_0", "active", 1), ("sess_1", "active", 1), ("sess_2", "ended", 2)),
+    }
+    assert {(update.is_snapshot, update.position) for update in held} == {(True, None)}
+    news = updates.next()
+    assert (news.is_snapshot, news.position) == (False, later.cursor)
+
+
+def test_without_a_session_there_are_no_snapshots(feed: Feed, intake: Intake, client: Any) -> None:
+    first = feed.follow().begin()
+    await_waiting(client)
+    intake.take(clerk_event(), "msg_1")
+    assert [update.is_snapshot for update in first.result(10)] == [False]
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_what_happens_while_the_snapshots_are_read_is_neither_missed_nor_told_twice(
+    feed: Feed, intake: Intake
+) -> None:
+    begin_sessions(intake, 30)
+    updates, whole = feed.follow(), Whole()
+    for change in range(4):  # six snapshots in between, and the last ones after all changes
+        whole.note(updates.take(6))
+        for number in range(35):
+            event = clerk_event(session_id=f"sess_{number}", updated_at=NOW_MS - 900 + change)
+            intake.take(event, f"msg_{number}_{change}")
+    expected = {f"sess_{number}": 5 if number < 30 else 4 for number in range(35)}
+    while whole.revisions != expected:
+        whole.note(updates.take(1))
+    take_several(intake, "sess_later")
+    assert sessions(updates.take(1)) == ["sess_later"]
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("grows", [True, False], ids=["grows", "shrinks"])
+def test_snapshots_come_once_each_while_redis_rearranges_its_keys(
+    feed: Feed, intake: Intake, client: Any, grows: bool
+) -> None:
+    begin_sessions(intake, 30)
+    others = {f"other:{number}": "" for number in range(5_000)}
+    if not grows:
+        client.mset(others)
+    updates, whole = feed.follow(), Whole()
+    whole.note(updates.take(10))
+    if grows:
+        client.mset(others)
+    else:
+        client.delete(*others)
+    whole.note(updates.take(20))
+    assert set(whole.revisions) == {f"sess_{number}" for number in range(30)}
+    take_several(intake, "sess_later")
+    assert sessions([updates.next()]) == ["sess_later"]
+
+
+def bulk(*parts: bytes) -> bytes:
+    return b"*%d" % len(parts) + b"".join(b"\r\n$%d\r\n%s" % (len(part), part) for part in parts)
+
+
+def test_a_key_that_a_scan_returns_twice_is_one_snapshot(
+    open_feed: OpenFeed, feed: Feed, intake: Intake, client: Any
+) -> None:
+    intake.take(clerk_event(), "msg_1")
+    state = feed.state().json
+    end = b"*1\r\n*2\r\n$3\r\n1-0" + b"\r\n*0"
+    pages = {b"0": b"*2\r\n$1\r\n7\r\n", b"7": b"*2\r\n$1\r\n9\r\n", b"9": b"*2\r\n$1\r\n0\r\n"}
+
+    def say(words: list[bytes]) -> bytes | None:
+        match words[0]:
+            case b"XREVRANGE":
+                return end
+            case b"SCAN":
+                return pages[words[1]] + bulk(*[SESSION_KEY.encode()] * 2)
+            case b"HMGET":
+                return bulk(state)
+            case _:
+                return None
+
+    with scripted_redis(say) as server:
+        updates = open_feed(server.url).follow()
+        assert updates.next().is_snapshot
+        with pytest.raises(redis.ConnectionError):  # it hangs up where the stream would be read
+            updates.next()
+    assert [words[1] for words in server.commands if words[0] == b"SCAN"] == [b"0", b"7", b"9"]
+
+
+# What is published
+
+
+def await_subscribed(client: Any, channel: str, count: int = 1) -> None:
+    eventually(lambda: client.pubsub_numsub(channel) == [(channel, count)])
+
+
+def test_subscribing_to_all(feed: Feed, intake: Intake, client: Any) -> None:
+    published = feed.subscribe().begin(2)
+    await_subscribed(client, "clerk:sessions")
+    intake.take(clerk_event("ended"), "msg_1")
+    intake.take(clerk_event(), "msg_late")
+    intake.take(clerk_event(session_id="sess_2", user_id="user_2"), "msg_2")
+    first, second = published.result(10)
+    assert first == feed.get("sess_1")
+    assert second == feed.get("sess_2")
+
+
+def test_subscribing_to_one_user(feed: Feed, intake: Intake, client: Any) -> None:
+    published = feed.subscribe("user_2").begin()
+    await_subscribed(client, "clerk:sessions:user:user_2")
+    intake.take(clerk_event(), "msg_1")
+    intake.take(clerk_event(session_id="sess_2", user_id="user_2"), "msg_2")
+    assert sessions(published.result(10)) == ["sess_2"]
+
+
+def test_a_channel_on_which_nothing_happens_is_no_failure(
+    feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block_shortly(monkeypatch)
+    pings = client.info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"]
+    published = feed.subscribe().begin()
+    eventually(lambda: client.info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"] > pings + 2)
+    intake.take(clerk_event(), "msg_1")
+    assert sessions(published.result(10)) == ["sess_1"]
+
+
+# The end
+
+
+def followed(feed: Feed) -> Updates:
+    return feed.follow("0-0")
+
+
+def followed_by_snapshots(feed: Feed) -> Updates:
+    return feed.follow()
+
+
+def consumed(feed: Feed) -> Updates:
+    return feed.consume()
+
+
+def subscribed_to(feed: Feed) -> Updates:
+    return feed.subscribe()
+
+
+EACH_ITERATOR = pytest.mark.parametrize("begin", [followed, followed_by_snapshots, consumed, subscribed_to])
+
+
+def connections(client: Any) -> int:
+    """Return how many there are besides this client's, once those that were closed are gone."""
+    return len(client.client_list()) - 1
+
+
+@EACH_ITERATOR
+def test_closing_ends_what_waits(
+    open_feed: OpenFeed, own_redis: EmbeddedRedis, own_client: Any, begin: Callable[[Feed], Updates]
+) -> None:
+    feed = open_feed(own_redis.url)
+    updates = begin(feed)
+    waiting = updates.begin()
+    eventually(lambda: connections(own_client) == 1)
     feed.close()
-    assert got == cursors
+    with pytest.raises(EndedError):
+        waiting.result(10)
+    with pytest.raises(EndedError):
+        updates.next()
+    eventually(lambda: connections(own_client) == 0)
 
 
-def test_following_tells_why_it_tries_again_while_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    reconnects = Reconnects(monkeypatch, at_most=3)
-    with unused_port() as port:
-        feed = feed_on(f"redis://relay:hunter-two@127.0.0.1:{port}/0")
-        with pytest.raises(AssertionError):
-            next(feed.follow("0-0", on_reconnect=reconnects))
-        feed.close()
-    assert all("refused" in str(error) for error in reconnects.errors)
-    assert "hunter" not in str(reconnects.errors)
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        b"-LOADING Redis is loading the dataset in memory",
-        b"-BUSY Redis is busy running a script.",
-        b"-UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
-        b"-MOVED 1234 127.0.0.1:1",
-        b"-ASK 1234 127.0.0.1:1",
-        b"-TRYAGAIN Multiple keys request during rehashing of slot",
-        b"-CLUSTERDOWN The cluster is down",
-    ],
-)
-def test_following_waits_for_what_passes(reply: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    with scripted_redis(lambda _: reply) as server:
-        reconnects = Reconnects(monkeypatch, at_most=3)
-        feed = feed_on(server.url)
-        with pytest.raises(AssertionError):
-            next(feed.follow("0-0", on_reconnect=reconnects))
-        feed.close()
-    assert len(reconnects.errors) == 3
-
-
-def cut(client: Any) -> None:
-    client.client_kill_filter(_type="normal", skipme=True)
-
-
-def demote_and_promote(client: Any) -> None:
-    with unused_port() as port:
-        client.replicaof("127.0.0.1", port)
-        client.replicaof("NO", "ONE")
-
-
-@pytest.mark.parametrize("disturb", [cut, demote_and_promote])
-def test_following_goes_on_after_a_disturbance(
-    own_redis: EmbeddedRedis,
-    own_client: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    disturb: Callable[[Any], None],
+@EACH_ITERATOR
+def test_a_feed_that_was_closed_does_nothing_any_more(
+    feed: Feed, intake: Intake, begin: Callable[[Feed], Updates]
 ) -> None:
-    reconnects = Reconnects(monkeypatch)
-    feed = feed_on(own_redis.url)
-    updates = feed.follow("0-0", on_reconnect=reconnects)
-    got: list[Update] = []
-    thread = threading.Thread(target=lambda: got.append(next(updates)), daemon=True)
-    thread.start()
-    eventually(lambda: own_client.info("clients")["blocked_clients"] == 1)
-    disturb(own_client)
-    eventually(lambda: reconnects.errors)
+    updates = begin(feed)
+    feed.close()
+    feed.close()
+    with pytest.raises(FeedClosedError):
+        begin(feed)
+    with pytest.raises(FeedClosedError):
+        feed.get("sess_1")
+    with pytest.raises(EndedError):
+        updates.next()
+
+
+def test_closing_ends_the_loop_at_its_next_turn(feed: Feed, intake: Intake) -> None:
+    """Not when all that was read is done with: that may take a while."""
+    take_several(intake, "sess_0", "sess_1", "sess_2")
+    updates = feed.follow("0-0")
+    updates.next()
+    feed.close()
+    with pytest.raises(EndedError):
+        updates.next()
+
+
+@EACH_ITERATOR
+def test_leaving_the_loop_leaves_no_connection(
+    open_feed: OpenFeed, own_redis: EmbeddedRedis, own_client: Any, begin: Callable[[Feed], Updates]
+) -> None:
+    feed = open_feed(own_redis.url)
+    updates = begin(feed)
+    first = updates.begin()
+    if begin is subscribed_to:
+        await_subscribed(own_client, "clerk:sessions")
+    else:
+        await_waiting(own_client)
     with intake_on(own_redis.url) as intake:
         intake.take(clerk_event(), "msg_1")
-    thread.join(10)
-    feed.close()
-    assert [update.user_id for update in got] == ["user_1"]
+    first.result(10)
+    updates.leave()
+    eventually(lambda: connections(own_client) == 0)
 
 
-def test_a_stream_that_is_none_is_an_error_at_once(own_redis: EmbeddedRedis) -> None:
-    """It would be one for ever: nothing to try again."""
-    feed = feed_on(own_redis.url)
-    with client_of(own_redis.url) as client:
-        client.set(EVENTS_KEY, "not a stream")
-    with pytest.raises(Exception, match="WRONGTYPE"):
-        first(feed, 1)
-    feed.close()
+def test_a_read_that_is_under_way_when_the_feed_is_closed(open_feed: OpenFeed) -> None:
+    end = threading.Event()
+
+    def never(_: list[bytes]) -> None:
+        end.wait(PATIENCE)
+
+    with scripted_redis(never) as server, ThreadPoolExecutor(1) as thread:
+        feed = open_feed(server.url, redis_timeout=PATIENCE)
+        reading = thread.submit(feed.side_by_side, 3, feed.feed.get, "sess_1")
+        eventually(lambda: len(server.commands) == 3)
+        feed.close()
+        outcomes = reading.result(10)
+        end.set()
+    assert [type(each) for each in outcomes] == [FeedClosedError] * 3
 
 
-def test_a_wrong_password_is_an_error_at_once(start_redis: Callable[..., EmbeddedRedis]) -> None:
-    """It stays wrong: settings are read once."""
-    server = start_redis()
-    with client_of(server.url) as client:
-        client.config_set("requirepass", "hunter-two")
-    feed = feed_on(server.url.replace("//", "//:hunter-three@"))
-    with pytest.raises(redis.AuthenticationError):
-        first_but_patiently(feed)
-    feed.close()
+def test_a_context_manager_closes(real_redis: EmbeddedRedis) -> None:
+    with SessionFeed.from_url(real_redis.url) as feed:
+        assert feed.get("sess_unknown") is None
+    with pytest.raises(FeedClosedError):
+        feed.get("sess_1")
 
 
-def first_but_patiently(feed: SessionFeed) -> Update:
-    tries = itertools.count()
+# Many at once
 
-    def try_again(error: Exception) -> None:
-        assert next(tries) < 2, f"it would try for ever, in spite of: {error}"
 
-    return next(feed.follow("0-0", on_reconnect=try_again))
+def test_short_reads_share_eight_connections(
+    open_feed: OpenFeed, own_redis: EmbeddedRedis, own_client: Any
+) -> None:
+    with intake_on(own_redis.url) as intake:
+        intake.take(clerk_event(), "msg_1")
+    feed = open_feed(own_redis.url, redis_timeout=20)
+    count = 16 if type(feed) is Feed else 500
+    eventually(lambda: connections(own_client) == 0)
+    assert feed.side_by_side(count, feed.feed.is_live, "sess_1") == [True] * count
+    assert 1 <= connections(own_client) <= 8
+
+
+def test_a_read_that_is_given_up_costs_the_others_nothing(relay_redis: EmbeddedRedis, intake: Intake) -> None:
+    """Its connection has a reply underway that must not be taken for another's."""
+    take_several(intake, "sess_1", "sess_2")
+
+    async def give_up() -> None:
+        async with AsyncSessionFeed.from_url(relay_redis.url) as feed:
+            for moments in range(30):
+                given_up = asyncio.ensure_future(feed.get("sess_1"))
+                for _ in range(moments):
+                    await asyncio.sleep(0)
+                given_up.cancel()
+                update = await feed.get("sess_2")
+                assert update is not None
+                assert update.session.id == "sess_2"
+
+    asyncio.run(give_up())
+
+
+# What is imported, and how it is typed
+
+
+def test_neither_flask_nor_svix_is_imported() -> None:
+    program = "import service.feed, sys; print({'flask', 'svix', 'werkzeug', 'granian'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "set()\n"
+
+
+PROGRAM = """
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+from service.feed import AsyncSessionFeed, CursorLostError, SessionFeed, SessionUpdate
+
+
+def main() -> None:
+    with SessionFeed.from_url("redis://localhost", redis_timeout=1.5) as feed:
+        update: SessionUpdate | None = feed.get("sess_1")
+        live: bool = feed.is_live("sess_1", user_id="user_1")
+        held: list[SessionUpdate] = feed.live_sessions("user_1")
+        updates: Iterator[SessionUpdate] = feed.follow({0: "0-0"}, stale=True, on_reconnect=print)
+        try:
+            for update in updates:
+                who: str = update.session.user_id
+                end: int | None = update.session.expire_at
+                if update.session.latest_activity is not None:
+                    city: str | None = update.session.latest_activity.city
+        except CursorLostError as lost:
+            where: str = lost.cursor
+        for update in feed.consume("group", "name", claim_after=5):
+            print(update.event.type, update.position)
+
+
+async def main_async() -> None:
+    async with AsyncSessionFeed.from_env() as feed:
+        update: SessionUpdate | None = await feed.get("sess_1")
+        live: bool = await feed.is_live("sess_1")
+        updates: AsyncIterator[SessionUpdate] = feed.follow(await feed.now())
+        async for update in feed.subscribe("user_1"):
+            print(update.is_live)
+
+
+main()
+asyncio.run(main_async())
+"""
+
+
+def test_a_program_that_uses_it_passes_a_strict_type_check(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache"), str(program)],
+        cwd=ROOT,
+        env={"MYPYPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.stdout, done.returncode) == ("Success: no issues found in 1 source file\n", 0)

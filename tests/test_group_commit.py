@@ -84,8 +84,8 @@ def test_connecting_loads_the_scripts_and_says_nothing_else(
     with intake_on(own_redis.url) as intake, monitored(own_client) as commands:
         intake.take(clerk_event(), "msg_1")
 
-    assert [" ".join(command.split()[:2]) for command in commands[:2]] == ["SCRIPT LOAD"] * 2
-    assert [command.split()[0] for command in commands[2:]] == ["EVALSHA"]
+    assert [" ".join(command.split()[:2]) for command in commands[:3]] == ["SCRIPT LOAD"] * 3
+    assert [command.split()[0] for command in commands[3:]] == ["EVALSHA"]
 
 
 def test_deliveries_that_wait_share_a_round_trip_and_get_their_own_replies(

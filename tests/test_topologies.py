@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import redis
+from feeds import KINDS, EndedError, OpenFeed, Reconnects, feeds
 from support import (
     DAY_MS,
     DEAD_LETTERS_KEY,
@@ -31,12 +32,13 @@ from support import (
     subscribed,
     unused_port,
 )
-from topologies import MASTER, Cluster, Sentinels, cluster_of, run_sentinels
+from topologies import MASTER, Cluster, Sentinels, cluster_of, kill, run_sentinels
 
+from service import feed_stream
 from service.dead_letters import DeadLetters
 from service.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
-from service.feed import SessionFeed
+from service.feed import SessionFeed, SessionUpdate
 from service.group_commit import GroupCommit
 from service.keys import partition_of
 
@@ -146,7 +148,7 @@ def test_what_was_not_run_is_sent_once_more_over_a_new_connection(reply: bytes) 
 
     first, second, third = [words for words in server.commands if words[0] == b"EVALSHA"]
     assert first == second != third
-    assert [words[0] for words in server.commands].count(b"SCRIPT") == 4
+    assert [words[0] for words in server.commands].count(b"SCRIPT") == 6  # three, for each connection
 
 
 # Sentinel
@@ -184,6 +186,41 @@ def test_a_failover_that_sentinels_were_asked_for_loses_nothing(sentinels: Senti
         eventually(has_gone_on, within=60)
 
     assert set(acknowledged) <= held
+
+
+def test_readers_go_on_after_a_primary_died_that_sentinels_watch(
+    sentinels: Sentinels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not confirmed may be lost, also after it was seen: then it begins again from the snapshots."""
+    acknowledged: set[str] = set()
+    with contextlib.ExitStack() as stack:
+        feeds_ = [stack.enter_context(feeds(kind))(sentinels.url, redis_timeout=1) for kind in KINDS.values()]
+        options: dict[str, Any] = {"after": "0-0", "resync": True, "on_reconnect": Reconnects(monkeypatch)}
+        iterators = [feed.follow(**options) for feed in feeds_] + [feeds_[0].consume(**options)]
+        intake = stack.enter_context(intake_on(sentinels.url, redis_min_replicas=1))
+        numbers = itertools.count()
+
+        def has_taken_one() -> bool:
+            session_id = f"sess_{next(numbers)}"
+            with contextlib.suppress(StoreUnavailableError):
+                intake.take(clerk_event(session_id=session_id), "msg_1")
+                acknowledged.add(session_id)
+                return sentinels.primary() not in {None, sentinels.servers[0]}
+            return False
+
+        eventually(lambda: has_taken_one() or acknowledged, within=60)
+        seen = [{updates.next().session.id} for updates in iterators]
+        kill(sentinels.servers[0])
+        eventually(has_taken_one, within=60)
+        primary = sentinels.primary()
+        assert primary is not None
+        with client_of(primary.url) as client:
+            held = {fields["session_id"] for _, fields in client.xrange("{clerk}:events")}
+        for updates, ids in zip(iterators, seen, strict=True):
+            while not held <= ids:
+                ids.add(updates.next().session.id)
+        for feed in feeds_:
+            assert all(feed.get(session_id) is not None for session_id in held)
 
 
 # Cluster
@@ -342,47 +379,151 @@ def test_with_partitions_readiness_asks_every_shard(
 
 @pytest.mark.parametrize("where", ["cluster", "one server"])
 def test_the_feed_reads_all_partitions(
-    request: pytest.FixtureRequest, start_redis: StartRedis, monkeypatch: pytest.MonkeyPatch, where: str
+    request: pytest.FixtureRequest,
+    start_redis: StartRedis,
+    open_feed: OpenFeed,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
 ) -> None:
     monkeypatch.setattr(time, "time_ns", lambda: NOW_MS * 1_000_000)
     url = request.getfixturevalue("cluster").url if where == "cluster" else start_redis().url
     if where == "cluster":
         request.getfixturevalue("nodes")
-    settings = make_settings(url, partitions=PARTITIONS)
-    with intake_on(url, partitions=PARTITIONS) as intake, contextlib.closing(SessionFeed(settings)) as feed:
+    feed = open_feed(url, partitions=PARTITIONS)
+    from_now_on = feed.follow(feed.now())
+    with intake_on(url, partitions=PARTITIONS) as intake:
         cursors = {
             user: intake.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{user}").cursor
             for user in USERS
         }
-        updates = feed.follow("0-0", on_reconnect=refuse)
-        assert {(u.user_id, u.cursor) for u in itertools.islice(updates, len(USERS))} == set(cursors.items())
+    partitions = {user: partition_of(user, PARTITIONS) for user in USERS}
+    for updates in (feed.follow("0-0"), from_now_on, feed.follow(), feed.consume()):
+        got = {update.session.user_id: update for update in updates.take(len(USERS))}
+        assert {user: update.cursor for user, update in got.items()} == cursors
+        assert {user: update.partition for user, update in got.items()} == partitions
+        updates.leave()
+    for user in USERS:
+        session_id = f"sess_of_{user}"
+        assert feed.live_ids(user) == [session_id]
+        assert feed.get(session_id) == feed.get(session_id, user) == feed.state(session_id)
+        assert feed.is_live(session_id)
+        assert feed.is_live(session_id, user)
+        assert [update.cursor for update in feed.history(session_id)] == [cursors[user]]
+    assert feed.get("sess_unknown") is None
+    assert not feed.is_live("sess_unknown")
+
+
+def test_following_partitions_goes_on_from_the_position_in_each(
+    own_redis: EmbeddedRedis, open_feed: OpenFeed
+) -> None:
+    feed = open_feed(own_redis.url, partitions=PARTITIONS)
+    with intake_on(own_redis.url, partitions=PARTITIONS) as intake:
         for user in USERS:
-            (live,) = feed.live_sessions(user)
-            assert json.loads(live)["cursor"] == cursors[user]
-            assert feed.get(f"sess_of_{user}") == live
-        assert feed.get("sess_unknown") is None
+            intake.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{user}")
+    positions = dict.fromkeys(range(PARTITIONS), "0-0")
+    seen: list[str] = []
+    for _ in range(4):  # each is a life of a program
+        updates = feed.follow(positions)
+        for update in updates.take(10):
+            assert update.position is not None
+            positions[update.partition] = update.position
+            seen.append(update.session.user_id)
+        updates.leave()
+    assert sorted(seen) == sorted(USERS)
+    with pytest.raises(ValueError, match="number: cursor"):
+        feed.follow(positions[0])
 
 
-def test_a_closed_feed_leaves_no_thread_and_no_connection(cluster: Cluster, nodes: list[Any]) -> None:
+def test_an_error_in_one_partition_ends_them_all(
+    cluster: Cluster, nodes: list[Any], open_feed: OpenFeed
+) -> None:
+    nodes[cluster.owner("{clerk:3}")].set("{clerk:3}:events", "not a stream")
+    feed = open_feed(cluster.url, partitions=PARTITIONS)
+    for updates in (feed.follow("0-0"), feed.consume()):
+        with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+            updates.next()
+
+
+@pytest.mark.parametrize("how", ["close", "leave"])
+def test_a_feed_on_a_cluster_leaves_no_thread_and_no_connection(
+    cluster: Cluster, nodes: list[Any], open_feed: OpenFeed, how: str
+) -> None:
     def connections() -> int:
         return sum(len(client.client_list(_type="normal")) for client in nodes)
 
     before = connections()
-    feed = SessionFeed(make_settings(cluster.url, partitions=PARTITIONS))
+    feed = open_feed(cluster.url, partitions=PARTITIONS)
     with intake_on(cluster.url, partitions=PARTITIONS) as intake:
         intake.take(clerk_event(), "msg_1")
     threads = set(threading.enumerate())
-    assert next(feed.follow("0-0", on_reconnect=refuse)).user_id == "user_1"
-    assert len(set(threading.enumerate()) - threads) == PARTITIONS
+    updates = feed.follow("0-0")
+    assert updates.next().session.user_id == "user_1"
+    if how == "leave":
+        updates.leave()
+    else:
+        waiting = updates.begin()
+        feed.close()
+        with pytest.raises(EndedError):
+            waiting.result(10)
 
-    feed.close()
-
-    eventually(lambda: not set(threading.enumerate()) - threads)
+    eventually(lambda: not {each for each in threading.enumerate() if each.name == "session-feed"} - threads)
     eventually(lambda: connections() == before)
 
 
-def refuse(error: Exception) -> None:
-    raise error
+def test_a_failover_in_the_midst_of_the_snapshots(
+    cluster: Cluster, nodes: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_stream, "BATCH", 4)
+    options: dict[str, Any] = {"on_reconnect": Reconnects(monkeypatch)}
+    with contextlib.ExitStack() as stack:
+        intake = stack.enter_context(intake_on(cluster.url, redis_timeout=20))
+        feeds_ = [stack.enter_context(feeds(kind))(cluster.url) for kind in KINDS.values()]
+        for number in range(40):
+            intake.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}")
+        followed = [(feed.follow(**options), Revisions()) for feed in feeds_]
+        for updates, seen in followed:
+            seen.note(updates.take(15))
+        consumed = feeds_[0].consume(after="0-0", **options)
+        shared = consumed.take(20)
+        assert [feed.state().revision for feed in feeds_] == [1, 1]
+
+        fail_over(cluster, "{clerk}")
+        for number in range(45):
+            event = clerk_event(session_id=f"sess_{number}", updated_at=NOW_MS)
+            intake.take(event, f"msg_later_{number}")
+
+        assert [feed.state().revision for feed in feeds_] == [2, 2]
+        for updates, seen in followed:
+            while seen.last != {f"sess_{number}": 2 if number < 40 else 1 for number in range(45)}:
+                seen.note(updates.take(1))
+        while len({update.cursor for update in shared}) < 40 + 45:
+            shared += consumed.take(1)
+
+
+class Revisions:
+    """What a program knows that follows: nothing may be left out on the way."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, int] = {}
+
+    def note(self, updates: list[SessionUpdate]) -> None:
+        for update in updates:
+            assert update.revision is not None
+            before = self.last.get(update.session.id, 0)
+            assert before == 0 if update.is_snapshot else update.revision == before + 1
+            self.last[update.session.id] = update.revision
+
+
+def fail_over(cluster: Cluster, key: str) -> None:
+    """Ask for a failover, until there is one: nodes give it up when it takes too long."""
+    successor = cluster.replica(cluster.owner(key))
+    with client_of(successor.url) as client:
+        for _ in range(4):
+            client.execute_command("CLUSTER", "FAILOVER")
+            with contextlib.suppress(AssertionError):
+                eventually(lambda: cluster.holder(key) == successor.port)
+                return
+    raise AssertionError("no failover")
 
 
 def test_with_partitions_readiness_asks_for_the_dead_letters_too(cluster: Cluster, nodes: list[Any]) -> None:

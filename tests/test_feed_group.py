@@ -1,0 +1,521 @@
+"""Consumer groups: each update at least once, whoever dies and whatever Redis loses."""
+
+import contextlib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from children import durable_redis, started
+from feeds import Feed, OpenFeed, Reconnects, block_shortly
+from support import EVENTS_KEY, NOW_MS, Intake, clerk_event, client_of, eventually, free_port, intake_on
+
+from service import feed_group
+from service.embedded import EmbeddedRedis
+from service.feed import CursorLostError, SessionUpdate, UnreadableMessageError
+
+
+@pytest.fixture
+def relay_redis(real_redis: EmbeddedRedis) -> EmbeddedRedis:
+    """For `client` and `intake`."""
+    return real_redis
+
+
+@pytest.fixture
+def feed(open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any) -> Feed:
+    return open_feed(relay_redis.url)
+
+
+def begin_sessions(intake: Intake, *numbers: int) -> list[str]:
+    """Let each session begin; return the cursors."""
+    return [
+        str(intake.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}").cursor)
+        for number in numbers
+    ]
+
+
+def numbers(updates: list[SessionUpdate]) -> list[int]:
+    return [int(update.session.id.removeprefix("sess_")) for update in updates]
+
+
+def pending(client: Any, group: str = "group") -> int:
+    """Return how many entries somebody has that are not acknowledged."""
+    count: int = client.xpending(EVENTS_KEY, group)["pending"]
+    return count
+
+
+def groups(client: Any) -> list[str]:
+    return [group["name"] for group in client.xinfo_groups(EVENTS_KEY)] if client.exists(EVENTS_KEY) else []
+
+
+def trim(client: Any, length: int) -> None:
+    client.xtrim(EVENTS_KEY, maxlen=length, approximate=False)
+
+
+# Where a group begins, and goes on
+
+
+def test_a_new_group_begins_with_the_state_of_every_session(feed: Feed, intake: Intake) -> None:
+    begin_sessions(intake, 1, 2)
+    updates = feed.consume()
+    held = updates.take(2)
+    begin_sessions(intake, 3)
+    (news,) = updates.take(1)
+    assert sorted(numbers(held)) == [1, 2]
+    assert [update.is_snapshot for update in (*held, news)] == [True, True, False]
+    assert numbers([news]) == [3]
+
+
+def test_whoever_dies_in_the_snapshots_leaves_them_to_the_next(
+    feed: Feed, intake: Intake, client: Any
+) -> None:
+    begin_sessions(intake, 1, 2, 3)
+    updates = feed.consume(name="first")
+    updates.next()
+    updates.leave()
+    assert groups(client) == []
+    assert sorted(numbers(feed.consume(name="second").take(3))) == [1, 2, 3]
+
+
+def test_a_group_that_is_there_goes_on(feed: Feed, intake: Intake) -> None:
+    begin_sessions(intake, 1)
+    updates = feed.consume()
+    updates.next()
+    begin_sessions(intake, 2)
+    updates.next()
+    begin_sessions(intake, 3)
+    updates.next()  # acknowledges 2
+    updates.leave()
+    begin_sessions(intake, 4)
+    assert numbers(feed.consume().take(2)) == [3, 4]
+
+
+def test_a_group_that_begins_in_the_stream(feed: Feed, intake: Intake) -> None:
+    first, *_ = begin_sessions(intake, 1, 2, 3)
+    assert numbers(feed.consume("a", after="0-0").take(3)) == [1, 2, 3]
+    assert numbers(feed.consume("b", after=first).take(2)) == [2, 3]
+    updates = feed.consume("c", after=feed.now())
+    begin_sessions(intake, 4)
+    assert numbers(updates.take(1)) == [4]
+
+
+def test_a_group_that_begins_behind_what_was_trimmed(feed: Feed, intake: Intake, client: Any) -> None:
+    first, *_ = begin_sessions(intake, 1, 2, 3, 4)
+    trim(client, 1)
+    for _ in range(2):
+        with pytest.raises(CursorLostError) as lost:
+            feed.consume(after=first).next()
+        assert (lost.value.cursor, lost.value.partition) == (first, 0)
+
+
+def test_groups_know_nothing_of_each_other(feed: Feed, intake: Intake) -> None:
+    begin_sessions(intake, 1, 2)
+    for group in ("one", "other"):
+        assert numbers(feed.consume(group, after="0-0").take(2)) == [1, 2]
+
+
+def test_late_events_are_acknowledged_and_left_out(feed: Feed, intake: Intake, client: Any) -> None:
+    intake.take(clerk_event("ended"), "msg_1")
+    intake.take(clerk_event(), "msg_late")
+    begin_sessions(intake, 3)
+    updates = feed.consume(after="0-0")
+    assert numbers(updates.take(2)) == [1, 3]
+    assert pending(client) == 1
+    with_stale = feed.consume("with stale", after="0-0", stale=True).take(3)
+    assert [update.outcome for update in with_stale] == ["applied", "stale", "applied"]
+
+
+# Acknowledged after the loop's body
+
+
+def test_an_update_is_acknowledged_when_the_next_is_asked_for(
+    feed: Feed, intake: Intake, client: Any
+) -> None:
+    begin_sessions(intake, 1, 2, 3)
+    updates = feed.consume(after="0-0")
+    for left in (3, 2, 1):
+        updates.next()
+        assert pending(client) == left
+    more = updates.begin()
+    eventually(lambda: pending(client) == 0)
+    begin_sessions(intake, 4)
+    more.result(10)
+
+
+def test_whoever_fails_in_the_loop_gets_the_update_again(feed: Feed, intake: Intake) -> None:
+    begin_sessions(intake, 1, 2, 3)
+    updates = feed.consume(after="0-0")
+    assert numbers(updates.take(2)) == [1, 2]
+    updates.leave()
+    begin_sessions(intake, 4)
+    assert numbers(feed.consume().take(3)) == [2, 3, 4]
+
+
+def test_what_is_no_message_is_an_error_for_whoever_gets_it(feed: Feed, intake: Intake, client: Any) -> None:
+    begin_sessions(intake, 1)
+    entry = client.xadd(EVENTS_KEY, {"outcome": "applied", "session_id": "sess_1", "message": "{}"})
+    first = feed.consume(after="0-0")
+    assert numbers(first.take(1)) == [1]
+    for updates in (first, feed.consume()):
+        with pytest.raises(UnreadableMessageError, match=re.escape(f"{EVENTS_KEY} {entry}")):
+            updates.next()
+    client.flushall()  # `client` looks whether what is left keeps to the schema
+
+
+# Several consumers
+
+
+def test_consumers_of_a_group_share_the_stream(
+    feed: Feed, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_group, "BATCH", 2)
+    begin_sessions(intake, *range(8))
+    one, other = feed.consume(name="one", after="0-0"), feed.consume(name="other")
+    taken = [number for _ in range(4) for updates in (one, other) for number in numbers(updates.take(1))]
+    assert sorted(taken) == list(range(8))
+
+
+def test_the_work_of_a_consumer_that_died_goes_to_another(
+    feed: Feed, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block_shortly(monkeypatch)
+    begin_sessions(intake, 1, 2, 3)
+    dead = feed.consume(name="dead", after="0-0")
+    dead.take(2)
+    dead.leave()
+    assert numbers(feed.consume(name="alive", claim_after=0.2).take(2)) == [2, 3]
+
+
+CONSUMER = """
+import sys, time
+from service.feed import SessionFeed
+
+with SessionFeed.from_url(sys.argv[1]) as feed:
+    for update in feed.consume("group", "killed", after="0-0", claim_after=0.3):
+        print(update.session.id, flush=True)
+        if update.session.id == "sess_2":
+            time.sleep(600)
+"""
+
+
+def test_what_a_killed_process_was_at_goes_to_another(
+    relay_redis: EmbeddedRedis,
+    feed: Feed,
+    intake: Intake,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    block_shortly(monkeypatch)
+    begin_sessions(intake, 1, 2, 3)
+    with started([sys.executable, "-c", CONSUMER, relay_redis.url], tmp_path) as program:
+        program.wait_for("sess_2")
+        program.process.kill()
+        program.end()
+    assert numbers(feed.consume(name="alive", claim_after=0.3).take(2)) == [2, 3]
+
+
+def clock_of_the_group(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Let a test set by how many seconds the consumer's clock is ahead."""
+    clock = SimpleNamespace(ahead=0.0)
+    monkeypatch.setattr(feed_group, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + clock.ahead))
+    return clock
+
+
+def test_a_slow_consumer_leaves_alone_what_became_anothers(
+    feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = clock_of_the_group(monkeypatch)
+    _, second, _ = begin_sessions(intake, 1, 2, 3)
+    updates = feed.consume(name="slow", after="0-0", claim_after=60)
+    updates.next()
+    client.xclaim(EVENTS_KEY, "group", "quick", 0, [second])
+    clock.ahead = 31
+    assert numbers(updates.take(1)) == [3]
+
+
+def test_a_consumer_that_was_cut_off_leaves_alone_what_became_anothers(
+    own_redis: EmbeddedRedis, own_client: Any, open_feed: OpenFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with intake_on(own_redis.url) as intake:
+        _, second, _ = begin_sessions(intake, 1, 2, 3)
+    updates = open_feed(own_redis.url).consume(
+        name="cut off", after="0-0", on_reconnect=Reconnects(monkeypatch)
+    )
+    updates.next()
+    own_client.xclaim(EVENTS_KEY, "group", "quick", 0, [second])
+    own_client.client_kill_filter(_type="normal", skipme=True)
+    assert numbers(updates.take(1)) == [3]
+
+
+def test_a_slow_consumer_shows_that_it_lives(
+    feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before others take it for dead: what it has yet to do is idle for half of claim_after at most."""
+    clock = clock_of_the_group(monkeypatch)
+    begin_sessions(intake, 1, 2, 3)
+    updates = feed.consume(name="slow", after="0-0", claim_after=60)
+    updates.next()
+    clock.ahead = 31
+    updates.next()
+    taken = client.xpending_range(EVENTS_KEY, "group", "-", "+", 10)
+    assert [entry["times_delivered"] for entry in taken] == [2, 2]
+
+
+# What Redis loses
+
+
+def destroy_the_group(client: Any) -> None:
+    client.xgroup_destroy(EVENTS_KEY, "group")
+
+
+def delete_the_stream(client: Any) -> None:
+    client.delete(EVENTS_KEY)
+
+
+def lose_everything(client: Any) -> None:
+    client.flushall()
+
+
+@pytest.mark.parametrize("lose", [destroy_the_group, delete_the_stream, lose_everything])
+@pytest.mark.parametrize("is_waiting", [True, False])
+def test_a_group_that_redis_lost_is_made_again_and_gets_all_that_is_left(
+    feed: Feed,
+    intake: Intake,
+    client: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    lose: Callable[[Any], None],
+    is_waiting: bool,
+) -> None:
+    block_shortly(monkeypatch)
+    begin_sessions(intake, 1, 2)
+    updates = feed.consume(after="0-0")
+    updates.take(2)
+    if is_waiting:
+        waiting = updates.begin()
+        eventually(lambda: pending(client) == 0)
+        lose(client)
+        begin_sessions(intake, 3, 4)
+        seen = waiting.result(10)
+    else:
+        lose(client)
+        begin_sessions(intake, 3, 4)
+        seen = []
+    left = [1, 2, 3, 4] if lose is destroy_the_group else [3, 4]
+    while numbers(from_the_stream(seen)) != left:
+        seen += updates.take(1)
+
+
+def from_the_stream(updates: list[SessionUpdate]) -> list[SessionUpdate]:
+    return [update for update in updates if not update.is_snapshot]
+
+
+def test_a_redis_that_was_restarted_with_nothing(
+    open_feed: OpenFeed, start_redis: Callable[..., EmbeddedRedis], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    before = start_redis(port=port)
+    updates = open_feed(before.url).consume(after="0-0", on_reconnect=Reconnects(monkeypatch))
+    with intake_on(before.url) as intake:
+        begin_sessions(intake, 1)
+    assert numbers(updates.take(1)) == [1]
+    assert before.process is not None
+    before.process.kill()
+    before.process.wait(10)
+    with intake_on(start_redis(port=port).url) as intake:
+        begin_sessions(intake, 2)
+        seen: list[SessionUpdate] = []
+        while not seen or seen[-1].is_snapshot:
+            seen += updates.take(1)
+    assert set(numbers(seen)) == {2}
+
+
+def test_a_restart_in_the_midst_of_a_batch(
+    open_feed: OpenFeed,
+    start_redis: Callable[..., EmbeddedRedis],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    port = free_port()
+    before = durable_redis(start_redis, tmp_path / "redis", port)
+    with intake_on(before.url) as intake:
+        begin_sessions(intake, 1, 2, 3)
+    updates = open_feed(before.url).consume(after="0-0", on_reconnect=Reconnects(monkeypatch))
+    assert numbers(updates.take(2)) == [1, 2]
+    assert before.process is not None
+    before.process.kill()
+    before.process.wait(10)
+    after = durable_redis(start_redis, tmp_path / "redis", port)
+    with intake_on(after.url) as intake, client_of(after.url) as client:
+        begin_sessions(intake, 4)
+        assert numbers(updates.take(2)) == [3, 4]
+        assert pending(client) == 1
+
+
+def test_what_was_in_a_reply_that_got_lost_comes_next(
+    own_redis: EmbeddedRedis, own_client: Any, open_feed: OpenFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis has given it to this consumer, which does not know."""
+    with intake_on(own_redis.url) as intake:
+        begin_sessions(intake, 1)
+        updates = open_feed(own_redis.url).consume(after="0-0", on_reconnect=Reconnects(monkeypatch))
+        updates.next()
+        waiting = updates.begin()
+        eventually(lambda: own_client.info("clients")["blocked_clients"] == 1)
+        with own_client.pipeline() as pipeline:  # no moment in between for the consumer to ask again
+            pipeline.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            for number in (2, 3):
+                pipeline.xadd(EVENTS_KEY, own_client.xrange(EVENTS_KEY)[0][1] | {"session_id": str(number)})
+            pipeline.xreadgroup("group", "name", {EVENTS_KEY: ">"}, count=1)
+            _, second, third, _ = pipeline.execute()
+        assert [update.cursor for update in [*waiting.result(10), updates.next()]] == [second, third]
+
+
+# Trimmed
+
+
+@contextlib.contextmanager
+def fallen_behind(feed: Feed, intake: Intake, client: Any) -> Iterator[str]:
+    """A group that had got session 1, when 2 and 3 were trimmed; returns how far it was."""
+    (first,) = begin_sessions(intake, 1)
+    updates = feed.consume(after="0-0")
+    updates.next()
+    more = updates.begin()
+    eventually(lambda: pending(client) == 0)
+    begin_sessions(intake, 2)
+    more.result(10)
+    updates.leave()
+    client.execute_command("XGROUP", "SETID", EVENTS_KEY, "group", first)
+    client.xack(EVENTS_KEY, "group", *[entry["message_id"] for entry in all_pending(client)])
+    begin_sessions(intake, 3, 4)
+    trim(client, 1)
+    yield first
+
+
+def all_pending(client: Any) -> list[Any]:
+    entries: list[Any] = client.xpending_range(EVENTS_KEY, "group", "-", "+", 100)
+    return entries
+
+
+def test_a_group_that_fell_behind_what_was_trimmed_is_told_so_until_it_begins_again(
+    feed: Feed, intake: Intake, client: Any
+) -> None:
+    with fallen_behind(feed, intake, client) as first:
+        for name in ("name", "name", "other"):
+            with pytest.raises(CursorLostError, match=first):
+                feed.consume(name=name).next()
+        updates = feed.consume(resync=True)
+        held = updates.take(4)
+        assert sorted(numbers(held)) == [1, 2, 3, 4]
+        assert {update.is_snapshot for update in held} == {True}
+        begin_sessions(intake, 5)
+        assert numbers(updates.take(1)) == [5]
+        updates.leave()
+        assert numbers(feed.consume().take(1)) == [5]
+
+
+def test_whoever_dies_while_the_group_begins_again_leaves_that_to_the_next(
+    feed: Feed, intake: Intake, client: Any
+) -> None:
+    with fallen_behind(feed, intake, client):
+        updates = feed.consume(resync=True)
+        updates.take(2)
+        updates.leave()
+        with pytest.raises(CursorLostError):
+            feed.consume().next()
+        assert sorted(numbers(feed.consume(name="other", resync=True).take(4))) == [1, 2, 3, 4]
+
+
+def test_what_is_trimmed_while_the_group_begins_again_is_not_missed(
+    feed: Feed, intake: Intake, client: Any
+) -> None:
+    with fallen_behind(feed, intake, client):
+        updates = feed.consume(resync=True)
+        updates.take(4)
+        for number in (1, 2):
+            event = clerk_event("ended", session_id=f"sess_{number}", updated_at=NOW_MS)
+            intake.take(event, f"msg_end_{number}")
+        trim(client, 1)
+        seen: dict[str, str] = {}
+        while list(seen.values()).count("ended") < 2:
+            update = updates.next()
+            seen[update.session.id] = update.session.status
+
+
+def test_what_is_trimmed_just_before_it_is_read_is_not_missed(
+    feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *_ = begin_sessions(intake, 1, 2, 3, 4)
+    join = feed_group._join
+
+    def join_too_early(*arguments: Any, **named: Any) -> Any:
+        yield from join(*arguments, **named)
+        trim(client, 1)
+
+    monkeypatch.setattr(feed_group, "_join", join_too_early)
+    for _ in range(2):
+        with pytest.raises(CursorLostError, match=first):
+            feed.consume(after=first).next()
+
+
+@pytest.mark.parametrize("who", ["the same", "another"])
+def test_what_was_trimmed_before_anybody_was_done_with_it(
+    feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    block_shortly(monkeypatch)
+    _, second, *_ = begin_sessions(intake, 1, 2, 3)
+    updates = feed.consume(name="the same", after="0-0")
+    updates.take(2)
+    updates.leave()
+    trim(client, 1)
+    for _ in range(2):
+        with pytest.raises(CursorLostError, match=second):
+            feed.consume(name=who, claim_after=0.05).next()
+    updates = feed.consume(name=who, resync=True, claim_after=0.05)
+    seen: list[SessionUpdate] = []
+    while {(3, False), (1, True), (2, True), (3, True)} - {
+        (number, update.is_snapshot) for number, update in zip(numbers(seen), seen, strict=True)
+    }:
+        seen += updates.take(1)
+    begin_sessions(intake, 4)
+    while numbers(seen)[-1] != 4:
+        seen += updates.take(1)
+    updates.begin()
+    eventually(lambda: pending(client) == 0)
+
+
+def test_a_group_that_got_everything_before_it_was_trimmed_misses_nothing(
+    feed: Feed, intake: Intake, client: Any
+) -> None:
+    begin_sessions(intake, 1, 2, 3)
+    updates = feed.consume(after="0-0")
+    updates.take(3)
+    waiting = updates.begin()
+    eventually(lambda: pending(client) == 0)
+    trim(client, 1)
+    begin_sessions(intake, 4)
+    assert numbers(waiting.result(10)) == [4]
+
+
+# Partitions
+
+
+def test_a_group_reads_all_partitions(open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any) -> None:
+    users = [f"user_{number}" for number in range(12)]
+    updates = open_feed(relay_redis.url, partitions=4).consume(after="0-0")
+    with intake_on(relay_redis.url, partitions=4) as intake:
+        for user in users:
+            intake.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{user}")
+    seen = updates.take(12)
+    assert sorted(update.session.user_id for update in seen) == sorted(users)
+    assert {update.partition for update in seen} == {0, 1, 2, 3}
+    more = updates.begin()
+    eventually(
+        lambda: not any(client.xpending(f"{{clerk:{n}}}:events", "group")["pending"] for n in range(4))
+    )
+    with intake_on(relay_redis.url, partitions=4) as intake:
+        intake.take(clerk_event(session_id="sess_later"), "msg_later")
+    assert [update.session.id for update in more.result(10)] == ["sess_later"]
