@@ -10,6 +10,7 @@ is held of it says nothing about the session.
 import dataclasses
 import os
 import random
+import re
 import signal
 import threading
 import time
@@ -48,7 +49,13 @@ class _Lane:
     client: Any
     partitions: list[tuple[int, Keys]]
     unreadable: set[str]
-    """Sessions whose state can't be read; they stay in the expiry set, for a version that can."""
+    """Sessions whose keys can't be read; they stay in the expiry set, for a version that can."""
+
+    def leave(self, session_id: str, why: str) -> None:
+        """Say so, once."""
+        if session_id not in self.unreadable:
+            self.unreadable.add(session_id)
+            log.warning("session_unreadable", session_id=session_id, detail=why)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -177,7 +184,8 @@ class ExpiryWorker:
         Raises redis.RedisError, StoreUnavailableError; the rest of the batch was tried all the same.
         """
         due = lane.client.zrangebyscore(keys.expiry, "-inf", now_ms, start=offset, num=BATCH)
-        expiries, other = self._read(lane, keys, [each.decode(errors="replace") for each in due], now_ms)
+        ids = [each.decode(errors="backslashreplace") for each in due]
+        expiries, other = self._read(lane, keys, ids, now_ms)
         left = len(due) - len(expiries) - len(other)
         begun = [(expiry, self._store.expire(number, expiry, self._now_ms())) for expiry in expiries]
         lags_ms: list[int] = []
@@ -186,7 +194,11 @@ class ExpiryWorker:
             try:
                 outcome = future.result()
             except StoreUnavailableError as error:
-                failure = error
+                if _is_about_one_session(error):
+                    left += 1
+                    lane.leave(expiry.session_id, connections.explain(error.__cause__ or error))
+                else:
+                    failure = error
                 continue
             if outcome is not None and outcome.outcome == "applied":
                 lags_ms.append(_taken_at_ms(outcome) - expiry.expire_at)
@@ -213,15 +225,18 @@ class ExpiryWorker:
             try:
                 expiry = expiry_of(session_id, _checked(held), now_ms, self._omitted)
             except ValueError as error:
-                if session_id not in lane.unreadable:
-                    lane.unreadable.add(session_id)
-                    log.warning("session_unreadable", session_id=session_id, detail=str(error))
+                lane.leave(session_id, str(error))
                 continue
             if expiry is None:
                 other.append(session_id)
             else:
                 expiries.append(expiry)
         return expiries, other
+
+
+def _is_about_one_session(error: StoreUnavailableError) -> bool:
+    """Tell whether Redis would take others: a key holds something else, or the script can't read a field."""
+    return re.match(r"WRONGTYPE |.*user_script:\d+: ", str(error.__cause__)) is not None
 
 
 def _checked(held: Any) -> Sequence[bytes | None]:

@@ -157,11 +157,14 @@ class GroupCommit:
             self._client.connection_pool.disconnect()
             again = iter(self._send(not_run))
             replies = [next(again) if _is_not_run(reply) else reply for reply in replies]
+        failed: dict[str, tuple[Exception, list[_Command]]] = {}
         for command, reply in zip(batch, replies, strict=True):
             if isinstance(reply, Exception):
-                _fail([command], reply)
+                failed.setdefault(str(reply), (reply, []))[1].append(command)
             else:
                 _finish(command, reply)
+        for error, commands in failed.values():  # one line in the log for what is wrong with all of them
+            _fail(commands, error)
 
     def _send(self, batch: list[_Command]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)

@@ -109,10 +109,13 @@ def _rules() -> dict[str, list[Schema]]:
             _has(session=_has(status={"enum": _OVER})),
         ),
         _rule(
-            "What the relay finds itself are expiries, and nothing else.",
+            "What the relay finds itself are expiries of open sessions, and nothing else.",
             _has(event=_has(source={"const": "synthetic"})),
             _has(
-                event=_has(type={"const": "session.expired"}, id=schema(ExpiryId)),
+                previous_status={"enum": sorted(OPEN_STATUSES)},
+                event=_has(
+                    type={"const": "session.expired"}, id=schema(ExpiryId), http_request={"type": "null"}
+                ),
                 session=_has(status={"const": "expired"}),
             ),
             _has(event=_has(id=schema(Id))),
@@ -127,7 +130,7 @@ def _rules() -> dict[str, list[Schema]]:
 
 
 def _has(**properties: Schema) -> Schema:
-    return {"properties": properties}
+    return {"type": "object", "properties": properties}  # the type, for Ajv's strict mode
 
 
 def _rule(comment: str, if_: Schema, then: Schema, else_: Schema | None = None) -> Schema:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from service import lenient_json
-from service.contract import OPEN_STATUSES, SCHEMA_VERSION
+from service.contract import ID, OPEN_STATUSES, SCHEMA_VERSION
 from service.normalize import RANKS, OrderKey
 
 HELD_FIELDS: Final = ("state", "cursor", "status", "user_id", "_expire_at", "_order")
@@ -35,8 +35,10 @@ def expiry_of(
     """Return what ends a session, or None if nothing is held of it, or it did not run out.
 
     held: the HELD_FIELDS of its hash. omitted: fields that are not published (any more).
-    Raises ValueError if that is no state of this version of the relay's.
+    Raises ValueError if that is no state, or no session's id, of this version of the relay's.
     """
+    if not ID.fullmatch(session_id):
+        raise ValueError("it is no id of a session")
     state, cursor, status, user_id, expire_at, order = (
         None if value is None else value.decode() for value in held
     )

@@ -436,6 +436,34 @@ def test_a_session_opened_again_without_a_new_end_is_told_of_once_and_not_looked
     assert contents(client) == before
 
 
+def test_a_session_of_which_no_end_is_held_leaves_the_expiry_set(
+    intake: Intake, worker: Worker, client: Any
+) -> None:
+    intake.take(event(), "msg_1")
+    client.hdel(SESSION_KEY, "_expire_at")
+
+    assert worker.run_once() == (0, 0)
+
+    assert client.hget(SESSION_KEY, "status") == "active"
+    assert not client.exists(EXPIRY_KEY)
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"", b"sess 1"])
+def test_what_is_no_id_of_a_session_is_in_nobodys_way(
+    intake: Intake, worker: Worker, client: Any, logger: CapturingLogger, name: bytes
+) -> None:
+    intake.take(event(), "msg_1")
+    client.zadd(EXPIRY_KEY, {name: NOW_MS})
+
+    assert worker.run_once() == (1, 1)
+
+    (warning,) = [call.kwargs for call in logger.calls if call.args == ("session_unreadable",)]
+    assert (warning["session_id"], warning["detail"]) == (
+        name.decode(errors="backslashreplace"),
+        "it is no id of a session",
+    )
+
+
 @pytest.mark.parametrize(
     ("field", "value", "why"),
     [
@@ -499,20 +527,24 @@ def test_more_than_a_batch_that_cannot_be_read_is_in_nobodys_way(
     assert expiries(real_client) == ["sess_last"]
 
 
-def test_a_session_that_redis_refuses_to_end_is_in_nobodys_way_and_stays_due(
-    real_redis: EmbeddedRedis, real_client: Any
+def test_sessions_that_redis_refuses_to_end_are_named_in_nobodys_way_and_stay_due(
+    real_redis: EmbeddedRedis, real_client: Any, logger: CapturingLogger
 ) -> None:
+    refused = [f"sess_{n:03}" for n in range(BATCH + 1)]
     with intake_on(real_redis.url) as intake, worker_on(real_redis.url) as worker:
-        for n in (1, 2, 3):
-            intake.take(event(session_id=f"sess_{n}", user_id=f"user_{n}"), "msg_1")
+        for session_id in refused:
+            intake.take(event(session_id=session_id), "msg_1")
+        intake.take(event(session_id="sess_last", user_id="user_2"), "msg_1")
         real_client.set(USER_KEY, "no set", ex=60)
 
-        with pytest.raises(StoreUnavailableError) as failure:
-            worker.run_once()
+        assert worker.run_once() == (1, BATCH + 1)
+        assert worker.run_once() == (0, BATCH + 1)
 
-    assert "WRONGTYPE" in str(failure.value.__cause__)
-    assert sorted(expiries(real_client)) == ["sess_2", "sess_3"]
-    assert real_client.zrange(EXPIRY_KEY, 0, -1) == ["sess_1"]
+    assert expiries(real_client) == ["sess_last"]
+    assert real_client.zrange(EXPIRY_KEY, 0, -1) == refused
+    warnings = [call.kwargs for call in logger.calls if call.args == ("session_unreadable",)]
+    assert [warning["session_id"] for warning in warnings] == refused
+    assert "WRONGTYPE" in warnings[0]["detail"]
 
 
 def test_without_the_replicas_that_have_to_confirm_it_says_so(

@@ -10,6 +10,7 @@ from concurrent.futures import wait
 from typing import Any
 
 import pytest
+from structlog.testing import CapturingLogger
 from support import (
     EVENTS_KEY,
     NOW_MS,
@@ -100,6 +101,25 @@ def test_deliveries_that_wait_share_a_round_trip_and_get_their_own_replies(
     outcomes = [future.result(timeout=30) for future in futures]
     assert [outcome.session_id for outcome in outcomes] == ["sess_first", *(f"sess_{i}" for i in range(300))]
     assert {(outcome.outcome, outcome.revision) for outcome in outcomes} == {("applied", 1)}
+
+
+def test_what_is_wrong_with_all_of_a_round_trip_is_one_line_in_the_log(
+    patient: Intake, own_redis: EmbeddedRedis, own_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = CapturingLogger()
+    monkeypatch.setattr(group_commit, "log", logger)
+    own_client.config_set("maxmemory", "1")
+    futures = []
+    with frozen(own_redis):
+        futures.append(patient.begin(clerk_event(session_id="sess_first"), "msg_first"))
+        eventually(futures[0].running)
+        futures += [patient.begin(clerk_event(session_id=f"sess_{i}"), f"msg_{i}") for i in range(9)]
+
+    assert all(isinstance(future.exception(timeout=30), StoreUnavailableError) for future in futures)
+    assert [(line.kwargs["error"], line.kwargs["commands"]) for line in logger.calls] == [
+        ("OutOfMemoryError", 1),
+        ("OutOfMemoryError", 9),
+    ]
 
 
 def test_one_delivery_that_fails_does_not_fail_those_beside_it(

@@ -81,6 +81,19 @@ def test_the_json_schema_is_one() -> None:
     jsonschema_rs.meta.validate(MESSAGE_SCHEMA)
 
 
+def test_ajv_takes_the_json_schema_in_its_strict_mode() -> None:
+    """It demands `type` beside `properties`: https://ajv.js.org/strict-mode.html#strict-types."""
+
+    def untyped(node: Any) -> Iterator[Any]:
+        match node:
+            case {"properties": dict()} if node.get("type") != "object":
+                yield node
+        for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            yield from untyped(value)
+
+    assert list(untyped(MESSAGE_SCHEMA)) == []
+
+
 def test_the_openapi_document_is_one() -> None:
     openapi_spec_validator.validate(OPENAPI, cls=openapi_spec_validator.OpenAPIV31SpecValidator)
 
@@ -228,6 +241,7 @@ SYNTHETIC: Final = {
     "event.source": "synthetic",
     "event.type": "session.expired",
     "event.id": "exp_sess_2xample_1796027500000",
+    "event.http_request": None,
     "session.status": "expired",
 }
 LEGAL: Final[dict[str, dict[str, Any]]] = {
@@ -303,6 +317,10 @@ ILLEGAL: Final[dict[str, dict[str, Any]]] = {
     "synthetic, of another type": SYNTHETIC | {"event.type": "session.ended"},
     "synthetic, of another status": SYNTHETIC | {"session.status": "abandoned"},
     "synthetic, of a Svix id": SYNTHETIC | {"event.id": "msg_1"},
+    "synthetic, of what was over": SYNTHETIC | {"previous_status": "expired"},
+    "synthetic, of what was never seen": SYNTHETIC | {"revision": 1, "previous_status": None},
+    "synthetic, with a request": SYNTHETIC
+    | {"event.http_request": {"client_ip": "192.0.2.7", "user_agent": None}},
     "synthetic, without a time": SYNTHETIC | {"event.id": "exp_sess_2xample_"},
     "Clerk's, of an id too long": {"event.id": f"exp_{'s' * 128}_1"},
     "an actor without sub": {"session.actor": {"iss": "x"}},

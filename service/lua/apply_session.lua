@@ -111,9 +111,11 @@ local function set_state(state)
   return command
 end
 
--- Redis 6.2 puts the place in the script before an error.
+-- Redis 6.2 puts the place in the script before an error, and has no code for a lack of rights.
 local function as_redis_says_it(reply)
-  return redis.error_reply(string.match(reply.err, ': %-(%u+ .*)$') or reply.err)
+  local no_right = string.match(reply.err, '@user_script: %d+: (The user executing the script .*)$')
+  return redis.error_reply(
+    no_right and 'NOPERM ' .. no_right or string.match(reply.err, ': %-(%u+ .*)$') or reply.err)
 end
 
 -- Writes the event to the stream, then runs what `plan(cursor)` returns: commands, and what undoes them. A

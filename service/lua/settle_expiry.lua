@@ -16,7 +16,7 @@ local session_key, expiry_key, session_id = KEYS[1], KEYS[2], ARGV[1]
 local status, expire_at = unpack(redis.call('HMGET', session_key, 'status', '_expire_at'))
 local is_open = status == 'active' or status == 'pending'
 
-if is_open and expire_at ~= ''
+if is_open and expire_at and expire_at ~= ''
   and redis.call('HEXISTS', session_key, '_message:exp_' .. session_id .. '_' .. expire_at) == 0 then
   redis.call('ZADD', expiry_key, expire_at, session_id)
   return 1
