@@ -6,16 +6,12 @@ connection is made. So whoever uses a client has nothing to know of failovers, b
 says that it is not the right one any more.
 """
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 import redis
-from redis import asyncio as aioredis
-from redis.asyncio import connection as aio
-from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.connection import BlockingConnectionPool, Connection, ConnectionPool, SSLConnection, parse_url
 from redis.crc import key_slot
@@ -53,57 +49,21 @@ def connect(
     """
     try:
         target = RedisUrl.parse(url)
-        options = _options(parse_url(target.server_url), SSLConnection, tls_verify, timeout)  # type: ignore[no-untyped-call]
+        options = with_defaults(parse_url(target.server_url), SSLConnection, tls_verify, timeout)  # type: ignore[no-untyped-call]
         # A script sent again by the client would be a second delivery: the sender does the retrying.
         options["retry"] = Retry(NoBackoff(), 0)
         if target.kind != "server":
-            locate = _locator(target, key, options)
+            locate = locator(target, key, options)
             kind = _LocatedSSLConnection if "connection_class" in options else _LocatedConnection
             options |= {"connection_class": kind, "locate": locate}
         return _client(options, on_connect, max_connections)
     except Exception:  # noqa: BLE001  # options are redis-py's own affair, and so is how it refuses them
-        raise _unusable() from None
+        raise unusable() from None
 
 
-def connect_async(
-    url: str,
-    key: str = "",
-    *,
-    tls_verify: bool = True,
-    timeout: float | None = 2.0,
-    max_connections: int | None = None,
-    on_connect: Callable[[aio.AbstractConnection], None] | None = None,
-) -> aioredis.Redis:
-    """Return a client for asyncio, for the rest like `connect`."""
-    try:
-        target = RedisUrl.parse(url)
-        options = _options(aio.parse_url(target.server_url), aio.SSLConnection, tls_verify, timeout)
-        options["retry"] = AsyncRetry(NoBackoff(), 0)
-        if target.kind != "server":
-            asking = _options(parse_url(target.server_url), SSLConnection, tls_verify, timeout)  # type: ignore[no-untyped-call]
-            locate = _locator(target, key, asking | {"retry": Retry(NoBackoff(), 0)})
-            for name in ("sentinel_username", "sentinel_password"):
-                options.pop(name, None)
-            kind = _AsyncLocatedSSLConnection if "connection_class" in options else _AsyncLocatedConnection
-            options |= {"connection_class": kind, "locate": locate}
-
-        async def greet(connection: aio.AbstractConnection) -> None:
-            await connection.on_connect()
-            if on_connect is not None:
-                on_connect(connection)
-
-        options["redis_connect_func"] = greet
-        if max_connections is None:
-            pool = aio.ConnectionPool(**options)
-        else:
-            pool = aio.BlockingConnectionPool(max_connections, timeout, **options)
-        pool.connection_class(**pool.connection_kwargs)
-        return aioredis.Redis.from_pool(pool)
-    except Exception:  # noqa: BLE001  # as above
-        raise _unusable() from None
-
-
-def _options(options: Any, ssl_connection: type, tls_verify: bool, timeout: float | None) -> dict[str, Any]:
+def with_defaults(
+    options: Any, ssl_connection: type, tls_verify: bool, timeout: float | None
+) -> dict[str, Any]:
     options = options | {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout or 5.0,
@@ -119,7 +79,7 @@ def _options(options: Any, ssl_connection: type, tls_verify: bool, timeout: floa
     return dict(options)
 
 
-def _unusable() -> ConfigurationError:
+def unusable() -> ConfigurationError:
     # The error's own text may quote a part of a password.
     return ConfigurationError(["REDIS_URL: redis-py does not know an option in it, or its value"])
 
@@ -180,28 +140,7 @@ class _LocatedSSLConnection(_Located, SSLConnection):
     pass
 
 
-class _AsyncLocated:
-    """The same for asyncio. It asks in a thread, since that is short, and one way to ask is enough."""
-
-    def __init__(self, *, locate: Callable[[], Host], **options: Any) -> None:
-        super().__init__(**options)
-        self._locate = locate
-
-    async def _connect(self) -> None:
-        self.host, self.port = await asyncio.to_thread(self._locate)
-        connect: Callable[[], Awaitable[None]] = super()._connect  # type: ignore[misc]  # likewise
-        await connect()
-
-
-class _AsyncLocatedConnection(_AsyncLocated, aio.Connection):
-    pass
-
-
-class _AsyncLocatedSSLConnection(_AsyncLocated, aio.SSLConnection):
-    pass
-
-
-def _locator(target: RedisUrl, key: str, options: dict[str, Any]) -> Callable[[], Host]:
+def locator(target: RedisUrl, key: str, options: dict[str, Any]) -> Callable[[], Host]:
     """Return what asks where the server is; take what is for the sentinels alone out of the options."""
     hosts = list(target.hosts)
     timeout = min(ASK_SECONDS, options["socket_connect_timeout"])

@@ -104,7 +104,9 @@ class ExpiryWorker:
         threads = [threading.Thread(target=self._run, args=(lane,), daemon=True) for lane in self._lanes]
         for thread in threads:
             thread.start()
+        log.info("expiry_started")
         signal.sigwait(signals)
+        log.info("expiry_stopping")
         self._stopping.set()
         deadline = time.monotonic() + STOP_SECONDS
         for thread in threads:
@@ -142,6 +144,8 @@ class ExpiryWorker:
                 pause = IDLE_SECONDS
                 try:
                     pause = self._round(lane)
+                    if is_failing:
+                        log.info("expiry_resumed")
                     is_failing = False
                 except (redis.RedisError, StoreUnavailableError) as error:
                     cause = error.__cause__ or error

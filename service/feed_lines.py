@@ -14,6 +14,7 @@ import redis
 
 from service import connections
 from service.config import RedisSettings
+from service.connections_async import connect_async
 from service.errors import FeedClosedError
 from service.feed_steps import BLOCK_MS, Ask, Link, Receive, Reconnect, Steps
 from service.update import SessionUpdate
@@ -171,7 +172,7 @@ class AsyncLine(_Line):
     """For an event loop."""
 
     def __init__(self, settings: RedisSettings, key: str, *, blocks: bool) -> None:
-        super().__init__(connections.connect_async, settings, key, blocks=blocks)
+        super().__init__(connect_async, settings, key, blocks=blocks)
         self._closing: asyncio.Event = asyncio.Event()
 
     async def run(self, steps: Generator[Any, Any, T]) -> T:

@@ -26,7 +26,8 @@ from support import (
 from topologies import MASTER, free_node_port, run_sentinel
 
 from service.check import check
-from service.connections import connect, connect_async
+from service.connections import connect
+from service.connections_async import connect_async
 from service.embedded import EmbeddedRedis
 from service.errors import ConfigurationError, StartError, StoreUnavailableError
 
