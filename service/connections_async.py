@@ -54,7 +54,7 @@ def connect_async(
 
 
 class _AsyncLocated:
-    """A connection that asks where its server is; in a thread, since that is short and one way to ask enough."""
+    """A connection that asks where its server is; in a thread, since one way to ask is enough."""
 
     def __init__(self, *, locate: Callable[[], Host], **options: Any) -> None:
         super().__init__(**options)
