@@ -86,6 +86,7 @@ class SessionFeed(Feed[Line]):
         """Return what was applied to the session last; None if nothing is held of it.
 
         user_id: whose session it is, if that is known; with partitions, it saves asking all of them.
+        Raises RedisError if Redis does not say; UnreadableMessageError.
         """
         for lane, partitions in self._lanes(user_id):
             if (update := self._readers[lane].run(feed_steps.get(partitions, session_id))) is not None:
@@ -95,7 +96,7 @@ class SessionFeed(Feed[Line]):
     def is_live(self, session_id: str, user_id: str | None = None) -> bool:
         """Tell whether the session is active and has not run out; False if nothing is held of it.
 
-        One HMGET. user_id: as for `get`.
+        One HMGET. user_id: as for `get`. Raises RedisError if Redis does not say: nobody knows, then.
         """
         for lane, partitions in self._lanes(user_id):
             if (answer := self._readers[lane].run(feed_steps.is_live(partitions, session_id))) is not None:
@@ -103,12 +104,15 @@ class SessionFeed(Feed[Line]):
         return False
 
     def live_sessions(self, user_id: str) -> list[SessionUpdate]:
-        """Return the user's sessions that are live now, those that run out first, first."""
+        """Return the user's sessions that are live now, those that run out first, first. Raises as `get`."""
         ((lane, (partition,)),) = self._lanes(user_id)
         return self._readers[lane].run(feed_steps.live_sessions(partition, user_id))
 
     def history(self, session_id: str, user_id: str | None = None) -> list[SessionUpdate]:
-        """Return what the stream still holds about the session, stale events too. Reads the whole stream."""
+        """Return what the stream still holds about the session, stale events too. Raises as `get`.
+
+        Reads the whole stream.
+        """
         return [
             update
             for lane, partitions in self._lanes(user_id)
@@ -117,7 +121,10 @@ class SessionFeed(Feed[Line]):
         ]
 
     def now(self) -> dict[int, str]:
-        """Return the cursor at the end of each partition: `follow(after=feed.now())` is what comes later."""
+        """Return the cursor at the end of each partition: `follow(after=feed.now())` is what comes later.
+
+        Raises RedisError if Redis does not say.
+        """
         return {
             partition.number: self._readers[lane].run(feed_steps.newest(partition))
             for lane, partitions in self._lanes()
@@ -140,6 +147,8 @@ class SessionFeed(Feed[Line]):
         stale: yield, too, what came too late to change anything.
         resync: begin again from the snapshots, instead of raising CursorLostError, when the stream was
         trimmed past what was read last, or Redis lost it.
+        Raises ValueError for an `after` that is none; CursorLostError; UnreadableMessageError; RedisError for
+        what trying again does not mend.
         """
         return merge(self._following(after, stale=stale, resync=resync), on_reconnect)
 
@@ -163,7 +172,7 @@ class SessionFeed(Feed[Line]):
         name: of this consumer, the same after a restart. after: where the group begins if there is none.
         claim_after: seconds after which what a consumer has not acknowledged goes to another; at least twice
         what the loop's body ever takes. stale, resync: as for `follow`.
-        A group that Redis lost is made again, and gets all that the stream holds.
+        A group that Redis lost is made again, and gets all that the stream holds. Raises as `follow`.
         """
         share = Group(group, name, claim_after)
         return merge(self._consuming(share, after, stale=stale, resync=resync), on_reconnect)
@@ -171,7 +180,10 @@ class SessionFeed(Feed[Line]):
     def subscribe(
         self, user_id: str | None = None, *, on_reconnect: OnReconnect = log_reconnect
     ) -> Generator[SessionUpdate, None, None]:
-        """Yield what is published from now on, of all users or of one; what comes during a cut is lost."""
+        """Yield what is published from now on, of all users or of one; what comes during a cut is lost.
+
+        Raises as `follow`.
+        """
         return merge(self._subscribing(user_id), on_reconnect)
 
 
