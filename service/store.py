@@ -1,5 +1,6 @@
 """Session state in Redis: each call is one script, so it is applied whole or not at all."""
 
+import dataclasses
 import hashlib
 import importlib.resources
 import threading
@@ -79,8 +80,7 @@ class SessionStore:
         body: what the change was read from. The outcome says so if its message was seen with another one.
         """
         session = change.session
-        return self._apply(
-            partition_of(session.user_id, len(self._partitions)),
+        state = _State(
             change.order,
             session.id,
             session.user_id,
@@ -88,15 +88,14 @@ class SessionStore:
             session.live,
             session.expire_at,
             self._message(change),
-            body,
-            now_ms,
-            parse=partial(_outcome, session.id),
         )
+        partition = partition_of(session.user_id, len(self._partitions))
+        digest = hashlib.blake2b(body, digest_size=8).hexdigest()
+        return self._apply(partition, state, now_ms, digest=digest, parse=partial(_outcome, session.id))
 
     def expire(self, partition: int, expiry: Expiry, now_ms: int) -> Future[Outcome | None]:
         """End a session that ran out: `applied` or `duplicate`; None if another state is held by now."""
-        return self._apply(
-            partition,
+        state = _State(
             expiry.order,
             expiry.session_id,
             expiry.user_id,
@@ -104,11 +103,9 @@ class SessionStore:
             False,
             expiry.expire_at,
             expiry.message,
-            b"",
-            now_ms,
-            held_cursor=expiry.cursor,
-            parse=partial(_outcome_if_held, expiry.session_id),
         )
+        parse = partial(_outcome_if_held, expiry.session_id)
+        return self._apply(partition, state, now_ms, held_cursor=expiry.cursor, parse=parse)
 
     def settle_expiry(self, partition: int, session_id: str) -> Future[bool]:
         """Let the expiry set hold what the session's state says; return whether it waits for an expiry."""
@@ -119,41 +116,35 @@ class SessionStore:
     def _apply(
         self,
         partition: int,
-        order: OrderKey,
-        session_id: str,
-        user_id: str,
-        status: Status,
-        live: bool,
-        expire_at_ms: int | None,
-        message: bytes,
-        body: bytes,
+        state: "_State",
         now_ms: int,
         *,
+        digest: str = "",
         held_cursor: str = "",
         parse: Callable[[list[bytes]], T],
     ) -> Future[T]:
         keys, group = self._partitions[partition]
         arguments = (
             4,
-            keys.session(session_id),
-            keys.user_sessions(user_id),
+            keys.session(state.session_id),
+            keys.user_sessions(state.user_id),
             keys.events,
             keys.expiry,
-            order.message_id,
-            str(order),
-            session_id,
-            user_id,
-            status,
-            int(live),
-            "" if expire_at_ms is None else expire_at_ms,
-            time_to_live_ms(expire_at_ms, now_ms, self._retention_ms),
+            state.order.message_id,
+            str(state.order),
+            state.session_id,
+            state.user_id,
+            state.status,
+            int(state.live),
+            "" if state.expire_at_ms is None else state.expire_at_ms,
+            time_to_live_ms(state.expire_at_ms, now_ms, self._retention_ms),
             self._retention_ms,
             self._settings.stream_maxlen,
             keys.channel,
-            keys.user_channel(user_id),
-            b"," + message[1:],  # the script puts cursor and revision before it
+            keys.user_channel(state.user_id),
+            b"," + state.message[1:],  # the script puts cursor and revision before it
             self._confirm,
-            hashlib.blake2b(body, digest_size=8).hexdigest(),
+            digest,
             held_cursor,
         )
         return group.submit(_APPLY_SESSION, *arguments, parse=parse)
@@ -191,6 +182,20 @@ class SessionStore:
         if self._settings.omit_fields:
             session = omit(session, self._settings.omit_fields)
         return orjson.dumps({"event": change.event, "session": session})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _State:
+    """What an event makes of a session."""
+
+    order: OrderKey
+    session_id: str
+    user_id: str
+    status: Status
+    live: bool
+    expire_at_ms: int | None
+    message: bytes
+    """JSON: an object with `event` and `session`."""
 
 
 def _all(futures: Sequence[Future[bool]]) -> Future[bool]:

@@ -18,7 +18,7 @@
 --   10 stream length     11 channel              12 user channel
 --   13 the message from `,"event":` on           14 confirm (1|0): write even for a duplicate, so that
 --                                                   the WAIT that follows covers the first time's write
---   15 digest of the body: hexadecimal
+--   15 digest of the body: hexadecimal; empty for an event of our own
 --   16 cursor of the state that the event was made from, if it was made from what is held (an expiry); else empty
 --
 -- Returns {outcome, cursor, revision, remark}: applied | duplicate | stale; revision is empty for a stale event;
