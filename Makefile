@@ -51,11 +51,13 @@ schemas: .venv/.installed
 
 # What tests need of npm: AsyncAPI's schema of its own documents, which is published nowhere else, and what the
 # examples use. Where npm is missing, or its registry is out of reach, those tests are skipped, and say so.
+# (Not by `npm --prefix`, which would leave out the machine's own settings, like its certificates.)
 .venv/.node: .venv/.made Makefile examples/package.json
 	@if command -v npm >/dev/null; then \
 		mkdir -p .venv/node && cp examples/package.json .venv/node && \
-		npm install --prefix .venv/node --no-save --no-package-lock --no-audit --no-fund --loglevel error \
-			--fetch-retries 2 --fetch-retry-mintimeout 1000 --fetch-timeout 20000 @asyncapi/specs@6.11.1 >/dev/null && touch $@ || \
+		(cd .venv/node && npm install --no-save --no-package-lock --no-audit --no-fund --loglevel error \
+			--fetch-retries 2 --fetch-retry-mintimeout 1000 --fetch-timeout 20000 \
+			@asyncapi/specs@6.11.1 >/dev/null) && touch $@ || \
 		echo "npm could not install @asyncapi/specs and ioredis: tests that need them are skipped" >&2; \
 	fi
 
