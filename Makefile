@@ -55,7 +55,7 @@ schemas: .venv/.installed
 .venv/.node: .venv/.made Makefile examples/package.json
 	@if command -v npm >/dev/null; then \
 		mkdir -p .venv/node && cp examples/package.json .venv/node && \
-		(cd .venv/node && npm install --no-save --no-package-lock --no-audit --no-fund --loglevel error \
+		(cd .venv/node && npm install --no-save --no-package-lock --no-audit --no-fund --no-update-notifier --loglevel error \
 			--fetch-retries 2 --fetch-retry-mintimeout 1000 --fetch-timeout 20000 \
 			@asyncapi/specs@6.11.1 >/dev/null) && touch $@ || \
 		echo "npm could not install @asyncapi/specs and ioredis: tests that need them are skipped" >&2; \
