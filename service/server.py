@@ -9,7 +9,6 @@ import signal
 import socket
 import tempfile
 import time
-from functools import partial
 from typing import Any, Final
 
 from granian.constants import HTTPModes, Interfaces, Loops
@@ -54,9 +53,29 @@ class _Server(Server):  # type: ignore[misc,valid-type]  # one or another, by th
         super().signal_handler_interrupt(*args, **options)
 
 
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
 def _on_stop_signals(action: signal.Handlers) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOP_SIGNALS:
         signal.signal(number, action)
+
+
+def _hold_stop_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+
+
+def _release_stop_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+
+
+def _end_by_default() -> None:
+    """A worker has the main process's handlers until it has its own, and would not stop.
+
+    Held until then: Python drops a signal that came under a handler which is none any more.
+    """
+    _on_stop_signals(signal.SIG_DFL)
+    _release_stop_signals()
 
 
 def application() -> Application:
@@ -77,8 +96,9 @@ def serve(settings: Settings) -> None:
     # Finds what is wrong with the URL here, not in each worker.
     connect(settings.redis_url.get_secret_value())
     address = check_address(settings.host, settings.port)
-    # A worker has the main process's handlers until it has its own, and would not stop.
-    os.register_at_fork(after_in_child=partial(_on_stop_signals, signal.SIG_DFL))
+    os.register_at_fork(
+        before=_hold_stop_signals, after_in_parent=_release_stop_signals, after_in_child=_end_by_default
+    )
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each slow client holds a file, if no thread
     with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
