@@ -5,6 +5,8 @@ was read here. So any number of workers may run, and be killed, at any time.
 
 `abandon_at` is left alone: Clerk moves it whenever the user is active, and sends no event about it. So what
 is held of it says nothing about the session.
+
+A long module: the loop and the batch belong together; what an expiry is, is in `synthetic`.
 """
 
 import dataclasses

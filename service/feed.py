@@ -13,6 +13,8 @@ Errors: `RedisError` (redis-py's) for what trying again does not mend (a wrong p
 missing), and from the short reads for a Redis that is away; `CursorLostError`; `UnreadableMessageError`;
 `FeedClosedError`. The iterators ride out restarts, failovers and cuts: `on_reconnect` is told why, before
 each new try; without it, the log is.
+
+A long module, since each method stands twice, with its types and promises; what it does is in `feed_base`.
 """
 
 from collections.abc import AsyncGenerator, Generator

@@ -1,4 +1,7 @@
-"""The contract for machines: the HTTP side as OpenAPI 3.1. Outcomes and problems are those of the code."""
+"""The contract for machines: the HTTP side as OpenAPI 3.1. Outcomes and problems are those of the code.
+
+A long module, since most of it is the document.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, get_args, get_type_hints
