@@ -1,13 +1,14 @@
 """/healthz, /readyz and /metrics."""
 
 import hmac
+import time
 from typing import Final
 
 from flask import Blueprint, Response, request
 
 from service import answers, metrics
-from service.errors import RelayError, UnauthorizedError
-from service.store import SessionStore
+from service.errors import RelayError, StoreUnavailableError, UnauthorizedError
+from service.store import Backlog, SessionStore
 
 READY_SECONDS: Final = 0.5
 """A health check's answer comes within a second, whatever Redis does."""
@@ -29,9 +30,21 @@ def create_health(store: SessionStore, metrics_token: str) -> Blueprint:
         sent = request.headers.get("Authorization", "").encode("latin-1")  # the bytes of the header
         if metrics_token and not hmac.compare_digest(sent, f"Bearer {metrics_token}".encode()):
             raise UnauthorizedError("Send METRICS_TOKEN as a Bearer token.")
-        return Response(metrics.render(), content_type=metrics.CONTENT_TYPE)
+        try:
+            return answers.Pending(store.backlog(), _metrics, READY_SECONDS)
+        except StoreUnavailableError as error:
+            return _metrics(error)
 
     return health
+
+
+def _metrics(result: Backlog | RelayError) -> Response:
+    if isinstance(result, RelayError):
+        text = metrics.render()
+    else:
+        lag = max(0.0, time.time() - result.first_expiry_ms / 1000)
+        text = metrics.render(result.dead_letters, lag)
+    return Response(text, content_type=metrics.CONTENT_TYPE)
 
 
 def _ready(result: object) -> Response:

@@ -3,11 +3,12 @@
 import dataclasses
 import hashlib
 import importlib.resources
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import orjson
 
@@ -173,6 +174,26 @@ class SessionStore:
         """Ask whether Redis would take a write now, without writing: memory, replicas, loading and so on."""
         return _all([group.submit("LPUSHX", key, "", parse=bool) for group, key in self._probes.items()])
 
+    def backlog(self) -> Future["Backlog"]:
+        """Ask how many dead letters are held, and when the first session that is still open runs out."""
+        key, group = self._dead_letters
+        letters = group.submit("HLEN", key, parse=int)
+        firsts = [
+            group.submit("ZRANGE", keys.expiry, 0, 0, "WITHSCORES", parse=_score)
+            for keys, group in self._partitions
+        ]
+        held: Future[Backlog] = Future()
+        held.set_running_or_notify_cancel()
+
+        def note(answered: Future[bool]) -> None:
+            if error := answered.exception():
+                held.set_exception(error)
+            else:
+                held.set_result(Backlog(letters.result(), min(first.result() for first in firsts)))
+
+        _all([letters, *firsts]).add_done_callback(note)
+        return held
+
     def close(self) -> None:
         with ThreadPoolExecutor(len(self._groups)) as threads:  # side by side: each may take its time
             list(threads.map(GroupCommit.close, self._groups.values()))
@@ -182,6 +203,15 @@ class SessionStore:
         if self._settings.omit_fields:
             session = omit(session, self._settings.omit_fields)
         return orjson.dumps({"event": change.event, "session": session})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits in Redis for an operator, and for the expiry worker."""
+
+    dead_letters: int
+    first_expiry_ms: float
+    """Infinite if no open session has an end."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -198,7 +228,7 @@ class _State:
     """JSON: an object with `event` and `session`."""
 
 
-def _all(futures: Sequence[Future[bool]]) -> Future[bool]:
+def _all(futures: Sequence[Future[Any]]) -> Future[bool]:
     """Return a future that is done once all are, or one has failed."""
     if len(futures) == 1:
         return futures[0]
@@ -220,6 +250,10 @@ def _all(futures: Sequence[Future[bool]]) -> Future[bool]:
     for future in futures:
         future.add_done_callback(note)
     return whole
+
+
+def _score(reply: list[bytes]) -> float:
+    return float(reply[1]) if reply else math.inf
 
 
 def _outcome_if_held(session_id: str, reply: list[bytes]) -> Outcome | None:
