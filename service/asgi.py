@@ -15,12 +15,13 @@ import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
 
 from service.answers import ANSWER_SECONDS, DEFER, Pending, problem
 from service.errors import BadRequestError, RelayError, RequestTimeoutError, StoreUnavailableError
+from service.signature import HEADERS
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -56,14 +57,18 @@ class Application:
             await self._serve(scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        store = self._app.extensions["session_store"]
+        store, journal = self._app.extensions["session_store"], self._app.extensions["journal"]
         await receive()
+        loop = asyncio.get_running_loop()
+        store.work_on(loop)
+        journal.soon = loop.call_soon_threadsafe
         store.probe()  # connects now, not with the first delivery; Redis may also be away
         await send({"type": "lifespan.startup.complete"})
         watch = asyncio.create_task(_end_with_parent())
         await receive()
         watch.cancel()
         await asyncio.to_thread(store.close)
+        journal.write()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -74,11 +79,14 @@ class Application:
         response = _Response()
         try:
             await self._read_body(receive, body, begun + BODY_SECONDS)
-            environ = _environ(scope, body) | {DEFER: pending.append}
-            call = self._call(environ, response, body, begun + ANSWER_SECONDS)
-            # In a task, no frame of Flask's has `receive` above it: its errors keep their frames until they
-            # are collected, and the server keeps a connection with half a body while someone has `receive`.
-            chunks = await (call if body.is_whole else asyncio.create_task(call))
+            environ = _environ(scope, body, pending.append)
+            if body.is_whole and body.size <= LARGE_BYTES:
+                chunks = self._app(environ, response.start)
+            else:
+                call = self._call(environ, response, body, begun + ANSWER_SECONDS)
+                # In a task, no frame of Flask's has `receive` above it: its errors keep their frames until they
+                # are collected, and the server keeps a connection with half a body while someone has `receive`.
+                chunks = await (call if body.is_whole else asyncio.create_task(call))
         except TimeoutError:
             response = _Response()  # the thread may still use the other one
             busy = StoreUnavailableError("Too many large bodies wait to be read.")
@@ -88,7 +96,8 @@ class Application:
         finally:
             self._held -= body.held
         for answer in pending:
-            await _wait(answer.future, min(loop.time() + answer.timeout, begun + ANSWER_SECONDS))
+            if not answer.future.done():
+                await _wait(answer.future, min(loop.time() + answer.timeout, begun + ANSWER_SECONDS))
             chunks = answer.settled()(environ, response.start)
         await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
         await send({"type": "http.response.body", "body": b"".join(chunks)})
@@ -147,14 +156,15 @@ async def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def _wait(future: Future[Any], deadline: float) -> None:
-    """Wait for a future of another thread, until the loop's clock shows the deadline."""
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-    future.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout_at(deadline):
-            await done.wait()
+async def _wait(future: Any, deadline: float) -> None:
+    """Wait for a future, of this loop or of another thread, until the loop's clock shows the deadline."""
+    if not asyncio.isfuture(future):
+        future = asyncio.wrap_future(future)
+    timer = asyncio.get_running_loop().call_at(deadline, future.cancel)
+    # Not with asyncio.timeout, which costs more than the rest of this layer.
+    with contextlib.suppress(asyncio.CancelledError, Exception):  # whoever answers looks what it has
+        await future
+    timer.cancel()
 
 
 class _Body(io.BytesIO):
@@ -188,10 +198,12 @@ class _Response:
 def _path(scope: Message) -> bytes:
     """Return the path decoded, but for slashes: encoded, they separate nothing."""
     raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
+    if b"%" not in raw_path:
+        return raw_path
     return unquote_to_bytes(re.sub(rb"%2f", b"%252F", raw_path, flags=re.IGNORECASE))
 
 
-def _environ(scope: Message, body: _Body) -> dict[str, Any]:
+def _environ(scope: Message, body: _Body, defer: Callable[[Pending[Any]], None]) -> dict[str, Any]:
     """Build what PEP 3333 asks for."""
     host, port = scope.get("server") or ("", None)
     environ: dict[str, Any] = {
@@ -210,15 +222,29 @@ def _environ(scope: Message, body: _Body) -> dict[str, Any]:
         "wsgi.multithread": False,
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
+        DEFER: defer,
     }
     for raw_name, raw_value in scope["headers"]:
-        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        # `svix_id` is not `svix-id`, though CGI's names make them one. Hosts and upgrades are nobody's
-        # business here, and odd ones would stop Flask's routing.
-        if "_" in name or name in {"host", "upgrade"}:
-            continue
-        key = name.upper().replace("-", "_")
-        if key not in {"CONTENT_TYPE", "CONTENT_LENGTH"}:
-            key = f"HTTP_{key}"
-        environ[key] = f"{environ[key]},{value}" if key in environ else value
+        key = _KEYS.get(raw_name) or _key(raw_name)
+        if key:
+            value = raw_value.decode("latin-1")
+            environ[key] = f"{environ[key]},{value}" if key in environ else value
     return environ
+
+
+def _key(raw_name: bytes) -> str:
+    """Return the name of a header in an environ; nothing for one that does not belong there."""
+    name = raw_name.decode("latin-1")
+    # `svix_id` is not `svix-id`, though CGI's names make them one. Hosts and upgrades are nobody's
+    # business here, and odd ones would stop Flask's routing.
+    if "_" in name or name in {"host", "upgrade"}:
+        return ""
+    key = name.upper().replace("-", "_")
+    return key if key in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{key}"
+
+
+_KEYS: Final = {
+    name.encode(): _key(name.encode())
+    for name in (*HEADERS, "accept", "content-length", "content-type", "user-agent")
+}
+"""Of the headers that deliveries have."""

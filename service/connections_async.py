@@ -14,6 +14,8 @@ from redis.retry import Retry
 from service.connections import locator, unusable, with_defaults
 from service.redis_url import Host, RedisUrl
 
+OnConnect = Callable[[aio.AbstractConnection], Awaitable[None] | None]
+
 
 def connect_async(
     url: str,
@@ -22,7 +24,7 @@ def connect_async(
     tls_verify: bool = True,
     timeout: float | None = 2.0,
     max_connections: int | None = None,
-    on_connect: Callable[[aio.AbstractConnection], None] | None = None,
+    on_connect: OnConnect | None = None,
 ) -> aioredis.Redis:
     """Return a client for asyncio; for the rest, see `connections.connect`."""
     try:
@@ -39,8 +41,8 @@ def connect_async(
 
         async def greet(connection: aio.AbstractConnection) -> None:
             await connection.on_connect()
-            if on_connect is not None:
-                on_connect(connection)
+            if on_connect is not None and (more := on_connect(connection)) is not None:
+                await more
 
         options["redis_connect_func"] = greet
         if max_connections is None:

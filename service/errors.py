@@ -1,5 +1,7 @@
 """Everything that can go wrong. With a delivery: one tree; each error knows its HTTP status and its code."""
 
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 
@@ -9,7 +11,7 @@ class RelayError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "The service has a defect"
-    headers: ClassVar[dict[str, str]] = {}
+    headers: Mapping[str, str] = MappingProxyType({})
     """Of the answer, besides those of every answer."""
 
 
@@ -56,7 +58,7 @@ class UnauthorizedError(RelayError):
     code = "unauthorized"
     title = "This needs a token"
     # https://www.rfc-editor.org/rfc/rfc9110#section-15.5.2
-    headers: ClassVar[dict[str, str]] = {"WWW-Authenticate": "Bearer"}
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
 
 class NotFoundError(RelayError):
@@ -69,6 +71,11 @@ class MethodNotAllowedError(RelayError):
     status = 405
     code = "method_not_allowed"
     title = "This method is not allowed here"
+
+    def __init__(self, allowed: Iterable[str]) -> None:
+        names = ", ".join(allowed)
+        super().__init__(f"Use {names}.")
+        self.headers = {"Allow": names}
 
 
 class RequestTimeoutError(RelayError):
@@ -96,7 +103,7 @@ class StoreUnavailableError(RelayError):
     code = "store_unavailable"
     title = "The event can't be stored now"
     # Svix tries a 503 again after about 5 s, a 429 after a minute or more.
-    headers: ClassVar[dict[str, str]] = {"Retry-After": "5"}
+    headers = MappingProxyType({"Retry-After": "5"})
 
 
 class DeadLettersFullError(StoreUnavailableError):

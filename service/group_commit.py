@@ -1,12 +1,17 @@
 """Commands from any number of requests, over one connection, in as few round trips as they allow.
 
-One thread takes whatever waits, sends it as one pipeline (no MULTI: each command stands for itself) and
+An event loop takes whatever waits, sends it as one pipeline (no MULTI: each command stands for itself) and
 hands each request its own reply. Nothing is ever sent twice, but for what Redis said it did not run, since it
 does not know the script or is not the primary any more. A connection that fails, fails all that were on it,
 those with a reply included, and is replaced.
+
+The loop is the server's own, where there is one: no thread has to be woken, and none waits for the interpreter.
+Everyone else gets a loop in a thread.
 """
 
+import asyncio
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -27,14 +32,15 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-MAX_BATCH: Final = 128
-"""Commands in one round trip: short against any timeout."""
+MAX_BATCH: Final = 32
+"""Commands in one round trip: enough to share its cost, and few enough that Redis and the server work at the
+same time, on one batch and on the next."""
 MAX_WAITING: Final = 10_000
 """Commands that may wait for the connection: memory has a bound, too."""
 CLOSE_SECONDS: Final = 5.0
 """For what still waits when the service stops."""
 STUCK_SECONDS: Final = 4.0
-"""A round trip that takes longer will not end in time for anybody. (Looking up a name has no timeout.)"""
+"""A round trip that takes longer will not end in time for anybody. (Asking sentinels has no timeout as a whole.)"""
 PAUSE_AFTER_TIMEOUT: Final = 1.0
 """Seconds for which commands are refused at once after a timeout, instead of waiting for the next one."""
 
@@ -56,31 +62,53 @@ class _Command:
     future: Future[Any]
 
 
+class TooFewReplicasError(redis.RedisError):
+    """Redis has the write, but not as many replicas as were asked for."""
+
+
 class GroupCommit:
-    """Thread-safe. One connection, and one thread that starts with the first command."""
+    """Thread-safe. One connection; it is made with the first command."""
+
+    on_round_trip: Callable[[int, float], None] = staticmethod(lambda *_: None)
+    """Is told how many commands shared a round trip, and how many seconds that took."""
+    on_failure: Callable[[str], None] = staticmethod(lambda _: None)
+    """Is told the name of what went wrong."""
 
     def __init__(
         self,
-        connect: Callable[..., redis.Redis],
+        connect: Callable[..., Any],
         scripts: Sequence[Script],
         *,
+        timeout: float,
         min_replicas: int = 0,
         replica_timeout_ms: int = 1000,
     ) -> None:
-        """connect: builds the client; what it gets as `on_connect` has to be called with each new connection.
+        """connect: builds the client; what it gets as `on_connect` has to be awaited with each new connection.
 
+        timeout: seconds for a round trip.
         min_replicas: a reply counts only once that many replicas have what the pipeline wrote.
         """
         self._scripts = scripts
         self._client: Any = connect(on_connect=self._load_scripts_on)
+        self._timeout = timeout
         self._min_replicas = min_replicas
         self._replica_timeout_ms = replica_timeout_ms
         self._waiting: collections.deque[_Command] = collections.deque()
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.new_future: Callable[[], Future[Any]] = Future
+        """Makes a future of the kind that `submit` returns."""
+        self._is_working = False
         self._closing = False
         self._paused_until = 0.0
         self._stuck_from = math.inf
+
+    def work_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Use this loop, from before the first command on; futures are then its own, to be awaited."""
+        self._loop = loop
+        self.new_future = loop.create_future  # type: ignore[assignment]
 
     def submit(self, *arguments: Any, parse: Callable[[Any], T]) -> Future[T]:
         """Send one command when the connection is free; the future gets what `parse` makes of its reply.
@@ -88,8 +116,8 @@ class GroupCommit:
         arguments: the command; a Script stands for EVALSHA and its hash.
         Raises StoreUnavailableError (here or in the future) if Redis did not take it in time.
         """
-        future: Future[T] = Future()
-        with self._wake:
+        future = self.new_future()
+        with self._lock:
             if self._closing:
                 raise StoreUnavailableError("The service is stopping.")
             now = time.monotonic()
@@ -98,125 +126,169 @@ class GroupCommit:
             if len(self._waiting) >= MAX_WAITING:
                 raise StoreUnavailableError("Too many deliveries wait for Redis.")
             self._waiting.append(_Command(arguments, parse, future))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="group-commit", daemon=True)
-                self._thread.start()
-            self._wake.notify()
+            if not self._is_working:
+                self._is_working = True
+                loop = self._loop or self._start_thread()
+                loop.call_soon_threadsafe(self._start)
         return future
 
     def close(self) -> None:
-        """Send what waits, then disconnect. Commands that come later are refused."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-        if self._thread is not None:
-            self._thread.join(CLOSE_SECONDS)
-        with self._wake:
-            left = self._take(MAX_WAITING)
-        _fail(left, StoreUnavailableError("The service is stopping."))
-        self._client.close()
+        """Send what waits, then disconnect. Commands that come later are refused.
 
-    def _run(self) -> None:
-        while (batch := self._next_batch()) is not None:
+        Waits for the loop, so the loop's own thread can't call it.
+        """
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+        if self._loop is None:
+            return
+        closed = asyncio.run_coroutine_threadsafe(self._close(), self._loop)
+        with contextlib.suppress(TimeoutError):
+            closed.result(CLOSE_SECONDS + 1)
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(1)
+
+    def _start_thread(self) -> asyncio.AbstractEventLoop:
+        self._loop = loop = asyncio.new_event_loop()
+
+        def run() -> None:
+            with contextlib.closing(loop):
+                loop.run_forever()
+
+        self._thread = threading.Thread(target=run, name="group-commit", daemon=True)
+        self._thread.start()
+        return loop
+
+    def _start(self) -> None:
+        self._task = asyncio.ensure_future(self._work())
+
+    async def _work(self) -> None:
+        while batch := self._next_batch():
             self._stuck_from = time.monotonic() + STUCK_SECONDS
             try:
-                self._commit(batch)
-            except redis.TimeoutError as error:
-                with self._wake:
+                await self._commit(batch)
+            except (redis.TimeoutError, TimeoutError) as error:
+                with self._lock:
                     self._paused_until = time.monotonic() + PAUSE_AFTER_TIMEOUT
                     batch += self._take(MAX_WAITING)
-                _fail(batch, error)
-            except Exception as error:  # noqa: BLE001  # this thread outlives whatever a connection can do
-                _fail(batch, error)
+                self._fail(batch, error)
+            except Exception as error:  # noqa: BLE001  # this outlives whatever a connection can do
+                self._fail(batch, error)
             finally:
                 self._stuck_from = math.inf
 
-    def _next_batch(self) -> list[_Command] | None:
-        with self._wake:
-            while not (batch := self._take(MAX_BATCH)):
-                if self._closing:
-                    return None
-                self._wake.wait_for(lambda: self._waiting or self._closing)
-            return batch
+    async def _close(self) -> None:
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=CLOSE_SECONDS)
+        with self._lock:
+            left = self._take(MAX_WAITING)
+        self._fail(left, StoreUnavailableError("The service is stopping."))
+        await self._client.aclose()
+
+    def _next_batch(self) -> list[_Command]:
+        """Return what to send now; after an empty list, the next command starts the work anew."""
+        with self._lock:
+            while self._waiting:
+                if batch := self._take(MAX_BATCH):
+                    return batch
+            self._is_working = False
+            return []
 
     def _take(self, at_most: int) -> list[_Command]:
         taken = [self._waiting.popleft() for _ in range(min(at_most, len(self._waiting)))]
         # Whoever stopped waiting was answered 503 by now, and the sender will come again.
-        return [command for command in taken if command.future.set_running_or_notify_cancel()]
+        return [command for command in taken if _is_wanted(command.future)]
 
-    def _load_scripts_on(self, connection: Any) -> None:
+    async def _load_scripts_on(self, connection: Any) -> None:
         for script in self._scripts:
-            connection.send_command("SCRIPT", "LOAD", script.source)
-            connection.read_response()
+            await connection.send_command("SCRIPT", "LOAD", script.source)
+            await connection.read_response()
 
-    def _commit(self, batch: list[_Command]) -> None:
-        replies = self._send(batch)
+    async def _commit(self, batch: list[_Command]) -> None:
+        replies = await self._send(batch)
         not_run = [command for command, reply in zip(batch, replies, strict=True) if _is_not_run(reply)]
         if not_run:
             # Connecting finds the primary, and loads the scripts.
-            self._client.connection_pool.disconnect()
-            again = iter(self._send(not_run))
+            await self._client.connection_pool.disconnect()
+            again = iter(await self._send(not_run))
             replies = [next(again) if _is_not_run(reply) else reply for reply in replies]
         failed: dict[str, tuple[Exception, list[_Command]]] = {}
         for command, reply in zip(batch, replies, strict=True):
             if isinstance(reply, Exception):
                 failed.setdefault(str(reply), (reply, []))[1].append(command)
             else:
-                _finish(command, reply)
+                self._finish(command, reply)
         for error, commands in failed.values():  # one line in the log for what is wrong with all of them
-            _fail(commands, error)
+            self._fail(commands, error)
 
-    def _send(self, batch: list[_Command]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        for command in batch:
-            name, *rest = command.arguments
-            if isinstance(name, Script):
-                pipeline.execute_command("EVALSHA", name.sha, *rest)
-            else:
-                pipeline.execute_command(name, *rest)
-        if self._min_replicas:
-            pipeline.execute_command("WAIT", self._min_replicas, self._replica_timeout_ms)
-        replies: list[Any] = pipeline.execute(raise_on_error=False)
-        if self._min_replicas:
-            confirmed = replies.pop()
-            doubt: Exception | None = None
-            if isinstance(confirmed, Exception):
-                doubt = confirmed
-            elif confirmed < self._min_replicas:
-                doubt = StoreUnavailableError(
-                    f"{confirmed} of {self._min_replicas} replicas confirmed in time."
-                )
-            if doubt is not None:
-                return [reply if isinstance(reply, Exception) else doubt for reply in replies]
+    async def _send(self, batch: list[_Command]) -> list[Any]:
+        # Not with redis-py's pipeline: it takes longer over a command than Redis does.
+        pool = self._client.connection_pool
+        connection = await pool.get_connection()
+        try:
+            packed: list[bytes] = []
+            for command in batch:
+                name, *rest = command.arguments
+                words = ("EVALSHA", name.sha, *rest) if isinstance(name, Script) else command.arguments
+                packed += connection.pack_command(*words)
+            if self._min_replicas:
+                packed += connection.pack_command("WAIT", self._min_replicas, self._replica_timeout_ms)
+            started = time.perf_counter()
+            async with asyncio.timeout(self._timeout):
+                await connection.send_packed_command(packed, check_health=False)
+                replies = [await _read(connection) for _ in batch]
+                confirmed = await _read(connection) if self._min_replicas else 0
+            self.on_round_trip(len(batch), time.perf_counter() - started)
+        finally:
+            await pool.release(connection)
+        doubt: Exception | None = None
+        if isinstance(confirmed, Exception):
+            doubt = confirmed
+        elif confirmed < self._min_replicas:
+            doubt = TooFewReplicasError(f"{confirmed} of {self._min_replicas} replicas confirmed in time.")
+        if doubt is not None:
+            return [reply if isinstance(reply, Exception) else doubt for reply in replies]
         return replies
+
+    def _finish(self, command: _Command, reply: object) -> None:
+        try:
+            result = command.parse(reply)
+        except Exception as error:  # noqa: BLE001  # no reply of our script's: its keys hold something else
+            self._fail([command], error)
+        else:
+            if not command.future.done():
+                command.future.set_result(result)
+
+    def _fail(self, commands: Sequence[_Command], error: Exception) -> None:
+        if not commands:
+            return
+        if not isinstance(error, RelayError):
+            detail = explain(error)
+            code = detail.partition(" ")[0]
+            kind = code if code.isupper() else type(error).__name__
+            self.on_failure(kind)
+            log.warning("redis_failed", error=kind, detail=detail, commands=len(commands))
+            unavailable = StoreUnavailableError(f"Redis did not take it ({kind}).")
+            unavailable.__cause__ = error
+            error = unavailable
+        for command in commands:
+            if not command.future.done():
+                command.future.set_exception(error)
+
+
+async def _read(connection: Any) -> Any:
+    """Return a reply, or what Redis says is wrong; raise redis.RedisError if the connection has failed."""
+    try:
+        return await connection.read_response(timeout=math.inf)  # the round trip has a timeout
+    except redis.ResponseError as error:
+        return error
+
+
+def _is_wanted(future: Future[Any]) -> bool:
+    return future.set_running_or_notify_cancel() if isinstance(future, Future) else not future.cancelled()
 
 
 def _is_not_run(reply: object) -> bool:
     return isinstance(reply, NoScriptError | MovedError | ReadOnlyError | ClusterDownError)
-
-
-def _finish(command: _Command, reply: object) -> None:
-    try:
-        result = command.parse(reply)
-    except RelayError as error:
-        command.future.set_exception(error)
-    except Exception as error:  # noqa: BLE001  # no reply of our script's: its keys hold something else
-        _fail([command], error)
-    else:
-        command.future.set_result(result)
-
-
-def _fail(commands: Sequence[_Command], error: Exception) -> None:
-    if not commands:
-        return
-    if not isinstance(error, StoreUnavailableError):
-        detail = explain(error)
-        code = detail.partition(" ")[0]
-        kind = code if code.isupper() else type(error).__name__
-        log.warning("redis_failed", error=kind, detail=detail, commands=len(commands))
-        unavailable = StoreUnavailableError(f"Redis did not take it ({kind}).")
-        unavailable.__cause__ = error
-        error = unavailable
-    for command in commands:
-        if not command.future.done():
-            command.future.set_exception(error)

@@ -1,6 +1,6 @@
 """The way of one delivery, after its signature. Knows no HTTP, so it can replay dead letters too."""
 
-import collections
+import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,40 +12,53 @@ from service.signature import Delivery
 from service.store import SessionStore
 
 
+@dataclasses.dataclass(slots=True)
+class Trace:
+    """What is known of a delivery so far, whatever becomes of it."""
+
+    message_id: str | None = None
+    type: str | None = None
+    session_id: str | None = None
+    user_id: str | None = None
+    occurred_at_ms: int | None = None
+    nulled: list[str] = dataclasses.field(default_factory=list)
+    """Odd fields that were read as null; each as often as it was."""
+
+
 class Ingest:
     def __init__(
         self,
         store: SessionStore,
         *,
         publish_http_request: bool = False,
-        count_nulled: Callable[[str, int], None] = lambda *_: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """count_nulled: is told which odd fields were read as null, and how often. clock: Unix seconds."""
+        """clock: Unix seconds."""
         self._store = store
         self._publish_http_request = publish_http_request
-        self._count_nulled = count_nulled
         self._clock = clock
 
-    def __call__(self, delivery: Delivery) -> Future[Outcome]:
+    def __call__(self, delivery: Delivery, trace: Trace | None = None) -> Future[Outcome]:
         """Turn a genuine delivery into state; once the future has an outcome, Redis has the state.
 
+        trace: is filled in.
         Raises MalformedEventError; StoreUnavailableError, here or in the future.
         """
+        trace = trace or Trace()
         now_ms = int(self._clock() * 1000)
-        nulled: list[str] = []
-        event = parse(delivery.body, nulled.append)
-        for field, times in collections.Counter(nulled).items():
-            self._count_nulled(field, times)
+        event = parse(delivery.body, trace.nulled.append)
+        trace.type = event.type
         if isinstance(event, Ignored):
             return done(Outcome("ignored"))
         if isinstance(event, Unusable):
             return self._store.keep_dead_letter(delivery, event, now_ms)
+        trace.session_id, trace.user_id = event.data.id, event.data.user_id
         change = normalize(
             event, message_id=delivery.id, now_ms=now_ms, publish_http_request=self._publish_http_request
         )
         if isinstance(change, Unusable):
             return self._store.keep_dead_letter(delivery, change, now_ms)
+        trace.occurred_at_ms = change.event.occurred_at
         return self._store.apply(change, delivery.body, now_ms)
 
 

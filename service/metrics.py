@@ -101,7 +101,7 @@ REDIS_ERROR_KINDS: Final = {
     "out_of_memory": ("OutOfMemoryError", "OOM"),
     "read_only": ("ReadOnlyError", "READONLY"),
     "persistence": ("MISCONF",),
-    "replicas": ("NOREPLICAS", "TooFewReplicas"),
+    "replicas": ("NOREPLICAS", "TooFewReplicasError"),
     "cluster": (
         "AskError",
         "ClusterDownError",
@@ -115,7 +115,7 @@ REDIS_ERROR_KINDS: Final = {
     ),
     OTHER: (),
 }
-"""To the names that an error goes by in the log's `redis_failed`; `TooFewReplicas` is the store's own."""
+"""To the names that an error goes by in the log's `redis_failed`; `TooFewReplicasError` is the store's own."""
 
 
 def outcomes() -> Iterator[tuple[str, str]]:
@@ -157,6 +157,12 @@ def count_deliveries(outcome: str, reason: str | None, times: int = 1) -> None:
     if counter is None:
         counter = DELIVERIES.labels(outcome, OTHER)
     counter.inc(times)
+
+
+def observe_round_trip(commands: int, seconds: float) -> None:
+    """Count a round trip to Redis."""
+    BATCH.observe_many((commands,))
+    STORE.observe_many((seconds,))
 
 
 def count_redis_error(name: str) -> None:

@@ -45,18 +45,17 @@ class Verifier:
         """secrets: `whsec_…`, as Clerk shows them; validated by the settings."""
         self._webhooks = [Webhook(secret) for secret in secrets]
 
-    def verify(self, headers: Mapping[str, str], body: bytes, now: float | None = None) -> Delivery:
+    def verify(self, headers: Mapping[str, str | None], body: bytes, now: float | None = None) -> Delivery:
         """Check a delivery's signature over its raw bytes.
 
-        headers: looked up in lower case. now: Unix seconds; the current time if left out.
+        headers: of them, HEADERS are looked up. now: Unix seconds; the current time if left out.
         Raises SignatureError, and nothing else.
         """
-        family = "svix" if any(headers.get(f"svix-{name}") for name in _HEADERS) else "webhook"
-        values = [headers.get(f"{family}-{name}") for name in _HEADERS]
-        missing = [f"{family}-{name}" for name, value in zip(_HEADERS, values, strict=True) if not value]
-        if missing:
+        family, names = _FAMILIES[0] if any(map(headers.get, _FAMILIES[0][1])) else _FAMILIES[1]
+        message_id, timestamp, signature = (headers.get(name) or "" for name in names)
+        if not (message_id and timestamp and signature):
+            missing = [name for name in names if not headers.get(name)]
             raise MissingSignatureError(f"Missing: {', '.join(missing)}.")
-        message_id, timestamp, signature = (value or "" for value in values)
 
         if not ID.fullmatch(message_id):
             raise MalformedSignatureError(f"{family}-id is not 1 to 128 of A-Z a-z 0-9 _ -.")
@@ -87,4 +86,9 @@ class Verifier:
         raise InvalidSignatureError("No signature in it was made with a signing secret known here.")
 
 
-_HEADERS: Final = ("id", "timestamp", "signature")
+_FAMILIES: Final = tuple(
+    (family, tuple(f"{family}-{part}" for part in ("id", "timestamp", "signature")))
+    for family in ("svix", "webhook")
+)
+HEADERS: Final = (*_FAMILIES[0][1], *_FAMILIES[1][1])
+"""Whichever family is there counts; the first one, if both are."""

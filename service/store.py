@@ -1,5 +1,6 @@
 """Session state in Redis: each call is one script, so it is applied whole or not at all."""
 
+import asyncio
 import dataclasses
 import hashlib
 import importlib.resources
@@ -15,6 +16,7 @@ import orjson
 from service import connections
 from service.clerk import Unusable
 from service.config import StoreSettings
+from service.connections_async import connect_async
 from service.contract import Outcome, Status, omit
 from service.errors import DeadLettersFullError
 from service.group_commit import GroupCommit, Script
@@ -62,18 +64,30 @@ class SessionStore:
         if lane not in self._groups:
             self._groups[lane] = GroupCommit(
                 partial(
-                    connections.connect,
+                    connect_async,
                     url,
                     key,
                     tls_verify=settings.redis_tls_verify,
                     timeout=settings.redis_timeout,
                 ),
                 (_APPLY_SESSION, _SETTLE_EXPIRY, _KEEP_DEAD_LETTER),
+                timeout=settings.redis_timeout,
                 min_replicas=settings.redis_min_replicas,
                 # The server's own wait has to end before the socket's does.
                 replica_timeout_ms=max(1, int(settings.redis_timeout * 750)),
             )
         return self._groups[lane]
+
+    def work_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Use this loop instead of a thread; from then on, futures are the loop's."""
+        for group in self._groups.values():
+            group.work_on(loop)
+
+    def report_to(self, on_round_trip: Callable[[int, float], None], on_failure: Callable[[str], None]) -> None:
+        """Tell of each round trip (commands, seconds), and of each failure (its name)."""
+        for group in self._groups.values():
+            group.on_round_trip = on_round_trip
+            group.on_failure = on_failure
 
     def apply(self, change: SessionChange, body: bytes, now_ms: int) -> Future[Outcome]:
         """Make the change part of the session's state: `applied`, `duplicate` or `stale`.
@@ -172,7 +186,8 @@ class SessionStore:
 
     def probe(self) -> Future[bool]:
         """Ask whether Redis would take a write now, without writing: memory, replicas, loading and so on."""
-        return _all([group.submit("LPUSHX", key, "", parse=bool) for group, key in self._probes.items()])
+        futures = [group.submit("LPUSHX", key, "", parse=bool) for group, key in self._probes.items()]
+        return self._gathered(futures, lambda: True)
 
     def backlog(self) -> Future["Backlog"]:
         """Ask how many dead letters are held, and when the first session that is still open runs out."""
@@ -182,17 +197,32 @@ class SessionStore:
             group.submit("ZRANGE", keys.expiry, 0, 0, "WITHSCORES", parse=_score)
             for keys, group in self._partitions
         ]
-        held: Future[Backlog] = Future()
-        held.set_running_or_notify_cancel()
+        return self._gathered(
+            [letters, *firsts],
+            lambda: Backlog(letters.result(), min(first.result() for first in firsts)),
+        )
 
-        def note(answered: Future[bool]) -> None:
-            if error := answered.exception():
-                held.set_exception(error)
-            else:
-                held.set_result(Backlog(letters.result(), min(first.result() for first in firsts)))
+    def _gathered(self, futures: Sequence[Future[Any]], combine: Callable[[], T]) -> Future[T]:
+        """Return a future that is done once all are, or one has failed."""
+        _, group = self._dead_letters
+        whole: Future[T] = group.new_future()
+        missing = set(futures)
+        lock = threading.Lock()
 
-        _all([letters, *firsts]).add_done_callback(note)
-        return held
+        def note(future: Future[Any]) -> None:
+            with lock:
+                missing.remove(future)
+                error = future.exception()
+                if whole.done():
+                    return
+                if error is not None:
+                    whole.set_exception(error)
+                elif not missing:
+                    whole.set_result(combine())
+
+        for future in futures:
+            future.add_done_callback(note)
+        return whole
 
     def close(self) -> None:
         with ThreadPoolExecutor(len(self._groups)) as threads:  # side by side: each may take its time
@@ -226,30 +256,6 @@ class _State:
     expire_at_ms: int | None
     message: bytes
     """JSON: an object with `event` and `session`."""
-
-
-def _all(futures: Sequence[Future[Any]]) -> Future[bool]:
-    """Return a future that is done once all are, or one has failed."""
-    if len(futures) == 1:
-        return futures[0]
-    whole: Future[bool] = Future()
-    whole.set_running_or_notify_cancel()
-    missing = set(futures)
-    lock = threading.Lock()
-
-    def note(future: Future[bool]) -> None:
-        with lock:
-            missing.remove(future)
-            if whole.done():
-                return
-            if error := future.exception():
-                whole.set_exception(error)
-            elif not missing:
-                whole.set_result(True)
-
-    for future in futures:
-        future.add_done_callback(note)
-    return whole
 
 
 def _score(reply: list[bytes]) -> float:

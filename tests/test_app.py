@@ -483,7 +483,7 @@ def test_under_any_server_no_more_is_read_of_a_body_than_may_be(chunked: bool) -
 
     body, status, _ = run_wsgi_app(app, environ)
 
-    assert (status, json.loads(b"".join(body))["code"]) == ("413 REQUEST ENTITY TOO LARGE", "body_too_large")
+    assert (status, json.loads(b"".join(body))["code"]) == ("413 Request Entity Too Large", "body_too_large")
 
 
 # What is wrong first is what is answered

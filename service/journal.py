@@ -1,0 +1,65 @@
+"""What became of deliveries: for each a line in the log, and its place in the metrics."""
+
+import collections
+import time
+from collections.abc import Callable
+
+import structlog
+
+from service import metrics
+from service.contract import Outcome
+from service.errors import RelayError
+from service.ingest import Trace
+
+log = structlog.get_logger("service.app")
+
+
+class Journal:
+    """Thread-safe. Written a few deliveries at a time: each alone, the metrics would cost more than the log."""
+
+    def __init__(self) -> None:
+        self.soon: Callable[[Callable[[], None]], object] = lambda write: write()
+        """Calls what it is given: at once, or once the deliveries at hand are answered."""
+        self._entries: collections.deque[tuple[Trace, float, Outcome | RelayError]] = collections.deque()
+        self._will_write = False
+
+    def note(self, trace: Trace, started: float, result: Outcome | RelayError) -> None:
+        """started: of `time.perf_counter`."""
+        self._entries.append((trace, time.perf_counter() - started, result))
+        if not self._will_write:
+            self._will_write = True
+            self.soon(self.write)
+
+    def write(self) -> None:
+        self._will_write = False
+        now_ms = time.time() * 1000
+        counts: collections.Counter[tuple[str, str | None]] = collections.Counter()
+        durations: list[float] = []
+        lags: list[float] = []
+        while self._entries:
+            trace, duration, result = self._entries.popleft()
+            if isinstance(result, RelayError):
+                outcome, reason = metrics.outcome_of(result.status), result.code
+            else:
+                outcome, reason = result.outcome, result.reason
+            counts[outcome, reason] += 1
+            durations.append(duration)
+            if outcome == "applied" and trace.occurred_at_ms is not None:
+                lags.append((now_ms - trace.occurred_at_ms) / 1000)
+            for field in trace.nulled:
+                metrics.NULLED_FIELDS.labels(field).inc()
+            needs_a_look = outcome in {"failed", "dead_lettered"} or reason == "other_body"
+            (log.warning if needs_a_look else log.info)(
+                "delivery",
+                outcome=outcome,
+                reason=reason,
+                type=trace.type,
+                session_id=trace.session_id,
+                user_id=trace.user_id,
+                message_id=trace.message_id,
+                duration_ms=round(duration * 1000, 3),
+            )
+        for (outcome, reason), times in counts.items():
+            metrics.count_deliveries(outcome, reason, times)
+        metrics.DURATION.observe_many(durations)
+        metrics.LAG.observe_many(lags)
