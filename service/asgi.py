@@ -9,6 +9,7 @@ Any number of slow clients, and a Redis that hangs, leave the loop free to answe
 import asyncio
 import contextlib
 import io
+import itertools
 import multiprocessing
 import os
 import re
@@ -32,6 +33,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 BODY_SECONDS: Final = 3.0
 """For a request's body; what is left of ANSWER_SECONDS is for reading it, and for Redis."""
+DEADLINE_SECONDS: Final = 0.1
+"""Between two looks at what is late."""
 DRAINED_BYTES: Final = 8 * 1_048_576
 """Read and dropped of a body too large, so that its sender reads the answer before the connection ends."""
 HELD_BYTES: Final = 64 * 1_048_576
@@ -47,6 +50,7 @@ class Application:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._held = 0
+        self._deadlines = _Deadlines()
         self._held_at_most = max(HELD_BYTES, 2 * max_body_bytes)
         self._large = ThreadPoolExecutor(max_workers=2, thread_name_prefix="large-body")
 
@@ -62,7 +66,8 @@ class Application:
         loop = asyncio.get_running_loop()
         store.work_on(loop)
         journal.soon = loop.call_soon_threadsafe
-        store.probe()  # connects now, not with the first delivery; Redis may also be away
+        connected = store.probe()  # now, not with the first delivery; Redis may also be away
+        connected.add_done_callback(lambda probe: probe.cancelled() or probe.exception())
         await send({"type": "lifespan.startup.complete"})
         watch = asyncio.create_task(_end_with_parent())
         await receive()
@@ -97,7 +102,7 @@ class Application:
             self._held -= body.held
         for answer in pending:
             if not answer.future.done():
-                await _wait(answer.future, min(loop.time() + answer.timeout, begun + ANSWER_SECONDS))
+                await self._wait(answer.future, min(loop.time() + answer.timeout, begun + ANSWER_SECONDS))
             chunks = answer.settled()(environ, response.start)
         await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
         await send({"type": "http.response.body", "body": b"".join(chunks)})
@@ -113,28 +118,44 @@ class Application:
 
     async def _read_body(self, receive: Receive, body: "_Body", deadline: float) -> None:
         """Fill in the body; of one that is too large, a part that is too large as well."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # a server calls this in one
+        too_late = self._deadlines.start(deadline, task.cancel)
         more = True
         try:
-            async with asyncio.timeout_at(deadline):
-                while more and body.size <= self._max_body_bytes + DRAINED_BYTES:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        # Not only of a client that has gone: also of one whose chunks can't be read.
-                        body.fault = BadRequestError("The body is cut short, or its chunks are malformed.")
+            while more and body.size <= self._max_body_bytes + DRAINED_BYTES:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    # Not only of a client that has gone: also of one whose chunks can't be read.
+                    body.fault = BadRequestError("The body is cut short, or its chunks are malformed.")
+                    break
+                chunk = message.get("body", b"")
+                body.size += len(chunk)
+                if body.tell() <= self._max_body_bytes:
+                    if not self._hold(body):
+                        body.fault = StoreUnavailableError("Too many large bodies arrive at once.")
                         break
-                    chunk = message.get("body", b"")
-                    body.size += len(chunk)
-                    if body.tell() <= self._max_body_bytes:
-                        if not self._hold(body):
-                            body.fault = StoreUnavailableError("Too many large bodies arrive at once.")
-                            break
-                        body.write(chunk)
-                    more = message.get("more_body", False)
-                    body.is_whole = not more
-        except TimeoutError:
+                    body.write(chunk)
+                more = message.get("more_body", False)
+                body.is_whole = not more
+        except asyncio.CancelledError:
+            if not self._deadlines.is_over(too_late):
+                raise
+            task.uncancel()
             if body.size <= self._max_body_bytes:
                 body.fault = RequestTimeoutError("The body did not arrive in time.")
+        finally:
+            self._deadlines.stop(too_late)
         body.seek(0)
+
+    async def _wait(self, future: Any, deadline: float) -> None:
+        """Wait for a future, of this loop or of another thread, until the loop's clock shows the deadline."""
+        if not asyncio.isfuture(future):
+            future = asyncio.wrap_future(future)
+        too_late = self._deadlines.start(deadline, future.cancel)
+        with contextlib.suppress(asyncio.CancelledError, Exception):  # whoever answers looks what it has
+            await future
+        self._deadlines.stop(too_late)
 
     def _hold(self, body: "_Body") -> bool:
         """Count what a body holds of the memory for all; small ones are free, so that they always pass."""
@@ -156,15 +177,39 @@ async def _end_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def _wait(future: Any, deadline: float) -> None:
-    """Wait for a future, of this loop or of another thread, until the loop's clock shows the deadline."""
-    if not asyncio.isfuture(future):
-        future = asyncio.wrap_future(future)
-    timer = asyncio.get_running_loop().call_at(deadline, future.cancel)
-    # Not with asyncio.timeout, which costs more than the rest of this layer.
-    with contextlib.suppress(asyncio.CancelledError, Exception):  # whoever answers looks what it has
-        await future
-    timer.cancel()
+class _Deadlines:
+    """Calls what is late. One timer for all, that rings often enough: one for each would cost more than what it guards."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+        self._running: dict[int, tuple[float, Callable[[], object]]] = {}
+        self._rings = False
+
+    def start(self, deadline: float, act: Callable[[], object]) -> int:
+        """Call `act` soon after the loop's clock shows the deadline, unless it was stopped by then."""
+        number = next(self._numbers)
+        self._running[number] = deadline, act
+        if not self._rings:
+            self._ring()
+        return number
+
+    def stop(self, number: int) -> None:
+        self._running.pop(number, None)
+
+    def is_over(self, number: int) -> bool:
+        """Tell whether it was called."""
+        return number not in self._running
+
+    def _ring(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for number, (deadline, act) in [*self._running.items()]:
+            if deadline <= now:
+                self.stop(number)
+                act()
+        self._rings = bool(self._running)
+        if self._rings:
+            loop.call_later(DEADLINE_SECONDS, self._ring)
 
 
 class _Body(io.BytesIO):

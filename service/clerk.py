@@ -6,8 +6,9 @@ the rest: CONTRACT, "What is accepted".
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
+import orjson
 from pydantic import PlainValidator, StringConstraints, ValidationError, ValidationInfo
 
 from service import lenient_json
@@ -63,7 +64,7 @@ def parse(body: bytes, note_nulled: Callable[[str], None]) -> "SessionEvent | Ig
     Raises MalformedEventError if the body is not a JSON object with a string `type`.
     """
     try:
-        envelope = lenient_json.loads(body)
+        envelope = _load(body)
     except ValueError:
         raise MalformedEventError("The body is not JSON.") from None
     if not isinstance(envelope, dict) or not isinstance(type_ := envelope.get("type"), str):
@@ -79,6 +80,23 @@ def parse(body: bytes, note_nulled: Callable[[str], None]) -> "SessionEvent | Ig
         ]
         reason, detail = min(faults, key=lambda fault: _PRECEDENCE.index(fault[0]))
         return Unusable(type_, reason, detail)
+
+
+def _load(body: bytes) -> Any:
+    """Parse with orjson what it can parse: nearly everything, in a fifth of the time.
+
+    Raises ValueError if it is no JSON.
+    """
+    try:
+        envelope = orjson.loads(body)
+    except ValueError:
+        return lenient_json.loads(body)
+    data = envelope.get("data") if isinstance(envelope, dict) else None
+    if isinstance(data, dict) and data.get("actor") is not None:
+        return lenient_json.loads(
+            body
+        )  # orjson makes floats of long integers, and an actor is kept as it came
+    return envelope
 
 
 def _detail(location: tuple[int | str, ...], message: str) -> str:
@@ -108,15 +126,15 @@ class Task:
 
 
 class Activity(Wire):
-    object: LenientText
-    id: LenientText
-    device_type: LenientText
-    is_mobile: Flag
-    browser_name: LenientText
-    browser_version: LenientText
-    ip_address: LenientText
-    city: LenientText
-    country: LenientText
+    object: LenientText = None
+    id: LenientText = None
+    device_type: LenientText = None
+    is_mobile: Flag = None
+    browser_name: LenientText = None
+    browser_version: LenientText = None
+    ip_address: LenientText = None
+    city: LenientText = None
+    country: LenientText = None
 
 
 def _good_task(value: object) -> Task | None:
@@ -131,45 +149,45 @@ def _good_tasks(value: object, info: ValidationInfo) -> tuple[Task, ...]:
     if value is None:
         return ()
     if not isinstance(value, list):
-        note_nulled(info)
+        note_nulled(info.field_name, info)
         return ()
     tasks = tuple(task for task in map(_good_task, value) if task)
     for _ in range(len(value) - len(tasks)):
-        note_nulled(info)
+        note_nulled(info.field_name, info)
     return tasks
 
 
 class SessionData(Wire):
-    object: Literal["session"] | None
+    object: Literal["session"] | None = None
     id: Id
     user_id: Id
-    client_id: LenientId
-    actor: Actor
-    status: Status | None
-    last_active_organization_id: LenientId
-    last_active_at: Time
-    latest_activity: Annotated[Activity | None, Lenient]
-    expire_at: Time
-    abandon_at: Time
-    updated_at: Time
-    created_at: Time
-    tasks: Annotated[tuple[Task, ...], PlainValidator(_good_tasks)]
+    client_id: LenientId = None
+    actor: Actor = None
+    status: Status | None = None
+    last_active_organization_id: LenientId = None
+    last_active_at: Time = None
+    latest_activity: Annotated[Activity | None, Lenient] = None
+    expire_at: Time = None
+    abandon_at: Time = None
+    updated_at: Time = None
+    created_at: Time = None
+    tasks: Annotated[tuple[Task, ...], PlainValidator(_good_tasks)] = ()
 
 
 class HttpRequestData(Wire):
-    client_ip: LenientText
-    user_agent: LenientText
+    client_ip: LenientText = None
+    user_agent: LenientText = None
 
 
 class EventAttributes(Wire):
-    http_request: Annotated[HttpRequestData | None, Lenient]
+    http_request: Annotated[HttpRequestData | None, Lenient] = None
 
 
 class SessionEvent(Wire):
     """A `session.*` event as Clerk sent it; times in Unix milliseconds."""
 
     type: Annotated[str, StringConstraints(strict=True, max_length=MAX_TYPE)]
-    timestamp: Annotated[Time, Lenient]
-    instance_id: LenientId
-    event_attributes: Annotated[EventAttributes | None, Lenient]
+    timestamp: Annotated[Time, Lenient] = None
+    instance_id: LenientId = None
+    event_attributes: Annotated[EventAttributes | None, Lenient] = None
     data: SessionData

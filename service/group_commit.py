@@ -23,6 +23,7 @@ from typing import Any, Final, TypeVar
 
 import redis
 import structlog
+from hiredis import pack_command
 from redis.exceptions import ClusterDownError, MovedError, NoScriptError, ReadOnlyError
 
 from service.connections import explain
@@ -89,7 +90,10 @@ class GroupCommit:
         min_replicas: a reply counts only once that many replicas have what the pipeline wrote.
         """
         self._scripts = scripts
-        self._client: Any = connect(on_connect=self._load_scripts_on)
+        self._pool: Any = connect(on_connect=self._load_scripts_on).connection_pool
+        self._connection: Any = (
+            None  # outside the pool, which would take longer over lending it than Redis over a command
+        )
         self._timeout = timeout
         self._min_replicas = min_replicas
         self._replica_timeout_ms = replica_timeout_ms
@@ -185,7 +189,8 @@ class GroupCommit:
         with self._lock:
             left = self._take(MAX_WAITING)
         self._fail(left, StoreUnavailableError("The service is stopping."))
-        await self._client.aclose()
+        if self._connection is not None:
+            await self._connection.disconnect()
 
     def _next_batch(self) -> list[_Command]:
         """Return what to send now; after an empty list, the next command starts the work anew."""
@@ -211,7 +216,7 @@ class GroupCommit:
         not_run = [command for command, reply in zip(batch, replies, strict=True) if _is_not_run(reply)]
         if not_run:
             # Connecting finds the primary, and loads the scripts.
-            await self._client.connection_pool.disconnect()
+            await self._connection.disconnect()
             again = iter(await self._send(not_run))
             replies = [next(again) if _is_not_run(reply) else reply for reply in replies]
         failed: dict[str, tuple[Exception, list[_Command]]] = {}
@@ -223,26 +228,29 @@ class GroupCommit:
         for error, commands in failed.values():  # one line in the log for what is wrong with all of them
             self._fail(commands, error)
 
+    async def _connected(self) -> Any:
+        """Return the connection; one that Redis gave up while it was idle is made anew."""
+        if self._connection is None:
+            self._connection = self._pool.make_connection()
+        connection = self._connection
+        if not connection.is_connected:
+            connection.socket_timeout = self._timeout
+        await self._pool.ensure_connection(connection)
+        connection.socket_timeout = None  # for one read or write; a round trip has its own, as a whole
+        return connection
+
     async def _send(self, batch: list[_Command]) -> list[Any]:
         # Not with redis-py's pipeline: it takes longer over a command than Redis does.
-        pool = self._client.connection_pool
-        connection = await pool.get_connection()
-        try:
-            packed: list[bytes] = []
-            for command in batch:
-                name, *rest = command.arguments
-                words = ("EVALSHA", name.sha, *rest) if isinstance(name, Script) else command.arguments
-                packed += connection.pack_command(*words)
-            if self._min_replicas:
-                packed += connection.pack_command("WAIT", self._min_replicas, self._replica_timeout_ms)
-            started = time.perf_counter()
-            async with asyncio.timeout(self._timeout):
-                await connection.send_packed_command(packed, check_health=False)
-                replies = [await _read(connection) for _ in batch]
-                confirmed = await _read(connection) if self._min_replicas else 0
-            self.on_round_trip(len(batch), time.perf_counter() - started)
-        finally:
-            await pool.release(connection)
+        packed = [pack_command(_words(command.arguments)) for command in batch]
+        if self._min_replicas:
+            packed.append(pack_command(("WAIT", self._min_replicas, self._replica_timeout_ms)))
+        connection = await self._connected()
+        started = time.perf_counter()
+        async with asyncio.timeout(self._timeout):
+            await connection.send_packed_command(packed, check_health=False)
+            replies = [await _read(connection) for _ in batch]
+            confirmed = await _read(connection) if self._min_replicas else 0
+        self.on_round_trip(len(batch), time.perf_counter() - started)
         doubt: Exception | None = None
         if isinstance(confirmed, Exception):
             doubt = confirmed
@@ -278,10 +286,15 @@ class GroupCommit:
                 command.future.set_exception(error)
 
 
+def _words(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    name, *rest = arguments
+    return ("EVALSHA", name.sha, *rest) if isinstance(name, Script) else arguments
+
+
 async def _read(connection: Any) -> Any:
     """Return a reply, or what Redis says is wrong; raise redis.RedisError if the connection has failed."""
     try:
-        return await connection.read_response(timeout=math.inf)  # the round trip has a timeout
+        return await connection.read_response()
     except redis.ResponseError as error:
         return error
 

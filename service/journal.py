@@ -10,6 +10,7 @@ from service import metrics
 from service.contract import Outcome
 from service.errors import RelayError
 from service.ingest import Trace
+from service.log import together
 
 log = structlog.get_logger("service.app")
 
@@ -32,6 +33,10 @@ class Journal:
 
     def write(self) -> None:
         self._will_write = False
+        with together():
+            self._write()
+
+    def _write(self) -> None:
         now_ms = time.time() * 1000
         counts: collections.Counter[tuple[str, str | None]] = collections.Counter()
         durations: list[float] = []

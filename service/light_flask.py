@@ -43,5 +43,11 @@ class LightFlask(Flask):
         except Exception as error:  # noqa: BLE001  # whatever it is, the error handlers are for it
             return self.handle_user_exception(error)
 
+    def do_teardown_request(self, exc: BaseException | None = None) -> None:  # type: ignore[override]
+        pass
+
+    def do_teardown_appcontext(self, exc: BaseException | None = None) -> None:  # type: ignore[override]
+        pass
+
 
 _NO_METHOD: Final = "NONE"

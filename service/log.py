@@ -5,8 +5,9 @@ import json
 import logging
 import logging.config
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -64,10 +65,33 @@ class _Stderr:
         self.name = name
 
     def write(self, line: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # whoever read it may be gone: no reason to stop
-            sys.stderr.write(f"{line}\n")
+        lines = _TOGETHER.get()
+        if lines is None:
+            _write(f"{line}\n")
+        else:
+            lines.append(f"{line}\n")
 
     debug = info = warning = error = critical = exception = write
+
+
+def _write(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # whoever read it may be gone: no reason to stop
+        sys.stderr.write(text)
+
+
+_TOGETHER: Final[ContextVar[list[str] | None]] = ContextVar("together", default=None)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Write the lines in it at once, at its end: each write lets another thread have the interpreter."""
+    lines: list[str] = []
+    token = _TOGETHER.set(lines)
+    try:
+        yield
+    finally:
+        _TOGETHER.reset(token)
+        _write("".join(lines))
 
 
 def _drop_by_level(_: Any, method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -49,7 +49,8 @@ class OrderKey(NamedTuple):
 
     def __str__(self) -> str:
         """As the session's hash holds it; `read` is the way back."""
-        return " ".join(map(str, (int(self.terminal), *self[1:])))
+        terminal, updated_at, occurred_at, rank, message_id = self
+        return f"{terminal:d} {updated_at} {occurred_at} {rank} {message_id}"
 
     @classmethod
     def read(cls, text: str) -> Self:
@@ -74,15 +75,10 @@ def normalize(
     status = _status(event.type, data.status)
     if status is None:
         return Unusable(event.type, "invalid_status", "data.status: missing")
-    updated_at = next(
-        (
-            time
-            for time in (data.updated_at, event.timestamp, data.last_active_at, data.created_at)
-            if time is not None
-        ),
-        None,
-    )
-    if updated_at is None:
+    for updated_at in (data.updated_at, event.timestamp, data.last_active_at, data.created_at):
+        if updated_at is not None:
+            break
+    else:
         return Unusable(
             event.type, "invalid_updated_at", "data.updated_at: missing, and no other time is there"
         )

@@ -1,22 +1,21 @@
 """How leniently each kind of Clerk's fields is read, in both of Clerk's spellings."""
 
 import decimal
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, Self
 
 import orjson
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    ModelWrapValidatorHandler,
     PlainValidator,
-    ValidationError,
     ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, core_schema
 
 from service import lenient_json
 from service.contract import Id, Text
@@ -28,27 +27,16 @@ SECONDS_BELOW: Final = 10**11
 """A smaller number is a time in seconds: as milliseconds it would lie before March 1973."""
 
 
-def _null_if_odd(value: Any, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-    """Metadata never costs an event: what can't be read is null, and counted."""
-    try:
-        return read(value)
-    except ValidationError:
-        note_nulled(info)
-        return None
-
-
-def note_nulled(info: ValidationInfo) -> None:
+def note_nulled(field: str | None, info: ValidationInfo) -> None:
     if info.context is not None:
-        info.context(info.field_name)
+        info.context(field)
 
 
-def to_milliseconds(value: object) -> int | None:
+def to_milliseconds(value: object) -> int:
     """Read a time in Unix seconds or milliseconds, told apart by magnitude; the fraction of a ms is cut.
 
     Raises ValueError for anything but a number from 0 to 10^14.
     """
-    if value is None:
-        return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("not a number")  # noqa: TRY004  # pydantic reports ValueError
     if not 0 <= value <= MAX_TIME:  # NaN too
@@ -60,9 +48,7 @@ def to_milliseconds(value: object) -> int | None:
     return int(decimal.Decimal(repr(value)) * scale)
 
 
-def _whole_actor(value: object) -> orjson.Fragment | None:
-    if value is None:
-        return None
+def _whole_actor(value: object) -> orjson.Fragment:
     if not isinstance(value, dict) or not isinstance(value.get("sub"), str):
         raise ValueError("not an object with a string `sub`")  # noqa: TRY004  # pydantic reports ValueError
     try:
@@ -74,32 +60,61 @@ def _whole_actor(value: object) -> orjson.Fragment | None:
     return orjson.Fragment(compact)
 
 
-Lenient = WrapValidator(_null_if_odd)
+class Lenient:
+    """Metadata never costs an event: what can't be read is null, and counted (by `Wire`)."""
+
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_default_schema(handler(source), default=None, on_error="default")
+
+
+class _UnixTime:
+    """Nearly all are in milliseconds already: those never leave pydantic's own code."""
+
+    @staticmethod
+    def __get_pydantic_core_schema__(_: Any, __: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.union_schema(
+            [
+                core_schema.int_schema(strict=True, ge=SECONDS_BELOW, le=MAX_TIME),
+                core_schema.none_schema(),
+                core_schema.no_info_plain_validator_function(to_milliseconds),
+            ],
+            mode="left_to_right",
+            custom_error_type="time",
+            custom_error_message="not a time in Unix milliseconds or seconds",
+        )
+
+
 LenientId = Annotated[Id | None, Lenient]
 LenientText = Annotated[Text | None, Lenient]
-Time = Annotated[int | None, BeforeValidator(to_milliseconds)]
+Time = Annotated[int | None, _UnixTime]
+Actor = Annotated[Any, PlainValidator(_whole_actor)] | None
+Flag = Annotated[Annotated[bool, Field(strict=True)] | None, Lenient]
 
 
 class Wire(BaseModel):
-    """An object of Clerk's. Every field is optional to begin with: null counts as missing."""
+    """An object of Clerk's, read in both of Clerk's spellings: null counts as missing."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
-    _spellings: ClassVar[tuple[tuple[str, str], ...]]
+    _sdk_names: ClassVar[dict[str, str]]
+    """How Clerk's SDKs spell a field, where it differs from the wire."""
+    _lenient: ClassVar[tuple[str, ...]]
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: object) -> None:
-        cls._spellings = tuple((name, to_camel(name)) for name in cls.model_fields)
+        cls._sdk_names = {sdk: name for name in cls.model_fields if (sdk := to_camel(name)) != name}
+        cls._lenient = tuple(name for name, field in cls.model_fields.items() if Lenient in field.metadata)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _read_both_spellings(cls, value: Any) -> Any:
+    def _read(cls, value: Any, read: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
         if not isinstance(value, dict):
-            return value
-        return {
-            name: value.get(sdk_name) if (found := value.get(name)) is None else found
-            for name, sdk_name in cls._spellings
-        }
-
-
-Actor = Annotated[Any, PlainValidator(_whole_actor)]
-Flag = Annotated[bool | None, Field(strict=True), Lenient]
+            return read(value)
+        if not cls._sdk_names.keys().isdisjoint(value):
+            sdk_values = {name: value[sdk] for sdk, name in cls._sdk_names.items() if sdk in value}
+            value = value | {name: each for name, each in sdk_values.items() if value.get(name) is None}
+        model = read(value)
+        for name in cls._lenient:
+            if getattr(model, name) is None and value.get(name) is not None:
+                note_nulled(name, info)
+        return model

@@ -11,6 +11,7 @@ import pytest
 from flask import Flask, Response, request
 
 from service import answers, asgi
+from service.journal import Journal
 from service.asgi import Application
 from service.errors import RelayError
 
@@ -23,8 +24,12 @@ class Store:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def probe(self) -> None:
+    def work_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.calls.append("work_on")
+
+    def probe(self) -> Future[bool]:
         self.calls.append("probe")
+        return Future()
 
     def close(self) -> None:
         self.calls.append("close")
@@ -89,7 +94,7 @@ def futures() -> dict[str, Future[str]]:
 @pytest.fixture
 def flask(futures: dict[str, Future[str]]) -> Flask:
     flask = Flask(__name__)
-    flask.extensions["session_store"] = Store()
+    flask.extensions |= {"session_store": Store(), "journal": Journal()}
 
     @flask.post("/echo")
     def echo() -> Response:
@@ -414,7 +419,7 @@ def test_the_store_connects_at_the_start_and_closes_at_the_end(app: Application)
         "lifespan.startup.complete",
         "lifespan.shutdown.complete",
     ]
-    assert app._app.extensions["session_store"].calls == ["probe", "close"]
+    assert app._app.extensions["session_store"].calls == ["work_on", "probe", "close"]
 
 
 def test_other_protocols_are_left_alone(app: Application) -> None:

@@ -10,7 +10,7 @@ from support import NOW_MS, clerk_event
 from service.clerk import Unusable
 from service.contract import Outcome
 from service.errors import MalformedEventError, StoreUnavailableError
-from service.ingest import Ingest
+from service.ingest import Ingest, Trace
 from service.normalize import SessionChange
 from service.signature import Delivery
 
@@ -37,17 +37,8 @@ def store() -> Store:
 
 
 @pytest.fixture
-def nulled() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def ingest(store: Store, nulled: list[str]) -> Ingest:
-    return Ingest(
-        store,  # type: ignore[arg-type]
-        count_nulled=lambda field, times: nulled.extend([field] * times),
-        clock=lambda: NOW_MS / 1000,
-    )
+def ingest(store: Store) -> Ingest:
+    return Ingest(store, clock=lambda: NOW_MS / 1000)  # type: ignore[arg-type]
 
 
 def delivery(event: object) -> Delivery:
@@ -101,10 +92,13 @@ def test_what_is_no_event_is_an_error_and_not_kept(ingest: Ingest, store: Store)
     assert store.asked == []
 
 
-def test_odd_metadata_is_counted_by_field(ingest: Ingest, store: Store, nulled: list[str]) -> None:
-    ingest(delivery(clerk_event("active", client_id=17, latest_activity={"city": 4, "country": "NO"})))
+def test_odd_metadata_is_traced_by_field(ingest: Ingest, store: Store) -> None:
+    trace = Trace()
+    event = clerk_event("active", client_id=17, latest_activity={"city": 4, "country": "NO"})
 
-    assert sorted(nulled) == ["city", "client_id"]
+    ingest(delivery(event), trace)
+
+    assert sorted(trace.nulled) == ["city", "client_id"]
     assert store.asked[0][1].session.latest_activity.country == "NO"
 
 

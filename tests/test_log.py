@@ -150,7 +150,9 @@ def deliveries(service: ServiceProcess) -> list[dict[str, Any]]:
 
 def test_each_delivery_is_a_line_and_every_line_is_json(service: ServiceProcess) -> None:
     before = len(deliveries(service))
-    service.deliver(simulator.sample(session_id="sess_1"), "msg_1")
+    event = simulator.sample(session_id="sess_1")
+    user_id = event["data"]["user_id"]
+    service.deliver(event, "msg_1")
     service.deliver({"type": "session.created"}, "msg_2")
     service.deliver([], "msg_3")
     service.post(b"{}", {})
@@ -161,21 +163,24 @@ def test_each_delivery_is_a_line_and_every_line_is_json(service: ServiceProcess)
         assert line.pop("duration_ms") >= 0
         assert line.pop("time")
         assert line.pop("logger") == "service.app"
-    common = {"event": "delivery", "session_id": None}
+    common = {"event": "delivery", "type": None, "session_id": None, "user_id": None}
     assert said == [
         {
             "event": "delivery",
             "level": "info",
             "outcome": "applied",
             "reason": None,
+            "type": "session.created",
             "message_id": "msg_1",
             "session_id": "sess_1",
+            "user_id": user_id,
         },
         common
         | {
             "level": "warning",
             "outcome": "dead_lettered",
             "reason": "invalid_data",
+            "type": "session.created",
             "message_id": "msg_2",
         },
         common | {"level": "info", "outcome": "rejected", "reason": "malformed_event", "message_id": "msg_3"},
