@@ -1,14 +1,19 @@
 """What operators see at /metrics, right across worker processes once PROMETHEUS_MULTIPROC_DIR is set.
 
 docs/metrics.md has the table. Every label's values are a closed set, so that nobody can make them grow.
+
+A long module, but half of it is names: what is counted; then, how it is counted by one or more processes.
 """
 
+import fcntl
 import functools
 import importlib.metadata
+import itertools
 import os
 import platform
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Final, get_args
 
 from prometheus_client import (
@@ -17,7 +22,9 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Histogram,
+    ProcessCollector,
     generate_latest,
+    values,
 )
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -30,6 +37,42 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 OTHER: Final = "other"
 """Stands for a label's value that this version does not know."""
+
+_DIRECTORY: Final = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+
+
+class _Place:
+    """A number for this process's files that no other living process has.
+
+    Whoever comes after a worker that died takes it over, and counts on in its files. By the process's id, as
+    is usual, each one would leave files for ever, and /metrics would take longer with each.
+    """
+
+    number: int
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._take()
+        os.register_at_fork(after_in_child=self._take)
+
+    def _take(self) -> None:
+        for number in itertools.count():
+            file = os.open(self._directory / f"{number}.pid", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
+            except BlockingIOError:
+                os.close(file)
+                continue
+            os.ftruncate(file, 0)
+            os.write(file, str(os.getpid()).encode())
+            self.number = number
+            return
+
+
+if _DIRECTORY:
+    _PLACE: Final = _Place(Path(_DIRECTORY))
+    # Meant for that: https://github.com/prometheus/client_python/issues/509
+    values.ValueClass = values.MultiProcessValue(lambda: _PLACE.number)  # type: ignore[no-untyped-call]
 
 
 class BatchHistogram(Histogram):
@@ -176,8 +219,9 @@ def render(dead_letters: int | None = None, expiry_lag: float | None = None) -> 
     expiry_lag: seconds. Both are None if Redis could not be asked.
     """
     registry = CollectorRegistry()
-    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    if _DIRECTORY:
+        MultiProcessCollector(registry, _DIRECTORY)  # type: ignore[no-untyped-call]
+        registry.register(_Workers(Path(_DIRECTORY)))
     else:
         registry.register(REGISTRY)
     registry.register(_Now(dead_letters, expiry_lag))
@@ -205,6 +249,25 @@ class _Now(Collector):
                 "How long ago the session that is longest overdue should have been expired; 0 if none is.",
                 self._expiry_lag,
             )
+
+
+class _Workers(Collector):
+    """Memory, time and files of each worker process; without workers, the default registry has them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def collect(self) -> Iterable[Metric]:
+        found: dict[str, Metric] = {}
+        for file in sorted(self._directory.glob("*.pid")):
+            if not (pid := file.read_text()):  # just begun
+                continue
+            for metric in ProcessCollector(pid=pid.strip, registry=None).collect():
+                name = metric.name
+                merged = found.setdefault(name, Metric(name, metric.documentation, metric.type))
+                for sample in metric.samples:
+                    merged.add_sample(sample.name, {"worker": file.stem}, sample.value)
+        return found.values()
 
 
 @functools.cache

@@ -197,7 +197,9 @@ class SessionStore:
         key, group = self._dead_letters
         letters = group.submit("HLEN", key, parse=int)
         firsts = [
-            group.submit("ZRANGE", keys.expiry, 0, 0, "WITHSCORES", parse=_score)
+            group.submit(
+                "ZRANGEBYSCORE", keys.expiry, "-inf", "+inf", "WITHSCORES", "LIMIT", 0, 1, parse=_score
+            )
             for keys, group in self._partitions
         ]
         return self._gathered(

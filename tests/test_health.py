@@ -6,11 +6,22 @@ from typing import Any
 
 import httpx
 import pytest
-from support import Endpoint, eventually, frozen, make_settings, run_plain_wsgi, scripted_redis
+from support import (
+    EXPIRY_KEY,
+    HOUR_MS,
+    Endpoint,
+    eventually,
+    frozen,
+    make_settings,
+    metric,
+    run_plain_wsgi,
+    scripted_redis,
+)
 
 from service.embedded import EmbeddedRedis
 
 TOKEN = "a-token-for-prometheus"
+EXPIRY_LAG = "session_relay_expiry_lag_seconds"
 
 
 @pytest.fixture
@@ -22,6 +33,21 @@ def own_endpoint(own_redis: EmbeddedRedis) -> Iterator[Endpoint]:
 
 def is_ready(endpoint: Endpoint) -> bool:
     return endpoint.http.get("/readyz").status_code == 200
+
+
+def scraped(endpoint: Endpoint) -> str:
+    response = endpoint.http.get("/metrics")
+    assert response.status_code == 200
+    return response.text
+
+
+def assert_redis_is_away(text: str) -> None:
+    """What Redis was to say is missing, and nothing else."""
+    assert "session_relay_redis_up 0.0\n" in text
+    assert "session_relay_dead_letters" not in text
+    assert EXPIRY_LAG not in text
+    assert "session_relay_deliveries_total{" in text
+    assert "session_relay_build_info{" in text
 
 
 def assert_not_ready(response: httpx.Response) -> None:
@@ -114,8 +140,59 @@ def test_metrics(endpoint: Endpoint) -> None:
     assert "# TYPE session_relay_deliveries_total counter" in response.text
 
 
+def test_metrics_tell_of_the_dead_letters_held(endpoint: Endpoint) -> None:
+    before = scraped(endpoint)
+    endpoint.deliver({"type": "session.created"}, "msg_1")
+
+    after = scraped(endpoint)
+
+    assert metric(before, "session_relay_redis_up") == 1
+    assert [metric(text, "session_relay_dead_letters") for text in (before, after)] == [0, 1]
+
+
+def test_metrics_tell_how_late_the_expiry_worker_is(endpoint: Endpoint, http_client: Any) -> None:
+    now_ms = int(time.time() * 1000)
+    http_client.zadd(EXPIRY_KEY, {"sess_late": now_ms - HOUR_MS, "sess_less_late": now_ms - 1000})
+
+    assert metric(scraped(endpoint), EXPIRY_LAG) == pytest.approx(3600, abs=100)
+
+
+def test_nothing_overdue_is_no_lag(endpoint: Endpoint, http_client: Any) -> None:
+    http_client.zadd(EXPIRY_KEY, {"sess_1": int(time.time() * 1000) + HOUR_MS})
+
+    assert f"{EXPIRY_LAG} 0.0\n" in scraped(endpoint)
+
+
+def test_the_latest_of_all_partitions_counts(any_redis: EmbeddedRedis, http_client: Any) -> None:
+    http_client.zadd("{clerk:2}:expiry", {"sess_1": int(time.time() * 1000) - HOUR_MS})
+    with run_plain_wsgi(make_settings(any_redis.url, partitions=4)) as endpoint:
+        assert metric(scraped(endpoint), EXPIRY_LAG) == pytest.approx(3600, abs=100)
+
+
 def test_metrics_need_no_redis(endpoint_without_redis: Endpoint) -> None:
-    assert endpoint_without_redis.http.get("/metrics").status_code == 200
+    assert_redis_is_away(scraped(endpoint_without_redis))
+
+
+def test_metrics_within_a_second_while_redis_hangs(own_endpoint: Endpoint, own_redis: EmbeddedRedis) -> None:
+    with frozen(own_redis):
+        started = time.monotonic()
+        assert_redis_is_away(scraped(own_endpoint))
+        assert time.monotonic() - started < 2
+
+
+def test_metrics_come_at_once_after_a_timeout(own_redis: EmbeddedRedis) -> None:
+    """The store refuses to be asked then."""
+    with run_plain_wsgi(make_settings(own_redis.url, redis_timeout=0.2)) as endpoint, frozen(own_redis):
+        assert_not_ready(endpoint.http.get("/readyz"))
+
+        assert_redis_is_away(scraped(endpoint))
+
+
+def test_metrics_while_another_program_has_the_keys(endpoint: Endpoint, http_client: Any) -> None:
+    http_client.set(EXPIRY_KEY, "no sorted set")
+
+    assert_redis_is_away(scraped(endpoint))
+    http_client.delete(EXPIRY_KEY)
 
 
 @pytest.fixture

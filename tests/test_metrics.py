@@ -1,14 +1,29 @@
-"""What /metrics counts: deliveries by what became of them, odd fields, and how long it took."""
+"""What /metrics counts: deliveries by what became of them, odd fields, and how long it took; docs/metrics.md."""
 
+import importlib.metadata
+import json
+import os
+import re
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import httpx
+import prometheus_client
 import pytest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.parser import text_string_to_metric_families
 from support import (
+    IGNORED,
+    ROOT,
     SECRET,
     Endpoint,
+    ServiceProcess,
     clerk_event,
+    eventually,
     exchange,
     genuine,
     make_settings,
@@ -20,7 +35,7 @@ from support import (
     signed,
 )
 
-from service import simulator
+from service import metrics, simulator
 from service.embedded import EmbeddedRedis
 
 DELIVERIES = "session_relay_deliveries_total"
@@ -134,6 +149,58 @@ def test_several_processes_tell_their_sum(any_redis: EmbeddedRedis, http_client:
             assert metric(text, "session_relay_delivery_seconds_count") == 60
 
 
+def scraped(service: ServiceProcess) -> str:
+    """Return nothing while nobody answers."""
+    try:
+        return service.http.get("/metrics").text
+    except httpx.TransportError:
+        return ""
+
+
+def workers_of(service: ServiceProcess) -> set[int]:
+    pid = service.process.pid
+    listing = Path(f"/proc/{pid}/task/{pid}/children")
+    if not listing.exists():
+        pytest.skip("needs /proc to look for processes")
+    return set(map(int, listing.read_text().split()))
+
+
+def test_a_worker_that_dies_leaves_its_counts_to_its_successor(
+    any_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    with run_service(any_redis.url, TMPDIR=str(tmp_path)) as service:
+        assert service.deliver(IGNORED).status_code == 200
+        files = sorted(tmp_path.glob("session-relay-metrics-*/*"))
+        (worker,) = workers_of(service)
+        os.kill(worker, signal.SIGKILL)
+
+        eventually(lambda: workers_of(service) - {worker}, within=30)
+
+        text = eventually(lambda: scraped(service), within=30)
+        service.deliver(IGNORED)
+        assert metric(text, DELIVERIES, outcome="ignored") == 1
+        assert metric(scraped(service), DELIVERIES, outcome="ignored") == 2
+        assert files
+        assert sorted(tmp_path.glob("session-relay-metrics-*/*")) == files, "else each would leave some"
+
+
+def test_each_worker_process_is_described(service: ServiceProcess) -> None:
+    (worker,) = workers_of(service)
+    resident_kb = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{worker}/status").read_text())
+
+    text = service.http.get("/metrics").text
+
+    assert resident_kb is not None
+    told = metric(text, "process_resident_memory_bytes", worker="0")
+    assert told == pytest.approx(int(resident_kb[1]) * 1024, rel=0.2)
+
+
+def test_what_runs_is_told(small: Endpoint) -> None:
+    version = importlib.metadata.version("clerk-session-relay")
+
+    assert metric(small.http.get("/metrics").text, "session_relay_build_info", version=version) == 1
+
+
 def test_nothing_secret_is_a_label(small: Endpoint) -> None:
     small.deliver({"type": "session." + "MARKER" * 100, "data": {"id": "MARKER"}})
     small.post(b"{}", signed(b"{}") | {"svix-id": "MARKER!"})
@@ -143,3 +210,172 @@ def test_nothing_secret_is_a_label(small: Endpoint) -> None:
 
     assert "MARKER" not in text
     assert SECRET.removeprefix("whsec_") not in text
+
+
+# Histograms of batches
+
+
+@pytest.fixture(params=["one process", "several processes"])
+def registry(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[CollectorRegistry, CollectorRegistry]]:
+    """Where to put a histogram, and where to read it."""
+    written = CollectorRegistry()
+    if request.param == "one process":
+        yield written, written
+        return
+    read = CollectorRegistry()
+    MultiProcessCollector(read, tmp_path)  # type: ignore[no-untyped-call]
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    kind = prometheus_client.values.MultiProcessValue()  # type: ignore[no-untyped-call]
+    monkeypatch.setattr(prometheus_client.values, "ValueClass", kind)
+    yield written, read
+    kind.close_all_files()
+
+
+Registries = tuple[CollectorRegistry, CollectorRegistry]
+BOUNDS = (0.5, 1, 2)
+
+
+def samples(registry: CollectorRegistry, name: str) -> dict[str, float]:
+    """Return the buckets by their bounds, `sum` and `count`."""
+    return {
+        sample.labels.get("le", sample.name.rpartition("_")[2]): sample.value
+        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for sample in family.samples
+        if family.name == name and not sample.name.endswith("_created")
+    }
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [[0.25]],
+        [[0.5, 1, 2, 1, 0.5]],
+        [[4, 0.25, 1.5, 0.0, 2.5, 0.75, 0.75]],
+        [[1.5], [], [1.5, 0.25]],
+    ],
+)
+def test_a_batch_counts_as_its_values_do(registry: Registries, batches: list[list[float]]) -> None:
+    written, read = registry
+    batch = metrics.BatchHistogram("batch", "", buckets=BOUNDS, registry=written)
+    plain = Histogram("plain", "", buckets=BOUNDS, registry=written)
+    for values in batches:
+        batch.observe_many(values)
+        for value in values:
+            plain.observe(value)
+
+    assert samples(read, "batch") == samples(read, "plain")
+    assert samples(read, "batch")["count"] == sum(map(len, batches))
+
+
+def test_values_below_zero_count_as_zero(registry: Registries) -> None:
+    written, read = registry
+    metrics.BatchHistogram("lag", "", buckets=BOUNDS, registry=written).observe_many([-3, 1.5, -0.5])
+
+    assert samples(read, "lag") == {"0.5": 2, "1.0": 2, "2.0": 3, "+Inf": 3, "sum": 1.5, "count": 3}
+
+
+# Labels
+
+
+class Counted:
+    """The counts of this process, before and after."""
+
+    def __init__(self) -> None:
+        self._before = metrics.render().decode()
+
+    def growth(self, name: str, **labels: str) -> float:
+        return metric(metrics.render().decode(), name, **labels) - metric(self._before, name, **labels)
+
+
+def test_deliveries_are_counted_together() -> None:
+    counted = Counted()
+
+    metrics.count_deliveries("applied", None, 16)
+    metrics.count_deliveries("rejected", "invalid_signature")
+
+    assert counted.growth(DELIVERIES, outcome="applied", reason="") == 16
+    assert counted.growth(DELIVERIES, outcome="rejected", reason="invalid_signature") == 1
+
+
+def test_a_reason_that_nobody_knows_becomes_no_label() -> None:
+    counted = Counted()
+
+    metrics.count_deliveries("rejected", "MARKER")
+
+    assert counted.growth(DELIVERIES, outcome="rejected", reason="other") == 1
+    assert b"MARKER" not in metrics.render()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("OOM", "out_of_memory"),
+        ("OutOfMemoryError", "out_of_memory"),
+        ("ConnectionError", "connection"),
+        ("TimeoutError", "timeout"),
+        ("MISCONF", "persistence"),
+        ("TooFewReplicas", "replicas"),
+        ("MARKER", "other"),
+    ],
+)
+def test_redis_errors_are_counted_by_kind(name: str, kind: str) -> None:
+    counted = Counted()
+
+    metrics.count_redis_error(name)
+
+    assert counted.growth("session_relay_redis_errors_total", kind=kind) == 1
+    assert b"MARKER" not in metrics.render()
+
+
+# docs/metrics.md, docs/grafana-dashboard.json
+
+DOCS = (ROOT / "docs/metrics.md").read_text()
+NAME = r"\b(?:session_relay|process)_\w+"
+
+
+def families() -> dict[str, str]:
+    """Return the type of every metric by its name."""
+    told = re.findall(rf"^# TYPE ({NAME}) (\w+)$", metrics.render(0, 0.0).decode(), re.MULTILINE)
+    return {name: kind for name, kind in told if not name.endswith("_created")}
+
+
+def test_the_docs_name_every_metric_and_no_other() -> None:
+    rows = re.findall(rf"^\| `({NAME})` \| (\w+) \|", DOCS, re.MULTILINE)
+
+    assert dict(rows) == families()
+    assert len(rows) == len(families()), "each has one row"
+
+
+def test_the_docs_name_every_value_of_a_label() -> None:
+    values = {each for pair in metrics.outcomes() for each in pair if each} | metrics.REDIS_ERROR_KINDS.keys()
+
+    assert {value for value in values if f"`{value}`" not in DOCS} == set()
+
+
+def expressions() -> list[str]:
+    """Return the PromQL of the dashboard, and of the rules in the docs."""
+    dashboard = json.loads((ROOT / "docs/grafana-dashboard.json").read_text())
+    return [
+        *(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])),
+        *re.findall(r"^ +expr: (.+)$", DOCS, re.MULTILINE),
+    ]
+
+
+def test_dashboard_and_rules_use_only_what_there_is() -> None:
+    known = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("",), "gauge": ("",)}
+    series = {name + suffix for name, kind in families().items() for suffix in known[kind]}
+    labels = {
+        *("job", "instance", "outcome", "reason", "field", "kind", "worker", "le"),
+        *("version", "python", "redis_py"),
+    }
+
+    assert len(expressions()) > 20
+    for expression in expressions():
+        used = set(re.findall(NAME, expression))
+        by = {label for group in re.findall(r"\bby \((.*?)\)", expression) for label in group.split(", ")}
+        matched = set(re.findall(r"(\w+)(?:=~|!~|!=|=)\"", expression))
+        assert used, expression
+        assert used <= series, expression
+        assert by | matched <= labels, expression
