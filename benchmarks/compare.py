@@ -12,7 +12,7 @@ from typing import Final
 import click
 
 from benchmarks import deliveries, measure, processes, report
-from benchmarks.measure import Saturated, Steady, Store
+from benchmarks.measure import Round, Store
 from benchmarks.processes import ROOT
 from service import simulator
 
@@ -36,13 +36,13 @@ def _python(arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", *arguments.split())
 
 
-THIS: Final = Contender("this service", _procfile(), {"WEB_CONCURRENCY": "1"})
+THIS: Final = Contender(report.THIS, _procfile(), {"WEB_CONCURRENCY": "1"})
 CONTENDERS: Final = (
     THIS,
     Contender(
         "(a) Flask, gunicorn",
         _python(
-            "gunicorn --worker-class gthread --workers 1 --threads 8 --keep-alive 75 --bind 127.0.0.1:{port} "
+            "gunicorn --worker-class gthread --workers 1 --threads 16 --keep-alive 75 --bind 127.0.0.1:{port} "
             "--log-level warning benchmarks.contenders.flask_gunicorn:app"
         ),
     ),
@@ -59,12 +59,6 @@ CONTENDERS: Final = (
         {"NODE_ENV": "production"},
     ),
 )
-
-
-@dataclass(frozen=True)
-class Round:
-    saturated: Saturated
-    steady: Steady
 
 
 @click.command()
@@ -95,6 +89,7 @@ def main(
     """Measure this service and its contenders, in interleaved rounds."""
     contenders = [each for each in available() if not only or any(part in each.name for part in only)]
     measure.find_wrk()
+    surroundings = report.Surroundings()
     figures: dict[str, list[Round]] = {contender.name: [] for contender in contenders}
     secret = simulator.new_secret()
     with processes.scratch() as folder, measure.store() as store:
@@ -108,7 +103,15 @@ def main(
                 figures[contender.name].append(measured)
                 click.echo(f"round {number + 1}: {contender.name:22} {report.in_one_line(measured)}", err=True)
         redis_version = store.version()
-    print(figures, redis_version, write)
+    arguments = " ".join(["make bench", *([f'ARGS="{shlex.join(sys.argv[1:])}"'] if sys.argv[1:] else [])])
+    described = [*surroundings.lines(arguments, redis_version)]
+    shown = [*report.table(figures, rate), "", report.summary(figures)]
+    drawn = [*report.bars(report.CPU, figures), "", *report.bars(report.THROUGHPUT, figures)]
+    click.echo("\n".join([*shown, "", *drawn, "", *described]))
+    if write:
+        report.chart(figures, report.DOCS.with_suffix(".png"))
+        image = f"![The two figures that matter most]({report.DOCS.with_suffix('.png').name})"
+        report.write("compare", [image, "", *shown, "", "```", *drawn, "```", "", *described])
 
 
 def available() -> list[Contender]:

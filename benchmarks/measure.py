@@ -105,6 +105,12 @@ class Steady:
     """By how much the sender was late: a part of all latencies here."""
 
 
+@dataclass(frozen=True)
+class Round:
+    saturated: Saturated
+    steady: Steady
+
+
 def warm_up(server: Server, into: Store, requests: Path, connections: int = CONNECTIONS) -> None:
     """Let a server load, compile and connect; the store is empty afterwards."""
     wrk(server.port, requests, WARM_UP_SECONDS, connections)

@@ -1,4 +1,4 @@
-"""(a) Flask under gunicorn's threads, svix, redis-py: `gunicorn --worker-class gthread --threads 8 …:app`.
+"""(a) Flask under gunicorn's threads, svix, redis-py: `gunicorn --worker-class gthread --threads 16 …:app`.
 
 Left out, that the service does: what session_script.py says; a limit on the body and on how long one may take to
 arrive; answers as problem JSON; 503 when Redis is away (here a 500, after redis-py's own retries, which can send
