@@ -15,7 +15,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # Twice --quiet: errors only.
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help run test soak lint schemas pins clean
+.PHONY: help run test soak bench lint schemas pins clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -30,6 +30,10 @@ test: .venv/.installed .venv/.node
 # SOAK_DELIVERIES, SOAK_SESSIONS and SOAK_SEED make it longer, or another one.
 soak: .venv/.installed
 	@exec .venv/bin/python -m pytest -n 0 -s tests/soak.py $(ARGS)
+
+# ARGS="--rounds 1 --body-bytes 500-20000" and more: make bench ARGS=--help
+bench: .bench/.installed .bench/.node
+	@exec .bench/bin/python -m benchmarks.compare $(ARGS)
 
 lint: .venv/.installed
 	.venv/bin/ruff check
@@ -52,13 +56,33 @@ schemas: .venv/.installed
 # What tests need of npm: AsyncAPI's schema of its own documents, which is published nowhere else, and what the
 # examples use. Where npm is missing, or its registry is out of reach, those tests are skipped, and say so.
 # (Not by `npm --prefix`, which would leave out the machine's own settings, like its certificates.)
+NPM_INSTALL := npm install --no-save --no-package-lock --no-audit --no-fund --no-update-notifier --loglevel error \
+	--fetch-retries 2 --fetch-retry-mintimeout 1000 --fetch-timeout 20000
+
 .venv/.node: .venv/.made Makefile examples/package.json
 	@if command -v npm >/dev/null; then \
 		mkdir -p .venv/node && cp examples/package.json .venv/node && \
-		(cd .venv/node && npm install --no-save --no-package-lock --no-audit --no-fund --no-update-notifier --loglevel error \
-			--fetch-retries 2 --fetch-retry-mintimeout 1000 --fetch-timeout 20000 \
-			@asyncapi/specs@6.11.1 >/dev/null) && touch $@ || \
+		(cd .venv/node && $(NPM_INSTALL) @asyncapi/specs@6.11.1 >/dev/null) && touch $@ || \
 		echo "npm could not install @asyncapi/specs and ioredis: tests that need them are skipped" >&2; \
+	fi
+
+# The contenders of the benchmark, and this project beside them, in an environment of their own. Its Python is the
+# distribution's own, if that will do: built with every optimization, which a pyenv's is not.
+BENCH_PYTHON := $(shell /usr/bin/python3 -c '$(NEW_ENOUGH)' 2>/dev/null && echo /usr/bin/python3 || echo $(PYTHON))
+
+.bench/.installed: .venv/.made pyproject.toml benchmarks/requirements.txt
+	@echo "Installing what benchmarks/requirements.txt pins into .bench: a minute, the first time …"
+	@rm -rf .bench
+	@$(BENCH_PYTHON) -m venv --without-pip .bench
+	@$(PIP) --python .bench/bin/python install --progress-bar off --requirement benchmarks/requirements.txt
+	@$(PIP) --python .bench/bin/python install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Without it, the contender that needs Node is left out, and the benchmark says so.
+.bench/.node: .bench/.installed benchmarks/package.json
+	@if command -v npm >/dev/null; then \
+		(cd benchmarks && $(NPM_INSTALL) >/dev/null) && touch $@ || \
+		echo "npm could not install what benchmarks/package.json pins" >&2; \
 	fi
 
 # Programs in .venv hold its path, and .venv holds that of its Python: when either moved, it is made anew.
@@ -89,6 +113,8 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.11 --no-annotat
 pins:
 	$(COMPILE) $(ARGS) pyproject.toml --extra dev --group test --output-file requirements-dev.txt
 	echo . | $(COMPILE) - --constraint requirements-dev.txt --output-file requirements.txt
+	$(COMPILE) $(ARGS) pyproject.toml benchmarks/requirements.in --constraint requirements-dev.txt \
+		--output-file benchmarks/requirements.txt
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .bench benchmarks/node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

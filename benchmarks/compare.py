@@ -1,0 +1,147 @@
+"""This service against what one would otherwise write: `make bench`. The result: docs/benchmarks.md."""
+
+import dataclasses
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import click
+
+from benchmarks import deliveries, measure, processes, report
+from benchmarks.measure import Round, Store
+from benchmarks.processes import ROOT
+from service import simulator
+
+PREPARED_PER_SECOND: Final = 12_000
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def _procfile() -> tuple[str, ...]:
+    """What the platform runs."""
+    commands = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
+    return tuple(shlex.split(commands["web"]))
+
+
+def _python(arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", *arguments.split())
+
+
+THIS: Final = Contender(report.THIS, _procfile(), {"WEB_CONCURRENCY": "1"})
+CONTENDERS: Final = (
+    THIS,
+    Contender(
+        "(a) Flask, gunicorn",
+        _python(
+            "gunicorn --worker-class gthread --workers 1 --threads 16 --keep-alive 75 --bind 127.0.0.1:{port} "
+            "--log-level warning benchmarks.contenders.flask_gunicorn:app"
+        ),
+    ),
+    Contender(
+        "(b) FastAPI, uvicorn",
+        _python(
+            "uvicorn --loop uvloop --http httptools --no-access-log --timeout-keep-alive 75 --port {port} "
+            "--log-level warning benchmarks.contenders.fastapi_uvicorn:app"
+        ),
+    ),
+    Contender(
+        "(c) Fastify, Node",
+        ("node", str(ROOT / "benchmarks" / "contenders" / "fastify.mjs")),
+        {"NODE_ENV": "production"},
+    ),
+)
+
+
+@click.command()
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--seconds", default=5, show_default=True, help="Of each measurement, per contender and round.")
+@click.option("--rate", default=500, show_default=True, help="Deliveries per second where it is fixed.")
+@click.option("--connections", default=measure.CONNECTIONS, show_default=True, help="Of wrk, at saturation.")
+@click.option(
+    "--body-bytes",
+    type=deliveries.ByteRange(),
+    default=deliveries.BODY_BYTES,
+    show_default="2000-8000",
+    help="Sizes of payloads: FROM-TO, or one size; about 1,450 at least.",
+)
+@click.option("--only", multiple=True, help="Contenders whose name contains this; several times for several.")
+@click.option("--at-most", default=PREPARED_PER_SECOND, show_default=True, help="Deliveries per second to prepare for.")
+@click.option("--write/--no-write", default=True, help="Into docs/benchmarks.md, that is.")
+def main(
+    rounds: int,
+    seconds: int,
+    rate: int,
+    connections: int,
+    body_bytes: range,
+    only: Sequence[str],
+    at_most: int,
+    write: bool,
+) -> None:
+    """Measure this service and its contenders, in interleaved rounds."""
+    contenders = [each for each in available() if not only or any(part in each.name for part in only)]
+    measure.find_wrk()
+    surroundings = report.Surroundings()
+    figures: dict[str, list[Round]] = {contender.name: [] for contender in contenders}
+    secret = simulator.new_secret()
+    with processes.scratch() as folder, measure.store() as store:
+        for number in range(rounds):
+            # Signed anew for each round: a signature is good for five minutes.
+            path = folder / "deliveries"
+            deliveries.prepare(path, secret, max(at_most, rate) * seconds, body_bytes, seed=number)
+            first = number % len(contenders)
+            for contender in contenders[first:] + contenders[:first]:
+                measured = _measure(contender, path, store, secret, seconds, rate, connections)
+                figures[contender.name].append(measured)
+                click.echo(f"round {number + 1}: {contender.name:22} {report.in_one_line(measured)}", err=True)
+        redis_version = store.version()
+    arguments = " ".join(["make bench", *([f'ARGS="{shlex.join(sys.argv[1:])}"'] if sys.argv[1:] else [])])
+    described = [*surroundings.lines(arguments, redis_version)]
+    shown = [*report.table(figures, rate), "", report.summary(figures)]
+    drawn = [*report.bars(report.CPU, figures), "", *report.bars(report.THROUGHPUT, figures)]
+    click.echo("\n".join([*shown, "", *drawn, "", *described]))
+    if write:
+        report.chart(figures, report.DOCS.with_suffix(".png"))
+        image = f"![The two figures that matter most]({report.DOCS.with_suffix('.png').name})"
+        report.write("compare", [image, "", *shown, "", "```", *drawn, "```", "", *described])
+
+
+def available() -> list[Contender]:
+    """Return the contenders that can run here; say which can't."""
+    modules = ROOT / "benchmarks" / "node_modules"
+    if shutil.which("node") and modules.exists():
+        return list(CONTENDERS)
+    click.echo("(c) is left out: it needs Node and npm (apt-get install nodejs npm; make bench).", err=True)
+    return [each for each in CONTENDERS if each.command[0] != "node"]
+
+
+def _measure(
+    contender: Contender, path: Path, store: Store, secret: str, seconds: int, rate: int, connections: int
+) -> Round:
+    environment = {
+        "CLERK_WEBHOOK_SIGNING_SECRET": secret,
+        "REDIS_URL": store.url,
+        **contender.environment,
+    }
+    store.empty()
+    try:
+        with processes.running(contender.command, environment, path.parent) as server:
+            measure.warm_up(server, store, path, connections)
+            saturated = measure.saturate(server, store, path, seconds, connections)
+            store.empty()
+            steady = measure.steady(server, store, path, seconds, rate)
+    except processes.VoidError as error:
+        raise processes.VoidError(f"{contender.name}: {error.message}") from None
+    return Round(saturated, steady)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Figures to Markdown, to a chart and to bars of text; and what they were measured on."""
+
+import datetime
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import statistics
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import click
+
+from benchmarks.measure import Round
+from benchmarks.processes import ROOT
+
+DOCS: Final = ROOT / "docs" / "benchmarks.md"
+THIS: Final = "this service"
+
+_BAR: Final = 40
+"""Characters of the longest bar."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    name: str
+    of: Callable[[Round], float]
+    digits: int = 0
+
+    def median(self, rounds: Sequence[Round]) -> float:
+        return statistics.median(map(self.of, rounds))
+
+    def text(self, value: float) -> str:
+        return f"{value:,.{self.digits}f}"
+
+
+CPU: Final = Figure("CPU µs per delivery, at saturation", lambda r: r.saturated.cpu_us)
+THROUGHPUT: Final = Figure("deliveries per second, at saturation", lambda r: r.saturated.per_second)
+
+
+def figures(rate: int) -> tuple[Figure, ...]:
+    return (
+        CPU,
+        Figure(f"CPU µs per delivery, at {rate}/s", lambda r: r.steady.cpu_us),
+        THROUGHPUT,
+        Figure("the server's part of its core then, %", lambda r: r.saturated.core * 100),
+        Figure("p50 ms, at saturation", lambda r: r.saturated.p50_ms, 1),
+        Figure("p99 ms, at saturation", lambda r: r.saturated.p99_ms, 1),
+        Figure(f"p50 ms, at {rate}/s", lambda r: r.steady.p50_ms, 2),
+        Figure(f"p99 ms, at {rate}/s", lambda r: r.steady.p99_ms, 2),
+        Figure(f"p50 ms to the subscriber, at {rate}/s", lambda r: r.steady.receipt_p50_ms, 2),
+        Figure(f"p99 ms to the subscriber, at {rate}/s", lambda r: r.steady.receipt_p99_ms, 2),
+        Figure("memory of all its processes, MB", lambda r: r.saturated.memory_mb),
+        Figure("Redis: CPU µs per delivery, at saturation", lambda r: r.saturated.redis_cpu_us),
+        Figure("Redis: bytes per session", lambda r: r.saturated.session_bytes),
+    )
+
+
+def table(rounds: Mapping[str, Sequence[Round]], rate: int) -> Iterator[str]:
+    """Medians, and how many times this service's that is."""
+    yield f"| median of {len(next(iter(rounds.values())))} rounds | {' | '.join(rounds)} |"
+    yield f"| --- | {' | '.join('---:' for _ in rounds)} |"
+    for figure in figures(rate):
+        yield f"| {figure.name} | {' | '.join(_cells(figure, rounds))} |"
+        if figure is CPU:
+            spread = (", ".join(figure.text(figure.of(each)) for each in of) for of in rounds.values())
+            yield f"| the same, round by round | {' | '.join(spread)} |"
+
+
+def _cells(figure: Figure, rounds: Mapping[str, Sequence[Round]]) -> Iterator[str]:
+    for name, of in rounds.items():
+        text = figure.text(figure.median(of))
+        if name != THIS and (base := figure.median(rounds[THIS]) if THIS in rounds else 0):
+            text += f" ({figure.median(of) / base:.2f}×)"
+        yield text
+
+
+def summary(rounds: Mapping[str, Sequence[Round]]) -> str:
+    """What this service's CPU time is of each other's."""
+    if THIS not in rounds:
+        return ""
+    own = CPU.median(rounds[THIS])
+    parts = [f"{own / CPU.median(of):.2f}× that of {name}" for name, of in rounds.items() if name != THIS]
+    return f"CPU time of this service per delivery, at saturation: {', '.join(parts)}." if parts else ""
+
+
+def bars(figure: Figure, rounds: Mapping[str, Sequence[Round]]) -> Iterator[str]:
+    yield figure.name
+    values = {name: figure.median(of) for name, of in rounds.items()}
+    longest = max(values.values())
+    for name, value in values.items():
+        yield f"  {name:22} {'█' * round(value / longest * _BAR):{_BAR}} {figure.text(value)}"
+
+
+def chart(rounds: Mapping[str, Sequence[Round]], path: Path) -> None:
+    """Draw the two figures that matter most as a PNG."""
+    from matplotlib.figure import Figure as Canvas  # noqa: PLC0415  # takes a second, and is not in .venv
+
+    names = list(reversed(rounds))
+    canvas = Canvas(figsize=(9, 0.8 + 0.4 * len(names)), dpi=150, layout="constrained")
+    for axes, figure, better in zip(
+        canvas.subplots(1, 2, sharey=True), (CPU, THROUGHPUT), ("less", "more"), strict=True
+    ):
+        values = [figure.median(rounds[name]) for name in names]
+        colours = ["#d9480f" if name == THIS else "#adb5bd" for name in names]
+        drawn = axes.barh(names, values, color=colours)
+        axes.bar_label(drawn, [figure.text(value) for value in values], padding=3, fontsize=9)
+        axes.set_title(f"{figure.name}\n({better} is better)", fontsize=10)
+        axes.margins(x=0.18)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.tick_params(left=False, bottom=False, labelbottom=False)
+    canvas.savefig(path, metadata={"Software": None})
+
+
+def in_one_line(measured: Round) -> str:
+    saturated, steady = measured.saturated, measured.steady
+    return (
+        f"{saturated.cpu_us:4.0f} µs CPU, {saturated.per_second:5.0f}/s with {saturated.core:.0%} of its core, "
+        f"p99 {saturated.p99_ms:.0f} ms; at the fixed rate {steady.cpu_us:4.0f} µs CPU, p99 {steady.p99_ms:.2f} ms, "
+        f"to the subscriber {steady.receipt_p99_ms:.2f} ms (the sender was late by {steady.late_p99_ms:.2f} ms)"
+    )
+
+
+def write(name: str, lines: Sequence[str], path: Path = DOCS) -> None:
+    """Put lines into the document, in place of what was generated there under that name."""
+    begin, end = f"<!-- {name}: generated -->\n", f"<!-- {name}: end -->"
+    text = path.read_text() if path.exists() else f"# Benchmarks\n\n{begin}{end}\n"
+    if begin not in text:
+        raise click.ClickException(f"{path} has no {begin.strip()}")
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{begin}\n{chr(10).join(lines)}\n\n{end}{after}")
+
+
+class Surroundings:
+    """What a benchmark ran on, and how much of it others had meanwhile."""
+
+    def __init__(self) -> None:
+        self._commit = _output("git", "-C", str(ROOT), "describe", "--always", "--dirty")
+        self._busy, self._all = _machine_seconds()
+        self._own = _own_seconds()
+
+    def lines(self, arguments: str, redis_version: str) -> Iterator[str]:
+        busy, total = (now - then for now, then in zip(_machine_seconds(), (self._busy, self._all), strict=True))
+        others = max(0.0, busy - (_own_seconds() - self._own)) / total
+        now = datetime.datetime.now(datetime.UTC)
+        yield f"{now:%Y-%m-%d %H:%M} UTC, commit {self._commit}, `{arguments}`. "
+        yield f"Machine: {_processor()}, {os.cpu_count()} cores, {_memory_gb()} GB; {_system()}. "
+        yield f"Other programs had {others:.0%} of the machine meanwhile. "
+        yield f"{_python()}; {_packages()}; {_node()}Redis {redis_version}, {_wrk()}."
+
+
+def _machine_seconds() -> tuple[float, float]:
+    """Return the seconds for which the machine's cores were busy (or taken by its host), and all there were."""
+    # https://man7.org/linux/man-pages/man5/proc_stat.5.html: user nice system idle iowait irq softirq steal
+    ticks = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    total = sum(ticks) / os.sysconf("SC_CLK_TCK")
+    return total - (ticks[3] + ticks[4]) / os.sysconf("SC_CLK_TCK"), total
+
+
+def _own_seconds() -> float:
+    """CPU time of this process, and of the children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _output(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        return "unknown"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    return (done.stdout + done.stderr).strip() or "unknown"
+
+
+def _processor() -> str:
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"{found[1] if found else platform.machine()}{' (virtual)' if _is_virtual() else ''}"
+
+
+def _is_virtual() -> bool:
+    return "hypervisor" in Path("/proc/cpuinfo").read_text()
+
+
+def _memory_gb() -> int:
+    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9)
+
+
+def _system() -> str:
+    return f"{platform.freedesktop_os_release()['PRETTY_NAME']}, Linux {platform.release()}"
+
+
+def _python() -> str:
+    return f"Python {platform.python_version()} ({os.path.realpath('/proc/self/exe')})"
+
+
+def _packages() -> str:
+    names = (
+        *("granian", "flask", "gunicorn", "fastapi", "uvicorn", "uvloop", "httptools"),
+        *("svix", "redis", "hiredis", "orjson", "pydantic"),
+    )
+    return ", ".join(f"{name} {version(name)}" for name in names)
+
+
+def _node() -> str:
+    if shutil.which("node") is None:
+        return ""
+    pinned = json.loads((ROOT / "benchmarks" / "package.json").read_text())["dependencies"]
+    packages = ", ".join(f"{name} {number}" for name, number in pinned.items())
+    return f"Node {_output('node', '--version').removeprefix('v')}, {packages}; "
+
+
+def _wrk() -> str:
+    return _output("wrk", "-v").partition(" [")[0]
