@@ -8,6 +8,7 @@ Any number of slow clients, and a Redis that hangs, leave the loop free to answe
 
 import asyncio
 import contextlib
+import gc
 import io
 import itertools
 import multiprocessing
@@ -68,6 +69,7 @@ class Application:
         journal.soon = loop.call_soon_threadsafe
         connected = store.probe()  # now, not with the first delivery; Redis may also be away
         connected.add_done_callback(lambda probe: probe.cancelled() or probe.exception())
+        _rarely_collect_garbage()
         await send({"type": "lifespan.startup.complete"})
         watch = asyncio.create_task(_end_with_parent())
         await receive()
@@ -89,8 +91,9 @@ class Application:
                 chunks = self._app(environ, response.start)
             else:
                 call = self._call(environ, response, body, begun + ANSWER_SECONDS)
-                # In a task, no frame of Flask's has `receive` above it: its errors keep their frames until they
-                # are collected, and the server keeps a connection with half a body while someone has `receive`.
+                # In a task, no frame of Flask's has `receive` above it: its errors keep their frames until
+                # they are collected, and the server keeps a connection with half a body while someone has
+                # `receive`.
                 chunks = await (call if body.is_whole else asyncio.create_task(call))
         except TimeoutError:
             response = _Response()  # the thread may still use the other one
@@ -167,6 +170,16 @@ class Application:
         return True
 
 
+def _rarely_collect_garbage() -> None:
+    """Leave what the start made alone for good, and look through the rest less often.
+
+    A delivery leaves no cycles behind; the collector looks all the same, each time that 700 objects live.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 100)
+
+
 async def _end_with_parent() -> None:
     """Stop this worker when the main process was killed: it would hold the port, and nobody would end it."""
     # Its id is known from the fork: it may have died before this begins, and another is the parent now.
@@ -178,7 +191,7 @@ async def _end_with_parent() -> None:
 
 
 class _Deadlines:
-    """Calls what is late. One timer for all, that rings often enough: one for each would cost more than what it guards."""
+    """Calls what is late. One timer for all: one for each would cost more than what it guards."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()

@@ -57,10 +57,13 @@ class Unusable:
     """Names the field and what is wrong with it; never a value."""
 
 
-def parse(body: bytes, note_nulled: Callable[[str], None]) -> "SessionEvent | Ignored | Unusable":
+def parse(
+    body: bytes, note_nulled: Callable[[str], None], *, with_request: bool = False
+) -> "SessionEvent | Ignored | Unusable":
     """Read the body of a verified delivery.
 
     body: UTF-8. note_nulled: is told the name of each odd field that was read as null.
+    with_request: return a SessionEventWithRequest.
     Raises MalformedEventError if the body is not a JSON object with a string `type`.
     """
     try:
@@ -72,7 +75,8 @@ def parse(body: bytes, note_nulled: Callable[[str], None]) -> "SessionEvent | Ig
     if not type_.startswith("session."):
         return Ignored(type_)
     try:
-        return SessionEvent.model_validate(envelope, context=note_nulled)
+        kind = SessionEventWithRequest if with_request else SessionEvent
+        return kind.model_validate(envelope, context=note_nulled)
     except ValidationError as error:
         faults = [
             (_REASONS[fault["loc"][:2]], _detail(fault["loc"], fault["msg"]))
@@ -189,5 +193,10 @@ class SessionEvent(Wire):
     type: Annotated[str, StringConstraints(strict=True, max_length=MAX_TYPE)]
     timestamp: Annotated[Time, Lenient] = None
     instance_id: LenientId = None
-    event_attributes: Annotated[EventAttributes | None, Lenient] = None
     data: SessionData
+
+
+class SessionEventWithRequest(SessionEvent):
+    """The same with where the request behind it came from: read only where that is published."""
+
+    event_attributes: Annotated[EventAttributes | None, Lenient] = None

@@ -5,8 +5,8 @@ hands each request its own reply. Nothing is ever sent twice, but for what Redis
 does not know the script or is not the primary any more. A connection that fails, fails all that were on it,
 those with a reply included, and is replaced.
 
-The loop is the server's own, where there is one: no thread has to be woken, and none waits for the interpreter.
-Everyone else gets a loop in a thread.
+The loop is the server's own, where there is one: no thread has to be woken, and none waits for the
+interpreter. Everyone else gets a loop in a thread.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ MAX_WAITING: Final = 10_000
 CLOSE_SECONDS: Final = 5.0
 """For what still waits when the service stops."""
 STUCK_SECONDS: Final = 4.0
-"""A round trip that takes longer will not end in time for anybody. (Asking sentinels has no timeout as a whole.)"""
+"""What takes longer will not end in time for anybody. (Asking sentinels has no timeout as a whole.)"""
 PAUSE_AFTER_TIMEOUT: Final = 1.0
 """Seconds for which commands are refused at once after a timeout, instead of waiting for the next one."""
 
@@ -84,9 +84,9 @@ class GroupCommit:
         min_replicas: int = 0,
         replica_timeout_ms: int = 1000,
     ) -> None:
-        """connect: builds the client; what it gets as `on_connect` has to be awaited with each new connection.
+        """connect: builds the client; what it gets as `on_connect` has to be awaited for a new connection.
 
-        timeout: seconds for a round trip.
+        timeout: seconds for connecting, and for a round trip.
         min_replicas: a reply counts only once that many replicas have what the pipeline wrote.
         """
         self._scripts = scripts
@@ -241,9 +241,9 @@ class GroupCommit:
 
     async def _send(self, batch: list[_Command]) -> list[Any]:
         # Not with redis-py's pipeline: it takes longer over a command than Redis does.
-        packed = [pack_command(_words(command.arguments)) for command in batch]
+        packed = [_pack(*command.arguments) for command in batch]
         if self._min_replicas:
-            packed.append(pack_command(("WAIT", self._min_replicas, self._replica_timeout_ms)))
+            packed.append(_pack("WAIT", self._min_replicas, self._replica_timeout_ms))
         connection = await self._connected()
         started = time.perf_counter()
         async with asyncio.timeout(self._timeout):
@@ -286,9 +286,10 @@ class GroupCommit:
                 command.future.set_exception(error)
 
 
-def _words(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    name, *rest = arguments
-    return ("EVALSHA", name.sha, *rest) if isinstance(name, Script) else arguments
+def _pack(name: str | Script, *arguments: Any) -> bytes:
+    words = ("EVALSHA", name.sha, *arguments) if isinstance(name, Script) else (name, *arguments)
+    packed: bytes = pack_command(words)
+    return packed
 
 
 async def _read(connection: Any) -> Any:

@@ -4,9 +4,10 @@ import hmac
 import time
 from typing import Final
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, request
 
 from service import answers, metrics
+from service.answers import Answer, Pending
 from service.errors import RelayError, StoreUnavailableError, UnauthorizedError
 from service.store import Backlog, SessionStore
 
@@ -18,36 +19,36 @@ def create_health(store: SessionStore, metrics_token: str) -> Blueprint:
     health = Blueprint("health", __name__)
 
     @health.get("/healthz", provide_automatic_options=False)
-    def healthz() -> Response:
+    def healthz() -> Answer:
         return answers.json({"status": "ok"})
 
     @health.get("/readyz", provide_automatic_options=False)
-    def readyz() -> Response:
-        return answers.Pending(store.probe(), _ready, READY_SECONDS)
+    def readyz() -> Pending[bool]:
+        return Pending(store.probe(), _ready, READY_SECONDS)
 
     @health.get("/metrics", provide_automatic_options=False)
-    def scrape() -> Response:
+    def scrape() -> Answer | Pending[Backlog]:
         sent = request.headers.get("Authorization", "").encode("latin-1")  # the bytes of the header
         if metrics_token and not hmac.compare_digest(sent, f"Bearer {metrics_token}".encode()):
             raise UnauthorizedError("Send METRICS_TOKEN as a Bearer token.")
         try:
-            return answers.Pending(store.backlog(), _metrics, READY_SECONDS)
+            return Pending(store.backlog(), _metrics, READY_SECONDS)
         except StoreUnavailableError as error:
             return _metrics(error)
 
     return health
 
 
-def _metrics(result: Backlog | RelayError) -> Response:
+def _metrics(result: Backlog | RelayError) -> Answer:
     if isinstance(result, RelayError):
         text = metrics.render()
     else:
         lag = max(0.0, time.time() - result.first_expiry_ms / 1000)
         text = metrics.render(result.dead_letters, lag)
-    return Response(text, content_type=metrics.CONTENT_TYPE)
+    return Answer(200, text, metrics.CONTENT_TYPE)
 
 
-def _ready(result: object) -> Response:
+def _ready(result: bool | RelayError) -> Answer:
     if isinstance(result, RelayError):
         return answers.problem(result)
     return answers.json({"status": "ok"})

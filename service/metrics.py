@@ -158,7 +158,7 @@ REDIS_ERROR_KINDS: Final = {
     ),
     OTHER: (),
 }
-"""To the names that an error goes by in the log's `redis_failed`; `TooFewReplicasError` is the store's own."""
+"""To the names that an error goes by in the log's `redis_failed`."""
 
 
 def outcomes() -> Iterator[tuple[str, str]]:

@@ -68,9 +68,7 @@ class SessionChange:
     order: OrderKey
 
 
-def normalize(
-    event: clerk.SessionEvent, *, message_id: str, now_ms: int, publish_http_request: bool = False
-) -> SessionChange | Unusable:
+def normalize(event: clerk.SessionEvent, *, message_id: str, now_ms: int) -> SessionChange | Unusable:
     data = event.data
     status = _status(event.type, data.status)
     if status is None:
@@ -86,7 +84,7 @@ def normalize(
         return Unusable(event.type, "invalid_updated_at", "data.updated_at: over a day in the future")
     occurred_at = updated_at if event.timestamp is None else event.timestamp
     return SessionChange(
-        event=_event(event, message_id, occurred_at, publish_http_request),
+        event=_event(event, message_id, occurred_at),
         session=Session(
             id=data.id,
             user_id=data.user_id,
@@ -114,9 +112,9 @@ def _status(type_: str, reported: Status | None) -> Status | None:
     return reported
 
 
-def _event(event: clerk.SessionEvent, message_id: str, occurred_at_ms: int, with_request: bool) -> Event:
+def _event(event: clerk.SessionEvent, message_id: str, occurred_at_ms: int) -> Event:
     source: Literal["clerk"] = "clerk"
-    if not with_request:
+    if not isinstance(event, clerk.SessionEventWithRequest):
         return Event(
             id=message_id,
             type=event.type,

@@ -75,11 +75,11 @@ def event(values: dict[str, Any] | None = None, sample: str = "session.created")
     return body
 
 
-def read(body: object) -> tuple[SessionEvent | Ignored | Unusable, list[str]]:
+def read(body: object, *, with_request: bool = True) -> tuple[SessionEvent | Ignored | Unusable, list[str]]:
     """Parse the body (bytes, or what is to be written as JSON); also return what was read as null."""
     nulled: list[str] = []
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return parse(raw, nulled.append), nulled
+    return parse(raw, nulled.append, with_request=with_request), nulled
 
 
 def read_event(body: object) -> SessionEvent:
@@ -99,11 +99,11 @@ def change(
 def try_change(
     body: object, *, message_id: str = MESSAGE_ID, now_ms: int = NOW_MS, publish_http_request: bool = False
 ) -> SessionChange | Unusable:
-    parsed, _ = read(body)
+    parsed, _ = read(body, with_request=publish_http_request)
     assert not isinstance(parsed, Ignored)
     if isinstance(parsed, Unusable):
         return parsed
-    return normalize(parsed, message_id=message_id, now_ms=now_ms, publish_http_request=publish_http_request)
+    return normalize(parsed, message_id=message_id, now_ms=now_ms)
 
 
 def reason(body: object) -> str | None:

@@ -11,9 +11,10 @@ import pytest
 from flask import Flask, Response, request
 
 from service import answers, asgi
-from service.journal import Journal
+from service.answers import Answer, Pending
 from service.asgi import Application
 from service.errors import RelayError
+from service.journal import Journal
 
 LIMIT = 100
 
@@ -105,22 +106,24 @@ def flask(futures: dict[str, Future[str]]) -> Flask:
         return Response(b"unread")
 
     @flask.post("/seen")
-    def seen() -> Response:
+    def seen() -> Answer:
         headers = {name.lower(): value for name, value in request.headers.items()}
         return answers.json(
             {"headers": headers, "query": request.query_string.decode(), "path": request.path}
         )
 
     @flask.post("/wait/<name>")
-    def wait(name: str) -> Response:
+    def wait(name: str) -> Pending[str]:
         timeout = 0.05 if name == "briefly" else 30
-        return answers.Pending(futures[name], answer, timeout)
+        return Pending(futures[name], answer, timeout)
 
-    def answer(result: str | RelayError) -> Response:
-        return answers.problem(result) if isinstance(result, RelayError) else Response(result)
+    def answer(result: str | RelayError) -> Answer:
+        if isinstance(result, RelayError):
+            return answers.problem(result)
+        return Answer(200, result.encode(), "text/plain")
 
     @flask.errorhandler(RelayError)
-    def refuse(error: RelayError) -> Response:
+    def refuse(error: RelayError) -> Answer:
         return answers.problem(error)
 
     @flask.post("/hold/<name>")

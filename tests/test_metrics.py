@@ -316,7 +316,7 @@ def test_a_reason_that_nobody_knows_becomes_no_label() -> None:
         ("ConnectionError", "connection"),
         ("TimeoutError", "timeout"),
         ("MISCONF", "persistence"),
-        ("TooFewReplicas", "replicas"),
+        ("TooFewReplicasError", "replicas"),
         ("MARKER", "other"),
     ],
 )

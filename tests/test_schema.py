@@ -574,9 +574,9 @@ def test_the_check_of_all_answers_notices_a_missing_retry_after() -> None:
     headers = {name.lower(): value for name, value in problem.headers.items()}
     checked = ("POST", "/webhooks/clerk", 503)
 
-    assert answer_faults(*checked, headers, problem.get_data()) == []
+    assert answer_faults(*checked, headers, problem.body) == []
     del headers["retry-after"]
-    assert answer_faults(*checked, headers, problem.get_data()) == ["Retry-After: None"]
+    assert answer_faults(*checked, headers, problem.body) == ["Retry-After: None"]
 
 
 # The relay itself

@@ -28,7 +28,7 @@ def message(
     body = clerk_event(status, **{"updated_at": OCCURRED_MS, "expire_at": OCCURRED_MS + DAY_MS} | data)
     event = parse(json.dumps(body).encode(), lambda _: None)
     assert isinstance(event, SessionEvent)
-    change = normalize(event, message_id="msg_1", now_ms=OCCURRED_MS, publish_http_request=False)
+    change = normalize(event, message_id="msg_1", now_ms=OCCURRED_MS)
     assert isinstance(change, SessionChange)
     head = {"schema_version": 1, "cursor": None, "revision": revision, "previous_status": previous_status}
     content = orjson.dumps(head | {"event": change.event, "session": change.session})
