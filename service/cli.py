@@ -1,22 +1,14 @@
-"""The commands."""
+"""The commands. Each imports what it alone needs: all of it together takes most of a second."""
+# ruff: noqa: PLC0415
 
 import contextlib
+import importlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
-import redis
-from rich.console import Console
 
-from service import check as check_mode
-from service import dev as dev_mode
-from service import log, view
-from service import server as server_mode
-from service.cli_dead_letters import dead_letters
-from service.cli_schema import schema
-from service.cli_send import send
 from service.config import DevSettings, RedisSettings, Settings, WorkerSettings, load
-from service.connections import explain
 from service.errors import (
     ConfigurationError,
     CursorLostError,
@@ -24,13 +16,37 @@ from service.errors import (
     StartError,
     StoreUnavailableError,
 )
-from service.expiry import ExpiryWorker
-from service.feed import SessionFeed
-from service.feed_steps import whole_cursor
 from service.text import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def _redis_errors() -> tuple[type[Exception], ...]:
+    import redis
+
+    return redis.RedisError, StoreUnavailableError
+
+
+_ELSEWHERE: Final = {
+    "dead-letters": "service.cli_dead_letters:dead_letters",
+    "schema": "service.cli_schema:schema",
+    "send": "service.cli_send:send",
+}
+"""Commands with a module of their own."""
 
 
 class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = _ELSEWHERE[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; settings that stop it end it with status 2, other known failures with 1."""
         try:
@@ -39,20 +55,16 @@ class _Group(click.Group):
             for fault in error.faults:
                 click.echo(fault, err=True)
             ctx.exit(2)
-        except (redis.RedisError, StoreUnavailableError) as error:
-            click.echo(f"Redis: {printable(explain(error.__cause__ or error))}", err=True)
+        except (FeedError, StartError) as error:
+            click.echo(printable(str(error)) if isinstance(error, FeedError) else str(error), err=True)
             ctx.exit(1)
-        except FeedError as error:
-            click.echo(printable(str(error)), err=True)
-            ctx.exit(1)
-        except StartError as error:
-            click.echo(str(error), err=True)
+        except _redis_errors() as error:
+            _say_of_redis(error.__cause__ or error)
             ctx.exit(1)
 
 
 @click.group(
     cls=_Group,
-    commands=[dead_letters, schema, send],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="clerk-session-relay")
@@ -67,8 +79,10 @@ def main() -> None:
 def serve() -> None:
     """Run the service for production."""
     settings = load(Settings)
+    from service import log, server
+
     log.configure(settings)
-    server_mode.serve(settings)
+    server.serve(settings)
 
 
 @main.command(short_help="Run it with nothing set up, and see what subscribers get.")
@@ -77,16 +91,21 @@ def serve() -> None:
 )
 def dev(simulate: bool) -> None:
     """Run the service with nothing set up, and show what subscribers get."""
-    sys.exit(dev_mode.run(load(DevSettings), simulate=simulate, console=Console()))
+    settings = load(DevSettings)
+    from service import dev
+
+    sys.exit(dev.run(settings, simulate=simulate, console=_console()))
 
 
 @main.command(short_help="Tell whether this configuration can work.")
 def check() -> None:
     """Tell whether this configuration can work, and what to do if not."""
     settings = load(Settings, log_level="critical")
+    from service import check, log
+
     log.configure(settings)
     can_work = True
-    for finding in check_mode.check(settings):
+    for finding in check.check(settings):
         can_work &= finding.level != "error"
         click.echo(f"{finding.level:<9}{printable(finding.text)}")
     sys.exit(not can_work)
@@ -94,6 +113,8 @@ def check() -> None:
 
 def _parse_start(_: click.Context, __: click.Parameter, value: str) -> str:
     if value not in {"start", "now"}:
+        from service.feed_steps import whole_cursor
+
         try:
             whole_cursor(value)
         except ValueError:
@@ -117,6 +138,10 @@ def _parse_start(_: click.Context, __: click.Parameter, value: str) -> str:
 def tail(start: str, user: str | None, stale: bool, as_json: bool) -> None:
     """Follow the feed of session events, until Ctrl-C."""
     settings = load(RedisSettings)
+    from service import view
+    from service.feed import SessionFeed
+
+    console = _console()
     with SessionFeed(settings) as feed, contextlib.suppress(KeyboardInterrupt):
         after = feed.now() if start == "now" else _cursors(start, settings.partitions)
         while True:
@@ -124,7 +149,7 @@ def tail(start: str, user: str | None, stale: bool, as_json: bool) -> None:
                 for update in feed.follow(after, stale=stale, on_reconnect=_say_reconnecting):
                     after[update.partition] = update.cursor
                     if user in {None, update.session.user_id}:
-                        click.echo(update.json) if as_json else _console.print(view.line(update))
+                        click.echo(update.json) if as_json else console.print(view.line(update))
             except CursorLostError as lost:
                 click.echo(f"Something after {lost.cursor} was trimmed, or Redis lost it.", err=True)
                 after[lost.partition] = "0-0"
@@ -142,6 +167,9 @@ def _cursors(start: str, partitions: int) -> dict[int, str]:
 def expire(once: bool) -> None:
     """End the sessions that run out, about which Clerk says nothing; in any number of processes."""
     settings = load(WorkerSettings)
+    from service import log
+    from service.expiry import ExpiryWorker
+
     log.configure(settings)
     with contextlib.closing(ExpiryWorker(settings)) as worker:
         if not once:
@@ -163,6 +191,9 @@ def expire(once: bool) -> None:
 )
 def session(session_id: str, as_json: bool) -> None:
     """Show the state held of a session, and its history: what the stream still has of it."""
+    from service import view
+    from service.feed import SessionFeed
+
     with SessionFeed.from_env() as feed:
         state = feed.get(session_id)
         history = feed.history(session_id, state.session.user_id if state else None)
@@ -174,11 +205,12 @@ def session(session_id: str, as_json: bool) -> None:
         for update in history:
             click.echo(update.json)
         return
+    console = _console()
     if state is not None:
-        _console.print(view.details(state))
+        console.print(view.details(state))
     if history:
-        _console.print()
-        _console.print(view.history(history))
+        console.print()
+        console.print(view.history(history))
 
 
 @main.command()
@@ -186,19 +218,32 @@ def session(session_id: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One message per line, as published.")
 def sessions(user_id: str, as_json: bool) -> None:
     """Show a user's sessions that are live now."""
+    from service import view
+    from service.feed import SessionFeed
+
+    console = _console()
     with SessionFeed.from_env() as feed:
         updates = feed.live_sessions(user_id)
     for update in updates:
         if as_json:
             click.echo(update.json)
         else:
-            _console.print(view.line(update))
+            console.print(view.line(update))
     if not updates and not as_json:
         click.echo(f"{user_id} has no live session.", err=True)
 
 
-_console = Console(soft_wrap=True, highlight=False)
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(soft_wrap=True, highlight=False)
+
+
+def _say_of_redis(error: BaseException, then: str = "") -> None:
+    from service.connections import explain
+
+    click.echo(f"Redis: {printable(explain(error))}{then}", err=True)
 
 
 def _say_reconnecting(error: Exception) -> None:
-    click.echo(f"Redis: {printable(explain(error))}; trying again …", err=True)
+    _say_of_redis(error, "; trying again …")

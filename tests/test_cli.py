@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import httpx
 import pytest
 from children import RELAY, Program, durable_redis, started
@@ -88,7 +89,7 @@ def relay(
 
 
 def commands() -> list[str]:
-    return sorted(cli.main.commands)
+    return cli.main.list_commands(click.Context(cli.main))
 
 
 def test_each_command_of_the_contract_is_there() -> None:

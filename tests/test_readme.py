@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import redis
 from children import started
@@ -287,14 +288,19 @@ def shell_lines() -> str:
     return "\n".join([*fenced("sh"), *re.findall(r"`(session-relay [^`]+)`", README)])
 
 
+CONTEXT = click.Context(cli.main)
+
+
 def test_every_command_that_it_names_is_there() -> None:
     named = set(re.findall(r"session-relay ([a-z-]+)", shell_lines()))
     assert named
-    assert named <= set(cli.main.commands)
+    assert named <= {*cli.main.list_commands(CONTEXT)}
 
 
 def test_every_option_that_it_names_is_there() -> None:
-    for name, command in cli.main.commands.items():
+    for name in cli.main.list_commands(CONTEXT):
+        command = cli.main.get_command(CONTEXT, name)
+        assert command is not None
         options = {option for parameter in command.params for option in parameter.opts}
         for line in shell_lines().splitlines():
             if f"session-relay {name} " in line:
