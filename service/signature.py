@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from svix.webhooks import Webhook, WebhookVerificationError
 
 if not TYPE_CHECKING:
-    # The file alone: with the package comes a client for Svix's own API, half a second at the start and 35 MB.
+    # The file alone: with the package comes a client for Svix's own API, half of the start's time and 10 MB.
     _file = importlib.metadata.distribution("svix").locate_file("svix/webhooks.py")
     _svix = runpy.run_path(str(_file))
     Webhook, WebhookVerificationError = _svix["Webhook"], _svix["WebhookVerificationError"]
