@@ -63,7 +63,7 @@ class _Command:
     future: Future[Any]
 
 
-class TooFewReplicasError(redis.RedisError):
+class TooFewReplicasError(StoreUnavailableError):
     """Redis has the write, but not as many replicas as were asked for."""
 
 
@@ -272,12 +272,13 @@ class GroupCommit:
     def _fail(self, commands: Sequence[_Command], error: Exception) -> None:
         if not commands:
             return
-        if not isinstance(error, RelayError):
+        if isinstance(error, TooFewReplicasError) or not isinstance(error, RelayError):
             detail = explain(error)
             code = detail.partition(" ")[0]
             kind = code if code.isupper() else type(error).__name__
             self.on_failure(kind)
             log.warning("redis_failed", error=kind, detail=detail, commands=len(commands))
+        if not isinstance(error, RelayError):
             unavailable = StoreUnavailableError(f"Redis did not take it ({kind}).")
             unavailable.__cause__ = error
             error = unavailable

@@ -1,9 +1,11 @@
 """The way of one delivery, after its signature. Knows no HTTP, so it can replay dead letters too."""
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Final
 
 from service.clerk import Ignored, Unusable, parse
 from service.contract import Outcome
@@ -11,13 +13,17 @@ from service.normalize import normalize
 from service.signature import Delivery
 from service.store import SessionStore
 
+_TYPE: Final = re.compile(r"[a-z_]{1,40}(\.[a-z_]{1,40}){1,3}", re.IGNORECASE | re.ASCII)
+"""`user.created`, `organizationMembership.deleted`: https://clerk.com/docs/webhooks/overview"""
+
 
 @dataclasses.dataclass(slots=True)
 class Trace:
-    """What is known of a delivery so far, whatever becomes of it."""
+    """What is known of a delivery so far, whatever becomes of it; fit for the log."""
 
     message_id: str | None = None
     type: str | None = None
+    """None if it does not look like one of Clerk's: any text can stand there."""
     session_id: str | None = None
     user_id: str | None = None
     occurred_at_ms: int | None = None
@@ -47,7 +53,7 @@ class Ingest:
         trace = trace or Trace()
         now_ms = int(self._clock() * 1000)
         event = parse(delivery.body, trace.nulled.append, with_request=self._publish_http_request)
-        trace.type = event.type
+        trace.type = event.type if _TYPE.fullmatch(event.type) else None
         if isinstance(event, Ignored):
             return done(Outcome("ignored"))
         if isinstance(event, Unusable):

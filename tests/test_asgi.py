@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flask import Flask, Response, request
 
-from service import answers, asgi
+from service import answers, asgi, environ
 from service.answers import Answer, Pending
 from service.asgi import Application
 from service.errors import RelayError
@@ -230,7 +230,7 @@ def test_nothing_of_a_refused_request_keeps_its_connection_or_its_body(app: Appl
         assert client.status in {404, 408}
         del client
         assert connection() is None
-        bodies = [each for each in gc.get_objects() if isinstance(each, asgi._Body)]
+        bodies = [each for each in gc.get_objects() if isinstance(each, environ.Body)]
         assert all(body.closed for body in bodies)
     finally:
         gc.enable()

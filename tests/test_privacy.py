@@ -34,7 +34,7 @@ from support import (
     subscribed,
 )
 
-from service import clerk, cli, errors, log
+from service import clerk, cli, errors, log, metrics
 
 pytestmark = pytest.mark.real_redis
 
@@ -357,7 +357,8 @@ def test_each_line_of_the_log_is_one_that_the_service_wrote(story: Story) -> Non
     said = [json.loads(line) for line in lines]
     common = {"time", "level", "logger", "event"}
     keys = {
-        "delivery": common | {"outcome", "reason", "message_id", "session_id", "duration_ms"},
+        "delivery": common
+        | {"outcome", "reason", "type", "message_id", "session_id", "user_id", "duration_ms"},
         "redis_failed": common | {"error", "detail", "commands"},
     }
     assert [line for line in said if set(line) != keys.get(line["event"], common)] == []
@@ -381,9 +382,12 @@ def test_no_input_makes_a_label(story: Story) -> None:
     known = {
         "outcome": {"applied", "duplicate", "stale", "ignored", "dead_lettered", "rejected", "failed"},
         "reason": {"", "other_body", *codes, *get_args(clerk.Reason)},
+        "kind": {*metrics.REDIS_ERROR_KINDS},
+        "worker": {"0"},
         "field": {field for model in models for field in model.model_fields},
     }
-    assert labels.pop("le")
+    for open_ended in ("le", "version", "python", "redis_py"):
+        assert labels.pop(open_ended)
     assert set(labels) == set(known)
     for name, values in labels.items():
         assert values <= known[name]
