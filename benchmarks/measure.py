@@ -46,7 +46,7 @@ class Store:
         return added
 
     def sessions(self) -> int:
-        """Each has a key, and a user of its own, who has one; besides, there are the stream and the expiry set."""
+        """Each has a key, and its user has one; besides, there are the stream and the expiry set."""
         size: int = self.client.dbsize()
         return max(size - 2, 0) // 2
 
@@ -109,6 +109,15 @@ class Steady:
 class Round:
     saturated: Saturated
     steady: Steady
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What a delivery costs as one thing grows."""
+
+    what: str
+    measured: dict[str, list[Saturated]]
+    """By its size, several times each."""
 
 
 def warm_up(server: Server, into: Store, requests: Path, connections: int = CONNECTIONS) -> None:

@@ -4,7 +4,7 @@
 // or is a 500), the other spelling of names, times in seconds, the type that outranks an open status, dead letters,
 // fields to omit, PUBLISH_HTTP_REQUEST, WAIT for replicas, several secrets; a limit on how long a body may take to
 // arrive; answers as problem JSON; 503 when Redis is away (ioredis holds commands back, and sends them again); logs;
-// metrics; health checks.
+// metrics; a health check that asks Redis.
 
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
