@@ -17,8 +17,6 @@ from benchmarks.measure import Round, Store
 from benchmarks.processes import ROOT, VoidError
 from service import simulator
 
-PREPARED_PER_SECOND: Final = 12_000
-
 
 @dataclass(frozen=True)
 class Contender:
@@ -62,9 +60,20 @@ CONTENDERS: Final = (
 )
 
 
+at_most: Final = click.option(
+    "--at-most", default=12_000, show_default=True, help="Deliveries per second to prepare for."
+)
+
+
 @click.command()
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--seconds", default=5, show_default=True, help="Of each measurement, per contender and round.")
+@click.option(
+    "--seconds",
+    type=click.IntRange(1, 120),
+    default=5,
+    show_default=True,
+    help="Of each measurement, per contender and round.",
+)
 @click.option("--rate", default=500, show_default=True, help="Deliveries per second where it is fixed.")
 @click.option("--connections", default=measure.CONNECTIONS, show_default=True, help="Of wrk, at saturation.")
 @click.option(
@@ -75,9 +84,7 @@ CONTENDERS: Final = (
     help="Sizes of payloads: FROM-TO, or one size; about 1,450 at least.",
 )
 @click.option("--only", multiple=True, help="Contenders whose name contains this; several times for several.")
-@click.option(
-    "--at-most", default=PREPARED_PER_SECOND, show_default=True, help="Deliveries per second to prepare for."
-)
+@at_most
 @click.option("--write/--no-write", default=True, help="Into docs/benchmarks.md, that is.")
 def main(
     rounds: int,
@@ -98,11 +105,11 @@ def main(
     secret = simulator.new_secret()
     with processes.scratch() as folder, measure.store() as store:
         for number in range(rounds):
-            # Signed anew for each round: a signature is good for five minutes.
-            path = folder / "deliveries"
-            deliveries.prepare(path, secret, max(at_most, rate) * seconds, body_bytes, seed=number)
             first = number % len(contenders)
             for contender in contenders[first:] + contenders[:first]:
+                # The same for all of a round, but signed anew: a signature is good for five minutes.
+                path = folder / "deliveries"
+                deliveries.prepare(path, secret, max(at_most, rate) * seconds, body_bytes, seed=number)
                 said = f"round {number + 1}: {contender.name:22} "
                 try:
                     measured = _measure(contender, path, store, secret, seconds, rate, connections)
@@ -116,7 +123,7 @@ def main(
     figures = {name: of for name, of in figures.items() if of}
     if not figures:
         raise click.ClickException("every figure is void")
-    described = [*void, *surroundings.lines("make bench", redis_version)]
+    described = [*(f"- {each}" for each in void), "", *surroundings.lines("make bench", redis_version)]
     shown = [*report.table(figures, rate), "", report.summary(figures)]
     drawn = [*report.bars(report.CPU, figures), "", *report.bars(report.THROUGHPUT, figures)]
     click.echo("\n".join([*shown, "", *drawn, "", *described]))

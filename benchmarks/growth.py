@@ -25,8 +25,7 @@ BODY_KB: Final = (2, 4, 8, 16, 32, 64)
 MEMORY_DELIVERIES: Final = 1_000_000
 MEMORY_STEPS: Final = 20
 
-PREPARED_PER_SECOND: Final = 12_000
-PREPARED_BYTES: Final = 10**9
+PREPARED_BYTES: Final = 2 * 10**9
 FILLED_AT_ONCE: Final = 2_000
 SESSION_BYTES: Final = 3_000
 """Of Redis' memory, with some to spare."""
@@ -67,13 +66,16 @@ end
 class Bench:
     """The service, with what is sent to it and where that goes."""
 
-    def __init__(self, store: Store, folder: Path, rounds: int, seconds: int, most_sessions: int) -> None:
+    def __init__(
+        self, store: Store, folder: Path, rounds: int, seconds: int, at_most: int, most_sessions: int
+    ) -> None:
         self.store = store
         self.folder = folder
         self.rounds = rounds
         self.most_sessions = most_sessions
         self.secret = simulator.new_secret()
         self._seconds = seconds
+        self._at_most = at_most
         self._seed = 0
 
     @contextlib.contextmanager
@@ -94,7 +96,7 @@ class Bench:
         """Sign deliveries that were not sent before, enough of them for one measurement."""
         self._seed += 1
         path = self.folder / "deliveries"
-        count = min(PREPARED_PER_SECOND * self._seconds, PREPARED_BYTES // body_bytes.stop)
+        count = min(self._at_most * self._seconds, PREPARED_BYTES // body_bytes.stop)
         deliveries.prepare(path, self.secret, count, body_bytes, seed=self._seed)
         return path
 
@@ -103,13 +105,19 @@ class Bench:
         server: Server,
         connections: int = measure.CONNECTIONS,
         body_bytes: range = deliveries.BODY_BYTES,
-    ) -> Saturated:
-        measured = measure.saturate(server, self.store, self.prepare(body_bytes), self._seconds, connections)
+    ) -> list[Saturated]:
+        """Return what was measured; nothing, if it is void."""
+        requests = self.prepare(body_bytes)
+        try:
+            measured = measure.saturate(server, self.store, requests, self._seconds, connections)
+        except VoidError as error:
+            click.echo(f"  void: {error.message}", err=True)
+            return []
         click.echo(
             f"  {measured.cpu_us:.0f} µs CPU, Redis {measured.redis_cpu_us:.0f}, {measured.per_second:.0f}/s",
             err=True,
         )
-        return measured
+        return [measured]
 
 
 def by_sessions(bench: Bench) -> Growth:
@@ -127,7 +135,7 @@ def by_sessions(bench: Bench) -> Growth:
                     bench.store.empty()
                     open_loop.send(server.port, bench.store.port, deliveries.read(bench.prepare(), 1), rate=1)
                     fill(bench.store, 2, wanted)
-                growth.measured[f"{wanted:,}"].append(bench.saturate(server))
+                growth.measured[f"{wanted:,}"] += bench.saturate(server)
     bench.store.empty()
     return growth
 
@@ -139,7 +147,7 @@ def by_connections(bench: Bench) -> Growth:
 
 
 def by_workers(bench: Bench) -> Growth:
-    def measured(workers: int) -> Saturated:
+    def measured(workers: int) -> list[Saturated]:
         with bench.serving(workers) as server:
             return bench.saturate(server)
 
@@ -157,13 +165,13 @@ def by_payload(bench: Bench) -> Growth:
         return _interleaved(bench, "payload, KB", cases)
 
 
-def _interleaved(bench: Bench, title: str, cases: Mapping[str, Callable[[], Saturated]]) -> Growth:
+def _interleaved(bench: Bench, title: str, cases: Mapping[str, Callable[[], list[Saturated]]]) -> Growth:
     growth = Growth(title, {name: [] for name in cases})
     for _ in range(bench.rounds):
         for name, measured in cases.items():
             bench.store.empty()
             click.echo(f"{title}: {name}", err=True)
-            growth.measured[name].append(measured())
+            growth.measured[name] += measured()
     return growth
 
 
@@ -222,13 +230,16 @@ PARTS: Final[dict[str, Callable[[Bench], Growth]]] = {
 @click.command()
 @click.option("--rounds", default=3, show_default=True, help="Measurements of each figure.")
 @click.option("--seconds", default=3, show_default=True, help="Of each measurement.")
+@compare.at_most
 @click.option(
     "--sessions", default=SESSIONS[-1], show_default=True, help="Held at most; 1,000,000 take 3 GB."
 )
 @click.option("--deliveries", "count", default=MEMORY_DELIVERIES, show_default=True, help="For the memory.")
 @click.option("--only", multiple=True, type=click.Choice([*PARTS, "memory"]), help="Parts; may be repeated.")
 @click.option("--write/--no-write", default=True, help="Into docs/benchmarks.md, that is.")
-def main(rounds: int, seconds: int, sessions: int, count: int, only: Sequence[str], write: bool) -> None:
+def main(
+    rounds: int, seconds: int, at_most: int, sessions: int, count: int, only: Sequence[str], write: bool
+) -> None:
     """Measure how the cost of a delivery grows."""
     measure.find_wrk()
     surroundings = report.Surroundings()
@@ -236,7 +247,7 @@ def main(rounds: int, seconds: int, sessions: int, count: int, only: Sequence[st
     grown: list[Growth] = []
     samples: list[tuple[int, float]] = []
     with processes.scratch() as folder, measure.store() as store:
-        bench = Bench(store, folder, rounds, seconds, sessions)
+        bench = Bench(store, folder, rounds, seconds, at_most, sessions)
         for part in parts:
             if part == "memory":
                 samples = memory(bench, count)

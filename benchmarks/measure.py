@@ -142,7 +142,7 @@ def saturate(
     applied = into.applied() - applied_before
     sessions = into.sessions() - sessions_before
     under_way = applied - said["requests"]
-    if said["failed"] or not 0 <= under_way <= connections or sessions != applied:
+    if not applied or said["failed"] or not 0 <= under_way <= connections or sessions != applied:
         raise VoidError(f"{said}, {applied} applied, {sessions} sessions; sent twice? then raise --at-most")
     return Saturated(
         per_second=said["requests"] / said["seconds"],

@@ -134,4 +134,4 @@ def _tree(pid: int) -> dict[int, list[str]]:
     tree = {pid}
     while more := {child for child, stat in stats.items() if int(stat[1]) in tree} - tree:
         tree |= more
-    return {each: stats[each] for each in tree}
+    return {each: stats[each] for each in tree if each in stats}

@@ -20,7 +20,7 @@ from typing import Final
 import click
 
 from benchmarks.measure import Growth, Round
-from benchmarks.processes import ROOT
+from benchmarks.processes import CORES, ROOT
 
 DOCS: Final = ROOT / "docs" / "benchmarks.md"
 THIS: Final = "this service"
@@ -133,6 +133,9 @@ def growth_tables(grown: Sequence[Growth]) -> Iterator[str]:
         yield f"| {growth.what} | {' | '.join(columns)} |"
         yield "| ---: | ---: | --- | ---: | ---: | ---: | ---: |"
         for size, measured in growth.measured.items():
+            if not measured:
+                yield f"| {size} | void | | | | | |"
+                continue
             cpu_us, redis_cpu_us, per_second, p50_ms, p99_ms = (
                 statistics.median(getattr(each, name) for each in measured)
                 for name in ("cpu_us", "redis_cpu_us", "per_second", "p50_ms", "p99_ms")
@@ -161,7 +164,7 @@ def growth_chart(grown: Sequence[Growth], samples: Sequence[tuple[int, float]], 
     canvas = Canvas(figsize=(2.6 * panels, 2.8), dpi=150, layout="constrained")
     (axes,) = canvas.subplots(1, panels, squeeze=False)
     for axis, growth in zip(axes, grown, strict=False):
-        sizes = [size.partition(" ")[0] for size in growth.measured]
+        sizes = [size for size, measured in growth.measured.items() if measured]
         for name, attribute, colour in (
             ("server", "cpu_us", "#d9480f"),
             ("Redis", "redis_cpu_us", "#adb5bd"),
@@ -169,6 +172,7 @@ def growth_chart(grown: Sequence[Growth], samples: Sequence[tuple[int, float]], 
             medians = [
                 statistics.median(getattr(one, attribute) for one in measured)
                 for measured in growth.measured.values()
+                if measured
             ]
             axis.plot(sizes, medians, marker="o", color=colour, label=name)
         axis.set_title(f"CPU µs per delivery\nby {growth.what}", fontsize=9)
@@ -221,6 +225,8 @@ class Surroundings:
         now = datetime.datetime.now(datetime.UTC)
         yield f"{now:%Y-%m-%d %H:%M} UTC, commit {self._commit}, `{command}{arguments}`."
         yield f"Machine: {_processor()}, {os.cpu_count()} cores, {_memory_gb()} GB; {_system()}."
+        if len(CORES) == 1:
+            yield "The server shared its only core with wrk and Redis."
         yield f"Other programs had {others:.0%} of the machine meanwhile."
         yield f"{_python()}; {_packages()}; {_node()}Redis {redis_version}, {_wrk()}."
 
