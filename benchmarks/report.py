@@ -66,7 +66,7 @@ def figures(rate: int) -> tuple[Figure, ...]:
 
 def table(rounds: Mapping[str, Sequence[Round]], rate: int) -> Iterator[str]:
     """Medians, and how many times this service's that is."""
-    yield f"| median of {len(next(iter(rounds.values())))} rounds | {' | '.join(rounds)} |"
+    yield f"| median of {max(map(len, rounds.values()))} rounds | {' | '.join(rounds)} |"
     yield f"| --- | {' | '.join('---:' for _ in rounds)} |"
     for figure in figures(rate):
         yield f"| {figure.name} | {' | '.join(_cells(figure, rounds))} |"
@@ -181,7 +181,7 @@ def growth_chart(grown: Sequence[Growth], samples: Sequence[tuple[int, float]], 
         axes[-1].plot([sent / 1000 for sent, _ in samples], [size for _, size in samples], color="#d9480f")
         axes[-1].set_title("MB of a worker\nby thousands of deliveries", fontsize=9)
     for axis in axes:
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, axis.get_ylim()[1] * 1.1)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     canvas.savefig(path, metadata={"Software": None})
