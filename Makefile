@@ -15,7 +15,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # Twice --quiet: errors only.
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help run test soak bench lint schemas pins clean
+.PHONY: help run test soak bench bench-growth lint schemas pins clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -34,6 +34,9 @@ soak: .venv/.installed
 # ARGS="--rounds 1 --body-bytes 500-20000" and more: make bench ARGS=--help
 bench: .bench/.installed .bench/.node
 	@exec .bench/bin/python -m benchmarks.compare $(ARGS)
+
+bench-growth: .bench/.installed
+	@exec .bench/bin/python -m benchmarks.growth $(ARGS)
 
 lint: .venv/.installed
 	.venv/bin/ruff check

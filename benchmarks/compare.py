@@ -1,6 +1,7 @@
-"""This service against what one would otherwise write: `make bench`. The result: docs/benchmarks.md."""
+"""The service against what one would otherwise write: `make bench`. The result: docs/benchmarks.md."""
 
 import dataclasses
+import json
 import shlex
 import shutil
 import sys
@@ -13,10 +14,8 @@ import click
 
 from benchmarks import deliveries, measure, processes, report
 from benchmarks.measure import Round, Store
-from benchmarks.processes import ROOT
+from benchmarks.processes import ROOT, VoidError
 from service import simulator
-
-PREPARED_PER_SECOND: Final = 12_000
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ CONTENDERS: Final = (
     Contender(
         "(a) Flask, gunicorn",
         _python(
-            "gunicorn --worker-class gthread --workers 1 --threads 16 --keep-alive 75 --bind 127.0.0.1:{port} "
-            "--log-level warning benchmarks.contenders.flask_gunicorn:app"
+            "gunicorn --worker-class gthread --workers 1 --threads 16 --keep-alive 75 "
+            "--bind 127.0.0.1:{port} --log-level warning benchmarks.contenders.flask_gunicorn:app"
         ),
     ),
     Contender(
@@ -61,9 +60,20 @@ CONTENDERS: Final = (
 )
 
 
+at_most: Final = click.option(
+    "--at-most", default=12_000, show_default=True, help="Deliveries per second to prepare for."
+)
+
+
 @click.command()
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--seconds", default=5, show_default=True, help="Of each measurement, per contender and round.")
+@click.option(
+    "--seconds",
+    type=click.IntRange(1, 120),
+    default=5,
+    show_default=True,
+    help="Of each measurement, per contender and round.",
+)
 @click.option("--rate", default=500, show_default=True, help="Deliveries per second where it is fixed.")
 @click.option("--connections", default=measure.CONNECTIONS, show_default=True, help="Of wrk, at saturation.")
 @click.option(
@@ -74,7 +84,7 @@ CONTENDERS: Final = (
     help="Sizes of payloads: FROM-TO, or one size; about 1,450 at least.",
 )
 @click.option("--only", multiple=True, help="Contenders whose name contains this; several times for several.")
-@click.option("--at-most", default=PREPARED_PER_SECOND, show_default=True, help="Deliveries per second to prepare for.")
+@at_most
 @click.option("--write/--no-write", default=True, help="Into docs/benchmarks.md, that is.")
 def main(
     rounds: int,
@@ -91,20 +101,29 @@ def main(
     measure.find_wrk()
     surroundings = report.Surroundings()
     figures: dict[str, list[Round]] = {contender.name: [] for contender in contenders}
+    void: list[str] = []
     secret = simulator.new_secret()
     with processes.scratch() as folder, measure.store() as store:
         for number in range(rounds):
-            # Signed anew for each round: a signature is good for five minutes.
-            path = folder / "deliveries"
-            deliveries.prepare(path, secret, max(at_most, rate) * seconds, body_bytes, seed=number)
             first = number % len(contenders)
             for contender in contenders[first:] + contenders[:first]:
-                measured = _measure(contender, path, store, secret, seconds, rate, connections)
-                figures[contender.name].append(measured)
-                click.echo(f"round {number + 1}: {contender.name:22} {report.in_one_line(measured)}", err=True)
+                # The same for all of a round, but signed anew: a signature is good for five minutes.
+                path = folder / "deliveries"
+                deliveries.prepare(path, secret, max(at_most, rate) * seconds, body_bytes, seed=number)
+                said = f"round {number + 1}: {contender.name:22} "
+                try:
+                    measured = _measure(contender, path, store, secret, seconds, rate, connections)
+                except VoidError as error:
+                    void.append(f"{said}void: {error.message}")
+                    click.echo(void[-1], err=True)
+                else:
+                    figures[contender.name].append(measured)
+                    click.echo(said + report.in_one_line(measured), err=True)
         redis_version = store.version()
-    arguments = " ".join(["make bench", *([f'ARGS="{shlex.join(sys.argv[1:])}"'] if sys.argv[1:] else [])])
-    described = [*surroundings.lines(arguments, redis_version)]
+    figures = {name: of for name, of in figures.items() if of}
+    if not figures:
+        raise click.ClickException("every figure is void")
+    described = [*(f"- {each}" for each in void), "", *surroundings.lines("make bench", redis_version)]
     shown = [*report.table(figures, rate), "", report.summary(figures)]
     drawn = [*report.bars(report.CPU, figures), "", *report.bars(report.THROUGHPUT, figures)]
     click.echo("\n".join([*shown, "", *drawn, "", *described]))
@@ -116,8 +135,10 @@ def main(
 
 def available() -> list[Contender]:
     """Return the contenders that can run here; say which can't."""
-    modules = ROOT / "benchmarks" / "node_modules"
-    if shutil.which("node") and modules.exists():
+    pinned = json.loads((ROOT / "benchmarks" / "package.json").read_text())["dependencies"]
+    if shutil.which("node") and all(
+        (ROOT / "benchmarks" / "node_modules" / name).exists() for name in pinned
+    ):
         return list(CONTENDERS)
     click.echo("(c) is left out: it needs Node and npm (apt-get install nodejs npm; make bench).", err=True)
     return [each for each in CONTENDERS if each.command[0] != "node"]
@@ -132,15 +153,11 @@ def _measure(
         **contender.environment,
     }
     store.empty()
-    try:
-        with processes.running(contender.command, environment, path.parent) as server:
-            measure.warm_up(server, store, path, connections)
-            saturated = measure.saturate(server, store, path, seconds, connections)
-            store.empty()
-            steady = measure.steady(server, store, path, seconds, rate)
-    except processes.VoidError as error:
-        raise processes.VoidError(f"{contender.name}: {error.message}") from None
-    return Round(saturated, steady)
+    with processes.running(contender.command, environment, path.parent) as server:
+        measure.warm_up(server, store, path, connections)
+        saturated = measure.saturate(server, store, path, seconds, connections)
+        store.empty()
+        return Round(saturated, measure.steady(server, store, path, seconds, rate))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 -- For wrk: sends the requests of a file, one after another, and prints its figures as JSON.
 --   wrk … --script deliveries.lua URL -- FILE
--- FILE: per request its length in decimal, a line feed, and the request as it goes over the wire.
--- At the end it starts again: what comes then are duplicates, and `servers.py` refuses the figure.
+-- FILE: per request its length in decimal, a line feed, and the request as it goes over the wire; or a pipe of that.
+-- At the end it starts again: what comes then are duplicates, and `measure.py` refuses the figure.
 
 local file
 

@@ -1,12 +1,15 @@
 """Signed deliveries in a file, as `deliveries.lua` and `open_loop.py` read them: each with ids of its own."""
 
 import base64
+import contextlib
 import hmac
+import multiprocessing
+import os
 import random
 import string
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Final
 
@@ -15,14 +18,12 @@ import click
 from service import simulator
 
 BODY_BYTES: Final = range(2_000, 8_001)
-GOOD_FOR_SECONDS: Final = 270
-"""A signature counts for five minutes; less, for clocks and for what is under way."""
 
 _PIECE: Final = '{"id":"orgmem_%s","role":"org:member","seat":%d,"created_at":%d}'
 _ALPHABET: Final = string.ascii_letters + string.digits
 
 
-class ByteRange(click.ParamType):
+class ByteRange(click.ParamType[range]):
     """`2000-8000`, or `4096`."""
 
     name = "FROM-TO"
@@ -40,22 +41,44 @@ class ByteRange(click.ParamType):
         return chosen
 
 
-def prepare(path: Path, secret: str, count: int, body_bytes: range = BODY_BYTES, seed: int = 1) -> float:
-    """Write that many signed requests; return the Unix time at which the first signature was made.
+def prepare(path: Path, secret: str, number: int, body_bytes: range = BODY_BYTES, seed: int = 1) -> None:
+    """Write that many signed requests; their signatures are good for five minutes.
 
-    Their sizes are spread evenly over `body_bytes`; a body is never less than about 1,700 bytes.
+    Sizes are spread evenly over `body_bytes`; but a body has 1,432 bytes at least.
     """
-    started = time.time()
     with path.open("wb") as file:
-        for request in islice(requests(secret, body_bytes, seed), count):
+        for request in islice(requests(secret, body_bytes, seed), number):
             file.write(b"%d\n%b" % (len(request), request))
-    return started
 
 
-def read(path: Path, count: int) -> list[bytes]:
+@contextlib.contextmanager
+def endless(path: Path, secret: str, body_bytes: range = BODY_BYTES) -> Iterator[None]:
+    """Make a pipe that gives new requests, as long as it is read, to whoever opens it. One reader at a time.
+
+    They are signed while they are read: a signature is good for five minutes only.
+    """
+    os.mkfifo(path)
+    writer = multiprocessing.Process(target=_write_endlessly, args=(path, secret, body_bytes), daemon=True)
+    writer.start()
+    try:
+        yield
+    finally:
+        writer.kill()
+        writer.join()
+        path.unlink()
+
+
+def _write_endlessly(path: Path, secret: str, body_bytes: range) -> None:
+    for seed in count():
+        with contextlib.suppress(BrokenPipeError), path.open("wb") as pipe:
+            for request in requests(secret, body_bytes, seed):
+                pipe.write(b"%d\n%b" % (len(request), request))
+
+
+def read(path: Path, number: int) -> list[bytes]:
     """Return the first requests of a file."""
     with path.open("rb") as file:
-        return [file.read(int(line)) for line in islice(iter(file.readline, b""), count)]
+        return [file.read(int(line)) for line in islice(iter(file.readline, b""), number)]
 
 
 def requests(secret: str, body_bytes: range = BODY_BYTES, seed: int = 1) -> Iterator[bytes]:
@@ -71,7 +94,7 @@ def requests(secret: str, body_bytes: range = BODY_BYTES, seed: int = 1) -> Iter
     event["data"]["created_at"] = "@created"
     template = simulator.encode(event)
     filling = _Filling(chance, body_bytes.stop)
-    
+
     plain = len(template) + template.count(b"@user") * 27 + 24 - len(b'"@filling"') + 3
     while True:
         # From its end to its beginning, so that every mark is looked for in little text.

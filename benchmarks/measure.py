@@ -46,7 +46,7 @@ class Store:
         return added
 
     def sessions(self) -> int:
-        """Each has a key, and a user of its own, who has one; besides, there are the stream and the expiry set."""
+        """Each has a key, and its user has one; besides, there are the stream and the expiry set."""
         size: int = self.client.dbsize()
         return max(size - 2, 0) // 2
 
@@ -111,6 +111,15 @@ class Round:
     steady: Steady
 
 
+@dataclass(frozen=True)
+class Growth:
+    """What a delivery costs as one thing grows."""
+
+    what: str
+    measured: dict[str, list[Saturated]]
+    """By its size, several times each."""
+
+
 def warm_up(server: Server, into: Store, requests: Path, connections: int = CONNECTIONS) -> None:
     """Let a server load, compile and connect; the store is empty afterwards."""
     wrk(server.port, requests, WARM_UP_SECONDS, connections)
@@ -133,7 +142,7 @@ def saturate(
     applied = into.applied() - applied_before
     sessions = into.sessions() - sessions_before
     under_way = applied - said["requests"]
-    if said["failed"] or not 0 <= under_way <= connections or sessions != applied:
+    if not applied or said["failed"] or not 0 <= under_way <= connections or sessions != applied:
         raise VoidError(f"{said}, {applied} applied, {sessions} sessions; sent twice? then raise --at-most")
     return Saturated(
         per_second=said["requests"] / said["seconds"],

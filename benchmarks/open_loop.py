@@ -1,9 +1,9 @@
 """Sends at a fixed rate, whatever becomes of it, and follows what is published meanwhile.
 
-Latencies count from the moment at which a request was due, not from when it was sent: a server that stalls makes
-the requests behind it late as well, and that is measured (wrk waits for an answer before it asks again, and so
-leaves out just these). One thread and `select`, whose timeout is in microseconds; epoll's and asyncio's, in
-milliseconds, would be part of every figure.
+Latencies count from the moment at which a request was due, not from when it was sent: a server that stalls
+makes the requests behind it late as well, and that is measured (wrk waits for an answer before it asks again,
+and so leaves out just these). One thread and `select`, whose timeout is in microseconds: that of epoll and of
+asyncio, in milliseconds, would be part of every figure.
 """
 
 import contextlib
@@ -43,7 +43,9 @@ class Run:
     """By how much the sender itself was late."""
 
 
-def send(port: int, redis_port: int, requests: Sequence[bytes], rate: float, channel: str = "clerk:sessions") -> Run:
+def send(
+    port: int, redis_port: int, requests: Sequence[bytes], rate: float, channel: str = "clerk:sessions"
+) -> Run:
     """Send requests at `rate` per second; each has to be answered 200 and published.
 
     Raises VoidError.
@@ -115,9 +117,8 @@ class _Sender:
         deadline = time.perf_counter() + ANSWER_SECONDS
         while len(self._idle) < len(self._open) or self._due_of:
             if time.perf_counter() > deadline:
-                raise VoidError(
-                    f"{len(self._open) - len(self._idle)} answers and {len(self._due_of)} messages did not come"
-                )
+                answers = len(self._open) - len(self._idle)
+                raise VoidError(f"{answers} answers and {len(self._due_of)} messages did not come")
             self._wait(0.1)
         return self._run
 
@@ -139,13 +140,14 @@ class _Sender:
             self._run.late.append(time.perf_counter() - due)
 
     def _wait(self, seconds: float) -> None:
-        for source in select.select([self._subscription, *self._open], [], [], seconds)[0]:
+        sources: list[_Subscription | _Connection] = [self._subscription, *self._open]
+        for source in select.select(sources, [], [], seconds)[0]:
             now = time.perf_counter()
-            if source is self._subscription:
-                for message in self._subscription.messages():
-                    self._note_message(message, now)
-            else:
+            if isinstance(source, _Connection):
                 self._note_answer(source, now)
+            else:
+                for message in source.messages():
+                    self._note_message(message, now)
 
     def _note_message(self, message: bytes, now: float) -> None:
         event_id = _EVENT_ID.search(message)

@@ -17,10 +17,8 @@ import click
 ROOT: Final = Path(__file__).parents[1]
 START_SECONDS: Final = 20
 
-_CORES: Final = sorted(os.sched_getaffinity(0))
-SERVER_CORE: Final = _CORES[0]
-LOAD_CORE: Final = _CORES[-1]
-"""For wrk, Redis and the benchmark itself."""
+CORES: Final = sorted(os.sched_getaffinity(0))
+"""The first is the server's, the last for wrk, Redis and the benchmark itself."""
 
 
 class VoidError(click.ClickException):
@@ -38,15 +36,19 @@ class Server:
     def memory_bytes(self) -> int:
         return memory_bytes(self.pid)
 
+    def worker_bytes(self) -> int:
+        """Resident memory of that of its processes which did most."""
+        return busiest_bytes(self.pid)
+
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], environment: Mapping[str, str], folder: Path, cores: Sequence[int] = (SERVER_CORE,)
+    command: Sequence[str], environment: Mapping[str, str], folder: Path, cores: Sequence[int] = CORES[:1]
 ) -> Iterator[Server]:
     """Run a server that listens on PORT and answers at /healthz.
 
-    command: `{port}` in it is filled in. Its environment is `environment` and nothing else of this one's; what it
-    prints goes to `server.log` in the folder.
+    command: `{port}` in it is filled in. environment: nothing else is in it but PATH, PYTHONPATH and PORT.
+    What it prints, logs among it, goes to the file `server.log` in the folder.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -93,7 +95,7 @@ def _await_start(process: subprocess.Popen[bytes], port: int, log: Path) -> None
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
     """Make a folder for logs and deliveries, and leave the first core to the server under test."""
-    os.sched_setaffinity(0, {LOAD_CORE})  # wrk and Redis inherit it
+    os.sched_setaffinity(0, {CORES[-1]})  # wrk and Redis inherit it
     with tempfile.TemporaryDirectory(prefix="session-relay-bench-") as directory:
         yield Path(directory)
 
@@ -106,7 +108,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def memory_bytes(pid: int) -> int:
-    """Resident memory of a process and its descendants; a page that several of them share counts once (PSS)."""
+    """Resident memory of a process and its descendants; what several share is counted once (PSS)."""
     total = 0
     for each in _tree(pid):
         with contextlib.suppress(OSError):
@@ -114,6 +116,13 @@ def memory_bytes(pid: int) -> int:
                 if line.startswith("Pss:"):
                     total += int(line.split()[1]) * 1024
     return total
+
+
+def busiest_bytes(pid: int) -> int:
+    """Resident memory (RSS) of that process, of these and its descendants, which used most CPU time."""
+    stats = _tree(pid).values()
+    busiest = max(stats, key=lambda stat: int(stat[11]) + int(stat[12]))
+    return int(busiest[21]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _tree(pid: int) -> dict[int, list[str]]:
@@ -125,4 +134,4 @@ def _tree(pid: int) -> dict[int, list[str]]:
     tree = {pid}
     while more := {child for child, stat in stats.items() if int(stat[1]) in tree} - tree:
         tree |= more
-    return {each: stats[each] for each in tree}
+    return {each: stats[each] for each in tree if each in stats}

@@ -6,9 +6,11 @@ import os
 import platform
 import re
 import resource
+import shlex
 import shutil
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,8 +19,8 @@ from typing import Final
 
 import click
 
-from benchmarks.measure import Round
-from benchmarks.processes import ROOT
+from benchmarks.measure import Growth, Round
+from benchmarks.processes import CORES, ROOT
 
 DOCS: Final = ROOT / "docs" / "benchmarks.md"
 THIS: Final = "this service"
@@ -64,7 +66,7 @@ def figures(rate: int) -> tuple[Figure, ...]:
 
 def table(rounds: Mapping[str, Sequence[Round]], rate: int) -> Iterator[str]:
     """Medians, and how many times this service's that is."""
-    yield f"| median of {len(next(iter(rounds.values())))} rounds | {' | '.join(rounds)} |"
+    yield f"| median of {max(map(len, rounds.values()))} rounds | {' | '.join(rounds)} |"
     yield f"| --- | {' | '.join('---:' for _ in rounds)} |"
     for figure in figures(rate):
         yield f"| {figure.name} | {' | '.join(_cells(figure, rounds))} |"
@@ -82,7 +84,7 @@ def _cells(figure: Figure, rounds: Mapping[str, Sequence[Round]]) -> Iterator[st
 
 
 def summary(rounds: Mapping[str, Sequence[Round]]) -> str:
-    """What this service's CPU time is of each other's."""
+    """How much of each other's CPU time this service takes."""
     if THIS not in rounds:
         return ""
     own = CPU.median(rounds[THIS])
@@ -102,7 +104,7 @@ def chart(rounds: Mapping[str, Sequence[Round]], path: Path) -> None:
     """Draw the two figures that matter most as a PNG."""
     from matplotlib.figure import Figure as Canvas  # noqa: PLC0415  # takes a second, and is not in .venv
 
-    names = list(reversed(rounds))
+    names = list(rounds)[::-1]
     canvas = Canvas(figsize=(9, 0.8 + 0.4 * len(names)), dpi=150, layout="constrained")
     for axes, figure, better in zip(
         canvas.subplots(1, 2, sharey=True), (CPU, THROUGHPUT), ("less", "more"), strict=True
@@ -118,12 +120,80 @@ def chart(rounds: Mapping[str, Sequence[Round]], path: Path) -> None:
     canvas.savefig(path, metadata={"Software": None})
 
 
+def growth_tables(grown: Sequence[Growth]) -> Iterator[str]:
+    for growth in grown:
+        columns = (
+            "CPU µs per delivery",
+            "its measurements",
+            "Redis: CPU µs",
+            "per second",
+            "p50 ms",
+            "p99 ms",
+        )
+        yield f"| {growth.what} | {' | '.join(columns)} |"
+        yield "| ---: | ---: | --- | ---: | ---: | ---: | ---: |"
+        for size, measured in growth.measured.items():
+            if not measured:
+                yield f"| {size} | void | | | | | |"
+                continue
+            cpu_us, redis_cpu_us, per_second, p50_ms, p99_ms = (
+                statistics.median(getattr(each, name) for each in measured)
+                for name in ("cpu_us", "redis_cpu_us", "per_second", "p50_ms", "p99_ms")
+            )
+            each = ", ".join(f"{one.cpu_us:.0f}" for one in measured)
+            yield (
+                f"| {size} | {cpu_us:.0f} | {each} | {redis_cpu_us:.0f} | {per_second:,.0f} "
+                f"| {p50_ms:.1f} | {p99_ms:.1f} |"
+            )
+        yield ""
+
+
+def memory_table(samples: Sequence[tuple[int, float]]) -> Iterator[str]:
+    """The worker's memory in MB, after so many deliveries."""
+    if samples:
+        yield "| deliveries | memory of the worker, MB |"
+        yield "| ---: | ---: |"
+        for sent, megabytes in samples:
+            yield f"| {sent:,} | {megabytes:.1f} |"
+
+
+def growth_chart(grown: Sequence[Growth], samples: Sequence[tuple[int, float]], path: Path) -> None:
+    from matplotlib.figure import Figure as Canvas  # noqa: PLC0415  # as above
+
+    panels = len(grown) + bool(samples)
+    canvas = Canvas(figsize=(2.6 * panels, 2.8), dpi=150, layout="constrained")
+    (axes,) = canvas.subplots(1, panels, squeeze=False)
+    for axis, growth in zip(axes, grown, strict=False):
+        sizes = [size for size, measured in growth.measured.items() if measured]
+        for name, attribute, colour in (
+            ("server", "cpu_us", "#d9480f"),
+            ("Redis", "redis_cpu_us", "#adb5bd"),
+        ):
+            medians = [
+                statistics.median(getattr(one, attribute) for one in measured)
+                for measured in growth.measured.values()
+                if measured
+            ]
+            axis.plot(sizes, medians, marker="o", color=colour, label=name)
+        axis.set_title(f"CPU µs per delivery\nby {growth.what}", fontsize=9)
+        axis.legend(fontsize=8, frameon=False)
+    if samples:
+        axes[-1].plot([sent / 1000 for sent, _ in samples], [size for _, size in samples], color="#d9480f")
+        axes[-1].set_title("MB of a worker\nby thousands of deliveries", fontsize=9)
+    for axis in axes:
+        axis.set_ylim(0, axis.get_ylim()[1] * 1.1)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    canvas.savefig(path, metadata={"Software": None})
+
+
 def in_one_line(measured: Round) -> str:
-    saturated, steady = measured.saturated, measured.steady
+    full, steady = measured.saturated, measured.steady
     return (
-        f"{saturated.cpu_us:4.0f} µs CPU, {saturated.per_second:5.0f}/s with {saturated.core:.0%} of its core, "
-        f"p99 {saturated.p99_ms:.0f} ms; at the fixed rate {steady.cpu_us:4.0f} µs CPU, p99 {steady.p99_ms:.2f} ms, "
-        f"to the subscriber {steady.receipt_p99_ms:.2f} ms (the sender was late by {steady.late_p99_ms:.2f} ms)"
+        f"{full.cpu_us:4.0f} µs CPU, {full.per_second:5.0f}/s with {full.core:.0%} of its core, "
+        f"p99 {full.p99_ms:.0f} ms; at the fixed rate {steady.cpu_us:4.0f} µs CPU, "
+        f"p99 {steady.p99_ms:.2f} ms, to the subscriber {steady.receipt_p99_ms:.2f} ms "
+        f"(the sender was late by {steady.late_p99_ms:.2f} ms)"
     )
 
 
@@ -146,18 +216,23 @@ class Surroundings:
         self._busy, self._all = _machine_seconds()
         self._own = _own_seconds()
 
-    def lines(self, arguments: str, redis_version: str) -> Iterator[str]:
-        busy, total = (now - then for now, then in zip(_machine_seconds(), (self._busy, self._all), strict=True))
+    def lines(self, command: str, redis_version: str) -> Iterator[str]:
+        arguments = f' ARGS="{shlex.join(sys.argv[1:])}"' if sys.argv[1:] else ""
+        busy, total = (
+            now - then for now, then in zip(_machine_seconds(), (self._busy, self._all), strict=True)
+        )
         others = max(0.0, busy - (_own_seconds() - self._own)) / total
         now = datetime.datetime.now(datetime.UTC)
-        yield f"{now:%Y-%m-%d %H:%M} UTC, commit {self._commit}, `{arguments}`. "
-        yield f"Machine: {_processor()}, {os.cpu_count()} cores, {_memory_gb()} GB; {_system()}. "
-        yield f"Other programs had {others:.0%} of the machine meanwhile. "
+        yield f"{now:%Y-%m-%d %H:%M} UTC, commit {self._commit}, `{command}{arguments}`."
+        yield f"Machine: {_processor()}, {os.cpu_count()} cores, {_memory_gb()} GB; {_system()}."
+        if len(CORES) == 1:
+            yield "The server shared its only core with wrk and Redis."
+        yield f"Other programs had {others:.0%} of the machine meanwhile."
         yield f"{_python()}; {_packages()}; {_node()}Redis {redis_version}, {_wrk()}."
 
 
 def _machine_seconds() -> tuple[float, float]:
-    """Return the seconds for which the machine's cores were busy (or taken by its host), and all there were."""
+    """Return for how many seconds the machine's cores were busy (or its host's), and how many there were."""
     # https://man7.org/linux/man-pages/man5/proc_stat.5.html: user nice system idle iowait irq softirq steal
     ticks = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     total = sum(ticks) / os.sysconf("SC_CLK_TCK")

@@ -1,8 +1,8 @@
 """(b) FastAPI under uvicorn (uvloop, httptools), svix, redis.asyncio: `uvicorn …:app`.
 
-Left out, that the service does: what session_script.py says; a limit on the body and on how long one may take to
-arrive; answers as problem JSON; 503 when Redis is away (here a 500, after redis-py's own retries, which can send
-a script twice); a bound on connections to Redis; logs; metrics; health checks.
+Left out, that the service does: what session_script.py says; a limit on the body, and on how long one may
+take to arrive; answers as problem JSON; 503 when Redis is away (here a 500, after redis-py's retries, which
+may send a script twice); a bound on connections to Redis; logs; metrics; a health check that asks Redis.
 """
 
 import os
@@ -32,7 +32,7 @@ async def healthz() -> Response:
 async def receive(request: Request) -> Response:
     body = await request.body()
     try:
-        webhook.verify(body, request.headers)
+        webhook.verify(body, dict(request.headers))
     except WebhookVerificationError:
         return answer({"error": "invalid signature"}, 400)
     event = orjson.loads(body)

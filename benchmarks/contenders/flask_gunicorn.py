@@ -1,8 +1,8 @@
 """(a) Flask under gunicorn's threads, svix, redis-py: `gunicorn --worker-class gthread --threads 16 …:app`.
 
-Left out, that the service does: what session_script.py says; a limit on the body and on how long one may take to
-arrive; answers as problem JSON; 503 when Redis is away (here a 500, after redis-py's own retries, which can send
-a script twice); logs; metrics; health checks.
+Left out, that the service does: what session_script.py says; a limit on the body, and on how long one may
+take to arrive; answers as problem JSON; 503 when Redis is away (here a 500, after redis-py's retries, which
+may send a script twice); logs; metrics; a health check that asks Redis.
 """
 
 import os
@@ -38,7 +38,9 @@ def receive() -> Response:
     event = orjson.loads(body)
     if not event["type"].startswith("session."):
         return answer({"outcome": "ignored"})
-    outcome, cursor, revision, _ = apply_session(*session_script.call(request.headers["svix-id"], body, event))
+    outcome, cursor, revision, _ = apply_session(
+        *session_script.call(request.headers["svix-id"], body, event)
+    )
     return answer(
         {
             "outcome": outcome.decode(),

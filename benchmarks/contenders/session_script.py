@@ -1,8 +1,8 @@
 """What the two contenders in Python have in common: an event to the script's arguments.
 
-Left out, that the service does: checking any field's type, length or value (an odd one is published as it came, or
-is a 500), the other spelling of names, times in seconds, the type that outranks an open status, dead letters,
-event ids that are checked, fields to omit, PUBLISH_HTTP_REQUEST, WAIT for replicas, several secrets.
+Left out, that the service does: checking any field's type, length or value (an odd one is published as it
+came, or is a 500), the other spelling of names, times in seconds, the type that outranks an open status, dead
+letters, fields to omit, PUBLISH_HTTP_REQUEST, WAIT for replicas, partitions, several secrets.
 """
 
 import hashlib

@@ -1,0 +1,289 @@
+"""The benchmark: its contenders do the work, its figures are what they are called, its deliveries are genuine."""
+
+import asyncio
+import contextlib
+import dataclasses
+import importlib
+import itertools
+import json
+import os
+import shutil
+import socketserver
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from support import SECRET, Intake, client_of, intake_on, serving
+
+from benchmarks import compare, deliveries, growth, measure, open_loop, processes, report
+from benchmarks.measure import Round, Saturated, Steady, Store
+from benchmarks.processes import ROOT, Server, VoidError
+from service import simulator
+from service.embedded import EmbeddedRedis
+from service.signature import Verifier
+from service.update import now_ms
+
+pytestmark = pytest.mark.real_redis
+
+Post = Callable[[bytes, dict[str, str]], tuple[int, Any]]
+
+
+# The contenders
+
+
+def _module(name: str) -> ModuleType:
+    pytest.importorskip("fastapi")
+    full_name = f"benchmarks.contenders.{name}"
+    sys.modules.pop(full_name, None)  # it reads the environment on import
+    return importlib.import_module(full_name)
+
+
+@contextlib.contextmanager
+def flask_gunicorn(_: Path) -> Iterator[Post]:
+    module = _module("flask_gunicorn")
+
+    def post(body: bytes, headers: dict[str, str]) -> tuple[int, Any]:
+        answer = module.app.test_client().post("/webhooks/clerk", data=body, headers=headers)
+        return answer.status_code, answer.json
+
+    yield post
+    module.apply_session.registered_client.close()
+
+
+@contextlib.contextmanager
+def fastapi_uvicorn(_: Path) -> Iterator[Post]:
+    module = _module("fastapi_uvicorn")
+
+    async def send(body: bytes, headers: dict[str, str]) -> tuple[int, Any]:
+        transport = httpx.ASGITransport(module.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://relay") as client:
+            answer = await client.post("/webhooks/clerk", content=body, headers=headers)
+        await module.apply_session.registered_client.aclose()
+        return answer.status_code, answer.json()
+
+    yield lambda body, headers: asyncio.run(send(body, headers))
+
+
+@contextlib.contextmanager
+def fastify(folder: Path) -> Iterator[Post]:
+    if shutil.which("node") is None or not (ROOT / "benchmarks" / "node_modules").exists():
+        pytest.skip("needs Node, and what `make bench` installs")
+    contender = next(each for each in compare.CONTENDERS if each.command[0] == "node")
+    environment = {name: os.environ[name] for name in ("CLERK_WEBHOOK_SIGNING_SECRET", "REDIS_URL")}
+    with processes.running(contender.command, environment, folder) as server:
+
+        def post(body: bytes, headers: dict[str, str]) -> tuple[int, Any]:
+            answer = httpx.post(
+                f"http://127.0.0.1:{server.port}/webhooks/clerk", content=body, headers=headers
+            )
+            return answer.status_code, answer.json()
+
+        yield post
+
+
+@pytest.fixture(params=[flask_gunicorn, fastapi_uvicorn, fastify])
+def contender(
+    request: pytest.FixtureRequest, real_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Post]:
+    monkeypatch.setenv("CLERK_WEBHOOK_SIGNING_SECRET", SECRET)
+    monkeypatch.setenv("REDIS_URL", real_redis.url)
+    with request.param(tmp_path) as post:
+        yield post
+
+
+def _states(client: Any) -> dict[str, Any]:
+    """Return the messages held, but for their cursors; and empty the store."""
+    held = {
+        key: json.loads(client.hget(key, "state")) | {"cursor": None}
+        for key in client.scan_iter("{clerk}:session:*")
+    }
+    client.flushall()
+    return held
+
+
+def test_a_contender_writes_what_the_service_writes_and_refuses_what_is_forged(
+    contender: Post, real_redis: EmbeddedRedis
+) -> None:
+    body = simulator.encode(simulator.sample("session.created"))
+    headers = simulator.sign(SECRET, body)
+
+    with client_of(real_redis.url) as client, intake_on(real_redis.url, now_ms=now_ms()) as intake:
+        client.flushall()
+        forged = contender(body + b" ", headers)
+        assert (forged[0], client.dbsize()) == (400, 0)
+
+        status, answer = contender(body, headers)
+        assert (status, answer["outcome"], answer["revision"]) == (200, "applied", 1)
+        written = _states(client)
+
+        intake.take(body, headers["svix-id"])
+        assert written == _states(client)
+
+
+# Deliveries
+
+
+def test_deliveries_are_genuine_distinct_and_of_the_sizes_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "deliveries"
+
+    deliveries.prepare(path, SECRET, 40, range(2_000, 3_001))
+
+    verifier, ids = Verifier([SECRET]), set()
+    for request in deliveries.read(path, 100):
+        head, _, body = request.partition(b"\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
+        event = json.loads(body)
+        ids |= {verifier.verify(headers, body).id, event["data"]["id"], event["data"]["user"]["id"]}
+        assert 2_000 <= len(body) == int(headers["content-length"]) <= 3_000
+    assert len(ids) == 40 * 3
+
+
+# Figures
+
+
+def a_round(**figures: float) -> Round:
+    """A round with these figures of its saturated part, all others being 10."""
+    saturated = {field.name: figures.get(field.name, 10.0) for field in dataclasses.fields(Saturated)}
+    return Round(Saturated(**saturated), Steady(*[10.0] * len(dataclasses.fields(Steady))))
+
+
+ROUNDS = {
+    report.THIS: [a_round(cpu_us=cpu_us, per_second=1_000) for cpu_us in (100, 900, 120)],
+    "(a)": [a_round(cpu_us=cpu_us, per_second=400) for cpu_us in (310, 290, 300)],
+}
+
+
+def test_the_table_has_medians_and_ratios_to_this_service() -> None:
+    rows = list(report.table(ROUNDS, 500))
+
+    assert rows[0] == "| median of 3 rounds | this service | (a) |"
+    assert "| CPU µs per delivery, at saturation | 120 | 300 (2.50×) |" in rows
+    assert "| the same, round by round | 100, 900, 120 | 310, 290, 300 |" in rows
+    assert "| deliveries per second, at saturation | 1,000 | 400 (0.40×) |" in rows
+    assert report.summary(ROUNDS).endswith("0.40× that of (a).")
+
+
+def test_bars_are_as_long_as_their_figures() -> None:
+    _, this, other = report.bars(report.CPU, ROUNDS)
+
+    assert this.endswith(" 120")
+    assert other.endswith(" 300")
+    assert this.count("█") == other.count("█") * 120 / 300
+
+
+def test_charts_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    grown = [measure.Growth("workers", {"1": [ROUNDS["(a)"][0].saturated]})]
+
+    report.chart(ROUNDS, tmp_path / "a.png")
+    report.growth_chart(grown, [(0, 70.0), (1_000, 71.0)], tmp_path / "b.png")
+
+    assert {path.read_bytes()[:4] for path in tmp_path.iterdir()} == {b"\x89PNG"}
+
+
+def test_what_was_generated_is_replaced_and_the_rest_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "benchmarks.md"
+    path.write_text(
+        "before\n<!-- a: generated -->\nold\n<!-- a: end -->\nafter\n<!-- b: generated -->\n<!-- b: end -->\n"
+    )
+
+    report.write("a", ["new"], path)
+
+    assert path.read_text() == (
+        "before\n<!-- a: generated -->\n\nnew\n\n<!-- a: end -->\nafter\n<!-- b: generated -->\n<!-- b: end -->\n"
+    )
+
+
+@pytest.fixture
+def store(real_redis: EmbeddedRedis) -> Iterator[Store]:
+    assert real_redis.process is not None
+    with redis.Redis.from_url(real_redis.url, protocol=2) as client:
+        client.flushall()
+        yield Store(client, real_redis.url, real_redis.port, real_redis.process.pid)
+
+
+@pytest.fixture
+def filled(store: Store, real_redis: EmbeddedRedis) -> Iterator[tuple[Store, Intake]]:
+    """A store with one session."""
+    with intake_on(real_redis.url, now_ms=now_ms()) as intake:
+        intake.take(simulator.sample(session_id="sess_1", user_id="user_1"), "msg_1")
+        yield store, intake
+
+
+@pytest.mark.parametrize(
+    ("answered", "failed"),
+    [(1, 1), (2, 0), (0, 0)],
+    ids=["some failed", "some are not applied", "as it should be"],
+)
+def test_a_figure_is_void_unless_all_that_was_answered_is_applied(
+    filled: tuple[Store, Intake], monkeypatch: pytest.MonkeyPatch, answered: int, failed: int
+) -> None:
+    store, intake = filled
+
+    def wrk(*_: Any) -> dict[str, Any]:
+        intake.take(simulator.sample(), "msg_2")
+        return {"requests": answered or 1, "seconds": 2, "failed": failed, "p50_ms": 1, "p99_ms": 2}
+
+    monkeypatch.setattr(measure, "wrk", wrk)
+    monkeypatch.setattr(measure, "SETTLE_SECONDS", 0)
+    void = pytest.raises(VoidError) if answered else contextlib.nullcontext()
+
+    with void:
+        measured = measure.saturate(Server(0, os.getpid()), store, Path(), 2)
+        assert (measured.per_second, measured.p99_ms) == (0.5, 2)
+
+
+def test_sessions_that_fill_the_store_are_like_the_one_they_are_copied_from(
+    filled: tuple[Store, Intake],
+) -> None:
+    store, _ = filled
+
+    growth.fill(store, 2, 4)
+
+    client, name = store.client, "{:027d}".format
+    assert store.sessions() == 4
+    assert client.zcard("{clerk}:expiry") == 4
+    for number in (2, 3, 4):
+        copy = {
+            field: value.replace(name(number).encode(), b"1")
+            for field, value in client.hgetall(f"{{clerk}}:session:sess_{name(number)}").items()
+        }
+        assert copy == client.hgetall("{clerk}:session:sess_1")
+        assert client.zrange(f"{{clerk}}:user:user_{name(number)}:sessions", 0, -1) == [
+            f"sess_{name(number)}".encode()
+        ]
+
+
+# The sender
+
+
+def test_a_stalled_server_holds_nothing_back_and_is_charged_for_all_that_was_due(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is answered until all have been sent: a sender that waited for answers would wait for ever."""
+    count, rate = 5, 50
+    all_there = threading.Barrier(count, timeout=10)
+    monkeypatch.setattr(open_loop, "WARM_UP", 0)
+
+    class Stalled(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            headers = dict(line.decode().strip().split(": ") for line in itertools.islice(self.rfile, 1, 8))
+            self.rfile.readline()
+            self.rfile.read(int(headers["content-length"]))
+            all_there.wait()
+            store.client.publish("clerk:sessions", f'{{"event":{{"id":"{headers["svix-id"]}"}}}}')
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    requests = list(itertools.islice(deliveries.requests(SECRET), count))
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Stalled) as server, serving(server):
+        run = open_loop.send(server.server_address[1], store.port, requests, rate)
+
+    assert len(run.answers) == len(run.receipts) == count
+    assert max(run.answers) >= (count - 1) / rate
+    assert max(run.receipts) >= (count - 1) / rate
