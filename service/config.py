@@ -248,8 +248,8 @@ def load(kind: type[S], **overrides: Any) -> S:
     except UnicodeDecodeError:
         raise ConfigurationError([".env: is not text in UTF-8: save it as that"]) from None
     except OSError as error:
-        fault = f".env: can't be read ({error.strerror}): let this user read it, or remove it"
-        raise ConfigurationError([fault]) from None
+        reason = f"({error.strerror}): let this user read it, or remove it"
+        raise ConfigurationError([f".env: can't be read {reason}"]) from None
 
 
 def _explain(kind: type[_Environment], name: str, error: str, message: str) -> str:

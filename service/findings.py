@@ -15,7 +15,7 @@ _ADVICE: Final = (
     ("IP address mismatch", "let REDIS_URL name the host that the certificate is for"),
     (
         "CERTIFICATE_VERIFY_FAILED",
-        "set REDIS_TLS_VERIFY=false (Heroku Key-Value Store needs it), or add ?ssl_ca_certs=<CA's file> to REDIS_URL",
+        "set REDIS_TLS_VERIFY=false, as Heroku needs it, or add ?ssl_ca_certs=<CA's file> to REDIS_URL",
     ),
     ("No such file", "correct the path in REDIS_URL"),
     ("cluster support disabled", "it is no cluster: let REDIS_URL begin with redis://, or rediss:// for TLS"),
