@@ -153,7 +153,8 @@ def test_a_consumer_takes_as_many_connections_as_is_said(
             "tail": lambda: feed.follow(feed.now()),
         }
         documented = said("session-relay tail" if name == "tail" else f"feed.{name}")
-        first = threads.submit(next, updates[name]())
+        loop = updates[name]()
+        first = threads.submit(next, loop)
         eventually(lambda: count() == documented)
         with intake_on(url) as intake:
             intake.take(clerk_event(), "msg_1")
