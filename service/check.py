@@ -10,9 +10,9 @@ from typing import Any, Final
 import redis
 
 from service import connections, simulator
-from service.config import Settings
+from service.config import Settings, misspelt
 from service.errors import DeadLettersFullError, RelayError
-from service.findings import Finding, explain, judge
+from service.findings import Finding, Needed, explain, judge
 from service.ingest import Ingest
 from service.keys import Keys, has_hash_tag, partition_of
 from service.redis_url import RedisUrl
@@ -28,6 +28,8 @@ SAMPLE: Final = 100
 def check(settings: Settings) -> Iterator[Finding]:
     """Look at one thing after the other. With an `error` among the findings, the service can't work."""
     yield Finding("ok", f"signing secrets: {len(settings.secrets)}, well-formed")
+    for name, alike in misspelt(Settings.model_fields.keys() - settings.model_fields_set).items():
+        yield Finding("warning", f"{alike} is no setting: if it is meant for {name.upper()}, rename it")
     yield _check_tls(settings)
     finding = _check_writing(settings)
     yield finding
@@ -108,32 +110,47 @@ def _forget(trial: Settings, users: dict[int, str]) -> None:
 
 def _check_servers(settings: Settings) -> Iterator[Finding]:
     keys, url = _keys(settings), settings.redis_url.get_secret_value()
-    parts = (keys, *keys.split(settings.partitions))
-    lanes: Counter[str] = Counter()
+    parts = keys.split(settings.partitions)
+    # A web worker has a connection for each lane; an expiry worker two, but none for the dead letters.
+    expiring = {connections.lane(url, part.probe) for part in parts}
+    web: Counter[str] = Counter()
+    expiry: Counter[str] = Counter()
     key_at = {}
-    for key in {connections.lane(url, part.probe): part.probe for part in parts}.values():
+    for lane, key in {connections.lane(url, part.probe): part.probe for part in (keys, *parts)}.items():
         with _client_at(settings, key) as client:
             address = _address(client)
-        lanes[address] += 1
+        web[address] += settings.web_concurrency
+        expiry[address] += 2 * (lane in expiring)
         key_at[address] = key
     for address, key in key_at.items():
         with _client_at(settings, key) as client:
-            for finding in _check_server(client, lanes[address] * settings.web_concurrency, settings):
+            for finding in _check_server(client, Needed(web[address], expiry[address]), settings):
                 yield dataclasses.replace(finding, text=f"{address}: {finding.text}")
 
 
-def _check_server(client: Any, connections_needed: int, settings: Settings) -> Iterator[Finding]:
+def _check_server(client: Any, needed: Needed, settings: Settings) -> Iterator[Finding]:
     try:
         about = client.info()
     except redis.ResponseError as error:
-        yield Finding("warning", f"can't be looked into, INFO says {connections.explain(error)}")
+        yield Finding(
+            "warning",
+            f"can't be looked into, INFO says {connections.explain(error)}: allow +info, or see yourself to "
+            "its version, maxmemory-policy, persistence and connections",
+        )
         return
-    yield from judge(about, connections_needed, settings.redis_min_replicas)
+    with contextlib.suppress(redis.ResponseError):  # few managed servers allow it
+        about |= client.config_get("save")
+    yield from judge(about, needed, settings.redis_min_replicas)
     with contextlib.suppress(redis.ResponseError):
         seconds, microseconds = client.time()
-        off = abs(time.time() - seconds - microseconds / 1e6)
-        if off > CLOCK_SECONDS:
-            yield Finding("warning", f"its clock and ours are {off:.0f} s apart: set them right")
+        ahead = seconds + microseconds / 1e6 - time.time()
+        if abs(ahead) > CLOCK_SECONDS:
+            which = "ahead of" if ahead > 0 else "behind"
+            yield Finding(
+                "warning",
+                f"its clock is {abs(ahead):.0f} s {which} this machine's: set both by NTP. "
+                "With more than 300 s off, this machine refuses every delivery",
+            )
 
 
 def _address(client: Any) -> str:

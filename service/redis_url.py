@@ -12,7 +12,8 @@ Host = tuple[str, int]
 
 FORMS: Final = (
     "use redis://[user:password@]host[:port][/db], rediss://… for TLS, unix:///path?db=0, "
-    "redis+sentinel://host[:port],…/master-name[/db], redis+cluster://host[:port],…"
+    "redis+sentinel://host[:port],…/master-name[/db], redis+cluster://host[:port],…; "
+    "in a password, write @ as %40, / as %2F, # as %23, ? as %3F, % as %25"
 )
 Kind = Literal["server", "sentinel", "cluster"]
 _SCHEMES: Final[dict[str, tuple[Kind, str]]] = {
@@ -39,18 +40,20 @@ class RedisUrl:
     @classmethod
     def parse(cls, url: str) -> "RedisUrl":
         """Raises ValueError, which says what is wrong and what to use."""
+        if url.startswith(("'", '"')):
+            raise ValueError("begins with a quotation mark: leave the quotes out")
         try:
             parts = urlsplit(url)
         except ValueError:
             raise _malformed() from None
         if not url.startswith(f"{parts.scheme}:"):
-            raise ValueError(f"does not begin with its scheme in small letters; {FORMS}")
+            raise ValueError(f"does not begin with a scheme in small letters, like redis://; {FORMS}")
         if parts.scheme == "unix":
             if parts.path in {"", "/"}:
                 raise ValueError(f"names no socket; {FORMS}")
             return cls("server", url)
         if (forms := _SCHEMES.get(parts.scheme)) is None:
-            raise ValueError(f"has an unknown scheme; {FORMS}")
+            raise ValueError(f"does not begin with a scheme that is known, like redis://; {FORMS}")
         kind, server_scheme = forms
         login, at, netloc = parts.netloc.rpartition("@")
         hosts = tuple(_host(host, _DEFAULT_PORTS[kind]) for host in netloc.split(","))
@@ -78,16 +81,19 @@ def _check(kind: Kind, hosts: int, master: str, database: str) -> None:
 def _host(text: str, default_port: int) -> Host:
     try:
         parts = urlsplit(f"//{text}")
-        port = default_port if parts.port is None else parts.port
         (parts.hostname or "").encode("idna")  # as a look-up would
     except ValueError:
         raise _malformed() from None
     if not parts.hostname:
         raise ValueError(f"names no host; {FORMS}")
+    try:
+        port = default_port if parts.port is None else parts.port
+    except ValueError:
+        port = 0
     if port == 0:
-        raise ValueError(f"names port 0; {FORMS}")
+        raise ValueError(f"has a port that is no number from 1 to 65535; {FORMS}")
     return parts.hostname, port
 
 
 def _malformed() -> ValueError:
-    return ValueError(f"is malformed (percent-encode what is special in a password); {FORMS}")
+    return ValueError(f"is malformed; {FORMS}")

@@ -1,5 +1,6 @@
 """`session-relay check`: CONTRACT, section 8. Each trap is found, with what to do about it."""
 
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from topologies import Cluster, cluster_of
 
 from service.check import check
 from service.embedded import EmbeddedRedis
-from service.findings import Finding, judge
+from service.findings import Finding, Needed, judge
 
 StartRedis = Callable[..., EmbeddedRedis]
 
@@ -60,7 +61,7 @@ def test_where_all_is_well_everything_is_ok(good_redis: EmbeddedRedis, good_clie
         "takes deliveries",
         ": Redis ",
         "memory",
-        "3 needed",
+        "5 needed (3 by the web workers, 2 by an expiry worker), during a deploy twice that",
         "PARTITIONS=1",
     ):
         assert part in text
@@ -70,13 +71,20 @@ def test_where_all_is_well_everything_is_ok(good_redis: EmbeddedRedis, good_clie
 @pytest.mark.parametrize(
     ("setting", "value", "level", "advice"),
     [
-        ("maxmemory-policy", "allkeys-lru", "warning", "set noeviction"),
-        ("maxmemory-policy", "volatile-ttl", "warning", "set noeviction"),
-        ("appendonly", "no", "warning", "set appendonly yes"),
+        ("maxmemory-policy", "allkeys-lru", "warning", "set it to noeviction"),
+        ("maxmemory-policy", "volatile-ttl", "warning", "set it to noeviction"),
+        (
+            "appendonly",
+            "no",
+            "warning",
+            "so are snapshots: a restart loses all that it holds: set appendonly",
+        ),
         ("maxmemory", "1", "error", "more memory"),
-        ("requirepass", "s3cr3t", "error", "password in REDIS_URL"),
+        ("requirepass", "s3cr3t", "error", "REDIS_URL be like redis://:password@"),
         ("min-replicas-to-write", "1", "error", "NOREPLICAS"),
-        ("maxclients", "5", "warning", "WEB_CONCURRENCY"),
+        ("maxclients", "11", "error", "it takes 11 at most: lower WEB_CONCURRENCY"),
+        ("maxclients", "23", "warning", "during a deploy twice that, and it takes 23 at most"),
+        ("maxclients", "24", "", ""),
         ("timeout", "1", "", ""),  # connections that idle are dropped, and made again
     ],
 )
@@ -97,9 +105,13 @@ def test_a_trap_of_the_server_is_found(
         ({"redis_version": "6.0.16"}, "error", "6.2 or newer"),
         ({"redis_version": "5.0"}, "error", "6.2 or newer"),
         ({"role": "slave"}, "error", "name the primary"),
-        ({"connected_slaves": 1}, "error", "REDIS_MIN_REPLICAS is 2"),
+        ({"connected_slaves": 1}, "error", "REDIS_MIN_REPLICAS is 2: bring"),
         ({"used_memory": 95, "maxmemory": 100}, "warning", "give it more"),
         ({"used_memory": 95, "maxmemory": 0}, "", ""),
+        ({"aof_enabled": 0, "save": "3600 1"}, "warning", "what came since the last snapshot: set append"),
+        ({"aof_enabled": 0}, "warning", "if there is one at all: set appendonly yes"),  # CONFIG is forbidden
+        ({"maxclients": 20, "connected_clients": 18}, "warning", "2 of 20 are left"),
+        ({"maxclients": 20, "connected_clients": 17}, "", ""),
         ({"redis_version": "6.2.0"}, "", ""),
         ({"redis_version": "10.0.0-rc1"}, "", ""),
         ({"redis_version": None}, "", ""),  # what a managed server leaves out is no finding
@@ -108,18 +120,39 @@ def test_a_trap_of_the_server_is_found(
 def test_what_a_server_says_of_itself_is_judged(about: dict[str, Any], level: str, advice: str) -> None:
     good = {"redis_version": "7.0.15", "role": "master", "connected_slaves": 2}
 
-    found = problems(list(judge(good | about, 1, 2)))
+    found = problems(list(judge(good | about, Needed(1, 2), 2)))
 
     assert found.startswith(level)
     assert advice in found
     assert len(found.splitlines()) == bool(level)
 
 
-def test_a_clock_that_is_off_is_found(good_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 100)
+@pytest.mark.parametrize(
+    ("off", "text"),
+    [
+        (100, "its clock is 100 s behind this machine's: set both by NTP"),
+        (-100, "its clock is 100 s ahead of this machine's: set both by NTP"),
+    ],
+)
+def test_a_clock_that_is_off_by_more_than_a_minute_is_found(
+    off: int, text: str, good_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client_of(good_redis.url) as client:
+        seconds, microseconds = client.time()
+    monkeypatch.setattr(time, "time", lambda: seconds + microseconds / 1e6 + off)
 
-    assert "s apart: set them right" in problems(findings(good_redis.url))
+    found = problems(findings(good_redis.url))
+
+    assert text in re.sub("(99|101) s", "100 s", found)
+
+
+def test_a_clock_that_is_off_by_less_is_not(
+    good_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 50)
+
+    assert problems(findings(good_redis.url)) == ""
 
 
 def test_what_the_user_may_not_see_is_no_failure(good_redis: EmbeddedRedis, good_client: Any) -> None:
@@ -226,11 +259,11 @@ def test_on_a_cluster_every_shard_is_looked_at(cluster: Cluster) -> None:
 
     found = findings(cluster.url, partitions=4, web_concurrency=2)
 
-    lanes = [finding.text for finding in found if "needed" in finding.text]
-    assert len(lanes) == 3
-    assert sum(int(text.partition(" needed")[0].rpartition(" ")[2]) for text in lanes) == 2 * (
-        4 + 1
-    )  # the dead letters have a slot of their own
+    needed = [re.findall(r"\((\d+) by the web workers, (\d+) by", finding.text) for finding in found]
+    web, expiry = zip(*(map(int, counts[0]) for counts in needed if counts), strict=True)
+    assert len(web) == 3
+    assert sum(web) == 2 * (4 + 1)  # the dead letters have a slot of their own
+    assert sum(expiry) == 2 * 4
     assert found[-1].text.startswith("PARTITIONS=4 fits")
     assert findings(cluster.url, partitions=2)[-1].level == "error"
 

@@ -1,0 +1,23 @@
+# syntax=docker/dockerfile:1
+FROM python:3.13-slim AS build
+WORKDIR /build
+# Without pip: nothing in it is needed but what runs. What is pinned seldom changes, and has a layer of its own.
+COPY requirements.txt requirements-dev.txt ./
+RUN python -m venv --without-pip /app \
+ && grep --invert-match --line-regexp --fixed-strings . requirements.txt > pins.txt \
+ && pip --python /app/bin/python install --no-cache-dir --requirement pins.txt \
+ && pip install --no-cache-dir --constraint requirements-dev.txt hatchling
+COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
+COPY service service
+RUN python -m hatchling build --target wheel --directory dist \
+ && pip --python /app/bin/python install --no-cache-dir --no-deps dist/*.whl
+
+FROM python:3.13-slim
+COPY --from=build /app /app
+ENV PATH=/app/bin:$PATH
+# A number, so that whoever runs it can see that it is not root.
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ.get(\"PORT\") or 8000}/healthz', timeout=2)"]
+CMD ["session-relay", "serve"]

@@ -1,0 +1,187 @@
+"""What is there to deploy from (app.json, Dockerfile, compose.yaml, docs/deploy.md) fits the service."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import pytest
+from onlookers import our_client
+from support import (
+    ROOT,
+    ServiceProcess,
+    clerk_event,
+    client_of,
+    eventually,
+    intake_on,
+    make_settings,
+    unused_port,
+)
+
+from service import cli
+from service.check import check
+from service.config import Settings
+from service.embedded import EmbeddedRedis
+from service.expiry import ExpiryWorker
+from service.feed import SessionFeed
+
+DOCS: Final = (ROOT / "docs" / "deploy.md").read_text()
+DOCKERFILE: Final = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+COMPOSE: Final = (ROOT / "compose.yaml").read_text()
+APP: Final = json.loads((ROOT / "app.json").read_text())
+PROCFILE: Final = dict(line.split(": ") for line in (ROOT / "Procfile").read_text().splitlines())
+PLAN: Final = 20
+
+
+def test_every_variable_that_is_set_is_a_setting() -> None:
+    blocks = "\n".join(re.findall(r"^```.*?^```", DOCS, re.MULTILINE | re.DOTALL))
+    named = {
+        *APP["env"],
+        *re.findall(r"^ +([A-Z_]+): ", COMPOSE, re.MULTILINE),
+        *re.findall(r"\$\{([A-Z_]+)", COMPOSE),
+        *re.findall(r"\bkey: ([A-Z_]+)", blocks),
+        *re.findall(r"\b([A-Z_]{4,})=(?!$)", blocks, re.MULTILINE),
+    }
+
+    assert {"CLERK_WEBHOOK_SIGNING_SECRET", "REDIS_URL", "PORT", "WEB_CONCURRENCY"} <= named
+    assert named <= {name.upper() for name in Settings.model_fields}
+
+
+def test_every_command_is_there() -> None:
+    named = re.findall(r"session-relay[\", ]+([a-z-]+)", DOCKERFILE + COMPOSE + DOCS)
+
+    assert {"serve", "expire", "check"} <= set(named)
+    assert set(named) <= set(cli.main.commands)
+
+
+def test_the_button_makes_what_the_procfile_names() -> None:
+    assert APP["formation"].keys() == PROCFILE.keys()
+    assert APP["env"]["CLERK_WEBHOOK_SIGNING_SECRET"]["required"]
+    assert APP["env"]["REDIS_TLS_VERIFY"]["value"] == "false"
+
+
+def test_the_image_is_built_from_what_is_not_ignored() -> None:
+    ignored, *others = (ROOT / ".dockerignore").read_text().splitlines()[1:]
+    kept = {line.removeprefix("!") for line in others if line.startswith("!")}
+    copied = {
+        name
+        for line in re.findall(r"^COPY (?!--)(.*) \S+$", DOCKERFILE, re.MULTILINE)
+        for name in line.split()
+    }
+
+    assert ignored == "*"
+    assert copied == kept
+    assert all((ROOT / name).exists() for name in kept)
+
+
+def test_fly_runs_what_the_procfile_names() -> None:
+    (fly,) = re.findall(r"^```toml\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
+
+    assert tomllib.loads(fly)["processes"] == PROCFILE
+
+
+def test_the_images_health_is_that_of_the_service(service: ServiceProcess) -> None:
+    (command,) = re.findall(r"^HEALTHCHECK .*?CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    _, *arguments = json.loads(command)
+
+    def status(port: int) -> int:
+        environment = os.environ | {"PORT": str(port)}
+        return subprocess.run(
+            [sys.executable, *arguments], env=environment, stderr=subprocess.DEVNULL, timeout=60, check=False
+        ).returncode
+
+    with unused_port() as port:
+        assert (status(service.port), status(port)) == (0, 1)
+
+
+# Connections to Redis
+
+
+def rows(title: str) -> list[list[str]]:
+    table = DOCS.partition(f"| {title} |")[2].partition("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+@pytest.mark.parametrize("row", rows("`WEB_CONCURRENCY`"), ids=str)
+def test_what_is_said_of_the_smallest_plan_is_what_check_says(
+    row: list[str], start_redis: Callable[..., EmbeddedRedis]
+) -> None:
+    workers, running, deploy, left = map(int, row)
+    server = start_redis("--appendonly", "yes", "--maxclients", str(deploy))
+    settings = make_settings(server.url, web_concurrency=workers)
+    fits = list(check(settings))
+    with client_of(server.url) as client:
+        client.config_set("maxclients", deploy - 1)
+        does_not = [finding.text for finding in check(settings) if finding.level == "warning"]
+
+    assert left == PLAN - deploy
+    assert f": {running} needed" in "".join(finding.text for finding in fits)
+    assert not [finding for finding in fits if finding.level != "ok"]
+    assert "during a deploy twice that" in "".join(does_not)
+
+
+def said(what: str) -> int:
+    """Return the number that the docs say of something."""
+    (cell,) = [cell for names, cell in rows("what") if f"`{what}`" in names]
+    return int(re.findall(r"\d+", cell)[-1 if "then" in cell else 0])
+
+
+@pytest.fixture
+def connections(start_redis: Callable[..., EmbeddedRedis]) -> Iterator[tuple[str, Callable[[], int]]]:
+    """Return a Redis of its own, and what counts the connections to it, but for ours."""
+    server = start_redis()
+    with our_client(server.url) as client:
+        yield server.url, lambda: len(client.client_list()) - 1
+
+
+@pytest.mark.parametrize("name", ["follow()", "consume()", "subscribe()", "tail"])
+def test_a_consumer_takes_as_many_connections_as_is_said(
+    name: str, connections: tuple[str, Callable[[], int]]
+) -> None:
+    url, count = connections
+    with ThreadPoolExecutor(1) as threads, SessionFeed.from_url(url) as feed:
+        updates: dict[str, Callable[[], Iterator[Any]]] = {
+            "follow()": feed.follow,
+            "consume()": lambda: feed.consume("group", "name"),
+            "subscribe()": feed.subscribe,
+            "tail": lambda: feed.follow(feed.now()),
+        }
+        documented = said("session-relay tail" if name == "tail" else f"feed.{name}")
+        loop = updates[name]()
+        first = threads.submit(next, loop)
+        eventually(lambda: count() == documented)
+        with intake_on(url) as intake:
+            intake.take(clerk_event(), "msg_1")
+
+        assert first.result(timeout=30).session.id == "sess_1"
+        eventually(lambda: count() == documented)
+
+
+def test_short_reads_take_no_more_connections_than_is_said(
+    connections: tuple[str, Callable[[], int]],
+) -> None:
+    url, count = connections
+    with SessionFeed.from_url(url) as feed, ThreadPoolExecutor(16) as threads:
+        list(threads.map(feed.is_live, [f"sess_{number}" for number in range(500)]))
+
+        assert 1 <= count() <= 8
+    assert "up to 8 for a feed" in DOCS
+
+
+def test_the_expiry_worker_takes_as_many_connections_as_is_said(
+    connections: tuple[str, Callable[[], int]],
+) -> None:
+    url, count = connections
+    with intake_on(url) as intake:
+        intake.take(clerk_event(), "msg_1")
+    eventually(lambda: count() == 0)
+    with contextlib.closing(ExpiryWorker(make_settings(url))) as worker:
+        assert worker.run_once()[0] == 1
+
+        assert count() == said("session-relay expire")
