@@ -65,7 +65,7 @@ class Application:
         connected.add_done_callback(lambda probe: probe.cancelled() or probe.exception())
         _rarely_collect_garbage()
         await send({"type": "lifespan.startup.complete"})
-        watch = asyncio.create_task(_end_with_parent())
+        watch = asyncio.create_task(_end_with_main_process())
         await receive()
         watch.cancel()
         await asyncio.to_thread(store.close)
@@ -174,11 +174,11 @@ def _rarely_collect_garbage() -> None:
     gc.set_threshold(10_000, 20, 100)
 
 
-async def _end_with_parent() -> None:
+async def _end_with_main_process() -> None:
     """Stop this worker when the main process was killed: it would hold the port, and nobody would end it."""
-    # Its id is known from the fork: it may have died before this begins, and another is the parent now.
     main = multiprocessing.parent_process()
-    parent = os.getppid() if main is None else main.pid
-    while os.getppid() == parent:  # noqa: ASYNC110  # nothing tells of a parent's death but this
+    if main is None:  # this is it
+        return
+    while os.getppid() == main.pid:  # noqa: ASYNC110  # nothing tells of a parent's death but this
         await asyncio.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -28,7 +28,7 @@ from service import connections, embedded, sender, simulator, view
 from service.config import DevSettings
 from service.errors import StartError, UnreadableMessageError
 from service.sender import Letter
-from service.server import check_address
+from service.server import listen
 from service.update import SessionUpdate, published
 
 WEBHOOK_PATH: Final = "/webhooks/clerk"
@@ -58,7 +58,7 @@ def run(settings: DevSettings, *, simulate: bool, console: Console) -> int:
         given = [secret.get_secret_value() for secret in settings.clerk_webhook_signing_secret or ()]
         secrets = given or [simulator.new_secret()]
         port = settings.port or _free_port(settings.host)
-        check_address(settings.host, port)
+        listen(settings.host, port).close()
         origin = f"http://{_reachable(settings.host)}:{port}"
         server = stack.enter_context(
             _serve(

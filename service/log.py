@@ -50,8 +50,6 @@ def dict_config(settings: LogSettings) -> dict[str, Any]:
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "default"}},
         "root": {"handlers": ["stderr"], "level": level},
         "loggers": {
-            "_granian": {"handlers": ["stderr"], "level": level, "propagate": False},
-            "granian.access": {"handlers": [], "propagate": False},
             # Its lines about each request of `send` are noise.
             "httpx": {"level": "WARNING"},
         },

@@ -1,6 +1,6 @@
-"""`serve`: the application under granian, one event loop per worker process.
+"""`serve`: the application under uvicorn, one event loop per worker process.
 
-Why granian, why its ASGI interface: docs/server.md has the figures.
+Why uvicorn, and what it costs: docs/server.md has the figures.
 """
 
 import os
@@ -9,12 +9,13 @@ import signal
 import socket
 import tempfile
 import time
-from typing import Any, Final
+from asyncio import BaseTransport
+from collections.abc import Callable
+from typing import Final
 
-from granian.constants import HTTPModes, Interfaces, Loops
-from granian.http import HTTP1Settings
-from granian.log import LogLevels
-from granian.server import Server
+from uvicorn import Config, Server
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.supervisors import Multiprocess
 
 from service import log
 from service.asgi import Application
@@ -22,65 +23,82 @@ from service.config import Settings, load
 from service.connections import connect
 from service.errors import ConfigurationError
 
-STOP_SECONDS = 10
+STOP_SECONDS: Final = 10
 """For requests under way when the service is told to stop; platforms kill after 30 s."""
 
-IDLE_SECONDS = 95
-"""For a connection without a request. Granian counts the pause between two requests too, and the connections
-of Heroku's router live for 90 s (https://devcenter.heroku.com/articles/http-routing): it has to end them."""
+IDLE_SECONDS: Final = 95
+"""From a connection's start, or its last answer, to the end of the next head. The connections of Heroku's
+router live for 90 s (https://devcenter.heroku.com/articles/http-routing): it has to end them."""
+
+HEAD_BYTES: Final = 64 * 1024
+"""About how much of a head is read before it is refused."""
+
+HANG_SECONDS: Final = 30
+"""For a worker to say that it lives; then it is replaced."""
 
 
-RESPAWNS: Final = 20
-"""Workers that may die within RESPAWN_SECONDS before the service gives up, and leaves it to the platform."""
-RESPAWN_SECONDS: Final = 600
+class Protocol(HttpToolsProtocol):
+    """Uvicorn's, with bounds to a request's head: to its size, and to how long it takes."""
+
+    _is_head = True
+    _head_bytes = 0
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]  # of a stream
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    def data_received(self, data: bytes) -> None:
+        # Hidden from uvicorn, which would stop it at the head's first byte.
+        timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if timer is None:
+            return
+        if not self._is_head:
+            timer.cancel()
+            return
+        self.timeout_keep_alive_task = timer
+        if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+            self.transport.write(_TOO_LARGE)
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        self._is_head = False
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        self._is_head, self._head_bytes = True, 0
+        super().on_response_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Anybody can ask for it, as often as they like: it is no news."""
 
 
-class _Server(Server):  # type: ignore[misc,valid-type]  # one or another, by the build of Python
-    _respawns: tuple[float, ...] = ()
-
-    def _respawn_workers(self, *args: Any, **options: Any) -> None:
-        # Granian ends the whole service when a worker dies soon after the one that it replaced: one that
-        # can't start would be replaced for ever. But two that were killed in a row are no reason for that.
-        super()._respawn_workers(*args, **options)
-        now = time.monotonic()
-        self._respawns = (*(at for at in self._respawns if at > now - RESPAWN_SECONDS), now)
-        if len(self._respawns) <= RESPAWNS:
-            self.respawned_wrks.clear()
-
-    def signal_handler_interrupt(self, *args: Any, **options: Any) -> None:
-        # Once is enough: one that comes again while Python ends would kill it.
-        _on_stop_signals(signal.SIG_IGN)
-        super().signal_handler_interrupt(*args, **options)
+_TOO_LARGE: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+)
 
 
-_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+class Workers(Multiprocess):
+    """Uvicorn's: starts workers, and replaces those that die."""
 
+    def terminate_all(self) -> None:
+        for each in self.sockets:  # else the kernel goes on taking connections that nobody will serve
+            each.close()
+        super().terminate_all()
 
-def _on_stop_signals(action: signal.Handlers) -> None:
-    for number in _STOP_SIGNALS:
-        signal.signal(number, action)
-
-
-def _hold_stop_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-
-
-def _release_stop_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
-
-
-def _end_by_default() -> None:
-    """A worker has the main process's handlers until it has its own, and would not stop.
-
-    Held until then: Python drops a signal that came under a handler which is none any more.
-    """
-    _on_stop_signals(signal.SIG_DFL)
-    _release_stop_signals()
+    def join_all(self) -> None:
+        deadline = time.monotonic() + 2 * STOP_SECONDS
+        for worker in self.processes:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            worker.process.kill()
 
 
 def application() -> Application:
     """Build the application in a worker process."""
-    # Here, not above: the Prometheus client looks for its directory on import, and workers are forked.
+    # Here, not above: the Prometheus client looks for its directory on import.
     from service.app import create_app  # noqa: PLC0415
 
     settings = load(Settings)
@@ -95,43 +113,59 @@ def serve(settings: Settings) -> None:
     """
     # Finds what is wrong with the URL here, not in each worker.
     connect(settings.redis_url.get_secret_value())
-    address = check_address(settings.host, settings.port)
-    os.register_at_fork(
-        before=_hold_stop_signals, after_in_parent=_release_stop_signals, after_in_child=_end_by_default
-    )
+    sockets = [listen(settings.host, settings.port)]
+    _on_stop_signals(
+        _exit
+    )  # before uvicorn listens to them; it raises the one that stopped it at its end, too
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each slow client holds a file, if no thread
+    config = Config(
+        "service.server:application",
+        factory=True,
+        workers=settings.web_concurrency,
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        loop="uvloop",
+        backlog=2048,
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=STOP_SECONDS,
+        timeout_worker_healthcheck=HANG_SECONDS,
+        log_config=None,
+        log_level=settings.log_level,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+    )
     with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
         # Each worker counts in a file there, so that any of them can tell the sum.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
-        _Server(
-            "service.server:application",
-            factory=True,
-            interface=Interfaces.ASGI,
-            address=address,
-            port=settings.port,
-            workers=settings.web_concurrency,
-            http=HTTPModes.http1,
-            websockets=False,
-            loop=Loops.uvloop,
-            backlog=2048,
-            # Connections held open, not requests at work: slow clients must not crowd out the others.
-            backpressure=8192,
-            workers_kill_timeout=STOP_SECONDS,
-            respawn_failed_workers=True,
-            respawn_interval=0.5,
-            http1_settings=HTTP1Settings(header_read_timeout=IDLE_SECONDS * 1000),
-            log_level=LogLevels(settings.log_level),
-            log_dictconfig=log.dict_config(settings),
-        ).serve()
+        if settings.web_concurrency == 1:
+            Server(config).run(sockets)
+        else:
+            Workers(config, sockets).run()
 
 
-def check_address(host: str, port: int) -> str:
-    """Return the IP address of a host; raise ConfigurationError if nobody could listen there now."""
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+def _on_stop_signals(action: Callable[..., object] | signal.Handlers) -> None:
+    for number in _STOP_SIGNALS:
+        signal.signal(number, action)
+
+
+def _exit(*_: object) -> None:
+    _on_stop_signals(signal.SIG_IGN)  # one that comes again while Python ends would kill it
+    raise SystemExit(0)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; raise ConfigurationError if nobody can listen there now."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        socket.create_server(address, family=family).close()
+        return socket.create_server(address, family=family)
     except (OSError, UnicodeError) as error:
         reason = str(getattr(error, "strerror", error)).partition(" (")[0]
-        raise ConfigurationError([f"HOST, PORT: can't listen on {host} port {port}: {reason}"]) from None
-    return str(address[0])
+        fault = f"HOST, PORT: can't listen on {host} port {port}: {reason}"
+        advice = "set PORT to a free one, and HOST to an address of this machine"
+        raise ConfigurationError([f"{fault}; {advice}"]) from None

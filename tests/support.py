@@ -467,7 +467,7 @@ def _starts(service: ServiceProcess, workers: int) -> bool:
             answers = service.http.get("/healthz").status_code == 200
         except httpx.TransportError:
             return ""
-        return "started" if answers and service.log_text().count("Started worker-") >= workers else ""
+        return "started" if answers and service.log_text().count("Application startup complete.") >= workers else ""
 
     return eventually(outcome, within=60) == "started"
 
