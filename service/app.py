@@ -89,7 +89,7 @@ def _read_body(environ: "WSGIEnvironment", at_most: int) -> bytes:
     encodings = environ.get("HTTP_CONTENT_ENCODING", "").lower().split(",")
     if {encoding.strip(" \t") for encoding in encodings} - {"", "identity"}:
         raise UnsupportedEncodingError("Send the body as it is, without a Content-Encoding.")
-    if environ.get("HTTP_TRANSFER_ENCODING", "chunked").lower() != "chunked":
+    if environ.get("HTTP_TRANSFER_ENCODING", "chunked").strip().lower() != "chunked":
         raise UnsupportedEncodingError("Send the body as it is, or chunked.")
     too_large = BodyTooLargeError(f"The body is larger than {at_most} bytes.")
     if (get_content_length(environ) or 0) > at_most:

@@ -9,12 +9,10 @@ import signal
 import socket
 import tempfile
 import time
-from asyncio import BaseTransport
 from collections.abc import Callable
 from typing import Final
 
 from uvicorn import Config, Server
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from service import log
@@ -22,6 +20,7 @@ from service.asgi import Application
 from service.config import Settings, load
 from service.connections import connect
 from service.errors import ConfigurationError
+from service.http_protocol import Protocol
 
 STOP_SECONDS: Final = 10
 """For requests under way when the service is told to stop; platforms kill after 30 s."""
@@ -30,55 +29,8 @@ IDLE_SECONDS: Final = 95
 """From a connection's start, or its last answer, to the end of the next head. The connections of Heroku's
 router live for 90 s (https://devcenter.heroku.com/articles/http-routing): it has to end them."""
 
-HEAD_BYTES: Final = 64 * 1024
-"""About how much of a head is read before it is refused."""
-
 HANG_SECONDS: Final = 30
 """For a worker to say that it lives; then it is replaced."""
-
-
-class Protocol(HttpToolsProtocol):
-    """Uvicorn's, with bounds to a request's head: to its size, and to how long it takes."""
-
-    _is_head = True
-    _head_bytes = 0
-
-    def connection_made(self, transport: BaseTransport) -> None:
-        super().connection_made(transport)  # type: ignore[arg-type]  # of a stream
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
-
-    def data_received(self, data: bytes) -> None:
-        # Hidden from uvicorn, which would stop it at the head's first byte.
-        timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
-        self._head_bytes += len(data)
-        super().data_received(data)
-        if timer is None:
-            return
-        if not self._is_head:
-            timer.cancel()
-            return
-        self.timeout_keep_alive_task = timer
-        if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
-            self.transport.write(_TOO_LARGE)
-            self.transport.close()
-
-    def on_headers_complete(self) -> None:
-        self._is_head = False
-        super().on_headers_complete()
-
-    def on_response_complete(self) -> None:
-        self._is_head, self._head_bytes = True, 0
-        super().on_response_complete()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Anybody can ask for it, as often as they like: it is no news."""
-
-
-_TOO_LARGE: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-)
 
 
 class Workers(Multiprocess):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import httpx
+import pytest
 import redis
 import schemas
 from werkzeug.serving import WSGIRequestHandler, make_server
@@ -467,7 +468,11 @@ def _starts(service: ServiceProcess, workers: int) -> bool:
             answers = service.http.get("/healthz").status_code == 200
         except httpx.TransportError:
             return ""
-        return "started" if answers and service.log_text().count("Application startup complete.") >= workers else ""
+        return (
+            "started"
+            if answers and service.log_text().count("Application startup complete.") >= workers
+            else ""
+        )
 
     return eventually(outcome, within=60) == "started"
 
@@ -610,3 +615,12 @@ def metric(text: str, name: str, **labels: str) -> float:
         if match and wanted <= set((match[1] or "").split(",")):
             return float(match[2])
     return 0.0
+
+
+def workers_of(main: int) -> set[int]:
+    """Return the process ids of the workers of `serve`, which are started as Python starts them anew."""
+    listing = Path(f"/proc/{main}/task/{main}/children")
+    if not listing.exists():
+        pytest.skip("needs /proc to look for processes")
+    children = map(int, listing.read_text().split())
+    return {each for each in children if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()}

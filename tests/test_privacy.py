@@ -363,7 +363,7 @@ def test_each_line_of_the_log_is_one_that_the_service_wrote(story: Story) -> Non
     }
     assert [line for line in said if set(line) != keys.get(line["event"], common)] == []
     assert {line["logger"] for line in said} <= {
-        *("service.app", "service.group_commit", "_granian", "_granian.serve", "asyncio"),
+        *("service.app", "service.group_commit", "uvicorn.error", "asyncio"),
     }
     assert sum(line["event"] == "delivery" for line in said) == deliveries_counted(story)
 

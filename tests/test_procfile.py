@@ -61,7 +61,7 @@ def release(redis_url: str, port: int, directory: Path) -> AbstractContextManage
 
 
 def await_start(program: Program) -> None:
-    program.wait_for(f"Started worker-{WORKERS}")
+    program.wait_for("Application startup complete.")
     program.wait_for("expiry_started")
 
 
@@ -159,5 +159,5 @@ def test_a_deploy_fails_no_delivery_keeps_to_its_connections_and_ends_in_time(
     assert taken == {session_id for _, session_id in senders.acknowledged}
     for program in (old, new):
         # Not by exit statuses: those are of the shells around, which SIGTERM ends as well.
-        said = set(re.findall("shutdown completed|expiry_stopping|SIGKILL|Traceback|_failed", program.stdout))
-        assert said == {"shutdown completed", "expiry_stopping"}
+        said = set(re.findall("shutdown complete|expiry_stopping|SIGKILL|Traceback|_failed", program.stdout))
+        assert said == {"shutdown complete", "expiry_stopping"}
