@@ -4,7 +4,7 @@ import time
 from typing import TYPE_CHECKING
 
 import structlog
-from flask import Flask, request
+from flask import Flask, Request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import RequestRedirect
 from werkzeug.wsgi import get_content_length
@@ -49,14 +49,13 @@ def create_app(settings: Settings | None = None, store: SessionStore | None = No
     ingest = Ingest(store, publish_http_request=settings.publish_http_request)
     journal = Journal()
 
-    app = LightFlask(__name__)
+    app = LightFlask(__name__, on_error=lambda error: answers.problem(_problem(error)))
     app.extensions["session_store"] = store
     app.extensions["journal"] = journal
     app.register_blueprint(create_health(store, settings.metrics_token.get_secret_value()))
-    app.register_error_handler(Exception, lambda error: answers.problem(_problem(error)))
 
     @app.post("/webhooks/clerk", provide_automatic_options=False)
-    def receive() -> Answer | Pending[Outcome]:
+    def receive(environ: "WSGIEnvironment") -> Answer | Pending[Outcome]:
         started = time.perf_counter()
         trace = Trace()
 
@@ -67,7 +66,6 @@ def create_app(settings: Settings | None = None, store: SessionStore | None = No
             return answers.json(result.body(), result.status)
 
         try:
-            environ = request.environ
             body = _read_body(environ, settings.max_body_bytes)
             delivery = verifier.verify({name: environ.get(key) for name, key in _SIGNATURE_KEYS}, body)
             trace.message_id = delivery.id
@@ -95,7 +93,7 @@ def _read_body(environ: "WSGIEnvironment", at_most: int) -> bytes:
     if (get_content_length(environ) or 0) > at_most:
         raise too_large
     # A server that ends the stream itself needs none of werkzeug's care for it.
-    stream = environ["wsgi.input"] if environ.get("wsgi.input_terminated") else request.stream
+    stream = environ["wsgi.input"] if environ.get("wsgi.input_terminated") else Request(environ).stream
     body: bytes = stream.read(at_most + 1)
     while len(body) <= at_most and (chunk := stream.read(at_most + 1 - len(body))):
         body += chunk

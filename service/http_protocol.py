@@ -2,10 +2,10 @@
 
 import re
 from asyncio import BaseTransport
-from typing import Final
+from typing import Any, Final
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http import httptools_impl
 
 HEAD_BYTES: Final = 64 * 1024
 """About how much of a head is read before it is refused."""
@@ -17,7 +17,36 @@ _METHOD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?= \S+ HTTP/1\.[01]\r
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
 
-class Protocol(HttpToolsProtocol):
+class Cycle(httptools_impl.RequestResponseCycle):
+    """A request and its answer. Head and body of that go out in one write, not in two."""
+
+    _start: Any = None
+
+    async def send(self, message: Any) -> None:
+        if self._start is None:
+            self._start = message
+            return
+        if self.disconnected:
+            return
+        start, body = self._start, message["body"]
+        lines = [httptools_impl.STATUS_LINE[start["status"]]]
+        for name, value in (*self.default_headers, *start["headers"]):
+            lines += (name, b": ", value, b"\r\n")
+        lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
+        if self.scope["method"] != "HEAD":
+            lines.append(body)
+        self.transport.write(b"".join(lines))
+        self.response_started = self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+
+httptools_impl.RequestResponseCycle = Cycle  # type: ignore[misc]  # what HttpToolsProtocol makes for each request
+
+
+class Protocol(httptools_impl.HttpToolsProtocol):
     _is_head = True
     """A head is being received, or waited for."""
     _head_bytes = 0

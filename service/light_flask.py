@@ -1,88 +1,48 @@
 """Flask, less what a webhook has no use for."""
 
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Request
-from flask.sessions import NullSession, SessionInterface
-from werkzeug.datastructures import EnvironHeaders
-from werkzeug.exceptions import NotFound
-from werkzeug.routing import MapAdapter
+from flask import Flask
+from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
-
-
-class _Request(Request):
-    """Nothing is read of the environ before somebody asks for it."""
-
-    def __init__(self, environ: "WSGIEnvironment") -> None:
-        self.environ = environ
-        self.shallow = False
-        self.method = environ["REQUEST_METHOD"]
-        self.path = environ["PATH_INFO"]
-
-    @cached_property
-    def headers(self) -> EnvironHeaders:  # type: ignore[override]
-        return EnvironHeaders(self.environ)
-
-    def close(self) -> None:
-        """There are no uploaded files to close."""
-
-
-class _NoSessions(SessionInterface):
-    _none = NullSession()
-
-    def open_session(self, app: Flask, request: Request) -> NullSession:  # noqa: ARG002
-        return self._none
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 class LightFlask(Flask):
-    """Routes, contexts and error handlers are Flask's; there are no sessions, signals, nor hooks.
+    """Routes are Flask's. There are no contexts (so no `flask.request`), sessions, signals nor hooks.
 
-    A view is a plain function that returns a WSGI application.
+    A view is a function of the WSGI environ and returns a WSGI application; a route has no variable parts.
     """
 
-    request_class = _Request
-    session_interface = _NoSessions()
-
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, on_error: "Callable[[Exception], WSGIApplication]") -> None:
+        """on_error: answers for a view that raises; HTTPException if there is none."""
         super().__init__(name, static_folder=None)
         self.url_map.merge_slashes = False  # a redirect is a failure to the sender, so there is none
+        self._urls = self.url_map.bind("relay")  # hosts are nobody's business here
+        self._views: dict[tuple[str, str], Any] = {}
+        self._on_error = on_error
 
-    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """Match path and method as they are; hosts are nobody's business here.
-
-        werkzeug drops leading slashes, and takes `post` for POST.
-        """
-        if request is None:
-            return super().create_url_adapter(request)
-        if request.path.startswith("//"):
-            raise NotFound
-        return MapAdapter(
-            self.url_map,
-            server_name="relay",
-            script_name="/",
-            subdomain="",
-            url_scheme="http",
-            path_info=request.path,
-            default_method=request.method if request.method.isupper() else _NO_METHOD,
-        )
-
-    def full_dispatch_request(self) -> Any:
+    def wsgi_app(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         try:
-            return self.dispatch_request()
-        except Exception as error:  # noqa: BLE001  # whatever it is, the error handlers are for it
-            return self.handle_user_exception(error)
+            view = self._view(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+            answer: WSGIApplication = view(environ)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it gets an answer
+            answer = self._on_error(error)
+        return answer(environ, start_response)
 
-    def ensure_sync(self, func: Any) -> Any:
-        return func
-
-    def do_teardown_request(self, *_: Any) -> None:
-        pass
-
-    def do_teardown_appcontext(self, *_: Any) -> None:
-        pass
-
-
-_NO_METHOD: Final = "NONE"
+    def _view(self, method: str, path: str) -> Any:
+        """Return the view of a route; raise HTTPException if there is none."""
+        view = self._views.get((method, path))
+        if view is not None:
+            return view
+        # werkzeug drops leading slashes, and takes `post` for POST.
+        if path.startswith("//"):
+            raise NotFound
+        if not method.isupper():
+            allowed = self._urls.allowed_methods(path)
+            raise MethodNotAllowed(allowed) if allowed else NotFound
+        endpoint, _ = self._urls.match(path, method)
+        view = self._views[method, path] = self.view_functions[endpoint]
+        return view
