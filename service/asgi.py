@@ -44,6 +44,7 @@ class Application:
     def __init__(self, app: "Flask", max_body_bytes: int) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._under_way = 0
         self._held = 0
         self._deadlines = Deadlines()
         self._held_at_most = max(HELD_BYTES, 2 * max_body_bytes)
@@ -53,14 +54,26 @@ class Application:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
-            await self._serve(scope, receive, send)
+            self._under_way += 1
+            try:
+                await self._serve(scope, receive, send)
+            finally:
+                self._under_way -= 1
 
     async def _live(self, receive: Receive, send: Send) -> None:
         store, journal = self._app.extensions["session_store"], self._app.extensions["journal"]
         await receive()
         loop = asyncio.get_running_loop()
         store.work_on(loop)
-        journal.soon = loop.call_soon_threadsafe
+
+        def soon(write: Callable[[], None]) -> None:
+            """Write before the answer, if that is the only one; else once those at hand are answered."""
+            if self._under_way > 1:
+                loop.call_soon_threadsafe(write)
+            else:
+                write()
+
+        journal.soon = soon
         connected = store.probe()  # now, not with the first delivery; Redis may also be away
         connected.add_done_callback(lambda probe: probe.cancelled() or probe.exception())
         _rarely_collect_garbage()

@@ -6,6 +6,8 @@ connection is made. So whoever uses a client has nothing to know of failovers, b
 says that it is not the right one any more.
 """
 
+import os
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -94,7 +96,10 @@ def explain(error: BaseException) -> str:
 
     It quotes them: of AUTH, that is the password.
     """
-    return str(error).partition(", with args")[0] or type(error).__name__
+    said = str(error).partition(", with args")[0] or type(error).__name__
+    # asyncio has words of its own for what the system says.
+    failed = re.fullmatch(r"(Error (\d+) connecting to \S+\.) Connect call failed .*", said)
+    return f"{failed[1]} {os.strerror(int(failed[2]))}." if failed else said
 
 
 def _client(

@@ -235,7 +235,11 @@ class GroupCommit:
         connection = self._connection
         if not connection.is_connected:
             connection.socket_timeout = self._timeout
-        await self._pool.ensure_connection(connection)
+        try:
+            await self._pool.ensure_connection(connection)
+        except redis.ConnectionError as error:
+            # redis-py wraps what our way to find a server raises, and so hides a timeout.
+            raise error.__cause__ if isinstance(error.__cause__, redis.RedisError) else error from None
         connection.socket_timeout = None  # for one read or write; a round trip has its own, as a whole
         return connection
 

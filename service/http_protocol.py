@@ -7,11 +7,15 @@ from typing import Any, Final
 import httptools
 from uvicorn.protocols.http import httptools_impl
 
+from service.answers import problem
+from service.errors import BadRequestError
+
 HEAD_BYTES: Final = 64 * 1024
 """About how much of a head is read before it is refused."""
 _TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 )
+_NO_HTTP: Final = "This is no request in HTTP/1.1."
 _METHOD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?= \S+ HTTP/1\.[01]\r\n)")
 """https://www.rfc-editor.org/rfc/rfc9110#section-9.1: any token is one."""
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
@@ -69,12 +73,19 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         except httptools.HttpParserInvalidMethodError:
             self._take_unknown_method(data)
         except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+            self.send_400_response(_NO_HTTP)
         except httptools.HttpParserUpgrade:
             pass  # it is not taken up
         if self._is_head and self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
             self.transport.write(_TOO_LARGE)
             self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        refusal = problem(BadRequestError(msg))
+        head = [b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n"]
+        head += [f"{name}: {value}\r\n".encode() for name, value in refusal.headers.items()]
+        self.transport.write(b"".join([*head, b"\r\n", refusal.body]))
+        self.transport.close()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_head:  # a trailer is no header: what was signed came before
@@ -100,7 +111,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         """Let the application refuse a method that the parser does not know."""
         method = _METHOD.match(data)
         if method is None or self._unknown_method:
-            self.send_400_response("Invalid HTTP request received.")
+            self.send_400_response(_NO_HTTP)
             return
         self._unknown_method = method[0].decode()
         self.parser = httptools.HttpRequestParser(self)

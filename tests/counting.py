@@ -65,7 +65,7 @@ def count(load: Load) -> Counts:
         "subscriber: connections made": load.subscriber.connections,
         "slowest answer (s)": f"{max(attempt.seconds for attempt in attempts):.3f}",
         **{
-            f"{path}: slowest answer (s), answers by status": f"{max(seconds for _, seconds, _ in answers):.3f}, "
+            f"{path}: slowest answer (s), answers by status": f"{_slowest(answers):.3f}, "
             + ", ".join(f"{status or 'none'}: {times}" for status, times in _by_status(answers))
             for path, answers in health.items()
         },
@@ -162,6 +162,10 @@ def _rows(values: Iterable[str]) -> dict[str, int]:
 def _by_status(answers: list[tuple[int | None, float, float]]) -> list[tuple[int | None, int]]:
     counted = collections.Counter(status for status, *_ in answers)
     return sorted(counted.items(), key=lambda pair: pair[0] or 0)
+
+
+def _slowest(answers: list[tuple[int | None, float, float]]) -> float:
+    return max((seconds for _, seconds, _ in answers), default=0.0)
 
 
 def _taken_unanswered(load: Load) -> list[str]:
