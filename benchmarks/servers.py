@@ -22,7 +22,7 @@ from service import log, simulator
 from service.app import create_app
 from service.config import Settings, load
 
-SERVE: Final = "granian, ASGI (`serve`)"
+SERVE: Final = "`serve` (uvicorn's parts)"
 _SERVE: Final = (
     "from service import config, log, server;"
     "settings = config.load(config.Settings); log.configure(settings); server.serve(settings)"
@@ -57,14 +57,14 @@ CONTENDERS: Final = (
         ),
     ),
     Contender(
-        "granian, WSGI, 16 threads",
+        "granian, ASGI (uvloop)",
         _module(
-            "granian --interface wsgi --blocking-threads 16 --http 1 --no-ws --port {port} "
-            "--log-level warning --factory benchmarks.servers:wsgi"
+            "granian --interface asgi --loop uvloop --http 1 --no-ws --port {port} "
+            "--log-level warning --factory service.server:application"
         ),
     ),
     Contender(
-        "uvicorn, ASGI (uvloop, httptools)",
+        "uvicorn as it comes, ASGI (uvloop, httptools)",
         _module(
             "uvicorn --loop uvloop --http httptools --no-access-log --port {port} "
             "--log-level warning --factory service.server:application"

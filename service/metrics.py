@@ -118,7 +118,7 @@ STORE = BatchHistogram(
 BATCH = BatchHistogram(
     "session_relay_batch_commands",
     "Commands in one round trip to Redis.",
-    buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+    buckets=(1, 2, 4, 8, 16, 32),
 )
 LAG = BatchHistogram(
     "session_relay_publish_lag_seconds",
