@@ -100,10 +100,10 @@ def dev(simulate: bool) -> None:
 @main.command(short_help="Tell whether this configuration can work.")
 def check() -> None:
     """Tell whether this configuration can work, and what to do if not."""
-    settings = load(Settings, log_level="critical")
+    settings = load(Settings)
     from service import check, log
 
-    log.configure(settings)
+    log.configure(settings.model_copy(update={"log_level": "critical"}))
     can_work = True
     for finding in check.check(settings):
         can_work &= finding.level != "error"
