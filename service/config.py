@@ -1,4 +1,7 @@
-"""Settings: the only reader of the environment (and of `.env` in the working directory)."""
+"""Settings: the only reader of the environment (and of `.env` in the working directory).
+
+A long module, since each fault of a setting says what to do.
+"""
 
 import base64
 import binascii

@@ -7,6 +7,8 @@ those with a reply included, and is replaced.
 
 The loop is the server's own, where there is one: no thread has to be woken, and none waits for the
 interpreter. Everyone else gets a loop in a thread.
+
+A long module: what waits, what is sent and what fails share one state, and taken apart would share it still.
 """
 
 import asyncio

@@ -1,4 +1,7 @@
-"""Session state in Redis: each call is one script, so it is applied whole or not at all."""
+"""Session state in Redis: each call is one script, so it is applied whole or not at all.
+
+A long module: it is the list of what can be asked of Redis.
+"""
 
 import asyncio
 import dataclasses
