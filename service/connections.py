@@ -83,7 +83,8 @@ def with_defaults(
 
 def unusable() -> ConfigurationError:
     # The error's own text may quote a part of a password.
-    return ConfigurationError(["REDIS_URL: redis-py does not know an option in it, or its value: correct what follows the ?"])
+    unknown = "redis-py does not know an option in it, or its value"
+    return ConfigurationError([f"REDIS_URL: {unknown}: correct what follows the ?"])
 
 
 def lane(url: str, key: str) -> int:
