@@ -90,10 +90,17 @@ class Application:
         begun = loop.time()
         body = Body()
         pending: list[Pending[Any]] = []
+        is_given_up = False
+
+        def defer(answer: Pending[Any]) -> None:
+            pending.append(answer)
+            if is_given_up:  # nobody hears it any more, but it is counted, and in the log
+                loop.call_soon_threadsafe(answer.future.add_done_callback, lambda _: answer.settled())
+
         response = ResponseStart()
         try:
             await self._read_body(receive, body, begun + BODY_SECONDS)
-            environ = build_environ(scope, body, pending.append)
+            environ = build_environ(scope, body, defer)
             if body.is_whole and body.size <= LARGE_BYTES:
                 chunks = self._app(environ, response.start)
             else:
@@ -103,6 +110,7 @@ class Application:
                 # `receive`.
                 chunks = await (call if body.is_whole else asyncio.create_task(call))
         except TimeoutError:
+            is_given_up = True
             response = ResponseStart()  # the thread may still use the other one
             busy = StoreUnavailableError("Too many large bodies wait to be read.")
             chunks = problem(busy)(environ, response.start)
@@ -120,7 +128,7 @@ class Application:
     async def _call(
         self, environ: dict[str, Any], response: ResponseStart, body: Body, deadline: float
     ) -> Iterable[bytes]:
-        if body.size <= LARGE_BYTES:
+        if body.size <= LARGE_BYTES or environ["REQUEST_METHOD"] != "POST":  # others don't read it
             return self._app(environ, response.start)
         async with asyncio.timeout_at(deadline):
             loop = asyncio.get_running_loop()

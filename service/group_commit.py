@@ -235,8 +235,7 @@ class GroupCommit:
         if self._connection is None:
             self._connection = self._pool.make_connection()
         connection = self._connection
-        if not connection.is_connected:
-            connection.socket_timeout = self._timeout
+        connection.socket_timeout = self._timeout  # also one that seems connected may have to be made anew
         try:
             await self._pool.ensure_connection(connection)
         except redis.ConnectionError as error:

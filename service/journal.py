@@ -1,8 +1,9 @@
 """What became of deliveries: for each a line in the log, and its place in the metrics."""
 
 import collections
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import structlog
 
@@ -41,8 +42,7 @@ class Journal:
         counts: collections.Counter[tuple[str, str | None]] = collections.Counter()
         durations: list[float] = []
         lags: list[float] = []
-        while self._entries:
-            trace, duration, result = self._entries.popleft()
+        for trace, duration, result in self._taken():
             outcome, reason = _outcome_and_reason(result)
             counts[outcome, reason] += 1
             durations.append(duration)
@@ -65,6 +65,11 @@ class Journal:
             metrics.count_deliveries(*outcome_and_reason, times)
         metrics.DURATION.observe_many(durations)
         metrics.LAG.observe_many(lags)
+
+    def _taken(self) -> Iterator[tuple[Trace, float, Outcome | RelayError]]:
+        with contextlib.suppress(IndexError):  # another thread may have taken the last one
+            while True:
+                yield self._entries.popleft()
 
 
 def _outcome_and_reason(result: Outcome | RelayError) -> tuple[str, str | None]:

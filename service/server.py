@@ -10,8 +10,10 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Final
 
+import structlog
 from uvicorn import Config, Server
 from uvicorn.supervisors import Multiprocess
 
@@ -29,12 +31,25 @@ IDLE_SECONDS: Final = 95
 """From a connection's start, or its last answer, to the end of the next head. The connections of Heroku's
 router live for 90 s (https://devcenter.heroku.com/articles/http-routing): it has to end them."""
 
-HANG_SECONDS: Final = 30
-"""For a worker to say that it lives; then it is replaced."""
+HANG_SECONDS: Final = 10
+"""For a worker to say that it lives; then it is replaced. Meanwhile the main process hears no signal."""
+
+
+class OneProcess(Server):
+    """Uvicorn's: the only process."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:  # to be told again to stop changes nothing
+            super().handle_exit(sig, frame)
 
 
 class Workers(Multiprocess):
     """Uvicorn's: starts workers, and replaces those that die."""
+
+    def keep_subprocess_alive(self) -> None:
+        for worker in self.processes:
+            worker.child_conn.close()  # else a worker that dies would be waited for as if it hung
+        super().keep_subprocess_alive()
 
     def terminate_all(self) -> None:
         for each in self.sockets:  # else the kernel goes on taking connections that nobody will serve
@@ -49,7 +64,7 @@ class Workers(Multiprocess):
 
 
 def application() -> Application:
-    """Build the application in a worker process."""
+    """Build the application, in a worker process or in the only one."""
     # Here, not above: the Prometheus client looks for its directory on import.
     from service.app import create_app  # noqa: PLC0415
 
@@ -66,6 +81,7 @@ def serve(settings: Settings) -> None:
     # Finds what is wrong with the URL here, not in each worker.
     connect(settings.redis_url.get_secret_value())
     sockets = [listen(settings.host, settings.port)]
+    structlog.get_logger(__name__).info("listening", host=settings.host, port=settings.port)
     _on_stop_signals(
         _exit
     )  # before uvicorn listens to them; it raises the one that stopped it at its end, too
@@ -93,7 +109,7 @@ def serve(settings: Settings) -> None:
         # Each worker counts in a file there, so that any of them can tell the sum.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
         if settings.web_concurrency == 1:
-            Server(config).run(sockets)
+            OneProcess(config).run(sockets)
         else:
             Workers(config, sockets).run()
 

@@ -192,44 +192,49 @@ class SessionStore:
 
     def probe(self) -> Future[bool]:
         """Ask whether Redis would take a write now, without writing: memory, replicas, loading and so on."""
-        futures = [group.submit("LPUSHX", key, "", parse=bool) for group, key in self._probes.items()]
-        return self._gathered(futures, lambda: True)
+        return self._gathered(
+            [partial(group.submit, "LPUSHX", key, "", parse=bool) for group, key in self._probes.items()],
+            lambda _: True,
+        )
 
     def backlog(self) -> Future["Backlog"]:
         """Ask how many dead letters are held, and when the first session that is still open runs out."""
         key, group = self._dead_letters
-        letters = group.submit("HLEN", key, parse=int)
+        letters = partial(group.submit, "HLEN", key, parse=int)
+        first = ("-inf", "+inf", "WITHSCORES", "LIMIT", 0, 1)
         firsts = [
-            group.submit(
-                "ZRANGEBYSCORE", keys.expiry, "-inf", "+inf", "WITHSCORES", "LIMIT", 0, 1, parse=_score
-            )
+            partial(group.submit, "ZRANGEBYSCORE", keys.expiry, *first, parse=_score)
             for keys, group in self._partitions
         ]
-        return self._gathered(
-            [letters, *firsts],
-            lambda: Backlog(letters.result(), min(first.result() for first in firsts)),
-        )
+        return self._gathered([letters, *firsts], lambda held: Backlog(held[0], min(held[1:])))
 
-    def _gathered(self, futures: Sequence[Future[Any]], combine: Callable[[], T]) -> Future[T]:
-        """Return a future that is done once all are, or one has failed."""
+    def _gathered(
+        self, asked: Sequence[Callable[[], Future[Any]]], combine: Callable[[list[Any]], T]
+    ) -> Future[T]:
+        """Ask; return a future that is done once all have answered, or one has failed."""
         _, group = self._dead_letters
         whole: Future[T] = group.new_future()
-        missing = set(futures)
+        futures: list[Future[Any]] = []
         lock = threading.Lock()
+        missing = len(asked)
 
         def note(future: Future[Any]) -> None:
+            nonlocal missing
             with lock:
-                missing.remove(future)
+                missing -= 1
                 error = future.exception()
                 if whole.done():
                     return
                 if error is not None:
                     whole.set_exception(error)
                 elif not missing:
-                    whole.set_result(combine())
+                    whole.set_result(combine([each.result() for each in futures]))
 
-        for future in futures:
-            future.add_done_callback(note)
+        try:
+            futures.extend(ask() for ask in asked)
+        finally:  # also of those that were asked before one that is refused, somebody has to hear
+            for future in futures:
+                future.add_done_callback(note)
         return whole
 
     def close(self) -> None:

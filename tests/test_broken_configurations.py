@@ -36,7 +36,7 @@ def _nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In an empty directory, and never with a server of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(log, "configure", lambda _: None)
-    monkeypatch.setattr(server, "Server", lambda *_, **__: pytest.fail("it starts with these settings"))
+    monkeypatch.setattr(server, "OneProcess", lambda *_, **__: pytest.fail("it starts with these settings"))
 
 
 def said_by(command: str, environment: Environment) -> str:

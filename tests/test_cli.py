@@ -137,7 +137,7 @@ def test_an_unknown_command_is_an_error_of_usage() -> None:
 def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """`serve` in this process gets as far as its settings let it, and no further."""
     monkeypatch.setattr(log, "configure", lambda _: None)
-    monkeypatch.setattr(server, "Server", lambda *_, **__: pytest.fail("it starts with these settings"))
+    monkeypatch.setattr(server, "OneProcess", lambda *_, **__: pytest.fail("it starts with these settings"))
 
 
 def serve(**settings: str) -> Result:
