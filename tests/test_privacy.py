@@ -360,10 +360,11 @@ def test_each_line_of_the_log_is_one_that_the_service_wrote(story: Story) -> Non
         "delivery": common
         | {"outcome", "reason", "type", "message_id", "session_id", "user_id", "duration_ms"},
         "redis_failed": common | {"error", "detail", "commands"},
+        "listening": common | {"host", "port"},
     }
     assert [line for line in said if set(line) != keys.get(line["event"], common)] == []
     assert {line["logger"] for line in said} <= {
-        *("service.app", "service.group_commit", "uvicorn.error", "asyncio"),
+        *("service.app", "service.group_commit", "service.server", "uvicorn.error", "asyncio"),
     }
     assert sum(line["event"] == "delivery" for line in said) == deliveries_counted(story)
 
