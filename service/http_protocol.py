@@ -176,5 +176,6 @@ _NO_HTTP: Final = _bad_request()
 
 def _without_upgrade(data: bytes) -> bytes:
     """The parser would take what follows the head for another protocol, and lose a body."""
-    head, end, body = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"", head) + end + body if b"\r\nupgrade:" in head.lower() else data
+    end = data.find(b"\r\n\r\n") + 2
+    head = data[: end if end > 1 else None]
+    return _UPGRADE.sub(b"", head) + data[len(head) :] if b"\r\nupgrade:" in head.lower() else data
