@@ -34,8 +34,10 @@ DRAINED_BYTES: Final = 8 * 1_048_576
 """Read and dropped of a body too large, so that its sender reads the answer before the connection ends."""
 HELD_BYTES: Final = 64 * 1_048_576
 """Held of all bodies together, since everyone can send one: the smallest dynos have 512 MB."""
-LARGE_BYTES: Final = 16 * 1024
-"""A larger body may take long to read: the loop leaves it to a thread. What is over this counts as held."""
+SMALL_BYTES: Final = 16 * 1024
+"""What a body has over this counts as held."""
+LARGE_BYTES: Final = 64 * 1024
+"""A larger body may take long to read: the loop leaves it to a thread."""
 
 
 class Application:
@@ -177,7 +179,7 @@ class Application:
 
     def _hold(self, body: Body) -> bool:
         """Count what a body holds of the memory for all; small ones are free, so that they always pass."""
-        held = max(0, body.size - LARGE_BYTES)
+        held = max(0, body.size - SMALL_BYTES)
         if self._held + held - body.held > self._held_at_most:
             return False
         self._held += held - body.held

@@ -239,7 +239,7 @@ def test_nothing_of_a_refused_request_keeps_its_connection_or_its_body(app: Appl
 def test_large_bodies_together_have_a_bound_and_small_ones_pass(
     app: Application, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asgi, "LARGE_BYTES", 10)
+    monkeypatch.setattr(asgi, "SMALL_BYTES", 10)
     app._held_at_most = 140
 
     async def four() -> list[Client]:
