@@ -32,6 +32,7 @@ soak: .venv/.installed
 	@exec .venv/bin/python -m pytest -n 0 -s tests/soak.py $(ARGS)
 
 # ARGS="--rounds 1 --body-bytes 500-20000" and more: make bench ARGS=--help
+# ARGS="--against REV" measures the work tree beside the build at that git revision, in place of the contenders.
 bench: .bench/.installed .bench/.node
 	@exec .bench/bin/python -m benchmarks.compare $(ARGS)
 

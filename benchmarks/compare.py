@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from benchmarks import deliveries, measure, processes, report
+from benchmarks import builds, deliveries, measure, processes, report
 from benchmarks.measure import Round, Store
 from benchmarks.processes import ROOT, VoidError
 from service import simulator
@@ -25,9 +25,9 @@ class Contender:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def _procfile() -> tuple[str, ...]:
+def _procfile(root: Path = ROOT) -> tuple[str, ...]:
     """What the platform runs."""
-    commands = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
+    commands = dict(line.split(": ", 1) for line in (root / "Procfile").read_text().splitlines())
     return tuple(shlex.split(commands["web"]))
 
 
@@ -69,12 +69,20 @@ at_most: Final = click.option(
 @click.option("--rounds", default=3, show_default=True)
 @click.option(
     "--seconds",
-    type=click.IntRange(1, 120),
+    type=click.IntRange(1, 60),  # a signature is good for five minutes, for all measurements
     default=5,
     show_default=True,
     help="Of each measurement, per contender and round.",
 )
-@click.option("--rate", default=500, show_default=True, help="Deliveries per second where it is fixed.")
+@click.option(
+    "--rate",
+    "rates",
+    type=click.IntRange(10),
+    multiple=True,
+    default=(500, 50),
+    show_default=True,
+    help="Deliveries per second where it is fixed; several times for several.",
+)
 @click.option("--connections", default=measure.CONNECTIONS, show_default=True, help="Of wrk, at saturation.")
 @click.option(
     "--body-bytes",
@@ -85,22 +93,32 @@ at_most: Final = click.option(
 )
 @click.option("--only", multiple=True, help="Contenders whose name contains this; several times for several.")
 @at_most
+@click.option(
+    "--against",
+    metavar="REV",
+    help="In place of the other contenders: the build at this git revision, with what it pins. "
+    "The work tree's is measured twice, by its fast lane and through Flask. Nothing is written.",
+)
 @click.option("--write/--no-write", default=True, help="Into docs/benchmarks.md, that is.")
 def main(
     rounds: int,
     seconds: int,
-    rate: int,
+    rates: Sequence[int],
     connections: int,
     body_bytes: range,
     only: Sequence[str],
     at_most: int,
+    against: str | None,
     write: bool,
 ) -> None:
     """Measure this service and its contenders, in interleaved rounds."""
-    contenders = [each for each in available() if not only or any(part in each.name for part in only)]
     measure.find_wrk()
+    builds_compared = builds_against(against) if against else []
+    contenders = [
+        each for each in builds_compared or available() if not only or any(part in each.name for part in only)
+    ]
     surroundings = report.Surroundings()
-    figures: dict[str, list[Round]] = {contender.name: [] for contender in contenders}
+    by_round: dict[str, dict[int, Round]] = {contender.name: {} for contender in contenders}
     void: list[str] = []
     secret = simulator.new_secret()
     with processes.scratch() as folder, measure.store() as store:
@@ -109,22 +127,27 @@ def main(
             for contender in contenders[first:] + contenders[:first]:
                 # The same for all of a round, but signed anew: a signature is good for five minutes.
                 path = folder / "deliveries"
-                deliveries.prepare(path, secret, max(at_most, rate) * seconds, body_bytes, seed=number)
-                said = f"round {number + 1}: {contender.name:22} "
+                deliveries.prepare(path, secret, max(at_most, *rates) * seconds, body_bytes, seed=number)
+                said = f"round {number + 1}: {contender.name:25} "
                 try:
-                    measured = _measure(contender, path, store, secret, seconds, rate, connections)
+                    measured = _measure(contender, path, store, secret, seconds, rates, connections)
                 except VoidError as error:
                     void.append(f"{said}void: {error.message}")
                     click.echo(void[-1], err=True)
                 else:
-                    figures[contender.name].append(measured)
+                    by_round[contender.name][number] = measured
                     click.echo(said + report.in_one_line(measured), err=True)
         redis_version = store.version()
-    figures = {name: of for name, of in figures.items() if of}
+    by_round = {name: of for name, of in by_round.items() if of}
+    figures = {name: list(of.values()) for name, of in by_round.items()}
     if not figures:
         raise click.ClickException("every figure is void")
     described = [*(f"- {each}" for each in void), "", *surroundings.lines("make bench", redis_version)]
-    shown = [*report.table(figures, rate), "", report.summary(figures)]
+    if builds_compared:
+        compared = report.against(by_round, builds_compared[-1].name)
+        click.echo("\n".join([*compared, "", *report.table(figures), *described]))
+        return
+    shown = [*report.table(figures), "", report.summary(figures)]
     drawn = [*report.bars(report.CPU, figures), "", *report.bars(report.THROUGHPUT, figures)]
     click.echo("\n".join([*shown, "", *drawn, "", *described]))
     if write:
@@ -144,8 +167,31 @@ def available() -> list[Contender]:
     return [each for each in CONTENDERS if each.command[0] != "node"]
 
 
+def builds_against(revision: str) -> list[Contender]:
+    """Return the work tree's build, twice, and that of a revision."""
+    folder = builds.install(revision)
+    program, *arguments = _procfile(folder / "tree")
+    return [
+        *(
+            Contender(f"this build, {way}", THIS.command, {**THIS.environment, "SERVE_FAST_LANE": is_fast})
+            for way, is_fast in (("fast lane", "true"), ("through Flask", "false"))
+        ),
+        Contender(
+            folder.name[:7],
+            (str(folder / "venv" / "bin" / program), *arguments),
+            {**THIS.environment, "PYTHONPATH": str(folder / "tree")},
+        ),
+    ]
+
+
 def _measure(
-    contender: Contender, path: Path, store: Store, secret: str, seconds: int, rate: int, connections: int
+    contender: Contender,
+    path: Path,
+    store: Store,
+    secret: str,
+    seconds: int,
+    rates: Sequence[int],
+    connections: int,
 ) -> Round:
     environment = {
         "CLERK_WEBHOOK_SIGNING_SECRET": secret,
@@ -156,8 +202,11 @@ def _measure(
     with processes.running(contender.command, environment, path.parent) as server:
         measure.warm_up(server, store, path, connections)
         saturated = measure.saturate(server, store, path, seconds, connections)
-        store.empty()
-        return Round(saturated, measure.steady(server, store, path, seconds, rate))
+        steady = {}
+        for rate in rates:
+            store.empty()
+            steady[rate] = measure.steady(server, store, path, seconds, rate)
+        return Round(saturated, steady)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -87,6 +87,7 @@ class Saturated:
     core: float
     """Part of its core that the server had; other programs took the rest, or it waited for Redis and wrk."""
     memory_mb: float
+    worker_mb: float
     session_bytes: float
     """Of Redis' memory per session, the stream left out."""
 
@@ -108,7 +109,8 @@ class Steady:
 @dataclass(frozen=True)
 class Round:
     saturated: Saturated
-    steady: Steady
+    steady: Mapping[int, Steady]
+    """By its rate per second."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ def saturate(
         p99_ms=said["p99_ms"],
         core=used / said["seconds"],
         memory_mb=server.memory_bytes() / 1e6,
+        worker_mb=server.worker_bytes() / 1e6,
         session_bytes=(into.data_bytes() - bytes_before) / applied,
     )
 

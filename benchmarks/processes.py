@@ -102,9 +102,14 @@ def scratch() -> Iterator[Path]:
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process and its descendants, those that have ended included."""
-    # https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html: utime, stime, cutime, cstime
-    ticks = sum(sum(map(int, stat[11:15])) for stat in _tree(pid).values())
-    return ticks / os.sysconf("SC_CLK_TCK")
+    tree, total = _tree(pid), 0.0
+    for each, stat in tree.items():
+        with contextlib.suppress(OSError):
+            # The clock of a process (clock_getcpuclockid(3)): /proc counts in hundredths of a second.
+            total += time.clock_gettime((~each << 3) | 2)
+        # https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html: cutime, cstime
+        total += (int(stat[13]) + int(stat[14])) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def memory_bytes(pid: int) -> int:

@@ -11,7 +11,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -44,31 +44,57 @@ class Figure:
 
 CPU: Final = Figure("CPU µs per delivery, at saturation", lambda r: r.saturated.cpu_us)
 THROUGHPUT: Final = Figure("deliveries per second, at saturation", lambda r: r.saturated.per_second)
+WORKER: Final = Figure("memory of the worker (RSS), MB", lambda r: r.saturated.worker_mb, 1)
+_LATENCIES: Final = (
+    ("p50 ms", "p50_ms"),
+    ("p99 ms", "p99_ms"),
+    ("p50 ms to the subscriber", "receipt_p50_ms"),
+    ("p99 ms to the subscriber", "receipt_p99_ms"),
+)
 
 
-def figures(rate: int) -> tuple[Figure, ...]:
+def _steady(name: str, attribute: str, rate: int, digits: int = 0) -> Figure:
+    return Figure(f"{name}, at {rate}/s", lambda r: getattr(r.steady[rate], attribute), digits)
+
+
+def figures(rates: Iterable[int]) -> tuple[Figure, ...]:
     return (
         CPU,
-        Figure(f"CPU µs per delivery, at {rate}/s", lambda r: r.steady.cpu_us),
+        *(_steady("CPU µs per delivery", "cpu_us", rate) for rate in rates),
         THROUGHPUT,
         Figure("the server's part of its core then, %", lambda r: r.saturated.core * 100),
         Figure("p50 ms, at saturation", lambda r: r.saturated.p50_ms, 1),
         Figure("p99 ms, at saturation", lambda r: r.saturated.p99_ms, 1),
-        Figure(f"p50 ms, at {rate}/s", lambda r: r.steady.p50_ms, 2),
-        Figure(f"p99 ms, at {rate}/s", lambda r: r.steady.p99_ms, 2),
-        Figure(f"p50 ms to the subscriber, at {rate}/s", lambda r: r.steady.receipt_p50_ms, 2),
-        Figure(f"p99 ms to the subscriber, at {rate}/s", lambda r: r.steady.receipt_p99_ms, 2),
+        *(_steady(*latency, rate, 2) for rate in rates for latency in _LATENCIES),
         Figure("memory of all its processes, MB", lambda r: r.saturated.memory_mb),
+        WORKER,
         Figure("Redis: CPU µs per delivery, at saturation", lambda r: r.saturated.redis_cpu_us),
         Figure("Redis: bytes per session", lambda r: r.saturated.session_bytes),
     )
 
 
-def table(rounds: Mapping[str, Sequence[Round]], rate: int) -> Iterator[str]:
+def against(rounds: Mapping[str, Mapping[int, Round]], base: str) -> Iterator[str]:
+    """What differs between builds; each round is compared with the same of `base`: noise comes and goes."""
+    rates = next(iter(next(iter(rounds.values())).values())).steady
+    shown = [figure for figure in figures(rates) if figure.name.startswith("CPU") or figure is WORKER]
+    yield f"| median; median of its ratios to {base} (round by round) | {' | '.join(f.name for f in shown)} |"
+    yield f"| --- | {' | '.join('---:' for _ in shown)} |"
+    for name, of in rounds.items():
+        pairs = [] if name == base else [(of[n], rounds[base][n]) for n in of if n in rounds.get(base, ())]
+        cells = []
+        for figure in shown:
+            cells.append(figure.text(figure.median(list(of.values()))))
+            if ratios := [figure.of(this) / figure.of(other) for this, other in pairs]:
+                each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+                cells[-1] += f"; {statistics.median(ratios):.2f}× ({each})"
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def table(rounds: Mapping[str, Sequence[Round]]) -> Iterator[str]:
     """Medians, and how many times this service's that is."""
     yield f"| median of {max(map(len, rounds.values()))} rounds | {' | '.join(rounds)} |"
     yield f"| --- | {' | '.join('---:' for _ in rounds)} |"
-    for figure in figures(rate):
+    for figure in figures(next(iter(rounds.values()))[0].steady):
         yield f"| {figure.name} | {' | '.join(_cells(figure, rounds))} |"
         if figure is CPU:
             spread = (", ".join(figure.text(figure.of(each)) for each in of) for of in rounds.values())
@@ -188,12 +214,15 @@ def growth_chart(grown: Sequence[Growth], samples: Sequence[tuple[int, float]], 
 
 
 def in_one_line(measured: Round) -> str:
-    full, steady = measured.saturated, measured.steady
+    full = measured.saturated
     return (
         f"{full.cpu_us:4.0f} µs CPU, {full.per_second:5.0f}/s with {full.core:.0%} of its core, "
-        f"p99 {full.p99_ms:.0f} ms; at the fixed rate {steady.cpu_us:4.0f} µs CPU, "
+        f"p99 {full.p99_ms:.0f} ms, {full.worker_mb:.1f} MB"
+    ) + "".join(
+        f"; at {rate}/s {steady.cpu_us:4.0f} µs CPU, "
         f"p99 {steady.p99_ms:.2f} ms, to the subscriber {steady.receipt_p99_ms:.2f} ms "
         f"(the sender was late by {steady.late_p99_ms:.2f} ms)"
+        for rate, steady in measured.steady.items()
     )
 
 

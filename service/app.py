@@ -1,116 +1,229 @@
-"""The Flask application: routes and answers. A webhook comes in here; follow it into `ingest`."""
+"""`create_app()`: an ordinary Flask application. A webhook comes in here; follow it into `webhook`.
 
-import time
-from typing import TYPE_CHECKING
+Everything that Flask documents works on it: hooks, error handlers, signals, blueprints, extensions, middleware.
+It is tuned by what Flask documents as replaceable, and by nothing else.
+"""
 
-import structlog
-from flask import Flask, Request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
-from werkzeug.routing import RequestRedirect
-from werkzeug.wsgi import get_content_length
+import re
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
-from service import answers, metrics
-from service.answers import Answer, Pending
+from flask import Flask, Request, Response, request
+from flask.sessions import NullSession, SecureCookieSessionInterface
+from flask.typing import ResponseReturnValue
+from werkzeug.datastructures import Headers
+from werkzeug.exceptions import (
+    HTTPException,
+    InternalServerError,
+    MethodNotAllowed,
+    NotFound,
+    RequestEntityTooLarge,
+    SecurityError,
+)
+from werkzeug.routing import MapAdapter
+
+from service import log, metrics, replies, waiting
+from service.access_log import AccessLog
 from service.config import Settings, load
-from service.contract import Outcome
+from service.environ import KEYS
 from service.errors import (
     BadRequestError,
     BodyTooLargeError,
+    LengthRequiredError,
     MethodNotAllowedError,
     NotFoundError,
     RelayError,
-    UnsupportedEncodingError,
 )
+from service.fast_lane import FastLane
 from service.health import create_health
-from service.ingest import Ingest, Trace
-from service.journal import Journal
-from service.light_flask import LightFlask
-from service.log import configure as configure_logs
-from service.signature import HEADERS, Verifier
+from service.replies import Reply
 from service.store import SessionStore
+from service.webhook import WEBHOOK_PATH, Webhook
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-log = structlog.get_logger(__name__)
+_HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
+"""What a Host header looks like."""
 
 
-def create_app(settings: Settings | None = None, store: SessionStore | None = None) -> Flask:
-    """Return the WSGI application; without arguments, as the environment says.
+class RelayRequest(Request):
+    """A request whose body, if it is a delivery, goes to the view alone.
 
-    Raises ConfigurationError.
+    `request.get_data()`, `get_json()` and `form` are empty on the webhook's path. So what a hook or a tracer reads
+    neither takes the body away from the view, nor carries an end user's data off. `request.stream` has it.
+    """
+
+    def get_data(self, cache: bool = True, as_text: bool = False, parse_form_data: bool = False) -> Any:
+        if self.path == WEBHOOK_PATH:
+            return "" if as_text else b""
+        return super().get_data(cache, as_text, parse_form_data)
+
+    @property
+    def want_form_data_parsed(self) -> bool:
+        return self.path != WEBHOOK_PATH and super().want_form_data_parsed
+
+
+class RelaySessionInterface(SecureCookieSessionInterface):
+    """Flask's sessions; without a SECRET_KEY, the one empty session that nobody can write to."""
+
+    _null_session: Final = NullSession()
+
+    def open_session(self, app: Flask, request: Request) -> Any:
+        return super().open_session(app, request) if app.secret_key else self._null_session
+
+
+class RelayFlask(Flask):
+    """Flask, and what `serve` needs to know of the relay.
+
+    Attributes:
+        settings: what it was made with.
+        store: where state is kept.
+        access_log: what became of deliveries.
+        fast_lane: takes deliveries without Flask's contexts, where nothing could tell the difference.
+    """
+
+    request_class = RelayRequest
+    session_interface = RelaySessionInterface()
+
+    def __init__(self, settings: Settings, store: SessionStore) -> None:
+        super().__init__("service.app", static_folder=None)
+        self.settings = settings
+        self.store = store
+        self.access_log = AccessLog()
+        webhook = Webhook(settings, store, self.access_log)
+
+        self.url_map.merge_slashes = False  # a redirect is a failure to the sender, so there is none
+        self.register_blueprint(create_health(store, settings.metrics_token.get_secret_value()))
+        self.register_error_handler(RelayError, lambda error: respond(replies.of(error)))
+        self.register_error_handler(HTTPException, _http_exception)
+
+        @self.post(WEBHOOK_PATH, provide_automatic_options=False)
+        def receive_delivery() -> Response:
+            environ = request.environ
+            return respond(replies.of(webhook.receive(EnvironHeaders(environ), _Body(environ))))
+
+        self.fast_lane = FastLane(self, webhook, is_on=settings.serve_fast_lane)
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Bind the routes to a request. An odd Host is no reason to refuse a delivery, unless settings say so."""
+        picky = self.config["TRUSTED_HOSTS"] or self.config["SERVER_NAME"] or self.url_map.host_matching
+        if request is None or picky:
+            return super().create_url_adapter(request)
+        if request.environ["PATH_INFO"].startswith("//"):
+            raise NotFound  # werkzeug would drop leading slashes
+        try:
+            host = request.host
+        except SecurityError:
+            host = ""
+        return MapAdapter(
+            self.url_map,
+            server_name=host if _HOST.fullmatch(host) else "localhost",
+            script_name=request.root_path + "/",
+            subdomain="",
+            url_scheme=request.scheme,
+            path_info=request.path,
+            default_method=request.method,
+            query_args=request.environ.get("QUERY_STRING"),
+        )
+
+    def async_to_sync(self, func: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+        """Run an `async def` view on the server's own event loop, where there is one."""
+        otherwise = super().async_to_sync(func)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if waiting.is_on_loop():
+                return waiting.await_only(func(*args, **kwargs))
+            return otherwise(*args, **kwargs)
+
+        return call
+
+    def log_exception(self, exc_info: Any) -> None:
+        """Log a defect; nothing of the request."""
+        self.logger.error("request_failed", exc_info=exc_info)
+
+
+def create_app(settings: Settings | None = None, store: SessionStore | None = None) -> RelayFlask:
+    """Return the WSGI application, to which hooks, routes, extensions and middleware can be added.
+
+    Args:
+        settings: read from the environment, if left out. Logs are configured as they say; but if they are left
+            out, not in a process that configured its logs itself.
+        store: where state is kept; built from the settings if left out.
+
+    Raises:
+        ConfigurationError: A setting is missing or wrong.
     """
     if settings is None:
         settings = load(Settings)
-        configure_logs(settings)
+        log.configure_unless_done(settings)
+    else:
+        log.configure(settings)
     store = store or SessionStore(settings)
-    store.report_to(metrics.observe_round_trip, metrics.count_redis_error)
-    verifier = Verifier(settings.secrets)
-    ingest = Ingest(store, publish_http_request=settings.publish_http_request)
-    journal = Journal()
+    store.set_metrics_hooks(metrics.observe_round_trip, metrics.count_redis_error)
+    return RelayFlask(settings, store)
 
-    app = LightFlask(__name__, on_error=lambda error: answers.problem(_problem(error)))
-    app.extensions["session_store"] = store
-    app.extensions["journal"] = journal
-    app.register_blueprint(create_health(store, settings.metrics_token.get_secret_value()))
 
-    @app.post("/webhooks/clerk", provide_automatic_options=False)
-    def receive(environ: "WSGIEnvironment") -> Answer | Pending[Outcome]:
-        started = time.perf_counter()
-        trace = Trace()
+class RelayResponse(Response):
+    """A response with all of its headers, so that werkzeug does not work them out."""
 
-        def answer(result: Outcome | RelayError) -> Answer:
-            journal.note(trace, started, result)
-            if isinstance(result, RelayError):
-                return answers.problem(result)
-            return answers.json(result.body(), result.status)
+    def get_wsgi_headers(self, environ: Any) -> Headers:  # noqa: ARG002  # werkzeug's signature
+        return self.headers
 
+
+def respond(reply: Reply) -> Response:
+    """Return Flask's response for a reply."""
+    headers = {"Content-Type": reply.content_type, "Content-Length": str(len(reply.body)), **reply.headers}
+    return RelayResponse(reply.body, reply.status, headers)
+
+
+class EnvironHeaders:
+    """The headers of a request, out of its WSGI environ."""
+
+    def __init__(self, environ: "WSGIEnvironment") -> None:
+        self._environ = environ
+
+    def get(self, name: str, /) -> str | None:
+        """Return a header by its name in lower case."""
+        value: str | None = self._environ.get(KEYS[name])
+        return value
+
+
+class _Body:
+    """A request's body; what is wrong with it is said in errors of our own."""
+
+    def __init__(self, environ: "WSGIEnvironment") -> None:
+        self._environ = environ
+
+    def read(self, size: int, /) -> bytes:
+        environ = self._environ
+        is_terminated = environ.get("wsgi.input_terminated")
+        if "HTTP_TRANSFER_ENCODING" in environ and not is_terminated:
+            raise LengthRequiredError("This server does not read chunked bodies: send a Content-Length.")
         try:
-            body = _read_body(environ, settings.max_body_bytes)
-            delivery = verifier.verify({name: environ.get(key) for name, key in _SIGNATURE_KEYS}, body)
-            trace.message_id = delivery.id
-            return Pending(ingest(delivery, trace), answer, answers.ANSWER_SECONDS)
-        except Exception as error:  # noqa: BLE001  # what goes wrong here is a delivery's outcome, too
-            return answer(_problem(error))
-
-    return app
-
-
-_SIGNATURE_KEYS = [(name, f"HTTP_{name.upper().replace('-', '_')}") for name in HEADERS]
+            if is_terminated and request.max_content_length is None:
+                return environ["wsgi.input"].read(size)  # type: ignore[no-any-return]
+            return request.stream.read(size)
+        except RequestEntityTooLarge:
+            raise BodyTooLargeError("The body is larger than MAX_CONTENT_LENGTH.") from None
+        except (HTTPException, OSError):
+            raise BadRequestError("The body is cut short, or its chunks are malformed.") from None
 
 
-def _read_body(environ: "WSGIEnvironment", at_most: int) -> bytes:
-    """Return the raw bytes, whatever the content type says.
-
-    Not werkzeug's MAX_CONTENT_LENGTH: it cuts a chunked body without a word.
-    """
-    encodings = environ.get("HTTP_CONTENT_ENCODING", "").lower().split(",")
-    if {encoding.strip(" \t") for encoding in encodings} - {"", "identity"}:
-        raise UnsupportedEncodingError("Send the body as it is, without a Content-Encoding.")
-    if environ.get("HTTP_TRANSFER_ENCODING", "chunked").strip().lower() != "chunked":
-        raise UnsupportedEncodingError("Send the body as it is, or chunked.")
-    too_large = BodyTooLargeError(f"The body is larger than {at_most} bytes.")
-    if (get_content_length(environ) or 0) > at_most:
-        raise too_large
-    # A server that ends the stream itself needs none of werkzeug's care for it.
-    stream = environ["wsgi.input"] if environ.get("wsgi.input_terminated") else Request(environ).stream
-    body: bytes = stream.read(at_most + 1)
-    while len(body) <= at_most and (chunk := stream.read(at_most + 1 - len(body))):
-        body += chunk
-    if len(body) > at_most:
-        raise too_large
-    return body
-
-
-def _problem(error: Exception) -> RelayError:
+def _http_exception(error: HTTPException) -> ResponseReturnValue:
+    """Answer for what Flask, werkzeug or `abort` raise, with problem details."""
     match error:
-        case RelayError():
-            return error
-        case NotFound() | RequestRedirect():
-            return NotFoundError("Webhooks go to /webhooks/clerk.")
+        case HTTPException(response=Response() as response):
+            return response
+        case NotFound():
+            known: RelayError = NotFoundError("Webhooks go to /webhooks/clerk.")
         case MethodNotAllowed():
-            return MethodNotAllowedError(error.valid_methods or ())
-        case HTTPException():
-            return BadRequestError(error.name)
-    log.error("request_failed", exc_info=error)
-    return RelayError("This is a defect of the service; its log says more.")
+            known = MethodNotAllowedError(error.valid_methods or ())
+        case RequestEntityTooLarge():
+            known = BodyTooLargeError("The body is larger than MAX_CONTENT_LENGTH.")
+        case InternalServerError():
+            known = RelayError()
+        case _:
+            headers = {name: value for name, value in error.get_headers() if name.lower() != "content-type"}
+            return respond(replies.of_http_status(error.code or 500, error.description, headers))
+    return respond(replies.of(known))

@@ -1,58 +1,75 @@
-"""The thin asynchronous layer in front of the Flask application.
+"""The bridge from ASGI to the Flask application.
 
-It holds what would hold a thread: a client that takes its time with the body, and Redis that takes its
-time with the reply. Flask itself runs on the event loop: between the two waits there is only computing, and
-little of it, but for large bodies.
-Any number of slow clients, and a Redis that hangs, leave the loop free to answer everyone else.
+It holds what would hold a thread: a client that takes its time with the body, and Redis that takes its time with
+the reply. Flask runs in a greenlet on the event loop (see `waiting`): its view blocks, the loop does not. So any
+number of slow clients, and a Redis that hangs, leave the loop free to answer everyone else.
+
+The body is received whole before Flask is called; a response is sent as it is produced.
 """
 
 import asyncio
-import contextlib
 import gc
+import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from service.answers import ANSWER_SECONDS, Pending, problem
-from service.deadlines import Deadlines
-from service.environ import Body, Message, ResponseStart
-from service.environ import build as build_environ
-from service.errors import BadRequestError, RequestTimeoutError, StoreUnavailableError
+import structlog
+
+from service import metrics
+from service.environ import Body, Message, build, headers_of, path_of
+from service.errors import (
+    BadRequestError,
+    BodyTooLargeError,
+    RelayError,
+    RequestTimeoutError,
+    StoreUnavailableError,
+)
+from service.replies import ANSWER_SECONDS, Reply
+from service.waiting import Greenlets, await_only
 
 if TYPE_CHECKING:
-    from flask import Flask
+    from service.app import RelayFlask
 
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 BODY_SECONDS: Final = 3.0
-"""For a request's body; what is left of ANSWER_SECONDS is for reading it, and for Redis."""
+"""Seconds for a request's body; what is left of ANSWER_SECONDS is for reading it, and for Redis."""
 DRAINED_BYTES: Final = 8 * 1_048_576
-"""Read and dropped of a body too large, so that its sender reads the answer before the connection ends."""
-HELD_BYTES: Final = 64 * 1_048_576
-"""Held of all bodies together, since everyone can send one: the smallest dynos have 512 MB."""
+"""Bytes read and dropped of a body too large, so that its sender reads the response before the connection ends."""
+BUFFERED_BYTES: Final = 64 * 1_048_576
+"""Bytes that all bodies together may take, since everyone can send one: the smallest dynos have 512 MB."""
 SMALL_BYTES: Final = 16 * 1024
-"""What a body has over this counts as held."""
-LARGE_BYTES: Final = 64 * 1024
-"""A larger body may take long to read: the loop leaves it to a thread."""
+"""Bytes of each body that do not count for that, so that small ones always pass."""
+
+log = structlog.get_logger(__name__)
 
 
-class Application:
-    """An ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html) out of the Flask one."""
+class FlaskBridge:
+    """An ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html) around the Flask one."""
 
-    def __init__(self, app: "Flask", max_body_bytes: int) -> None:
+    def __init__(self, app: "RelayFlask") -> None:
+        """
+        Args:
+            app: what `create_app()` returned, with whatever was added to it.
+        """
         self._app = app
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes = app.settings.max_body_bytes
+        self._loop: Any = None
+        self._greenlets: Any = None
         self._under_way = 0
-        self._held = 0
-        self._deadlines = Deadlines()
-        self._held_at_most = max(HELD_BYTES, 2 * max_body_bytes)
-        self._large = ThreadPoolExecutor(max_workers=2, thread_name_prefix="large-body")
+        self._buffered = 0
+        self._buffered_at_most = max(BUFFERED_BYTES, 2 * self._max_body_bytes)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one connection of the server's, as ASGI has it."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()  # not at each request: it asks the system for its process's id
+            self._greenlets = Greenlets(self._loop)
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
@@ -63,84 +80,101 @@ class Application:
                 self._under_way -= 1
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        store, journal = self._app.extensions["session_store"], self._app.extensions["journal"]
+        store, access_log = self._app.store, self._app.access_log
         await receive()
-        loop = asyncio.get_running_loop()
-        store.work_on(loop)
+        loop = self._loop
+        store.bind_loop(loop)
 
-        def soon(write: Callable[[], None]) -> None:
-            """Write before the answer, if that is the only one; else once those at hand are answered."""
+        def schedule(write: Callable[[], None]) -> None:
+            """Write before the response, if that is the only one; else once those at hand are sent."""
             if self._under_way > 1:
                 loop.call_soon_threadsafe(write)
             else:
                 write()
 
-        journal.soon = soon
-        connected = store.probe()  # now, not with the first delivery; Redis may also be away
-        connected.add_done_callback(lambda probe: probe.cancelled() or probe.exception())
+        access_log.schedule = schedule
+        # Connect now, not with the first delivery; Redis may also be away.
+        connecting = asyncio.create_task(self._connect())
+        closed_by = self._app.fast_lane.closed_by()
+        log.info(
+            "listening",
+            host=self._app.settings.host,
+            port=self._app.settings.port,
+            fast_lane=not closed_by,
+            fast_lane_closed_by=closed_by or None,
+        )
+        metrics.set_fast_lane(not closed_by)
+        metrics.mark_worker_started()
         _rarely_collect_garbage()
+        _stop_with_main_process(loop)
         await send({"type": "lifespan.startup.complete"})
-        watch = asyncio.create_task(_end_with_main_process())
         await receive()
-        watch.cancel()
+        connecting.cancel()
         await asyncio.to_thread(store.close)
-        journal.write()
+        access_log.write()
         await send({"type": "lifespan.shutdown.complete"})
 
+    async def _connect(self) -> None:
+        with suppress(RelayError):
+            await self._greenlets.run(self._loop.time() + ANSWER_SECONDS, self._app.store.probe)
+
     async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
+        begun = self._loop.time()
         body = Body()
-        pending: list[Pending[Any]] = []
-        is_given_up = False
-
-        def defer(answer: Pending[Any]) -> None:
-            pending.append(answer)
-            if is_given_up:  # nobody hears it any more, but it is counted, and in the log
-                loop.call_soon_threadsafe(answer.future.add_done_callback, lambda _: answer.settled())
-
-        response = ResponseStart()
+        path, headers = path_of(scope), headers_of(scope)
         try:
             await self._read_body(receive, body, begun + BODY_SECONDS)
-            environ = build_environ(scope, body, defer)
-            if body.is_whole and body.size <= LARGE_BYTES:
-                chunks = self._app(environ, response.start)
+            deadline = begun + ANSWER_SECONDS
+            if self._app.fast_lane.takes(scope["method"], path.decode("latin-1")):
+                reply = await self._greenlets.run(deadline, self._app.fast_lane.receive, headers, body)
+                await _send_reply(send, reply)
             else:
-                call = self._call(environ, response, body, begun + ANSWER_SECONDS)
-                # In a task, no frame of Flask's has `receive` above it: its errors keep their frames until
-                # they are collected, and the server keeps a connection with half a body while someone has
-                # `receive`.
-                chunks = await (call if body.is_whole else asyncio.create_task(call))
-        except TimeoutError:
-            is_given_up = True
-            response = ResponseStart()  # the thread may still use the other one
-            busy = StoreUnavailableError("Too many large bodies wait to be read.")
-            chunks = problem(busy)(environ, response.start)
-        else:
-            body.close()  # its memory is free now, whoever still has it
+                environ = build(scope, path, headers, body)
+                sender = _Sender(send)
+                try:
+                    await self._greenlets.run(deadline, self._call_flask, environ, sender)
+                finally:
+                    sender.send = None
         finally:
-            self._held -= body.held
-        for answer in pending:
-            if not answer.future.done():
-                await self._wait(answer.future, min(loop.time() + answer.timeout, begun + ANSWER_SECONDS))
-            chunks = answer.settled()(environ, response.start)
-        await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
-        await send({"type": "http.response.body", "body": b"".join(chunks)})
+            self._buffered -= body.buffered
+            body.close()  # its memory is free now, whoever still has it
 
-    async def _call(
-        self, environ: dict[str, Any], response: ResponseStart, body: Body, deadline: float
-    ) -> Iterable[bytes]:
-        if body.size <= LARGE_BYTES or environ["REQUEST_METHOD"] != "POST":  # others don't read it
-            return self._app(environ, response.start)
-        async with asyncio.timeout_at(deadline):
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._large, self._app, environ, response.start)
+    def _call_flask(self, environ: dict[str, Any], sender: "_Sender") -> None:
+        """Call the WSGI application, in a greenlet, and send what it returns as it comes."""
+        start: Message = {"type": "http.response.start"}
+        sender.start = start
+        written: list[bytes] = []
+
+        def start_response(
+            status: str, headers: list[tuple[str, str]], _: Any = None
+        ) -> Callable[[bytes], object]:
+            start["status"] = int(status.partition(" ")[0])
+            start["headers"] = [
+                (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers
+            ]
+            return written.append
+
+        chunks = self._app(environ, start_response)
+        try:
+            rest = itertools.chain(written, chunks)
+            first = next(rest, b"")  # from here on, `start` is known
+            length = dict(start["headers"]).get(b"content-length")
+            missing = int(length) if length and environ["REQUEST_METHOD"] != "HEAD" else None
+            for chunk in itertools.chain((first,), rest):
+                if missing is not None and (missing := missing - len(chunk)) <= 0:
+                    sender.write(chunk, more=False)
+                    return
+                sender.write(chunk, more=True)
+            sender.write(b"", more=False)
+        finally:
+            if hasattr(chunks, "close"):
+                chunks.close()
 
     async def _read_body(self, receive: Receive, body: Body, deadline: float) -> None:
         """Fill in the body; of one that is too large, a part that is too large as well."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101  # a server calls this in one
-        too_late = self._deadlines.start(deadline, task.cancel)
+        timer = self._loop.call_at(deadline, task.cancel)
         more = True
         try:
             while more and body.size <= self._max_body_bytes + DRAINED_BYTES:
@@ -152,39 +186,58 @@ class Application:
                 chunk = message.get("body", b"")
                 body.size += len(chunk)
                 if body.tell() <= self._max_body_bytes:
-                    if not self._hold(body):
+                    if not self._buffer(body):
                         body.fault = StoreUnavailableError("Too many large bodies arrive at once.")
                         break
                     body.write(chunk)
                 more = message.get("more_body", False)
-                body.is_whole = not more
         except asyncio.CancelledError:
-            if not self._deadlines.is_over(too_late):
+            if self._loop.time() < deadline or task.uncancel() > 0:
                 raise
-            task.uncancel()
-            if body.size <= self._max_body_bytes:
-                body.fault = RequestTimeoutError("The body did not arrive in time.")
+            body.fault = RequestTimeoutError("The body did not arrive in time.")
         finally:
-            self._deadlines.stop(too_late)
+            timer.cancel()
+        if body.size > self._max_body_bytes:
+            body.fault = BodyTooLargeError(f"The body is larger than {self._max_body_bytes} bytes.")
         body.seek(0)
 
-    async def _wait(self, future: Any, deadline: float) -> None:
-        """Wait for a future, of this loop or of another thread, until the loop's clock shows the deadline."""
-        if not asyncio.isfuture(future):
-            future = asyncio.wrap_future(future)
-        too_late = self._deadlines.start(deadline, future.cancel)
-        with contextlib.suppress(asyncio.CancelledError, Exception):  # whoever answers looks what it has
-            await future
-        self._deadlines.stop(too_late)
-
-    def _hold(self, body: Body) -> bool:
-        """Count what a body holds of the memory for all; small ones are free, so that they always pass."""
-        held = max(0, body.size - SMALL_BYTES)
-        if self._held + held - body.held > self._held_at_most:
+    def _buffer(self, body: Body) -> bool:
+        """Count what a body takes of the memory for all."""
+        buffered = max(0, body.size - SMALL_BYTES)
+        if self._buffered + buffered - body.buffered > self._buffered_at_most:
             return False
-        self._held += held - body.held
-        body.held = held
+        self._buffered += buffered - body.buffered
+        body.buffered = buffered
         return True
+
+
+class _Sender:
+    """Sends a response from a greenlet.
+
+    Errors keep Flask's frames, and the frames above them, until they are collected. This is all they keep of the
+    connection, and it lets go.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self.send: Send | None = send
+        self.start: Message | None = None
+
+    def write(self, chunk: bytes, *, more: bool) -> None:
+        await_only(self._write(chunk, more))
+
+    async def _write(self, chunk: bytes, more: bool) -> None:
+        assert self.send is not None  # noqa: S101  # until the response is sent
+        if self.start is not None:
+            await self.send(self.start)
+            self.start = None
+        await self.send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+
+async def _send_reply(send: Send, reply: Reply) -> None:
+    headers = {"content-type": reply.content_type, "content-length": str(len(reply.body)), **reply.headers}
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": reply.status, "headers": raw})
+    await send({"type": "http.response.body", "body": reply.body})
 
 
 def _rarely_collect_garbage() -> None:
@@ -197,11 +250,15 @@ def _rarely_collect_garbage() -> None:
     gc.set_threshold(10_000, 20, 100)
 
 
-async def _end_with_main_process() -> None:
-    """Stop this worker when the main process was killed: it would hold the port, and nobody would end it."""
+def _stop_with_main_process(loop: asyncio.AbstractEventLoop) -> None:
+    """Stop this worker when the main process dies: it would keep the port, and nobody would end it."""
     main = multiprocessing.parent_process()
     if main is None:  # this is it
         return
-    while os.getppid() == main.pid:  # noqa: ASYNC110  # nothing tells of a parent's death but this
-        await asyncio.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
+
+    def stop() -> None:
+        loop.remove_reader(main.sentinel)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    # https://docs.python.org/3/library/multiprocessing.html#multiprocessing.Process.sentinel
+    loop.add_reader(main.sentinel, stop)

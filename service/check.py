@@ -20,7 +20,6 @@ from service.signature import Delivery
 from service.store import SessionStore
 
 CLOCK_SECONDS: Final = 60
-TRIAL_SECONDS: Final = 10
 SAMPLE: Final = 100
 """Entries of each stream that are looked at, to tell whether they belong there."""
 
@@ -77,14 +76,14 @@ def _check_writing(settings: Settings) -> Finding:
     }
     store = SessionStore(trial)
     try:
-        store.probe().result(timeout=TRIAL_SECONDS)
+        store.probe()
         ingest = Ingest(store)
         for user in users.values():
             event = simulator.sample("session.pending", session_id="sess_check", user_id=user)
-            ingest(_delivery(simulator.encode(event))).result(timeout=TRIAL_SECONDS)
+            ingest(_delivery(simulator.encode(event)))
         with contextlib.suppress(DeadLettersFullError):  # as DEAD_LETTER_MAX=0 wants it
-            ingest(_delivery(b'{"type":"session.check"}')).result(timeout=TRIAL_SECONDS)
-    except (RelayError, TimeoutError) as error:
+            ingest(_delivery(b'{"type":"session.check"}'))
+    except RelayError as error:
         return Finding("error", f"Redis takes no deliveries: {explain(error.__cause__ or error)}")
     finally:
         store.close()

@@ -76,13 +76,19 @@ def main() -> None:
 
 
 @main.command()
-def serve() -> None:
+@click.option(
+    "--app",
+    "factory",
+    metavar="MODULE:FACTORY",
+    help="Serve an application of your own, which FACTORY builds on create_app().",
+)
+def serve(factory: str | None) -> None:
     """Run the service for production."""
     settings = load(Settings)
     from service import log, server
 
     log.configure(settings)
-    server.serve(settings)
+    server.serve(settings, factory or server.DEFAULT_FACTORY)
 
 
 @main.command(short_help="Run it with nothing set up, and see what subscribers get.")

@@ -219,6 +219,7 @@ class Settings(SigningSettings, StoreSettings, ListenSettings, LogSettings):
 
     max_body_bytes: int = _expect(1_048_576, "a number of bytes from 1 to 1073741824", ge=1, le=2**30)
     metrics_token: Annotated[SecretStr, AfterValidator(_check_token)] = SecretStr("")
+    serve_fast_lane: bool = _expect(True, _YES_OR_NO)
 
 
 class DevSettings(_RedisNames):

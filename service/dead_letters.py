@@ -5,7 +5,6 @@ Letters are up to MAX_BODY_BYTES large and may be a thousand: only a few at a ti
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,7 +14,7 @@ from service.config import StoreSettings
 from service.connections import connect
 from service.contract import Id, Outcome
 from service.errors import RelayError
-from service.ingest import Ingest, done
+from service.ingest import Ingest
 from service.keys import Keys
 from service.signature import Delivery
 from service.store import SessionStore
@@ -111,7 +110,7 @@ class DeadLetters:
         if letter is None:
             return Replayed(message_id, "kept", "It is no letter of the relay's.")
         try:
-            outcome = ingest(Delivery(letter.id, letter.received_at // 1000, letter.body.encode())).result()
+            outcome = ingest(Delivery(letter.id, letter.received_at // 1000, letter.body.encode()))
         except RelayError as error:
             return Replayed(message_id, "kept", str(error))
         if outcome.outcome == "dead_lettered":
@@ -136,8 +135,8 @@ class DeadLetters:
 class _Store(SessionStore):
     """What still can't be read stays in the box as it is: written once, and not again once it was dropped."""
 
-    def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Future[Outcome]:  # noqa: ARG002
-        return done(Outcome("dead_lettered", reason=why.reason))
+    def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Outcome:  # noqa: ARG002
+        return Outcome("dead_lettered", reason=why.reason)
 
 
 def _summary(message_id: str, stored: bytes) -> Summary:

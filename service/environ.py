@@ -3,13 +3,11 @@
 import io
 import re
 import sys
-from collections.abc import Callable, MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
-from service.answers import DEFER, Pending
 from service.errors import RelayError
-from service.signature import HEADERS
 
 Message = MutableMapping[str, Any]
 
@@ -19,30 +17,18 @@ class Body(io.BytesIO):
 
     size = 0
     """Bytes that arrived; they may be more than are kept."""
-    held = 0
-    is_whole = False
-    """Nothing of it is left to be received."""
+    buffered = 0
+    """Bytes of it that count towards what all bodies may take."""
     fault: RelayError | None = None
 
     def read(self, size: int | None = -1, /) -> bytes:
+        """Return bytes; raise RelayError if the body did not arrive whole, or is too large."""
         if self.fault is not None:
             raise self.fault
         return super().read(size)
 
 
-class ResponseStart:
-    """What the WSGI application says with `start_response`, in ASGI's terms."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-
-    def start(self, status: str, headers: list[tuple[str, str]], _: Any = None) -> Callable[[bytes], object]:
-        self.status = int(status.partition(" ")[0])
-        self.headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-        return lambda _: None
-
-
-def _path(scope: Message) -> bytes:
+def path_of(scope: Message) -> bytes:
     """Return the path decoded, but for slashes: encoded, they separate nothing."""
     raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
     if b"%" not in raw_path:
@@ -50,48 +36,57 @@ def _path(scope: Message) -> bytes:
     return unquote_to_bytes(re.sub(rb"%2f", b"%252F", raw_path, flags=re.IGNORECASE))
 
 
-def build(scope: Message, body: Body, defer: Callable[[Pending[Any]], None]) -> dict[str, Any]:
+def headers_of(scope: Message) -> dict[str, str]:
+    """Return the headers by their names in lower case, decoded as Latin-1; repeated ones as a list."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        if "_" not in name:  # `svix_id` is not `svix-id`, though CGI's names make them one
+            headers[name] = f"{headers[name]},{value}" if name in headers else value
+    return headers
+
+
+def build(scope: Message, path: bytes, headers: dict[str, str], body: Body) -> dict[str, Any]:
     """Build what PEP 3333 asks for."""
     host, port = scope.get("server") or ("", None)
+    client = scope.get("client") or ("", None)
     environ: dict[str, Any] = {
         "REQUEST_METHOD": scope["method"],
         "SCRIPT_NAME": "",
-        "PATH_INFO": _path(scope).decode("latin-1"),
+        "PATH_INFO": path.decode("latin-1"),
         "QUERY_STRING": scope["query_string"].decode("latin-1"),
         "SERVER_NAME": host,
         "SERVER_PORT": str(port or ""),
         "SERVER_PROTOCOL": f"HTTP/{scope['http_version']}",
+        "REMOTE_ADDR": client[0],
+        "REMOTE_PORT": str(client[1] or ""),
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scope["scheme"],
         "wsgi.input": body,
         "wsgi.input_terminated": True,
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": False,
-        "wsgi.multiprocess": False,
+        "wsgi.multiprocess": False,  # with several workers, PROMETHEUS_MULTIPROC_DIR is set
         "wsgi.run_once": False,
-        DEFER: defer,
     }
-    for raw_name, raw_value in scope["headers"]:
-        key = _KEYS.get(raw_name) or _key(raw_name)
-        if key:
-            value = raw_value.decode("latin-1")
-            environ[key] = f"{environ[key]},{value}" if key in environ else value
+    for name, value in headers.items():
+        environ[KEYS.get(name) or _key(name)] = value
     return environ
 
 
-def _key(raw_name: bytes) -> str:
-    """Return the name of a header in an environ; nothing for one that does not belong there."""
-    name = raw_name.decode("latin-1")
-    # `svix_id` is not `svix-id`, though CGI's names make them one. Hosts and upgrades are nobody's
-    # business here, and odd ones would stop Flask's routing.
-    if "_" in name or name in {"host", "upgrade"}:
-        return ""
+def _key(name: str) -> str:
     key = name.upper().replace("-", "_")
     return key if key in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{key}"
 
 
-_KEYS: Final = {
-    name.encode(): _key(name.encode())
-    for name in (*HEADERS, "accept", "content-length", "content-type", "user-agent")
+KEYS: Final = {
+    name: _key(name)
+    for name in (
+        *("svix-id", "svix-timestamp", "svix-signature", "host", "connection"),
+        *("webhook-id", "webhook-timestamp", "webhook-signature", "content-encoding", "transfer-encoding"),
+        *("accept", "accept-encoding", "content-length", "content-type", "user-agent"),
+    )
 }
-"""Of the headers that deliveries have."""
+"""Of the headers that deliveries have, in an environ."""
+
+Headers = Iterable[tuple[bytes, bytes]]

@@ -10,9 +10,12 @@ class RelayError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
-    title: ClassVar[str] = "The service has a defect"
+    title: ClassVar[str] = "Internal server error"
     headers: Mapping[str, str] = MappingProxyType({})
-    """Of the answer, besides those of every answer."""
+    """Of the response, besides those of every response."""
+
+    def __init__(self, text: str = "The service's log says more.") -> None:
+        super().__init__(text)
 
 
 class SignatureError(RelayError):
@@ -64,7 +67,7 @@ class UnauthorizedError(RelayError):
 class NotFoundError(RelayError):
     status = 404
     code = "not_found"
-    title = "Nothing is here"
+    title = "Not found"
 
 
 class MethodNotAllowedError(RelayError):
@@ -82,6 +85,12 @@ class RequestTimeoutError(RelayError):
     status = 408
     code = "request_timeout"
     title = "The request did not arrive in time"
+
+
+class LengthRequiredError(RelayError):
+    status = 411
+    code = "length_required"
+    title = "The request has no Content-Length"
 
 
 class BodyTooLargeError(RelayError):

@@ -17,8 +17,10 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
@@ -30,6 +32,8 @@ from redis.exceptions import ClusterDownError, MovedError, NoScriptError, ReadOn
 
 from service.connections import explain
 from service.errors import RelayError, StoreUnavailableError
+from service.tracing import current_context, round_trip
+from service.waiting import new_future
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +67,8 @@ class _Command:
     arguments: tuple[Any, ...]
     parse: Callable[[Any], Any]
     future: Future[Any]
+    trace: Any
+    """The OpenTelemetry context that it was submitted in, if there is one."""
 
 
 class TooFewReplicasError(StoreUnavailableError):
@@ -92,37 +98,52 @@ class GroupCommit:
         min_replicas: a reply counts only once that many replicas have what the pipeline wrote.
         """
         self._scripts = scripts
-        self._pool: Any = connect(on_connect=self._load_scripts_on).connection_pool
-        self._connection: Any = (
-            None  # outside the pool, which would take longer over lending it than Redis over a command
-        )
+        self._connect = connect
         self._timeout = timeout
         self._min_replicas = min_replicas
         self._replica_timeout_ms = replica_timeout_ms
+        self._abandoned: list[Any] = []
+        self._begin()
+        _EVERY.add(self)
+
+    def _begin(self) -> None:
+        """Begin without a loop and a connection."""
+        self._pool: Any = self._connect(on_connect=self._load_scripts_on).connection_pool
+        # Outside the pool, which would take longer over lending it than Redis over a command.
+        self._connection: Any = None
         self._waiting: collections.deque[_Command] = collections.deque()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._task: asyncio.Task[None] | None = None
-        self.new_future: Callable[[], Future[Any]] = Future
-        """Makes a future of the kind that `submit` returns."""
         self._is_working = False
         self._closing = False
         self._paused_until = 0.0
         self._stuck_from = math.inf
 
-    def work_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Use this loop, from before the first command on; futures are then its own, to be awaited."""
+    def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Use this loop, from before the first command on, instead of one in a thread."""
         self._loop = loop
-        self.new_future = loop.create_future  # type: ignore[assignment]
+
+    def begin_anew_in_child(self) -> None:
+        """Begin anew in a process that was forked: the loop's thread is not in it, and the socket is its parent's."""
+        # Kept, since their end would tell the server, and the parent's selector, about it.
+        self._abandoned += [self._loop, self._task, self._connection, self._pool, self._waiting]
+        self._begin()
 
     def submit(self, *arguments: Any, parse: Callable[[Any], T]) -> Future[T]:
         """Send one command when the connection is free; the future gets what `parse` makes of its reply.
 
-        arguments: the command; a Script stands for EVALSHA and its hash.
-        Raises StoreUnavailableError (here or in the future) if Redis did not take it in time.
+        Args:
+            arguments: the command; a Script stands for EVALSHA and its hash.
+
+        Returns:
+            What `waiting.wait` can wait for.
+
+        Raises:
+            StoreUnavailableError: Redis did not take it in time; raised here, or by the future.
         """
-        future = self.new_future()
+        future = new_future(self._loop)
         with self._lock:
             if self._closing:
                 raise StoreUnavailableError("The service is stopping.")
@@ -131,7 +152,7 @@ class GroupCommit:
                 raise StoreUnavailableError("Redis timed out a moment ago.")
             if len(self._waiting) >= MAX_WAITING:
                 raise StoreUnavailableError("Too many deliveries wait for Redis.")
-            self._waiting.append(_Command(arguments, parse, future))
+            self._waiting.append(_Command(arguments, parse, future, current_context()))
             if not self._is_working:
                 self._is_working = True
                 loop = self._loop or self._start_thread()
@@ -251,10 +272,11 @@ class GroupCommit:
             packed.append(_pack("WAIT", self._min_replicas, self._replica_timeout_ms))
         connection = await self._connected()
         started = time.perf_counter()
-        async with asyncio.timeout(self._timeout):
-            await connection.send_packed_command(packed, check_health=False)
-            replies = [await _read(connection) for _ in batch]
-            confirmed = await _read(connection) if self._min_replicas else 0
+        with round_trip([command.trace for command in batch]):
+            async with asyncio.timeout(self._timeout):
+                await connection.send_packed_command(packed, check_health=False)
+                replies = [await _read(connection) for _ in batch]
+                confirmed = await _read(connection) if self._min_replicas else 0
         self.on_round_trip(len(batch), time.perf_counter() - started)
         doubt: Exception | None = None
         if isinstance(confirmed, Exception):
@@ -268,8 +290,12 @@ class GroupCommit:
     def _finish(self, command: _Command, reply: object) -> None:
         try:
             result = command.parse(reply)
-        except Exception as error:  # noqa: BLE001  # no reply of our script's: its keys hold something else
+        except RelayError as error:
             self._fail([command], error)
+        except Exception as error:
+            # No reply of our script's. An error with its traceback, so that error trackers see it.
+            log.exception("redis_reply_unreadable", error=type(error).__name__)
+            self._fail([command], StoreUnavailableError("What Redis replied can't be read."))
         else:
             if not command.future.done():
                 command.future.set_result(result)
@@ -307,7 +333,18 @@ async def _read(connection: Any) -> Any:
 
 
 def _is_wanted(future: Future[Any]) -> bool:
-    return future.set_running_or_notify_cancel() if isinstance(future, Future) else not future.cancelled()
+    return future.set_running_or_notify_cancel() if isinstance(future, Future) else not future.done()
+
+
+_EVERY: Final[weakref.WeakSet[GroupCommit]] = weakref.WeakSet()
+
+
+def _begin_anew_in_child() -> None:
+    for each in _EVERY:
+        each.begin_anew_in_child()
+
+
+os.register_at_fork(after_in_child=_begin_anew_in_child)
 
 
 def _is_not_run(reply: object) -> bool:

@@ -1,9 +1,12 @@
-"""Logs: one JSON object per line, or readable ones. Values are encoded, so that none can forge a line."""
+"""Logs: one JSON object per line, or readable ones. Values are encoded, so that none can forge a line.
+
+Warnings and errors go by way of `logging`, where Sentry and others look for them. What is below, with a line
+for each delivery, goes straight to stderr, which costs half.
+"""
 
 import contextlib
 import json
 import logging
-import logging.config
 import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -11,65 +14,67 @@ from typing import Any, Final
 
 import orjson
 import structlog
+from structlog.processors import NAME_TO_LEVEL
+from structlog.typing import EventDict
 
 from service.config import LogSettings
 from service.text import printable
 
 
 def configure(settings: LogSettings) -> None:
-    """Send the service's log lines, and those of its libraries and server, to stderr in one form."""
-    logging.config.dictConfig(dict_config(settings))
+    """Send the log's lines, and those of libraries and of the server, to stderr in one form.
+
+    Can be called again. Handlers of others stay, and get warnings and errors.
+    """
+    _STDERR.setFormatter(_Formatter(settings.log_format))
+    logging.root.addHandler(_STDERR)
+    logging.root.setLevel(settings.log_level.upper())
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines about each request of `send` are noise
     structlog.configure(
-        # Not by way of `logging`, where a line for each delivery costs ten times as much.
-        processors=[_drop_by_level, structlog.processors.add_log_level, _add_name, *_processors(settings)],
-        logger_factory=_Stderr,
+        processors=[structlog.stdlib.filter_by_level, _write_or_pass_on],
+        logger_factory=logging.getLogger,
         cache_logger_on_first_use=True,
     )
 
 
-def dict_config(settings: LogSettings) -> dict[str, Any]:
-    """The same for the server, which configures logging in each of its processes."""
-    level = settings.log_level.upper()
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {
-            "default": {
-                "()": structlog.stdlib.ProcessorFormatter,
-                "foreign_pre_chain": [
-                    structlog.stdlib.add_log_level,
-                    structlog.stdlib.add_logger_name,
-                    structlog.stdlib.PositionalArgumentsFormatter(),
-                ],
-                "processors": [
-                    structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                    *_processors(settings),
-                ],
-            }
-        },
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "default"}},
-        "root": {"handlers": ["stderr"], "level": level},
-        "loggers": {
-            # Its lines about each request of `send` are noise.
-            "httpx": {"level": "WARNING"},
-        },
-    }
+def configure_unless_done(settings: LogSettings) -> None:
+    """Do the same, but only in a process that did not configure its logs itself.
+
+    If it configured `logging` alone, all lines go there.
+    """
+    if structlog.is_configured():
+        return
+    if not logging.root.handlers:
+        configure(settings)
+        return
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, _pass_on_as_text],
+        logger_factory=logging.getLogger,
+        cache_logger_on_first_use=False,  # it may still be configured
+    )
 
 
-class _Stderr:
-    """What structlog writes a line with."""
+@contextlib.contextmanager
+def batched() -> Iterator[None]:
+    """Write the lines in it at once, at its end: each write lets another thread have the interpreter."""
+    lines: list[str] = []
+    token = _BATCH.set(lines)
+    try:
+        yield
+    finally:
+        _BATCH.reset(token)
+        _write("".join(lines))
 
-    def __init__(self, name: str = "") -> None:
-        self.name = name
 
-    def write(self, line: str) -> None:
-        lines = _TOGETHER.get()
-        if lines is None:
-            _write(f"{line}\n")
-        else:
-            lines.append(f"{line}\n")
+_BATCH: Final[ContextVar[list[str] | None]] = ContextVar("batch", default=None)
 
-    debug = info = warning = error = critical = exception = write
+
+def _write_line(line: str) -> None:
+    lines = _BATCH.get()
+    if lines is None:
+        _write(f"{line}\n")
+    else:
+        lines.append(f"{line}\n")
 
 
 def _write(text: str) -> None:
@@ -77,39 +82,71 @@ def _write(text: str) -> None:
         sys.stderr.write(text)
 
 
-_TOGETHER: Final[ContextVar[list[str] | None]] = ContextVar("together", default=None)
+class _Formatter(logging.Formatter):
+    """Makes the one line of a record, or of what structlog has."""
+
+    def __init__(self, log_format: str) -> None:
+        super().__init__()
+        self._processors = _processors(log_format)
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {**getattr(record, "event_fields", {}), "event": record.getMessage()}
+        if record.exc_info:
+            line["exc_info"] = record.exc_info
+        return self.line(record.levelname.lower(), record.name, line)
+
+    def line(self, level: str, logger: str, line: EventDict) -> str:
+        result: Any = {**line, "level": level, "logger": logger}
+        for processor in self._processors:
+            result = processor(None, level, result)
+        return str(result)
 
 
-@contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Write the lines in it at once, at its end: each write lets another thread have the interpreter."""
-    lines: list[str] = []
-    token = _TOGETHER.set(lines)
-    try:
-        yield
-    finally:
-        _TOGETHER.reset(token)
-        _write("".join(lines))
+class _Handler(logging.Handler):
+    formatter: _Formatter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            _write_line(self.format(record))
+        except Exception:  # noqa: BLE001  # as all handlers do
+            self.handleError(record)
 
 
-def _drop_by_level(_: Any, method: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    if structlog.processors.NAME_TO_LEVEL[method] < logging.root.level:
-        raise structlog.DropEvent
-    return line
+_STDERR: Final = _Handler()
 
 
-def _add_name(logger: _Stderr, _: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    line["logger"] = logger.name
-    return line
+def _write_or_pass_on(logger: logging.Logger, method: str, line: EventDict) -> EventDict:
+    if NAME_TO_LEVEL[method] >= logging.WARNING:
+        return _record(logger, method, line)
+    _write_line(_STDERR.formatter.line(method, logger.name, line))
+    raise structlog.DropEvent
 
 
-def _processors(settings: LogSettings) -> list[Any]:
+def _pass_on_as_text(
+    logger: logging.Logger, method: str, line: EventDict
+) -> tuple[tuple[str, str], EventDict]:
+    """Others' handlers show a record's message, and most of them nothing else."""
+    record = _record(logger, method, line)
+    fields = " ".join(f"{name}={value!r}" for name, value in record["extra"]["event_fields"].items())
+    return (str(record.pop("msg")).replace("%", "%%") + " %s", fields), record
+
+
+def _record(logger: logging.Logger, method: str, line: EventDict) -> EventDict:
+    """Return what a method of `logging.Logger` takes."""
+    record = structlog.stdlib.render_to_log_kwargs(logger, method, line)
+    # One attribute with all of them: their names can't be those of a record's own attributes.
+    record["extra"] = {"event_fields": record["extra"]}
+    record["stacklevel"] = record.get("stacklevel", 1) + 2  # from there to whoever logs, past structlog
+    return record
+
+
+def _processors(log_format: str) -> list[Any]:
     shared = [
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         structlog.processors.format_exc_info,
         _time_and_level_first,
     ]
-    if settings.log_format == "json":
+    if log_format == "json":
         return [*shared, structlog.processors.JSONRenderer(_to_json)]
     console = structlog.dev.ConsoleRenderer(
         timestamp_key="time",
@@ -119,7 +156,7 @@ def _processors(settings: LogSettings) -> list[Any]:
     return [*shared, _harmless, console]
 
 
-def _to_json(line: structlog.typing.EventDict, default: Callable[[Any], Any]) -> str:
+def _to_json(line: EventDict, default: Callable[[Any], Any]) -> str:
     try:
         quickly = orjson.dumps(line, default)
     except TypeError:  # half a surrogate pair, for one
@@ -128,11 +165,11 @@ def _to_json(line: structlog.typing.EventDict, default: Callable[[Any], Any]) ->
     return quickly.decode() if quickly.isascii() else json.dumps(line, default=default)
 
 
-def _time_and_level_first(_: Any, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _time_and_level_first(_: Any, __: str, line: EventDict) -> EventDict:
     return {"time": line.pop("time"), "level": line.pop("level"), **line}
 
 
-def _harmless(_: Any, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _harmless(_: Any, __: str, line: EventDict) -> EventDict:
     """A console shows text as it is: escape what would steer it, or look like another line."""
     exception = line.pop("exception", "").splitlines()
     shown = {name: printable(value) if isinstance(value, str) else value for name, value in line.items()}

@@ -1,19 +1,15 @@
-"""What operators see at /metrics, right across worker processes once PROMETHEUS_MULTIPROC_DIR is set.
+"""What operators see at /metrics. docs/metrics.md has the table.
 
-docs/metrics.md has the table. Every label's values are a closed set, so that nobody can make them grow.
-
-A long module, but half of it is names: what is counted; then, how it is counted by one or more processes.
+With PROMETHEUS_MULTIPROC_DIR set, it is right across worker processes: the Prometheus client's multi-process
+mode. Every label's values are a closed set, so that nobody can make them grow.
 """
 
-import fcntl
 import functools
 import importlib.metadata
-import itertools
+import logging
 import os
 import platform
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Final, get_args
 
 from prometheus_client import (
@@ -21,13 +17,12 @@ from prometheus_client import (
     REGISTRY,
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
-    ProcessCollector,
     generate_latest,
-    values,
 )
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
 from service.clerk import Reason
@@ -38,64 +33,9 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 OTHER: Final = "other"
 """Stands for a label's value that this version does not know."""
 
-_DIRECTORY: Final = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-
-
-class _Place:
-    """A number for this process's files that no other living process has.
-
-    Whoever comes after a worker that died takes it over, and counts on in its files. By the process's id, as
-    is usual, each one would leave files for ever, and /metrics would take longer with each.
-    """
-
-    number: int
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._take()
-        os.register_at_fork(after_in_child=self._take)
-
-    def _take(self) -> None:
-        for number in itertools.count():
-            file = os.open(self._directory / f"{number}.pid", os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
-            except BlockingIOError:
-                os.close(file)
-                continue
-            os.ftruncate(file, 0)
-            os.write(file, str(os.getpid()).encode())
-            self.number = number
-            return
-
-
-if _DIRECTORY:
-    _PLACE: Final = _Place(Path(_DIRECTORY))
-    # Meant for that: https://github.com/prometheus/client_python/issues/509
-    values.ValueClass = values.MultiProcessValue(lambda: _PLACE.number)  # type: ignore[no-untyped-call]
-
-
-class BatchHistogram(Histogram):
-    """A histogram without labels that takes many values at once. Values below zero count as zero."""
-
-    def observe_many(self, values: Sequence[float]) -> None:
-        """Count them with one write for each bucket that they fall into, and one for their sum.
-
-        In multi-process mode a write takes about 1 µs, and `observe` needs two for each value.
-        """
-        if not values:
-            return
-        ordered = sorted(values)
-        if ordered[0] < 0:  # a sum that falls looks like a restart
-            ordered = [max(value, 0.0) for value in ordered]
-        self._sum.inc(sum(ordered))
-        start = 0
-        while start < len(ordered):
-            bucket = bisect_left(self._upper_bounds, ordered[start])
-            end = bisect_right(ordered, self._upper_bounds[bucket], start)
-            self._buckets[bucket].inc(end - start)
-            start = end
-
+_DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
+_IS_SHARED: Final = _DIRECTORY in os.environ
+"""As the client itself found it, when it was imported."""
 
 DELIVERIES = Counter(
     "session_relay_deliveries",
@@ -105,22 +45,22 @@ DELIVERIES = Counter(
 NULLED_FIELDS = Counter(
     "session_relay_nulled_fields", "Odd metadata of a session that was read as null, by field.", ["field"]
 )
-DURATION = BatchHistogram(
+DURATION = Histogram(
     "session_relay_delivery_seconds",
     "From a complete request to its answer.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
-STORE = BatchHistogram(
+STORE = Histogram(
     "session_relay_store_seconds",
     "One round trip to Redis.",
     buckets=(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
 )
-BATCH = BatchHistogram(
+BATCH = Histogram(
     "session_relay_batch_commands",
     "Commands in one round trip to Redis.",
     buckets=(1, 2, 4, 8, 16, 32),
 )
-LAG = BatchHistogram(
+LAG = Histogram(
     "session_relay_publish_lag_seconds",
     "From the time that Clerk gives an event to its publishing.",
     # The sender's retries come after 5 s, 5 min, 35 min, 2.6 h, 7.6 h, 17.6 h and 27.6 h.
@@ -204,13 +144,68 @@ def count_deliveries(outcome: str, reason: str | None, times: int = 1) -> None:
 
 def observe_round_trip(commands: int, seconds: float) -> None:
     """Count a round trip to Redis."""
-    BATCH.observe_many((commands,))
-    STORE.observe_many((seconds,))
+    BATCH.observe(commands)
+    STORE.observe(seconds)
+
+
+def observe_lag(seconds: float) -> None:
+    """Count how long after its event something was published; below zero, since clocks differ, is zero."""
+    LAG.observe(max(seconds, 0.0))  # a sum that falls looks like a restart
 
 
 def count_redis_error(name: str) -> None:
     """name: redis-py's class, or the first word of what Redis says; an unknown one is of the kind `other`."""
     _REDIS_ERRORS.get(name, _REDIS_ERRORS[OTHER]).inc()
+
+
+@functools.cache
+def _worker_start() -> Gauge:
+    # Made when it is set: until then a process has none, rather than one of 0. The same below.
+    return Gauge(
+        "session_relay_worker_start_time_seconds",
+        "When the worker process was ready, in Unix time.",
+        multiprocess_mode="liveall",
+    )
+
+
+@functools.cache
+def _fast_lane() -> Gauge:
+    return Gauge(
+        "session_relay_fast_lane",
+        "Whether deliveries skip Flask's contexts; 0 if Flask is called.",
+        multiprocess_mode="livemin",
+    )
+
+
+def mark_worker_started() -> None:
+    """Say that this process serves from now on."""
+    _worker_start().set_to_current_time()
+
+
+def set_fast_lane(is_used: bool) -> None:
+    """Say whether this process takes deliveries without Flask's contexts."""
+    _fast_lane().set(is_used)
+
+
+def forget_worker(pid: int) -> None:
+    """Drop what only a living worker has, after it died; what it counted stays."""
+    if _DIRECTORY in os.environ:  # the supervisor may have set it after this module was imported
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def warn_if_not_shared(multiprocess: bool) -> None:
+    """Warn, once in a process, if it is one of several (`wsgi.multiprocess`) that count each for itself."""
+    if multiprocess and not _IS_SHARED:
+        _warn_not_shared()
+
+
+@functools.cache
+def _warn_not_shared() -> None:
+    logging.getLogger(__name__).warning(
+        "metrics_not_shared: /metrics tells the counts of one of several worker processes, so they jump. "
+        "Set %s to an empty directory before the server starts.",
+        _DIRECTORY,
+    )
 
 
 def render(dead_letters: int | None = None, expiry_lag: float | None = None) -> bytes:
@@ -219,9 +214,8 @@ def render(dead_letters: int | None = None, expiry_lag: float | None = None) -> 
     expiry_lag: seconds. Both are None if Redis could not be asked.
     """
     registry = CollectorRegistry()
-    if _DIRECTORY:
-        MultiProcessCollector(registry, _DIRECTORY)  # type: ignore[no-untyped-call]
-        registry.register(_Workers(Path(_DIRECTORY)))
+    if _IS_SHARED:
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     else:
         registry.register(REGISTRY)
     registry.register(_Now(dead_letters, expiry_lag))
@@ -249,25 +243,6 @@ class _Now(Collector):
                 "How long ago the session that is longest overdue should have been expired; 0 if none is.",
                 self._expiry_lag,
             )
-
-
-class _Workers(Collector):
-    """Memory, time and files of each worker process; without workers, the default registry has them."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def collect(self) -> Iterable[Metric]:
-        found: dict[str, Metric] = {}
-        for file in sorted(self._directory.glob("*.pid")):
-            if not (pid := file.read_text()):  # just begun
-                continue
-            for metric in ProcessCollector(pid=pid.strip, registry=None).collect():
-                name = metric.name
-                merged = found.setdefault(name, Metric(name, metric.documentation, metric.type))
-                for sample in metric.samples:
-                    merged.add_sample(sample.name, {"worker": file.stem}, sample.value)
-        return found.values()
 
 
 @functools.cache

@@ -3,22 +3,26 @@
 Why uvicorn, and what it costs: docs/server.md has the figures.
 """
 
+import importlib
+import inspect
+import multiprocessing
 import os
 import resource
 import signal
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from uvicorn import Config, Server
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from service import log
-from service.asgi import Application
 from service.config import Settings, load
 from service.connections import connect
 from service.errors import ConfigurationError
@@ -47,9 +51,16 @@ class Workers(Multiprocess):
     """Uvicorn's: starts workers, and replaces those that die."""
 
     def keep_subprocess_alive(self) -> None:
+        # Here, not above: it would look for its directory when the module is imported.
+        from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
+
+        before = [worker.process for worker in self.processes]
         for worker in self.processes:
             worker.child_conn.close()  # else a worker that dies would be waited for as if it hung
         super().keep_subprocess_alive()
+        for process in before:
+            if process.exitcode is not None:
+                mark_process_dead(process.pid)
 
     def terminate_all(self) -> None:
         for each in self.sockets:  # else the kernel goes on taking connections that nobody will serve
@@ -63,31 +74,101 @@ class Workers(Multiprocess):
             worker.process.kill()
 
 
-def application() -> Application:
-    """Build the application, in a worker process or in the only one."""
-    # Here, not above: the Prometheus client looks for its directory on import.
-    from service.app import create_app  # noqa: PLC0415
+class WorkerConfig(Config):
+    """Uvicorn's configuration, which each worker process is started with."""
 
-    settings = load(Settings)
-    log.configure(settings)
-    return Application(create_app(settings), settings.max_body_bytes)
+    def configure_logging(self) -> None:
+        """Do what uvicorn does first in each of its processes, and what tracers and signals need, too."""
+        on_stop_signals(_exit)
+        if _AUTO_INSTRUMENTED in os.environ:
+            # `opentelemetry-instrument` keeps itself out of child processes. For servers that start workers there is
+            # https://opentelemetry.io/docs/zero-code/python/troubleshooting/#pre-fork-server-issues
+            auto_instrumentation: Any = importlib.import_module(_AUTO_INSTRUMENTATION)
+            auto_instrumentation.initialize()
 
 
-def serve(settings: Settings) -> None:
+_AUTO_INSTRUMENTATION: Final = "opentelemetry.instrumentation.auto_instrumentation"
+_AUTO_INSTRUMENTED: Final = "SESSION_RELAY_AUTO_INSTRUMENTED"
+"""An environment variable of the main process for its workers."""
+_FACTORY: Final = "SESSION_RELAY_APP"
+"""The same: MODULE:FACTORY of the user's own."""
+
+
+def application() -> Any:
+    """Build the ASGI application, in a worker process or in the only one."""
+    try:
+        return _application(os.environ[_FACTORY])
+    except Exception:
+        if multiprocessing.parent_process() is None:
+            raise
+        structlog.get_logger(__name__).exception("start_failed")
+        sys.exit(STARTUP_FAILURE)  # the main process ends, too: another worker would fail the same way
+
+
+def _application(factory: str) -> Any:
+    # Here, not above: the Prometheus client looks for its directory on import, and tracers come before Flask.
+    from service.app import RelayFlask  # noqa: PLC0415
+    from service.asgi import FlaskBridge  # noqa: PLC0415
+
+    log.configure(load(Settings))
+    made = _found(factory)()
+    if isinstance(made, RelayFlask):
+        return FlaskBridge(made)
+    if inspect.iscoroutinefunction(made) or inspect.iscoroutinefunction(type(made).__call__):
+        return made
+    what = "is neither create_app()'s application nor an ASGI one: put WSGI middleware around its wsgi_app"
+    raise ConfigurationError([f"--app {factory}: {type(made).__name__} {what}, and return the application"])
+
+
+def _found(factory: str) -> Any:
+    """Return a factory by its name; raise ConfigurationError if there is none."""
+    module, _, name = factory.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError([f"--app {factory}: {error}; name it as MODULE:FACTORY"]) from error
+
+
+DEFAULT_FACTORY: Final = "service.app:create_app"
+
+
+def serve(settings: Settings, factory: str = DEFAULT_FACTORY) -> None:
     """Run until SIGTERM or SIGINT; requests under way are answered first.
 
-    Raises ConfigurationError if it can't start with these settings.
+    Args:
+        factory: MODULE:FACTORY. It returns what `create_app()` returned, or an ASGI application around that.
+
+    Raises:
+        ConfigurationError: It can't start with these settings.
     """
     # Finds what is wrong with the URL here, not in each worker.
     connect(settings.redis_url.get_secret_value())
     sockets = [listen(settings.host, settings.port)]
-    structlog.get_logger(__name__).info("listening", host=settings.host, port=settings.port)
-    _on_stop_signals(
-        _exit
-    )  # before uvicorn listens to them; it raises the one that stopped it at its end, too
+    on_stop_signals(_exit)  # before uvicorn listens to them; it raises the one that stopped it at its end, too
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each slow client holds a file, if no thread
-    config = Config(
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109  # as other servers do, for MODULE
+    os.environ[_FACTORY] = factory
+    if factory != DEFAULT_FACTORY:
+        _found(factory)  # what is wrong with it is said once, not by each worker
+    config = _config(settings)
+    if settings.web_concurrency == 1:
+        OneProcess(config).run(sockets)
+        return
+    if _AUTO_INSTRUMENTATION in sys.modules:
+        os.environ[_AUTO_INSTRUMENTED] = "1"
+    with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
+        # Each worker counts in files there, so that any of them can tell the sum.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
+        workers = Workers(config, sockets)
+        workers.run()
+    if any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes):
+        sys.exit(1)
+
+
+def _config(settings: Settings) -> Config:
+    kind = Config if settings.web_concurrency == 1 else WorkerConfig
+    return kind(
         "service.server:application",
         factory=True,
         workers=settings.web_concurrency,
@@ -105,26 +186,20 @@ def serve(settings: Settings) -> None:
         proxy_headers=False,
         server_header=False,
     )
-    with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
-        # Each worker counts in a file there, so that any of them can tell the sum.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
-        if settings.web_concurrency == 1:
-            OneProcess(config).run(sockets)
-        else:
-            Workers(config, sockets).run()
 
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
-def _on_stop_signals(action: Callable[..., object] | signal.Handlers) -> None:
+def on_stop_signals(action: Callable[..., object] | signal.Handlers) -> None:
+    """Do this when the process is told to stop."""
     for number in _STOP_SIGNALS:
         signal.signal(number, action)
 
 
 def _exit(*_: object) -> None:
-    _on_stop_signals(signal.SIG_IGN)  # one that comes again while Python ends would kill it
-    raise SystemExit(0)
+    on_stop_signals(signal.SIG_IGN)  # one that comes again while Python ends would kill it
+    raise SystemExit(0)  # not by the signal: tracers send what they hold as the interpreter ends
 
 
 def listen(host: str, port: int) -> socket.socket:

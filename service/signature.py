@@ -5,12 +5,12 @@ Wraps `svix` (https://docs.svix.com/receiving/verifying-payloads/how-manual): th
 """
 
 import dataclasses
-import importlib.metadata
 import re
-import runpy
 import time
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from svix.webhooks import Webhook, WebhookVerificationError
 
 from service.contract import ID
 from service.errors import (
@@ -19,15 +19,6 @@ from service.errors import (
     MissingSignatureError,
     TimestampOutOfToleranceError,
 )
-
-if TYPE_CHECKING:
-    from svix.webhooks import Webhook, WebhookVerificationError
-
-if not TYPE_CHECKING:
-    # The file alone: with the package comes a client for Svix's own API, half of the start's time and 10 MB.
-    _file = importlib.metadata.distribution("svix").locate_file("svix/webhooks.py")
-    _svix = runpy.run_path(str(_file))
-    Webhook, WebhookVerificationError = _svix["Webhook"], _svix["WebhookVerificationError"]
 
 TOLERANCE_SECONDS: Final = 300
 TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
@@ -43,8 +34,15 @@ class Delivery:
     """The Svix message id: the same for every retry."""
     sent_at: int
     """Unix seconds: when this attempt was signed."""
-    body: bytes
-    """Valid UTF-8."""
+    body: bytes = dataclasses.field(repr=False)
+    """Valid UTF-8. Not in the repr, which error trackers take along."""
+
+
+class Headers(Protocol):
+    """The headers of a request: a dict of them, or Flask's `request.headers`."""
+
+    def get(self, name: str, /) -> str | None:
+        """Return a header by its name in lower case."""
 
 
 class Verifier:
@@ -54,7 +52,7 @@ class Verifier:
         """secrets: `whsec_…`, as Clerk shows them; validated by the settings."""
         self._webhooks = [Webhook(secret) for secret in secrets]
 
-    def verify(self, headers: Mapping[str, str | None], body: bytes, now: float | None = None) -> Delivery:
+    def verify(self, headers: Headers, body: bytes, now: float | None = None) -> Delivery:
         """Check a delivery's signature over its raw bytes.
 
         headers: of them, HEADERS are looked up. now: Unix seconds; the current time if left out.

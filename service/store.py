@@ -7,9 +7,9 @@ import asyncio
 import dataclasses
 import importlib.resources
 import math
-import threading
+import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -21,16 +21,21 @@ from service.clerk import Unusable
 from service.config import StoreSettings
 from service.connections_async import connect_async
 from service.contract import Outcome, Status, omit
-from service.errors import DeadLettersFullError
+from service.errors import DeadLettersFullError, StoreUnavailableError
 from service.group_commit import GroupCommit, Script
 from service.keys import Keys, partition_of
 from service.normalize import OrderKey, SessionChange
 from service.signature import Delivery
 from service.synthetic import Expiry
+from service.waiting import remaining, wait
 
 T = TypeVar("T")
 
 MAX_TTL_MS: Final = 400 * 86_400_000
+WRITE_SECONDS: Final = 4.5
+"""Seconds that a caller waits at most for a write; senders get their response within 5 s."""
+PROBE_SECONDS: Final = 0.5
+"""Seconds for what a health check asks, which is answered within a second, whatever Redis does."""
 
 _LUA = importlib.resources.files("service") / "lua"
 _APPLY_SESSION: Final = Script.from_source((_LUA / "apply_session.lua").read_bytes())
@@ -46,7 +51,12 @@ def time_to_live_ms(expire_at_ms: int | None, now_ms: int, retention_ms: int) ->
 
 
 class SessionStore:
-    """Every method returns at once; its future raises StoreUnavailableError if Redis did not take it."""
+    """Session state, as it is written to Redis.
+
+    A method blocks until Redis has answered: its thread, or its greenlet under `serve` (see `waiting`). It raises
+    StoreUnavailableError if Redis did not take it in time. `expire` and `settle_expiry` return futures instead,
+    since their caller submits many at once.
+    """
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
@@ -81,12 +91,12 @@ class SessionStore:
             )
         return self._groups[lane]
 
-    def work_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Use this loop instead of a thread; from then on, futures are the loop's."""
+    def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Talk to Redis on this loop, instead of on one in a thread."""
         for group in self._groups.values():
-            group.work_on(loop)
+            group.bind_loop(loop)
 
-    def report_to(
+    def set_metrics_hooks(
         self, on_round_trip: Callable[[int, float], None], on_failure: Callable[[str], None]
     ) -> None:
         """Tell of each round trip (commands, seconds), and of each failure (its name)."""
@@ -94,7 +104,7 @@ class SessionStore:
             group.on_round_trip = on_round_trip
             group.on_failure = on_failure
 
-    def apply(self, change: SessionChange, body: bytes, now_ms: int) -> Future[Outcome]:
+    def apply(self, change: SessionChange, body: bytes, now_ms: int) -> Outcome:
         """Make the change part of the session's state: `applied`, `duplicate` or `stale`.
 
         body: what the change was read from. The outcome says so if its message was seen with another one.
@@ -112,7 +122,8 @@ class SessionStore:
         partition = partition_of(session.user_id, len(self._partitions))
         # Two bodies can be made to look alike; that would win nobody anything, since neither is applied.
         digest = f"{zlib.crc32(body):08x}"
-        return self._apply(partition, state, now_ms, digest=digest, parse=partial(_outcome, session.id))
+        parse = partial(_outcome, session.id)
+        return _result(self._apply(partition, state, now_ms, digest=digest, parse=parse))
 
     def expire(self, partition: int, expiry: Expiry, now_ms: int) -> Future[Outcome | None]:
         """End a session that ran out: `applied` or `duplicate`; None if another state is held by now."""
@@ -170,8 +181,8 @@ class SessionStore:
         )
         return group.submit(_APPLY_SESSION, *arguments, parse=parse)
 
-    def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Future[Outcome]:
-        """Keep what can't be read; the future raises DeadLettersFullError if there is no room."""
+    def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Outcome:
+        """Keep what can't be read; raise DeadLettersFullError if there is no room."""
         letter = {
             "id": delivery.id,
             "received_at": now_ms,
@@ -188,17 +199,14 @@ class SessionStore:
             self._settings.dead_letter_max,
             self._confirm,
         )
-        return group.submit(_KEEP_DEAD_LETTER, *arguments, parse=partial(_kept, why))
+        return _result(group.submit(_KEEP_DEAD_LETTER, *arguments, parse=partial(_kept, why)))
 
-    def probe(self) -> Future[bool]:
+    def probe(self) -> None:
         """Ask whether Redis would take a write now, without writing: memory, replicas, loading and so on."""
-        return self._gathered(
-            [partial(group.submit, "LPUSHX", key, "", parse=bool) for group, key in self._probes.items()],
-            lambda _: True,
-        )
+        _results(partial(group.submit, "LPUSHX", key, "", parse=bool) for group, key in self._probes.items())
 
-    def backlog(self) -> Future["Backlog"]:
-        """Ask how many dead letters are held, and when the first session that is still open runs out."""
+    def backlog(self) -> "Backlog":
+        """Ask how many dead letters are stored, and when the first session that is still open runs out."""
         key, group = self._dead_letters
         letters = partial(group.submit, "HLEN", key, parse=int)
         first = ("-inf", "+inf", "WITHSCORES", "LIMIT", 0, 1)
@@ -206,36 +214,8 @@ class SessionStore:
             partial(group.submit, "ZRANGEBYSCORE", keys.expiry, *first, parse=_score)
             for keys, group in self._partitions
         ]
-        return self._gathered([letters, *firsts], lambda held: Backlog(held[0], min(held[1:])))
-
-    def _gathered(
-        self, asked: Sequence[Callable[[], Future[Any]]], combine: Callable[[list[Any]], T]
-    ) -> Future[T]:
-        """Ask; return a future that is done once all have answered, or one has failed."""
-        _, group = self._dead_letters
-        whole: Future[T] = group.new_future()
-        futures: list[Future[Any]] = []
-        lock = threading.Lock()
-        missing = len(asked)
-
-        def note(future: Future[Any]) -> None:
-            nonlocal missing
-            with lock:
-                missing -= 1
-                error = future.exception()
-                if whole.done():
-                    return
-                if error is not None:
-                    whole.set_exception(error)
-                elif not missing:
-                    whole.set_result(combine([each.result() for each in futures]))
-
-        try:
-            futures.extend(ask() for ask in asked)
-        finally:  # also of those that were asked before one that is refused, somebody has to hear
-            for future in futures:
-                future.add_done_callback(note)
-        return whole
+        size, *expiries = _results([letters, *firsts])
+        return Backlog(size, min(expiries))
 
     def close(self) -> None:
         with ThreadPoolExecutor(len(self._groups)) as threads:  # side by side: each may take its time
@@ -269,6 +249,26 @@ class _State:
     expire_at_ms: int | None
     message: bytes
     """JSON: an object with `event` and `session`."""
+
+
+def _result(future: Future[T], seconds: float = WRITE_SECONDS) -> T:
+    try:
+        return wait(future, seconds)  # type: ignore[no-any-return]
+    except TimeoutError:
+        raise StoreUnavailableError("Redis did not answer in time.") from None
+
+
+def _results(submits: Iterable[Callable[[], Future[Any]]]) -> list[Any]:
+    """Ask all at once, and wait for all."""
+    futures: list[Future[Any]] = []
+    deadline = time.monotonic() + PROBE_SECONDS
+    try:
+        for submit in submits:
+            futures.append(submit())
+        return [_result(future, remaining(deadline)) for future in futures]
+    finally:  # of those that nobody waited for, the error is nobody's either
+        for future in futures:
+            future.add_done_callback(lambda each: each.cancelled() or each.exception())
 
 
 def _score(reply: list[bytes]) -> float:

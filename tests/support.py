@@ -1,10 +1,12 @@
 """What the test modules share: events, ways to hand them in, and Redis servers and clients that misbehave."""
 
+import asyncio
 import base64
 import contextlib
 import hmac
 import http.client
 import json
+import math
 import os
 import re
 import signal
@@ -35,6 +37,7 @@ from service.errors import StartError
 from service.ingest import Ingest
 from service.signature import Delivery
 from service.store import SessionStore
+from service.waiting import Greenlets
 
 T = TypeVar("T")
 
@@ -129,15 +132,35 @@ class Intake:
             clock=lambda: self.now_ms / 1000,
         )
 
+        # As under `serve`: on an event loop, in greenlets.
+        self._loop = asyncio.new_event_loop()
+        self._greenlets = Greenlets(self._loop)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.store.bind_loop(self._loop)
+
+    def call(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        """Call something that blocks; it began, in the order of the calls, once the loop comes to it."""
+        deadline = self._loop.time() + 60
+        return asyncio.run_coroutine_threadsafe(self._greenlets.run(deadline, function, *args), self._loop)
+
     def begin(self, event: object, message_id: str) -> Future[Outcome]:
         body = event if isinstance(event, bytes) else json.dumps(event).encode()
-        return self._ingest(Delivery(message_id, self.now_ms // 1000, body))
+        return self.call(self._ingest, Delivery(message_id, self.now_ms // 1000, body))
+
+    def is_sending(self) -> bool:
+        """Tell whether something was sent to Redis, and nothing more waits to be sent."""
+        groups = self.store._groups.values()
+        return any(group._stuck_from < math.inf and not group._waiting for group in groups)
 
     def take(self, event: object, message_id: str) -> Outcome:
         return self.begin(event, message_id).result(timeout=30)
 
     def close(self) -> None:
         self.store.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 @contextlib.contextmanager
@@ -386,7 +409,7 @@ def run_plain_wsgi(settings: Settings) -> Iterator[Endpoint]:
     """Run what `create_app` returns under a plain WSGI server with threads, in this process."""
     app = create_app(settings)
     with (
-        contextlib.closing(app.extensions["session_store"]),
+        contextlib.closing(app.store),
         make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Silent) as server,
         serving(server),
     ):
@@ -402,6 +425,8 @@ class ServiceProcess(Endpoint):
         super().__init__(port)
         self.process = process
         self._log = log
+        self.final_log = ""
+        """What the log held when the service was stopped."""
 
     def log_lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log_text().splitlines()]
@@ -412,19 +437,26 @@ class ServiceProcess(Endpoint):
     def stop(self) -> int:
         """Stop it as a platform does, and return its exit status."""
         self.process.terminate()
-        return self.process.wait(timeout=25)
+        status = self.process.wait(timeout=25)
+        self.final_log = self.log_text()
+        return status
 
 
 @contextlib.contextmanager
-def run_service(redis_url: str, **environment: str) -> Iterator[ServiceProcess]:
-    """Run the service on a free port until it answers. environment: settings; see CONTRACT, section 2."""
+def run_service(
+    redis_url: str, *, command: Sequence[str] | None = None, **environment: str
+) -> Iterator[ServiceProcess]:
+    """Run the service on a free port until it answers.
+
+    command: instead of `serve`. environment: settings; see CONTRACT, section 2.
+    """
     with tempfile.TemporaryDirectory(prefix="session-relay-test-") as directory:
         for _ in range(3):  # someone else may take the free port first
             port = free_port()
             log = Path(directory) / "log"
             with log.open("wb") as stderr:
                 process = subprocess.Popen(
-                    SERVE,
+                    command or SERVE,
                     cwd=directory,
                     env=os.environ
                     | {
@@ -488,8 +520,9 @@ class RawAnswer:
 
     @property
     def code(self) -> str | None:
-        """The problem's code, or None if the body is none."""
-        return json.loads(self.body).get("code") if self.body else None
+        """The problem's code, or None if the body is no problem: HTTP's parser refuses in plain text."""
+        is_problem = self.body and self.headers.get("content-type") == "application/problem+json"
+        return json.loads(self.body)["code"] if is_problem else None
 
 
 class RawConnection:

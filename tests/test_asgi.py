@@ -4,17 +4,18 @@ import asyncio
 import gc
 import json
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from flask import Flask, Response, request
+from flask import Response, request
+from support import NO_REDIS, make_settings
 
-from service import answers, asgi, environ
-from service.answers import Answer, Pending
-from service.asgi import Application
-from service.errors import RelayError
-from service.journal import Journal
+from service import asgi, environ, waiting
+from service.app import RelayFlask, create_app
+from service.asgi import FlaskBridge
+from service.errors import StoreUnavailableError
 
 LIMIT = 100
 
@@ -25,12 +26,14 @@ class Store:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    def work_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.calls.append("work_on")
+    def set_metrics_hooks(self, *_: Any) -> None:
+        pass
 
-    def probe(self) -> Future[bool]:
+    def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.calls.append("bind_loop")
+
+    def probe(self) -> None:
         self.calls.append("probe")
-        return Future()
 
     def close(self) -> None:
         self.calls.append("close")
@@ -46,6 +49,7 @@ class Client:
         self.sent: list[dict[str, Any]] = []
 
     async def receive(self) -> dict[str, Any]:
+        await asyncio.sleep(0)
         if not self._messages:
             assert self._then_hang, "receives more than there is"
             await asyncio.sleep(3600)
@@ -93,100 +97,99 @@ def futures() -> dict[str, Future[str]]:
 
 
 @pytest.fixture
-def flask(futures: dict[str, Future[str]]) -> Flask:
-    flask = Flask(__name__)
-    flask.extensions |= {"session_store": Store(), "journal": Journal()}
+def flask(futures: dict[str, Future[str]]) -> RelayFlask:
+    store: Any = Store()
+    flask = create_app(make_settings(NO_REDIS, max_body_bytes=LIMIT), store)
 
     @flask.post("/echo")
     def echo() -> Response:
         return Response(request.stream.read())
 
     @flask.post("/unread")
-    def unread() -> Response:
-        return Response(b"unread")
+    def unread() -> str:
+        return "unread"
 
     @flask.post("/seen")
-    def seen() -> Answer:
+    def seen() -> dict[str, Any]:
         headers = {name.lower(): value for name, value in request.headers.items()}
-        return answers.json(
-            {"headers": headers, "query": request.query_string.decode(), "path": request.path}
-        )
+        return {"headers": headers, "query": request.query_string.decode(), "path": request.path}
 
     @flask.post("/wait/<name>")
-    def wait(name: str) -> Pending[str]:
-        timeout = 0.05 if name == "briefly" else 30
-        return Pending(futures[name], answer, timeout)
+    def wait(name: str) -> str:
+        try:
+            return str(waiting.wait(futures[name], 0.05 if name == "briefly" else 30))
+        except TimeoutError:
+            raise StoreUnavailableError("Redis did not answer in time.") from None
 
-    def answer(result: str | RelayError) -> Answer:
-        if isinstance(result, RelayError):
-            return answers.problem(result)
-        return Answer(200, result.encode(), "text/plain")
+    @flask.post("/compute/<name>")
+    def compute(name: str) -> str:
+        try:
+            return waiting.in_thread(futures[name].result, 30)
+        except TimeoutError:
+            raise StoreUnavailableError("Too many large bodies wait to be read.") from None
 
-    @flask.errorhandler(RelayError)
-    def refuse(error: RelayError) -> Answer:
-        return answers.problem(error)
-
-    @flask.post("/hold/<name>")
-    def hold(name: str) -> Response:
-        return Response(futures[name].result(timeout=30))
+    @flask.post("/stream")
+    def stream() -> Iterator[str]:
+        yield "first"
+        yield str(waiting.wait(futures["long"]))
 
     return flask
 
 
 @pytest.fixture
-def app(flask: Flask) -> Application:
-    return Application(flask, LIMIT)
+def app(flask: RelayFlask) -> FlaskBridge:
+    return FlaskBridge(flask)
 
 
-def call(app: Application, scope: dict[str, Any], client: Client) -> Client:
-    asyncio.run(app(scope, client.receive, client.send))
+def call(app: FlaskBridge, scope: dict[str, Any], client: Client) -> Client:
+    asyncio.run(FlaskBridge(app._app)(scope, client.receive, client.send))  # a new loop needs a new bridge
     return client
 
 
 # Bodies
 
 
-def test_a_body_in_one_piece(app: Application) -> None:
+def test_a_body_in_one_piece(app: FlaskBridge) -> None:
     client = call(app, scope(), Client(chunk(b"hello")))
 
     assert (client.status, client.body) == (200, b"hello")
     assert [message["type"] for message in client.sent] == ["http.response.start", "http.response.body"]
 
 
-def test_a_body_in_many_pieces(app: Application) -> None:
+def test_a_body_in_many_pieces(app: FlaskBridge) -> None:
     pieces = [*(chunk(bytes([letter]), more=True) for letter in b"hello"), chunk(b"")]
 
     assert call(app, scope(), Client(*pieces)).body == b"hello"
 
 
-def test_content_length_and_body_agree_in_the_answer(app: Application) -> None:
+def test_content_length_and_body_agree_in_the_answer(app: FlaskBridge) -> None:
     client = call(app, scope(), Client(chunk(b"hello")))
 
     assert client.headers[b"content-length"] == b"5"
     assert all(name == name.lower() for name in client.headers)
 
 
-def test_a_body_cut_short_is_a_bad_request(app: Application) -> None:
+def test_a_body_cut_short_is_a_bad_request(app: FlaskBridge) -> None:
     client = call(app, scope(), Client(chunk(b"hel", more=True), {"type": "http.disconnect"}))
 
     assert (client.status, json.loads(client.body)["code"]) == (400, "bad_request")
 
 
-def test_of_a_body_too_large_no_more_than_the_limit_and_a_piece_is_kept(app: Application) -> None:
+def test_a_body_too_large_is_read_to_its_end(app: FlaskBridge) -> None:
     pieces = [chunk(b"x" * 60, more=True) for _ in range(50)]
 
     client = call(app, scope(), Client(*pieces, chunk(b"")))
 
-    assert LIMIT < len(client.body) <= LIMIT + 60
+    assert (client.status, json.loads(client.body)["code"]) == (413, "body_too_large")
     assert client.received == 51, "the rest is read, so that the sender reads the answer"
 
 
-def test_a_body_without_end_is_not_read_for_ever(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_without_end_is_not_read_for_ever(app: FlaskBridge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "DRAINED_BYTES", 200)
 
     client = call(app, scope(), Client(*(chunk(b"x" * 60, more=True) for _ in range(50))))
 
-    assert client.status == 200
+    assert client.status == 413
     assert client.received < 10
 
 
@@ -198,7 +201,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("pieces", [[], [chunk(b"hel", more=True)]])
 def test_a_body_that_does_not_arrive_is_a_request_timeout(
-    app: Application, pieces: list[dict[str, Any]]
+    app: FlaskBridge, pieces: list[dict[str, Any]]
 ) -> None:
     client = call(app, scope(), Client(*pieces, then_hang=True))
 
@@ -206,20 +209,20 @@ def test_a_body_that_does_not_arrive_is_a_request_timeout(
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_late_body_that_nobody_reads_does_not_matter(app: Application) -> None:
+def test_a_late_body_that_nobody_reads_does_not_matter(app: FlaskBridge) -> None:
     assert call(app, scope("/unread"), Client(then_hang=True)).body == b"unread"
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_body_that_is_too_large_already_is_not_late(app: Application) -> None:
+def test_a_body_that_is_too_large_already_is_not_late(app: FlaskBridge) -> None:
     client = call(app, scope(), Client(chunk(b"x" * 101, more=True), then_hang=True))
 
-    assert (client.status, len(client.body)) == (200, 101)
+    assert client.status == 413
 
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("path", ["/echo", "/missing"])
-def test_nothing_of_a_refused_request_keeps_its_connection_or_its_body(app: Application, path: str) -> None:
+def test_nothing_of_a_refused_request_keeps_its_connection_or_its_body(app: FlaskBridge, path: str) -> None:
     """The server closes a connection with half a body once nobody can receive from it any more."""
     client = Client(chunk(b"x" * LIMIT, more=True), then_hang=True)
     connection = weakref.ref(client)
@@ -237,10 +240,10 @@ def test_nothing_of_a_refused_request_keeps_its_connection_or_its_body(app: Appl
 
 
 def test_large_bodies_together_have_a_bound_and_small_ones_pass(
-    app: Application, monkeypatch: pytest.MonkeyPatch
+    app: FlaskBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asgi, "SMALL_BYTES", 10)
-    app._held_at_most = 140
+    app._buffered_at_most = 140
 
     async def four() -> list[Client]:
         arriving = Client(chunk(b"x" * 100, more=True), then_hang=True)
@@ -261,15 +264,14 @@ def test_large_bodies_together_have_a_bound_and_small_ones_pass(
     assert (fits.status, small.status, after.status) == (200, 200, 200)
 
 
-def test_a_large_body_that_waits_too_long_for_a_thread_is_answered_in_time(
-    flask: Flask, futures: dict[str, Future[str]], monkeypatch: pytest.MonkeyPatch
+def test_computing_that_waits_too_long_for_a_thread_is_answered_in_time(
+    app: FlaskBridge, futures: dict[str, Future[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asgi, "ANSWER_SECONDS", 0.1)
-    client = Client(chunk(b"x" * (asgi.LARGE_BYTES + 1)))
-    app = Application(flask, 2 * asgi.LARGE_BYTES)
+    client = Client(chunk(b""))
 
     async def answered() -> None:
-        await app(scope("/hold/long"), client.receive, client.send)
+        await app(scope("/compute/long"), client.receive, client.send)
         futures["long"].set_result("too late")
 
     asyncio.run(answered())
@@ -277,13 +279,10 @@ def test_a_large_body_that_waits_too_long_for_a_thread_is_answered_in_time(
     assert (client.status, json.loads(client.body)["code"]) == (503, "store_unavailable")
 
 
-def test_a_large_body_does_not_keep_the_loop(flask: Flask, futures: dict[str, Future[str]]) -> None:
-    """Reading it takes long; in a thread, others are answered meanwhile."""
-    app = Application(flask, 2 * asgi.LARGE_BYTES)
-
+def test_computing_in_a_thread_does_not_keep_the_loop(app: FlaskBridge, futures: dict[str, Future[str]]) -> None:
     async def both() -> tuple[Client, Client]:
-        large, small = Client(chunk(b"x" * (asgi.LARGE_BYTES + 1))), Client(chunk(b"hello"))
-        task = asyncio.create_task(app(scope("/hold/long"), large.receive, large.send))
+        large, small = Client(chunk(b"")), Client(chunk(b"hello"))
+        task = asyncio.create_task(app(scope("/compute/long"), large.receive, large.send))
         await app(scope(), small.receive, small.send)
         assert not large.sent
         futures["long"].set_result("done")
@@ -295,17 +294,31 @@ def test_a_large_body_does_not_keep_the_loop(flask: Flask, futures: dict[str, Fu
     assert (large.body, small.body) == (b"done", b"hello")
 
 
+def test_a_streamed_response_is_sent_as_it_comes(app: FlaskBridge, futures: dict[str, Future[str]]) -> None:
+    async def streamed() -> list[bytes]:
+        client = Client(chunk(b""))
+        task = asyncio.create_task(app(scope("/stream"), client.receive, client.send))
+        while len(client.sent) < 2:
+            await asyncio.sleep(0)
+        before = client.body
+        futures["long"].set_result("second")
+        await task
+        return [before, client.body]
+
+    assert asyncio.run(streamed()) == [b"first", b"firstsecond"]
+
+
 # Answers that wait
 
 
-def test_an_answer_that_is_there_already(app: Application, futures: dict[str, Future[str]]) -> None:
+def test_an_answer_that_is_there_already(app: FlaskBridge, futures: dict[str, Future[str]]) -> None:
     futures["long"].set_result("done")
 
     assert call(app, scope("/wait/long"), Client(chunk(b""))).body == b"done"
 
 
 def test_an_answer_that_comes_from_another_thread_is_waited_for(
-    app: Application, futures: dict[str, Future[str]]
+    app: FlaskBridge, futures: dict[str, Future[str]]
 ) -> None:
     async def both() -> Client:
         client = Client(chunk(b""))
@@ -318,7 +331,7 @@ def test_an_answer_that_comes_from_another_thread_is_waited_for(
 
 
 def test_an_answer_that_does_not_come_is_503_and_its_future_is_cancelled(
-    app: Application, futures: dict[str, Future[str]]
+    app: FlaskBridge, futures: dict[str, Future[str]]
 ) -> None:
     client = call(app, scope("/wait/briefly"), Client(chunk(b"")))
 
@@ -328,7 +341,7 @@ def test_an_answer_that_does_not_come_is_503_and_its_future_is_cancelled(
 
 
 def test_an_answer_under_way_that_does_not_come_is_503_too(
-    app: Application, futures: dict[str, Future[str]]
+    app: FlaskBridge, futures: dict[str, Future[str]]
 ) -> None:
     futures["briefly"].set_running_or_notify_cancel()
 
@@ -338,7 +351,7 @@ def test_an_answer_under_way_that_does_not_come_is_503_too(
 
 
 def test_an_answer_that_is_a_defect_says_so_and_no_more(
-    app: Application, futures: dict[str, Future[str]]
+    app: FlaskBridge, futures: dict[str, Future[str]]
 ) -> None:
     futures["long"].set_exception(ZeroDivisionError("a secret detail"))
 
@@ -349,7 +362,7 @@ def test_an_answer_that_is_a_defect_says_so_and_no_more(
 
 
 def test_while_one_request_waits_others_are_answered(
-    app: Application, futures: dict[str, Future[str]]
+    app: FlaskBridge, futures: dict[str, Future[str]]
 ) -> None:
     async def both() -> list[bytes]:
         waiting, other = Client(chunk(b"")), Client(chunk(b"hello"))
@@ -372,30 +385,30 @@ def test_while_one_request_waits_others_are_answered(
 # What Flask gets to see
 
 
-def seen(app: Application, *headers: tuple[bytes, bytes]) -> Any:
+def seen(app: FlaskBridge, *headers: tuple[bytes, bytes]) -> Any:
     return json.loads(call(app, scope("/seen", *headers), Client(chunk(b""))).body)
 
 
-def test_headers(app: Application) -> None:
+def test_headers(app: FlaskBridge) -> None:
     headers = seen(app, (b"svix-id", b"msg_1"), (b"content-type", b"text/x"), (b"content-length", b"0"))
 
     assert headers["headers"] == {"svix-id": "msg_1", "content-type": "text/x", "content-length": "0"}
 
 
-def test_a_repeated_header_is_a_list(app: Application) -> None:
+def test_a_repeated_header_is_a_list(app: FlaskBridge) -> None:
     assert seen(app, (b"x-a", b"1"), (b"x-a", b"2"))["headers"]["x-a"] == "1,2"
 
 
-def test_a_header_with_an_underscore_is_not_the_one_with_a_hyphen(app: Application) -> None:
+def test_a_header_with_an_underscore_is_not_the_one_with_a_hyphen(app: FlaskBridge) -> None:
     assert seen(app, (b"svix_id", b"forged"), (b"svix-id", b"msg_1"))["headers"]["svix-id"] == "msg_1"
     assert "svix-id" not in seen(app, (b"svix_id", b"forged"))["headers"]
 
 
-def test_bytes_that_are_not_ascii(app: Application) -> None:
+def test_bytes_that_are_not_ascii(app: FlaskBridge) -> None:
     assert seen(app, (b"x-a", b"\xff\xc3\xa9"))["headers"]["x-a"] == b"\xff\xc3\xa9".decode("latin-1")
 
 
-def test_percent_encoded_paths_and_queries(app: Application) -> None:
+def test_percent_encoded_paths_and_queries(app: FlaskBridge) -> None:
     encoded = scope("/seen") | {"raw_path": b"/see%6E", "query_string": b"a=%ff&b"}
     seen_path = json.loads(call(app, encoded, Client(chunk(b""))).body)
 
@@ -403,7 +416,7 @@ def test_percent_encoded_paths_and_queries(app: Application) -> None:
     assert seen_path["query"] == "a=%ff&b"
 
 
-def test_a_server_that_leaves_out_what_it_may(app: Application) -> None:
+def test_a_server_that_leaves_out_what_it_may(app: FlaskBridge) -> None:
     bare = scope("/seen")
     del bare["raw_path"], bare["server"]
 
@@ -413,7 +426,7 @@ def test_a_server_that_leaves_out_what_it_may(app: Application) -> None:
 # The service's life
 
 
-def test_the_store_connects_at_the_start_and_closes_at_the_end(app: Application) -> None:
+def test_the_store_connects_at_the_start_and_closes_at_the_end(app: FlaskBridge) -> None:
     client = Client({"type": "lifespan.startup"}, {"type": "lifespan.shutdown"})
 
     call(app, {"type": "lifespan"}, client)
@@ -422,8 +435,8 @@ def test_the_store_connects_at_the_start_and_closes_at_the_end(app: Application)
         "lifespan.startup.complete",
         "lifespan.shutdown.complete",
     ]
-    assert app._app.extensions["session_store"].calls == ["work_on", "probe", "close"]
+    assert app._app.store.calls == ["bind_loop", "probe", "close"]  # type: ignore[attr-defined]
 
 
-def test_other_protocols_are_left_alone(app: Application) -> None:
+def test_other_protocols_are_left_alone(app: FlaskBridge) -> None:
     assert call(app, {"type": "websocket"}, Client()).sent == []

@@ -9,19 +9,22 @@ import json
 import os
 import shutil
 import socketserver
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import httpx
 import pytest
 import redis
 from support import SECRET, Intake, client_of, intake_on, serving
 
-from benchmarks import compare, deliveries, growth, measure, open_loop, processes, report
+from benchmarks import builds, compare, deliveries, growth, measure, open_loop, processes, report
 from benchmarks.measure import Round, Saturated, Steady, Store
 from benchmarks.processes import ROOT, Server, VoidError
 from service import simulator
@@ -144,13 +147,44 @@ def test_deliveries_are_genuine_distinct_and_of_the_sizes_asked_for(tmp_path: Pa
     assert len(ids) == 40 * 3
 
 
+# Builds
+
+
+def test_a_build_is_that_of_its_revision_and_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "service.py"
+    program.write_text("print('committed')")
+    (tmp_path / "requirements.txt").touch()
+    (tmp_path / "Procfile").write_text("web: python -m service\n")
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.com")
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "first"]):
+        subprocess.run([*git, *command], check=True)
+    program.write_text("print('changed since')")
+    folder = builds.install("HEAD", tmp_path)
+    monkeypatch.setattr(builds, "install", partial(builds.install, root=tmp_path))
+    (folder / "tree" / "kept").touch()
+
+    this, through_flask, then = compare.builds_against("HEAD")
+
+    output = subprocess.run(
+        then.command, env=dict(then.environment), cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert output.stdout == "committed\n"
+    assert (folder / "tree" / "kept").exists()
+    assert this.environment == {**through_flask.environment, "SERVE_FAST_LANE": "true"}
+    assert folder.name.startswith(then.name)
+    with pytest.raises(click.ClickException, match="v9 is no revision"):
+        compare.builds_against("v9")
+
+
 # Figures
 
 
 def a_round(**figures: float) -> Round:
     """A round with these figures of its saturated part, all others being 10."""
     saturated = {field.name: figures.get(field.name, 10.0) for field in dataclasses.fields(Saturated)}
-    return Round(Saturated(**saturated), Steady(*[10.0] * len(dataclasses.fields(Steady))))
+    return Round(Saturated(**saturated), {500: Steady(*[10.0] * len(dataclasses.fields(Steady)))})
 
 
 ROUNDS = {
@@ -160,13 +194,29 @@ ROUNDS = {
 
 
 def test_the_table_has_medians_and_ratios_to_this_service() -> None:
-    rows = list(report.table(ROUNDS, 500))
+    rows = list(report.table(ROUNDS))
 
     assert rows[0] == "| median of 3 rounds | this service | (a) |"
     assert "| CPU µs per delivery, at saturation | 120 | 300 (2.50×) |" in rows
     assert "| the same, round by round | 100, 900, 120 | 310, 290, 300 |" in rows
+    assert "| CPU µs per delivery, at 500/s | 10 | 10 (1.00×) |" in rows
     assert "| deliveries per second, at saturation | 1,000 | 400 (0.40×) |" in rows
     assert report.summary(ROUNDS).endswith("0.40× that of (a).")
+
+
+def test_a_build_is_compared_round_by_round_and_a_void_round_with_nothing() -> None:
+    def build(*cpu_us: float) -> dict[int, Round]:
+        return {number: a_round(cpu_us=each) for number, each in enumerate(cpu_us) if each}
+
+    rows = list(
+        report.against({"this": build(80, 300, 99, 90), "e4052d6": build(100, 200, 0, 100)}, "e4052d6")
+    )
+
+    assert rows[2].startswith(
+        "| this | 94; 0.90× (0.80, 1.50, 0.90) | 10; 1.00× (1.00, 1.00, 1.00) | 10.0; 1.00×"
+    )
+    assert rows[3] == "| e4052d6 | 100 | 10 | 10.0 |"
+    assert list(report.against({"this": build(80)}, "e4052d6"))[2] == "| this | 80 | 10 | 10.0 |"
 
 
 def test_bars_are_as_long_as_their_figures() -> None:

@@ -220,7 +220,7 @@ def test_a_user_with_no_more_rights_than_the_relay_needs(own_redis: EmbeddedRedi
         assert intake.take(clerk_event("ended"), "msg_2").outcome == "applied"
         assert intake.take(clerk_event("active"), "msg_3").outcome == "stale"
         assert intake.take(b'{"type":"session.created"}', "msg_4").outcome == "dead_lettered"
-        intake.store.probe().result(timeout=30)
+        intake.call(intake.store.probe).result(timeout=30)
 
 
 # TLS

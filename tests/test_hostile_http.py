@@ -159,11 +159,16 @@ def test_odd_targets_make_no_defect(service: ServiceProcess, method: bytes, targ
     assert 400 <= answer.status < 500
 
 
-@pytest.mark.parametrize("method", [b"post", b"Post", b"POSTS", b"CONNECT", b"M-SEARCH", b"X" * 10_000])
-def test_methods_are_as_they_are_written(service: ServiceProcess, method: bytes) -> None:
+@pytest.mark.parametrize("method", [b"CONNECT", b"M-SEARCH", b"PURGE"])
+def test_another_method_is_not_allowed(service: ServiceProcess, method: bytes) -> None:
     answer = exchange(service.port, request_head(genuine(), method=method) + IGNORED)
 
     assert (answer.status, answer.code, answer.headers["allow"]) == (405, "method_not_allowed", "POST")
+
+
+@pytest.mark.parametrize("method", [b"post", b"Post", b"POSTS", b"FOO", b"X" * 10_000])
+def test_methods_that_nobody_knows_are_no_http(service: ServiceProcess, method: bytes) -> None:
+    assert exchange(service.port, request_head(genuine(), method=method) + IGNORED).status == 400
 
 
 @pytest.mark.parametrize(

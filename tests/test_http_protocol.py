@@ -31,14 +31,6 @@ def statuses(port: int, sent: bytes) -> list[int]:
     return [answer.status for answer in conversation(port, sent)]
 
 
-def test_a_method_that_the_parser_does_not_know_is_the_applications_to_refuse(
-    service: ServiceProcess,
-) -> None:
-    [answer] = conversation(service.port, UNKNOWN.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
-
-    assert (answer.status, answer.code) == (405, "method_not_allowed")
-
-
 def test_a_delivery_before_an_unknown_method_is_answered_once(service: ServiceProcess) -> None:
     assert statuses(service.port, request_head(genuine()) + IGNORED + UNKNOWN) == [200]
 

@@ -1,7 +1,6 @@
 """The way of one delivery, after its signature: where each kind of event goes. No Redis, no HTTP."""
 
 import json
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -10,24 +9,28 @@ from support import NOW_MS, clerk_event
 from service.clerk import Unusable
 from service.contract import Outcome
 from service.errors import MalformedEventError, StoreUnavailableError
-from service.ingest import Ingest, Trace
+from service.ingest import DeliveryInfo, Ingest
 from service.normalize import SessionChange
 from service.signature import Delivery
 
 
 class Store:
-    """Writes down what it is asked to keep, and leaves the answers to the test."""
+    """Writes down what it is asked to keep, and answers what the test says."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
-        self.answer: Future[Outcome] = Future()
+        self.answer: Outcome | Exception = Outcome("applied", "sess_1", "1-0", 1)
 
-    def apply(self, change: SessionChange, body: bytes, now_ms: int) -> Future[Outcome]:
+    def apply(self, change: SessionChange, body: bytes, now_ms: int) -> Outcome:
         self.asked.append(("apply", change, body, now_ms))
+        if isinstance(self.answer, Exception):
+            raise self.answer
         return self.answer
 
-    def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Future[Outcome]:
+    def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Outcome:
         self.asked.append(("keep_dead_letter", delivery, why, now_ms))
+        if isinstance(self.answer, Exception):
+            raise self.answer
         return self.answer
 
 
@@ -47,20 +50,17 @@ def delivery(event: object) -> Delivery:
 
 
 def test_a_session_event_is_applied_and_its_answer_is_the_stores(ingest: Ingest, store: Store) -> None:
-    future = ingest(delivery(clerk_event("active")))
+    assert ingest(delivery(clerk_event("active"))) is store.answer
 
     [(asked, change, body, now_ms)] = store.asked
     assert (asked, json.loads(body)["type"], now_ms) == ("apply", "session.created", NOW_MS)
     assert change.event.id == "msg_1"
     assert change.session.status == "active"
-    assert not future.done()
-    store.answer.set_result(Outcome("applied", "sess_1", "1-0", 1))
-    assert future.result(timeout=0).outcome == "applied"
 
 
 @pytest.mark.parametrize("type_", ["user.created", "organization.deleted", "session", "sessionx.created"])
 def test_another_event_is_ignored_without_the_store(ingest: Ingest, store: Store, type_: str) -> None:
-    assert ingest(delivery({"type": type_, "data": 1})).result(timeout=0) == Outcome("ignored")
+    assert ingest(delivery({"type": type_, "data": 1})) == Outcome("ignored")
     assert store.asked == []
 
 
@@ -92,14 +92,16 @@ def test_what_is_no_event_is_an_error_and_not_kept(ingest: Ingest, store: Store)
     assert store.asked == []
 
 
-def test_odd_metadata_is_traced_by_field(ingest: Ingest, store: Store) -> None:
-    trace = Trace()
+def test_odd_metadata_is_noted_by_field(ingest: Ingest) -> None:
+    info = DeliveryInfo()
     event = clerk_event("active", client_id=17, latest_activity={"city": 4, "country": "NO"})
 
-    ingest(delivery(event), trace)
+    read = ingest.read(delivery(event), info)
 
-    assert sorted(trace.nulled) == ["city", "client_id"]
-    assert store.asked[0][1].session.latest_activity.country == "NO"
+    assert isinstance(read, SessionChange)
+    assert sorted(info.nulled) == ["city", "client_id"]
+    assert read.session.latest_activity is not None
+    assert read.session.latest_activity.country == "NO"
 
 
 def test_whether_a_session_is_live_is_told_by_the_clock(store: Store) -> None:
@@ -121,13 +123,8 @@ def test_the_http_request_comes_along_only_on_request(store: Store) -> None:
     assert with_request.http_request.client_ip == "192.0.2.44"
 
 
-def test_a_store_that_refuses_at_once_is_heard(
-    ingest: Ingest, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> Future[Outcome]:
-        raise StoreUnavailableError("Redis timed out a moment ago.")
-
-    monkeypatch.setattr(store, "apply", refuse)
+def test_a_store_that_refuses_is_heard(ingest: Ingest, store: Store) -> None:
+    store.answer = StoreUnavailableError("Redis timed out a moment ago.")
 
     with pytest.raises(StoreUnavailableError):
         ingest(delivery(clerk_event("active")))

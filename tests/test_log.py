@@ -12,13 +12,17 @@ from service import simulator
 FORGED = 'x\n{"event":"forged"}\r\u2028\x1b[31m'
 
 
-def logged(script: str, **settings: str) -> str:
-    """Run a script with `log` (structlog) and `logging` (the library) configured; return its stderr."""
+def logged(script: str, before: str = "configure(settings)", **settings: str) -> str:
+    """Run a script with `log` (structlog) and `library` (logging); return its stderr.
+
+    before: what it does first.
+    """
     prepared = f"""
-import logging, structlog
+import logging, structlog, sys
 from service.config import LogSettings
-from service.log import configure
-configure(LogSettings(_env_file=None, **{settings!r}))
+from service.log import batched, configure, configure_unless_done
+settings = LogSettings(_env_file=None, **{settings!r})
+{before}
 log = structlog.get_logger("service.test")
 library = logging.getLogger("some.library")
 {script}
@@ -53,12 +57,39 @@ def test_each_line_is_a_json_object_of_the_service_and_of_libraries_alike() -> N
     assert ours["time"].endswith("Z")
 
 
+def test_a_warning_is_one_line_as_the_others_are() -> None:
+    [line] = lines(logged("configure(settings)\nlog.warning('hello', number=1, name='x')"))
+
+    assert line == {
+        "time": line["time"],
+        "level": "warning",
+        "logger": "service.test",
+        "event": "hello",
+        "number": 1,
+        "name": "x",
+    }
+
+
 def test_no_value_can_forge_a_line() -> None:
     said = logged(f"log.info('hello', value={FORGED!r})\nlibrary.warning({FORGED!r})")
 
     first, second = lines(said)
     assert first["value"] == FORGED
     assert second["event"] == FORGED
+
+
+def test_lines_of_a_batch_keep_their_order() -> None:
+    script = """
+with batched():
+    log.info("first")
+    log.warning("second")
+    log.info("third")
+    sys.stderr.write('{"event": "before the batch"}\\n')
+"""
+
+    said = [line["event"] for line in lines(logged(script))]
+
+    assert said == ["before the batch", "first", "second", "third"]
 
 
 def test_an_exception_is_one_line_without_the_values_around_it() -> None:
@@ -96,6 +127,96 @@ for set_to in {levels}:
         for level in levels[number:]
         for logger in ("service.test", "some.library")
     ]
+
+
+def test_the_level_of_a_logger_is_obeyed() -> None:
+    said = logged("logging.getLogger('service').setLevel('ERROR')\nlog.info('no')\nlog.warning('no')")
+
+    assert said == ""
+
+
+# Other handlers than ours
+
+
+KEEPING = """
+class Keeping(logging.Handler):
+    def emit(self, record):
+        self.records.append(record)
+Keeping.records = []
+logging.root.addHandler(Keeping())
+"""
+
+
+def test_a_handler_that_was_there_gets_warnings() -> None:
+    script = """
+log.info("not this")
+log.warning("hello", number=1)
+[record] = Keeping.records
+assert (record.name, record.levelname, record.getMessage()) == ("service.test", "WARNING", "hello")
+assert record.event_fields == {"number": 1}
+"""
+
+    [_, line] = lines(logged(script, KEEPING + "configure(settings)"))
+
+    assert line["event"] == "hello"
+
+
+def test_a_handler_that_was_there_gets_exceptions() -> None:
+    script = """
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception("failed")
+[record] = Keeping.records
+assert record.exc_info[0] is ZeroDivisionError
+assert record.getMessage() == "failed"
+"""
+
+    [line] = lines(logged(script, KEEPING + "configure(settings)"))
+
+    assert line["exception"].startswith("Traceback")
+
+
+def test_a_process_that_configured_nothing_gets_our_lines() -> None:
+    [line] = lines(logged("log.info('hello')", "configure_unless_done(settings)"))
+
+    assert line["event"] == "hello"
+
+
+def test_a_process_that_configured_logging_gets_all_lines_there() -> None:
+    script = """
+log.debug("not this")
+log.info("5% done", number=1)
+log.error("failed", detail="x\\ny")
+"""
+    own = "logging.basicConfig(level='INFO', format='%(levelname)s %(name)s: %(message)s')"
+
+    said = logged(script, f"{own}\nconfigure_unless_done(settings)", log_level="debug")
+
+    assert said.splitlines() == [
+        "INFO service.test: 5% done number=1",
+        "ERROR service.test: failed detail='x\\ny'",
+    ]
+
+
+def test_a_process_that_configured_structlog_keeps_that() -> None:
+    processors = "[lambda _, method, line: line['event']]"
+    factory = "structlog.PrintLoggerFactory(sys.stderr)"
+    own = f"structlog.configure(processors={processors}, logger_factory={factory})"
+
+    assert logged("log.info('hello')", f"{own}\nconfigure_unless_done(settings)") == "hello\n"
+
+
+def test_the_form_can_be_set_again() -> None:
+    script = "log.info('hello')\nlibrary.error('hello')\n"
+    again = "configure(LogSettings(_env_file=None, log_format='console'))\n"
+
+    said = logged(script + again + script).splitlines()
+
+    assert [line.startswith("{") for line in said] == [True, True, False, False]
+
+
+# Consoles
 
 
 def test_a_console_gets_readable_lines() -> None:
@@ -162,7 +283,7 @@ def test_each_delivery_is_a_line_and_every_line_is_json(service: ServiceProcess)
     for line in said:
         assert line.pop("duration_ms") >= 0
         assert line.pop("time")
-        assert line.pop("logger") == "service.app"
+        assert line.pop("logger") == "service.access"
     common = {"event": "delivery", "type": None, "session_id": None, "user_id": None}
     assert said == [
         {

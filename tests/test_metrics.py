@@ -5,17 +5,15 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
-import prometheus_client
 import pytest
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.parser import text_string_to_metric_families
 from support import (
     IGNORED,
     ROOT,
@@ -40,6 +38,8 @@ from service import metrics, simulator
 from service.embedded import EmbeddedRedis
 
 DELIVERIES = "session_relay_deliveries_total"
+STARTED = "session_relay_worker_start_time_seconds"
+LAG = "session_relay_publish_lag_seconds"
 
 
 class Meter:
@@ -134,17 +134,20 @@ def test_fields_read_as_null_are_counted(small: Endpoint) -> None:
     assert counted == {"client_id": 1, "city": 1, "tasks": 1, "country": 0}
 
 
+def delivery(body: bytes) -> bytes:
+    """Return a request for a connection of its own, so that either process may get it."""
+    return request_head(genuine(body)) + body
+
+
 def test_several_processes_tell_their_sum(any_redis: EmbeddedRedis, http_client: Any) -> None:
     with run_service(any_redis.url, WEB_CONCURRENCY="2") as service:
 
         def deliver(number: int) -> int:
-            # Each over a connection of its own, so that both processes get some.
-            body = sample_body(f"sess_{number}")
-            return exchange(service.port, request_head(genuine(body)) + body).status
+            return exchange(service.port, delivery(sample_body(f"sess_{number}"))).status
 
         with ThreadPoolExecutor(8) as threads:
             assert set(threads.map(deliver, range(60))) == {200}
-        for _ in range(10):
+        for _ in range(10):  # whichever answers
             text = exchange(service.port, request_head([], method=b"GET", target=b"/metrics")).body.decode()
             assert metric(text, DELIVERIES, outcome="applied") == 60
             assert metric(text, "session_relay_delivery_seconds_count") == 60
@@ -158,33 +161,34 @@ def scraped(service: ServiceProcess) -> str:
         return ""
 
 
-def test_a_worker_that_dies_leaves_its_counts_to_its_successor(
-    any_redis: EmbeddedRedis, tmp_path: Path
-) -> None:
-    with run_service(any_redis.url, TMPDIR=str(tmp_path), WEB_CONCURRENCY="2") as service:
-        assert service.deliver(IGNORED).status_code == 200
-        files = sorted(tmp_path.glob("session-relay-metrics-*/*"))
+def started(text: str) -> set[int]:
+    """Return the process ids of the workers that /metrics tells of."""
+    return {int(pid) for pid in re.findall(rf'^{STARTED}{{pid="(\d+)"}}', text, re.MULTILINE)}
+
+
+def test_a_worker_that_dies_takes_no_count_along(any_redis: EmbeddedRedis) -> None:
+    with run_service(any_redis.url, WEB_CONCURRENCY="2") as service:
+        for _ in range(10):
+            assert exchange(service.port, delivery(IGNORED)).status == 200
         before = workers_of(service.process.pid)
         os.kill(min(before), signal.SIGKILL)
 
         eventually(lambda: len(workers_of(service.process.pid) - {min(before)}) == 2, within=30)
 
-        text = eventually(lambda: scraped(service), within=30)
-        service.deliver(IGNORED)
-        assert metric(text, DELIVERIES, outcome="ignored") == 1
-        assert metric(scraped(service), DELIVERIES, outcome="ignored") == 2
-        assert files
-        assert sorted(tmp_path.glob("session-relay-metrics-*/*")) == files, "else each would leave some"
+        after = workers_of(service.process.pid)
+        text = eventually(lambda: text if started(text := scraped(service)) == after else "", within=30)
+        assert metric(text, DELIVERIES, outcome="ignored") == 10
 
 
-def test_each_worker_process_is_described(service: ServiceProcess) -> None:
+def test_a_single_process_is_described(service: ServiceProcess) -> None:
     resident_kb = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{service.process.pid}/status").read_text())
 
     text = service.http.get("/metrics").text
 
     assert resident_kb is not None
-    told = metric(text, "process_resident_memory_bytes", worker="0")
+    told = metric(text, "process_resident_memory_bytes")
     assert told == pytest.approx(int(resident_kb[1]) * 1024, rel=0.2)
+    assert metric(text, STARTED) >= metric(text, "process_start_time_seconds") - 1
 
 
 def test_what_runs_is_told(small: Endpoint) -> None:
@@ -204,68 +208,147 @@ def test_nothing_secret_is_a_label(small: Endpoint) -> None:
     assert SECRET.removeprefix("whsec_") not in text
 
 
-# Histograms of batches
+# Several processes
 
 
-@pytest.fixture(params=["one process", "several processes"])
-def registry(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[CollectorRegistry, CollectorRegistry]]:
-    """Where to put a histogram, and where to read it."""
-    written = CollectorRegistry()
-    if request.param == "one process":
-        yield written, written
-        return
-    read = CollectorRegistry()
-    MultiProcessCollector(read, tmp_path)  # type: ignore[no-untyped-call]
+class Processes:
+    """Processes that count in one directory, one after the other."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def run(self, script: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", f"import os\nfrom service import metrics\n{script}"],
+            cwd=ROOT,
+            env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(self._directory)},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+        return done.stdout
+
+    def work(self, script: str) -> int:
+        """Return the id that the process had."""
+        return int(self.run(f"{script}\nprint(os.getpid())"))
+
+    def rendered(self) -> str:
+        return self.run("print(metrics.render().decode())")
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Processes:
+    return Processes(tmp_path)
+
+
+def test_counts_of_processes_that_ended_stay(processes: Processes) -> None:
+    for _ in range(2):
+        pid = processes.work("metrics.count_deliveries('applied', None)\nmetrics.observe_lag(0.2)")
+        processes.work(f"metrics.forget_worker({pid})")
+
+    text = processes.rendered()
+
+    assert metric(text, DELIVERIES, outcome="applied") == 2
+    assert metric(text, f"{LAG}_bucket", le="0.25") == 2
+    assert metric(text, f"{LAG}_sum") == pytest.approx(0.4)
+
+
+def test_each_worker_has_its_start(processes: Processes) -> None:
+    pids = {processes.work("metrics.mark_worker_started()") for _ in range(2)}
+
+    assert started(processes.rendered()) == pids
+
+
+def test_a_worker_that_was_forgotten_has_no_start(processes: Processes) -> None:
+    dead, alive = (processes.work("metrics.mark_worker_started()") for _ in range(2))
+
+    processes.work(f"metrics.forget_worker({dead})")
+
+    assert started(processes.rendered()) == {alive}
+
+
+def test_a_supervisor_that_shares_what_it_did_not_itself_forgets_too(
+    processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = processes.work("metrics.mark_worker_started()")
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    kind = prometheus_client.values.MultiProcessValue()  # type: ignore[no-untyped-call]
-    monkeypatch.setattr(prometheus_client.values, "ValueClass", kind)
-    yield written, read
-    kind.close_all_files()
 
+    metrics.forget_worker(pid)
 
-Registries = tuple[CollectorRegistry, CollectorRegistry]
-BOUNDS = (0.5, 1, 2)
-
-
-def samples(registry: CollectorRegistry, name: str) -> dict[str, float]:
-    """Return the buckets by their bounds, `sum` and `count`."""
-    return {
-        sample.labels.get("le", sample.name.rpartition("_")[2]): sample.value
-        for family in text_string_to_metric_families(generate_latest(registry).decode())
-        for sample in family.samples
-        if family.name == name and not sample.name.endswith("_created")
-    }
+    assert started(processes.rendered()) == set()
 
 
 @pytest.mark.parametrize(
-    "batches",
-    [
-        [[0.25]],
-        [[0.5, 1, 2, 1, 0.5]],
-        [[4, 0.25, 1.5, 0.0, 2.5, 0.75, 0.75]],
-        [[1.5], [], [1.5, 0.25]],
-    ],
+    ("workers", "expected"), [((True, True), 1), ((True, False), 0), ((False, False), 0)]
 )
-def test_a_batch_counts_as_its_values_do(registry: Registries, batches: list[list[float]]) -> None:
-    written, read = registry
-    batch = metrics.BatchHistogram("batch", "", buckets=BOUNDS, registry=written)
-    plain = Histogram("plain", "", buckets=BOUNDS, registry=written)
-    for values in batches:
-        batch.observe_many(values)
-        for value in values:
-            plain.observe(value)
+def test_the_fast_lane_is_on_if_all_workers_have_it(
+    processes: Processes, workers: tuple[bool, ...], expected: int
+) -> None:
+    for is_used in workers:
+        processes.work(f"metrics.set_fast_lane({is_used})")
 
-    assert samples(read, "batch") == samples(read, "plain")
-    assert samples(read, "batch")["count"] == sum(map(len, batches))
+    text = processes.rendered()
+
+    assert f"\nsession_relay_fast_lane {expected}.0\n" in text
 
 
-def test_values_below_zero_count_as_zero(registry: Registries) -> None:
-    written, read = registry
-    metrics.BatchHistogram("lag", "", buckets=BOUNDS, registry=written).observe_many([-3, 1.5, -0.5])
+def test_who_only_reads_has_neither_start_nor_fast_lane(processes: Processes) -> None:
+    text = processes.rendered()
 
-    assert samples(read, "lag") == {"0.5": 2, "1.0": 2, "2.0": 3, "+Inf": 3, "sum": 1.5, "count": 3}
+    assert STARTED not in text
+    assert "session_relay_fast_lane" not in text
+
+
+# One process
+
+
+@pytest.fixture
+def fresh_warning() -> Iterator[None]:
+    metrics._warn_not_shared.cache_clear()
+    yield
+    metrics._warn_not_shared.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_warning")
+def test_several_processes_that_do_not_share_say_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    metrics.warn_if_not_shared(multiprocess=True)
+    metrics.warn_if_not_shared(multiprocess=True)
+
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert "PROMETHEUS_MULTIPROC_DIR" in record.getMessage()
+
+
+@pytest.mark.usefixtures("fresh_warning")
+def test_a_single_process_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    metrics.warn_if_not_shared(multiprocess=False)
+
+    assert caplog.records == []
+
+
+def test_processes_that_share_warn_of_nothing(processes: Processes) -> None:
+    script = "import logging, sys\nlogging.basicConfig(stream=sys.stdout)\nmetrics.warn_if_not_shared(True)"
+
+    assert processes.run(script) == ""
+
+
+def test_a_single_process_has_its_start_without_an_id() -> None:
+    metrics.mark_worker_started()
+
+    text = metrics.render().decode()
+
+    assert f"\n{STARTED} " in text
+    assert started(text) == set()
+
+
+def test_a_lag_below_zero_counts_as_zero() -> None:
+    counted = Counted()
+
+    metrics.observe_lag(-3)
+
+    assert counted.growth(f"{LAG}_bucket", le="0.05") == 1
+    assert counted.growth(f"{LAG}_sum") == 0
 
 
 # Labels
@@ -329,6 +412,8 @@ NAME = r"\b(?:session_relay|process)_\w+"
 
 def families() -> dict[str, str]:
     """Return the type of every metric by its name."""
+    metrics.mark_worker_started()
+    metrics.set_fast_lane(False)
     told = re.findall(rf"^# TYPE ({NAME}) (\w+)$", metrics.render(0, 0.0).decode(), re.MULTILINE)
     return {name: kind for name, kind in told if not name.endswith("_created")}
 
@@ -359,7 +444,7 @@ def test_dashboard_and_rules_use_only_what_there_is() -> None:
     known = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("",), "gauge": ("",)}
     series = {name + suffix for name, kind in families().items() for suffix in known[kind]}
     labels = {
-        *("job", "instance", "outcome", "reason", "field", "kind", "worker", "le"),
+        *("job", "instance", "outcome", "reason", "field", "kind", "pid", "le"),
         *("version", "python", "redis_py"),
     }
 

@@ -360,7 +360,7 @@ def test_each_line_of_the_log_is_one_that_the_service_wrote(story: Story) -> Non
         "delivery": common
         | {"outcome", "reason", "type", "message_id", "session_id", "user_id", "duration_ms"},
         "redis_failed": common | {"error", "detail", "commands"},
-        "listening": common | {"host", "port"},
+        "listening": common | {"host", "port", "fast_lane", "fast_lane_closed_by"},
     }
     assert [line for line in said if set(line) != keys.get(line["event"], common)] == []
     assert {line["logger"] for line in said} <= {

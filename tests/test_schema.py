@@ -31,7 +31,7 @@ from support import (
     subscribed,
 )
 
-from service import answers, errors, schema
+from service import errors, replies, schema
 from service.app import create_app
 from service.cli import main
 from service.contract import OMITTABLE_FIELDS, STATUSES, omit
@@ -500,7 +500,7 @@ def test_it_refuses_any_odd_value(data: st.DataObject) -> None:
 
 def test_every_route_is_described_and_no_other() -> None:
     app = create_app(make_settings(NO_REDIS))
-    app.extensions["session_store"].close()
+    app.store.close()
 
     served = {
         (rule.rule, method.lower())
@@ -570,8 +570,9 @@ def test_the_check_of_all_answers_notices(answer: tuple[int, str, Any]) -> None:
 
 
 def test_the_check_of_all_answers_notices_a_missing_retry_after() -> None:
-    problem = answers.problem(errors.StoreUnavailableError("Redis is away."))
+    problem = replies.of(errors.StoreUnavailableError("Redis is away."))
     headers = {name.lower(): value for name, value in problem.headers.items()}
+    headers["content-type"] = problem.content_type
     checked = ("POST", "/webhooks/clerk", 503)
 
     assert answer_faults(*checked, headers, problem.body) == []

@@ -282,8 +282,8 @@ def test_an_expiry_that_the_relay_found_itself_gives_way_to_what_clerk_says_late
         order=change.order._replace(terminal=False, updated_at_ms=expire_at),
     )
 
-    assert intake.store.apply(change, b"", NOW_MS).result(timeout=30).outcome == "applied"
-    assert intake.store.apply(change, b"", NOW_MS).result(timeout=30).outcome == "duplicate"
+    assert intake.call(intake.store.apply, change, b"", NOW_MS).result(timeout=30).outcome == "applied"
+    assert intake.call(intake.store.apply, change, b"", NOW_MS).result(timeout=30).outcome == "duplicate"
     assert state(client)["event"]["source"] == "synthetic"
     assert not client.exists(USER_KEY, EXPIRY_KEY)
 
@@ -759,7 +759,7 @@ def test_a_full_box_does_not_stop_sessions(relay_redis: EmbeddedRedis, client: A
 
 
 def test_the_probe_leaves_no_trace(intake: Intake, client: Any) -> None:
-    intake.store.probe().result(timeout=30)
+    intake.call(intake.store.probe).result(timeout=30)
     assert list(client.scan_iter("*")) == []
 
 

@@ -160,7 +160,7 @@ def test_a_full_memory_leaves_nothing_and_still_answers_duplicates(
         with pytest.raises(StoreUnavailableError):
             intake.take(UNREADABLE, "msg_bad")
         with pytest.raises(StoreUnavailableError):
-            intake.store.probe().result(timeout=30)
+            intake.call(intake.store.probe).result(timeout=30)
         if history != "a session never seen":
             assert intake.take(HISTORIES[history]()[0], "msg_0").outcome == "duplicate"
         assert contents(own_client) == before

@@ -73,7 +73,7 @@ def test_the_primary_gets_the_urls_password_and_the_sentinels_their_own() -> Non
             address = f"127.0.0.1:{sentinel.server_address[1]}"
             url = f"redis+sentinel://app:p%40ss@{address}/{MASTER}/3?sentinel_password=s3cr3t"
             with intake_on(url) as intake:
-                intake.store.probe().result(timeout=30)
+                intake.call(intake.store.probe).result(timeout=30)
 
     assert primary.commands[:2] == [[b"AUTH", b"app", b"p@ss"], [b"SELECT", b"3"]]
     assert sentinel.commands == [[b"AUTH", b"s3cr3t"], [b"SENTINEL", b"MASTER", MASTER.encode()]]
@@ -88,7 +88,7 @@ def test_a_sentinel_that_is_away_is_passed_over() -> None:
                 unused_port() as nobodys,
                 intake_on(f"redis+sentinel://127.0.0.1:{nobodys},{known}/{MASTER}") as intake,
             ):
-                intake.store.probe().result(timeout=30)
+                intake.call(intake.store.probe).result(timeout=30)
 
 
 def test_a_sentinel_that_missed_a_failover_is_passed_over() -> None:
@@ -102,7 +102,7 @@ def test_a_sentinel_that_missed_a_failover_is_passed_over() -> None:
         hosts = ",".join(f"127.0.0.1:{sentinel.server_address[1]}" for sentinel in (late, informed))
         intake = stack.enter_context(intake_on(f"redis+sentinel://{hosts}/{MASTER}"))
 
-        intake.store.probe().result(timeout=30)
+        intake.call(intake.store.probe).result(timeout=30)
 
     assert [words[0] for words in servers[1].commands][-1] == b"LPUSHX"
 
@@ -169,7 +169,7 @@ def test_a_failover_that_sentinels_were_asked_for_loses_nothing(sentinels: Senti
         intake_on(sentinels.url, redis_min_replicas=2) as intake,
         redis.Redis(port=sentinels.ports[0], protocol=2) as sentinel,
     ):
-        intake.store.probe().result(timeout=30)
+        intake.call(intake.store.probe).result(timeout=30)
         sentinel.execute_command("SENTINEL", "FAILOVER", MASTER)
         numbers = itertools.count()
 
@@ -251,7 +251,7 @@ def test_the_script_runs_on_the_node_that_has_the_slot(cluster: Cluster, nodes: 
             assert intake.take(clerk_event("active"), "msg_1").outcome == "duplicate"
             assert intake.take(clerk_event("pending", updated_at=NOW_MS - 5000), "msg_2").outcome == "stale"
             assert intake.take(UNREADABLE, "msg_3").outcome == "dead_lettered"
-            intake.store.probe().result(timeout=30)
+            intake.call(intake.store.probe).result(timeout=30)
         # Whichever node one subscribes to: a cluster's channels are everywhere.
         channels = [subscriber.next()[0] for _ in range(2)]
 
@@ -295,7 +295,7 @@ def test_the_readmes_user_needs_one_right_more_on_a_cluster(cluster: Cluster, no
     try:
         with intake_on(cluster.url.replace("//", "//relay:password@")) as intake:
             assert intake.take(clerk_event(), "msg_1").outcome == "applied"
-            intake.store.probe().result(timeout=30)
+            intake.call(intake.store.probe).result(timeout=30)
         assert [client.acl_log() for client in nodes] == [[], [], []]
     finally:
         for client in nodes:
@@ -368,11 +368,11 @@ def test_with_partitions_a_dead_letter_is_replayed_into_its_users_partition(
 def test_with_partitions_readiness_asks_every_shard(
     cluster: Cluster, nodes: list[Any], spread: Intake
 ) -> None:
-    spread.store.probe().result(timeout=30)
+    spread.call(spread.store.probe).result(timeout=30)
     nodes[2].config_set("maxmemory", "1")
     try:
         with pytest.raises(StoreUnavailableError):
-            spread.store.probe().result(timeout=30)
+            spread.call(spread.store.probe).result(timeout=30)
     finally:
         nodes[2].config_set("maxmemory", "0")
 
@@ -540,7 +540,7 @@ def test_with_partitions_readiness_asks_for_the_dead_letters_too(cluster: Cluste
             intake_on(cluster.url, partitions=2, redis_key_prefix=prefix) as intake,
             pytest.raises(StoreUnavailableError),
         ):
-            intake.store.probe().result(timeout=30)
+            intake.call(intake.store.probe).result(timeout=30)
     finally:
         shard.config_set("maxmemory", "0")
 
