@@ -35,6 +35,8 @@ class AccessLog:
 
     def record(self, info: DeliveryInfo, seconds: float, result: Outcome | RelayError) -> None:
         """Take down what became of a delivery, `seconds` after it was read from the network."""
+        outcome: str
+        reason: str | None
         if isinstance(result, RelayError):
             outcome, reason = metrics.outcome_of(result.status), result.code
         else:

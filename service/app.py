@@ -1,14 +1,15 @@
 """`create_app()`: an ordinary Flask application. A webhook comes in here; follow it into `webhook`.
 
-Everything that Flask documents works on it: hooks, error handlers, signals, blueprints, extensions, middleware.
-It is tuned by what Flask documents as replaceable, and by nothing else.
+Everything that Flask documents works on it: hooks, error handlers, signals, blueprints, extensions and
+middleware. It is tuned by what Flask documents as replaceable, and by nothing else.
 """
 
 import re
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
-from flask import Flask, Request, Response, request
+from flask import Flask, Request, Response
+from flask.globals import request_ctx
 from flask.sessions import NullSession, SecureCookieSessionInterface
 from flask.typing import ResponseReturnValue
 from werkzeug.datastructures import Headers
@@ -18,7 +19,6 @@ from werkzeug.exceptions import (
     MethodNotAllowed,
     NotFound,
     RequestEntityTooLarge,
-    SecurityError,
 )
 from werkzeug.routing import MapAdapter
 
@@ -50,14 +50,15 @@ _HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{
 class RelayRequest(Request):
     """A request whose body, if it is a delivery, goes to the view alone.
 
-    `request.get_data()`, `get_json()` and `form` are empty on the webhook's path. So what a hook or a tracer reads
-    neither takes the body away from the view, nor carries an end user's data off. `request.stream` has it.
+    `request.get_data()`, `get_json()` and `form` are empty on the webhook's path; `request.stream` has it. So
+    what a hook or a tracer reads neither takes the body from the view, nor carries an end user's data off.
     """
 
-    def get_data(self, cache: bool = True, as_text: bool = False, parse_form_data: bool = False) -> Any:
+    def get_data(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the body; nothing on the webhook's path."""
         if self.path == WEBHOOK_PATH:
-            return "" if as_text else b""
-        return super().get_data(cache, as_text, parse_form_data)
+            return "" if kwargs.get("as_text") else b""
+        return super().get_data(*args, **kwargs)
 
     @property
     def want_form_data_parsed(self) -> bool:
@@ -81,6 +82,7 @@ class RelayFlask(Flask):
         store: where state is kept.
         access_log: what became of deliveries.
         fast_lane: takes deliveries without Flask's contexts, where nothing could tell the difference.
+
     """
 
     request_class = RelayRequest
@@ -100,22 +102,19 @@ class RelayFlask(Flask):
 
         @self.post(WEBHOOK_PATH, provide_automatic_options=False)
         def receive_delivery() -> Response:
-            environ = request.environ
-            return respond(replies.of(webhook.receive(EnvironHeaders(environ), _Body(environ))))
+            current = request_ctx.request  # at the cost of one proxy, not of one for each attribute
+            return respond(replies.of(webhook.receive(EnvironHeaders(current.environ), _Body(current))))
 
         self.fast_lane = FastLane(self, webhook, is_on=settings.serve_fast_lane)
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """Bind the routes to a request. An odd Host is no reason to refuse a delivery, unless settings say so."""
+        """Bind the routes to a request. No delivery is refused for an odd Host, unless settings say so."""
         picky = self.config["TRUSTED_HOSTS"] or self.config["SERVER_NAME"] or self.url_map.host_matching
         if request is None or picky:
             return super().create_url_adapter(request)
         if request.environ["PATH_INFO"].startswith("//"):
             raise NotFound  # werkzeug would drop leading slashes
-        try:
-            host = request.host
-        except SecurityError:
-            host = ""
+        host = request.environ.get("HTTP_HOST", "")
         return MapAdapter(
             self.url_map,
             server_name=host if _HOST.fullmatch(host) else "localhost",
@@ -133,7 +132,7 @@ class RelayFlask(Flask):
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if waiting.is_on_loop():
-                return waiting.await_only(func(*args, **kwargs))
+                return waiting.run_coroutine(func(*args, **kwargs))
             return otherwise(*args, **kwargs)
 
         return call
@@ -147,12 +146,13 @@ def create_app(settings: Settings | None = None, store: SessionStore | None = No
     """Return the WSGI application, to which hooks, routes, extensions and middleware can be added.
 
     Args:
-        settings: read from the environment, if left out. Logs are configured as they say; but if they are left
-            out, not in a process that configured its logs itself.
+        settings: read from the environment, if left out. Logs are configured as they say; but if they are
+            left out, not in a process that configured its logs itself.
         store: where state is kept; built from the settings if left out.
 
     Raises:
         ConfigurationError: A setting is missing or wrong.
+
     """
     if settings is None:
         settings = load(Settings)
@@ -167,13 +167,17 @@ def create_app(settings: Settings | None = None, store: SessionStore | None = No
 class RelayResponse(Response):
     """A response with all of its headers, so that werkzeug does not work them out."""
 
-    def get_wsgi_headers(self, environ: Any) -> Headers:  # noqa: ARG002  # werkzeug's signature
+    def get_wsgi_headers(self, environ: "WSGIEnvironment") -> Headers:  # noqa: ARG002  # werkzeug's signature
         return self.headers
 
 
 def respond(reply: Reply) -> Response:
     """Return Flask's response for a reply."""
-    headers = {"Content-Type": reply.content_type, "Content-Length": str(len(reply.body)), **reply.headers}
+    headers = [
+        ("Content-Type", reply.content_type),
+        ("Content-Length", str(len(reply.body))),
+        *reply.headers.items(),
+    ]
     return RelayResponse(reply.body, reply.status, headers)
 
 
@@ -192,18 +196,15 @@ class EnvironHeaders:
 class _Body:
     """A request's body; what is wrong with it is said in errors of our own."""
 
-    def __init__(self, environ: "WSGIEnvironment") -> None:
-        self._environ = environ
+    def __init__(self, request: Request) -> None:
+        self._request = request
 
     def read(self, size: int, /) -> bytes:
-        environ = self._environ
-        is_terminated = environ.get("wsgi.input_terminated")
-        if "HTTP_TRANSFER_ENCODING" in environ and not is_terminated:
+        environ = self._request.environ
+        if "HTTP_TRANSFER_ENCODING" in environ and not environ.get("wsgi.input_terminated"):
             raise LengthRequiredError("This server does not read chunked bodies: send a Content-Length.")
         try:
-            if is_terminated and request.max_content_length is None:
-                return environ["wsgi.input"].read(size)  # type: ignore[no-any-return]
-            return request.stream.read(size)
+            return self._request.stream.read(size)
         except RequestEntityTooLarge:
             raise BodyTooLargeError("The body is larger than MAX_CONTENT_LENGTH.") from None
         except (HTTPException, OSError):

@@ -1,8 +1,8 @@
 """The bridge from ASGI to the Flask application.
 
-It holds what would hold a thread: a client that takes its time with the body, and Redis that takes its time with
-the reply. Flask runs in a greenlet on the event loop (see `waiting`): its view blocks, the loop does not. So any
-number of slow clients, and a Redis that hangs, leave the loop free to answer everyone else.
+It holds what would hold a thread: a client that takes its time with the body, and Redis that takes its time
+with the reply. Flask runs in a greenlet on the event loop (see `waiting`): the view blocks, the loop not.
+So any number of slow clients, and a Redis that hangs, leave the loop free to answer everyone else.
 
 The body is received whole before Flask is called; a response is sent as it is produced.
 """
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from service import metrics
-from service.environ import Body, Message, build, headers_of, path_of
+from service.environ import BODY_IS_WHOLE, Body, Message, build, headers_of, path_of
 from service.errors import (
     BadRequestError,
     BodyTooLargeError,
@@ -40,7 +40,7 @@ Send = Callable[[Message], Awaitable[None]]
 BODY_SECONDS: Final = 3.0
 """Seconds for a request's body; what is left of ANSWER_SECONDS is for reading it, and for Redis."""
 DRAINED_BYTES: Final = 8 * 1_048_576
-"""Bytes read and dropped of a body too large, so that its sender reads the response before the connection ends."""
+"""Bytes read and dropped of a body too large, so that its sender gets to read the response."""
 BUFFERED_BYTES: Final = 64 * 1_048_576
 """Bytes that all bodies together may take, since everyone can send one: the smallest dynos have 512 MB."""
 SMALL_BYTES: Final = 16 * 1024
@@ -53,9 +53,9 @@ class FlaskBridge:
     """An ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html) around the Flask one."""
 
     def __init__(self, app: "RelayFlask") -> None:
-        """
-        Args:
-            app: what `create_app()` returned, with whatever was added to it.
+        """Args:
+        app: what `create_app()` returned, with whatever was added to it.
+
         """
         self._app = app
         self._max_body_bytes = app.settings.max_body_bytes
@@ -68,7 +68,8 @@ class FlaskBridge:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one connection of the server's, as ASGI has it."""
         if self._loop is None:
-            self._loop = asyncio.get_running_loop()  # not at each request: it asks the system for its process's id
+            # Not at each request: it asks the system for the process's id.
+            self._loop = asyncio.get_running_loop()
             self._greenlets = Greenlets(self._loop)
         if scope["type"] == "lifespan":
             await self._live(receive, send)
@@ -123,7 +124,13 @@ class FlaskBridge:
         body = Body()
         path, headers = path_of(scope), headers_of(scope)
         try:
-            await self._read_body(receive, body, begun + BODY_SECONDS)
+            if scope.get(BODY_IS_WHOLE):
+                await self._take_body(receive, body)
+            else:
+                await self._await_body(receive, body, begun + BODY_SECONDS)
+            if body.size > self._max_body_bytes:
+                body.fault = BodyTooLargeError(f"The body is larger than {self._max_body_bytes} bytes.")
+            body.seek(0)
             deadline = begun + ANSWER_SECONDS
             if self._app.fast_lane.takes(scope["method"], path.decode("latin-1")):
                 reply = await self._greenlets.run(deadline, self._app.fast_lane.receive, headers, body)
@@ -170,36 +177,37 @@ class FlaskBridge:
             if hasattr(chunks, "close"):
                 chunks.close()
 
-    async def _read_body(self, receive: Receive, body: Body, deadline: float) -> None:
-        """Fill in the body; of one that is too large, a part that is too large as well."""
+    async def _await_body(self, receive: Receive, body: Body, deadline: float) -> None:
+        """Fill in the body, in time."""
         task = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101  # a server calls this in one
         timer = self._loop.call_at(deadline, task.cancel)
-        more = True
         try:
-            while more and body.size <= self._max_body_bytes + DRAINED_BYTES:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    # Not only of a client that has gone: also of one whose chunks can't be read.
-                    body.fault = BadRequestError("The body is cut short, or its chunks are malformed.")
-                    break
-                chunk = message.get("body", b"")
-                body.size += len(chunk)
-                if body.tell() <= self._max_body_bytes:
-                    if not self._buffer(body):
-                        body.fault = StoreUnavailableError("Too many large bodies arrive at once.")
-                        break
-                    body.write(chunk)
-                more = message.get("more_body", False)
+            await self._take_body(receive, body)
         except asyncio.CancelledError:
             if self._loop.time() < deadline or task.uncancel() > 0:
                 raise
             body.fault = RequestTimeoutError("The body did not arrive in time.")
         finally:
             timer.cancel()
-        if body.size > self._max_body_bytes:
-            body.fault = BodyTooLargeError(f"The body is larger than {self._max_body_bytes} bytes.")
-        body.seek(0)
+
+    async def _take_body(self, receive: Receive, body: Body) -> None:
+        """Fill in the body; of one that is too large, a part that is too large as well."""
+        more = True
+        while more and body.size <= self._max_body_bytes + DRAINED_BYTES:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                # Not only of a client that has gone: also of one whose chunks can't be read.
+                body.fault = BadRequestError("The body is cut short, or its chunks are malformed.")
+                break
+            chunk = message.get("body", b"")
+            body.size += len(chunk)
+            if body.tell() <= self._max_body_bytes:
+                if not self._buffer(body):
+                    body.fault = StoreUnavailableError("Too many large bodies arrive at once.")
+                    break
+                body.write(chunk)
+            more = message.get("more_body", False)
 
     def _buffer(self, body: Body) -> bool:
         """Count what a body takes of the memory for all."""
@@ -214,8 +222,8 @@ class FlaskBridge:
 class _Sender:
     """Sends a response from a greenlet.
 
-    Errors keep Flask's frames, and the frames above them, until they are collected. This is all they keep of the
-    connection, and it lets go.
+    Errors keep Flask's frames, and the frames above them, until they are collected. This is all they keep of
+    the connection, and it lets go.
     """
 
     def __init__(self, send: Send) -> None:

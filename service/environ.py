@@ -3,13 +3,16 @@
 import io
 import re
 import sys
-from collections.abc import Iterable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from service.errors import RelayError
 
 Message = MutableMapping[str, Any]
+
+BODY_IS_WHOLE: Final = "session_relay.body_is_whole"
+"""A key that `http_protocol` puts into a scope: the body is here already, so there is nothing to wait for."""
 
 
 class Body(io.BytesIO):
@@ -88,5 +91,3 @@ KEYS: Final = {
     )
 }
 """Of the headers that deliveries have, in an environ."""
-
-Headers = Iterable[tuple[bytes, bytes]]

@@ -126,7 +126,7 @@ class GroupCommit:
         self._loop = loop
 
     def begin_anew_in_child(self) -> None:
-        """Begin anew in a process that was forked: the loop's thread is not in it, and the socket is its parent's."""
+        """Begin anew after a fork: this process lacks the loop's thread, and the socket is its parent's."""
         # Kept, since their end would tell the server, and the parent's selector, about it.
         self._abandoned += [self._loop, self._task, self._connection, self._pool, self._waiting]
         self._begin()
@@ -136,12 +136,14 @@ class GroupCommit:
 
         Args:
             arguments: the command; a Script stands for EVALSHA and its hash.
+            parse: makes the result of Redis' reply.
 
         Returns:
             What `waiting.wait` can wait for.
 
         Raises:
             StoreUnavailableError: Redis did not take it in time; raised here, or by the future.
+
         """
         future = new_future(self._loop)
         with self._lock:

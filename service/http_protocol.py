@@ -11,6 +11,8 @@ from typing import Any, Final
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.environ import BODY_IS_WHOLE
+
 HEAD_BYTES: Final = 64 * 1024
 """Bytes of a head, or of what is around chunks, after which nothing more is read."""
 PIPELINED: Final = 16
@@ -87,6 +89,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Expect the next head."""
         super().on_message_complete()
+        self.scope[BODY_IS_WHOLE] = True  # type: ignore[typeddict-unknown-key]  # ASGI lets a server add its own
         self._is_head, self._head_bytes = True, 0
 
     def on_response_complete(self) -> None:
@@ -128,11 +131,10 @@ class Protocol(HttpToolsProtocol):
 
 
 class _OneWrite:
-    """The `send` of a request, which writes a response that comes whole with one call of the system, not two."""
+    """The `send` of a request; it writes a response that comes whole with one system call, not two."""
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
-        self._send = cycle.send
         self._start: Any = None
 
     async def __call__(self, message: Any) -> None:
@@ -140,13 +142,17 @@ class _OneWrite:
         if message["type"] == "http.response.start":
             self._start = message
             return
-        cycle, start = self._cycle, self._start
-        names = [name for name, _ in start["headers"]] if start else ()
+        cycle, start, self._start = self._cycle, self._start, None
+        if start is None:  # more of a streamed response
+            await cycle.send(message)
+            return
+        del (
+            cycle.send
+        )  # uvicorn's from now on; and what refers to itself would wait for the garbage collector
+        names = [name for name, _ in start["headers"]]
         if message.get("more_body") or cycle.scope["method"] == "HEAD" or not _SIMPLE.issuperset(names):
-            if start is not None:
-                self._start = None
-                await self._send(start)
-            await self._send(message)
+            await cycle.send(start)
+            await cycle.send(message)
             return
         if cycle.flow.write_paused and not cycle.disconnected:
             await cycle.flow.drain()

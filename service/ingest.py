@@ -44,9 +44,9 @@ class Ingest:
         publish_http_request: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """
-        Args:
-            clock: returns Unix seconds.
+        """Args:
+        clock: returns Unix seconds.
+
         """
         self._store = store
         self._publish_http_request = publish_http_request
@@ -58,6 +58,7 @@ class Ingest:
         Raises:
             MalformedEventError: The body is no event.
             StoreUnavailableError: Redis did not take it.
+
         """
         return self.store(delivery, self.read(delivery, DeliveryInfo()))
 
@@ -66,6 +67,7 @@ class Ingest:
 
         Raises:
             MalformedEventError: The body is no event.
+
         """
         event = parse(delivery.body, info.nulled.append, with_request=self._publish_http_request)
         info.type = event.type if _TYPE.fullmatch(event.type) else None
@@ -82,6 +84,7 @@ class Ingest:
 
         Raises:
             StoreUnavailableError: Redis did not take it.
+
         """
         if isinstance(event, Ignored):
             return Outcome("ignored")

@@ -1,7 +1,7 @@
 """What goes back over HTTP, before any framework makes a response of it."""
 
+import http.client
 from collections.abc import Mapping
-from http import HTTPStatus
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -44,6 +44,6 @@ def of(result: Outcome | RelayError) -> Reply:
 
 def of_http_status(status: int, detail: str | None, headers: Mapping[str, str]) -> Reply:
     """Return the problem for a status that none of our own errors has."""
-    title = HTTPStatus(status).phrase if status in HTTPStatus else "Error"
+    title = http.client.responses.get(status, "Error")
     code = title.lower().replace(" ", "_").replace("-", "_")
     return problem(status, code, title, detail or title, headers)

@@ -60,7 +60,7 @@ class Workers(Multiprocess):
         super().keep_subprocess_alive()
         for process in before:
             if process.exitcode is not None:
-                mark_process_dead(process.pid)
+                mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
 
     def terminate_all(self) -> None:
         for each in self.sockets:  # else the kernel goes on taking connections that nobody will serve
@@ -81,7 +81,7 @@ class WorkerConfig(Config):
         """Do what uvicorn does first in each of its processes, and what tracers and signals need, too."""
         on_stop_signals(_exit)
         if _AUTO_INSTRUMENTED in os.environ:
-            # `opentelemetry-instrument` keeps itself out of child processes. For servers that start workers there is
+            # `opentelemetry-instrument` keeps itself out of child processes. For workers there is
             # https://opentelemetry.io/docs/zero-code/python/troubleshooting/#pre-fork-server-issues
             auto_instrumentation: Any = importlib.import_module(_AUTO_INSTRUMENTATION)
             auto_instrumentation.initialize()
@@ -136,15 +136,19 @@ def serve(settings: Settings, factory: str = DEFAULT_FACTORY) -> None:
     """Run until SIGTERM or SIGINT; requests under way are answered first.
 
     Args:
+        settings: of the server, and of the application.
         factory: MODULE:FACTORY. It returns what `create_app()` returned, or an ASGI application around that.
 
     Raises:
         ConfigurationError: It can't start with these settings.
+
     """
     # Finds what is wrong with the URL here, not in each worker.
     connect(settings.redis_url.get_secret_value())
     sockets = [listen(settings.host, settings.port)]
-    on_stop_signals(_exit)  # before uvicorn listens to them; it raises the one that stopped it at its end, too
+    on_stop_signals(
+        _exit
+    )  # before uvicorn listens to them; it raises the one that stopped it at its end, too
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each slow client holds a file, if no thread
     sys.path.insert(0, os.getcwd())  # noqa: PTH109  # as other servers do, for MODULE

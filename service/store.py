@@ -27,7 +27,7 @@ from service.keys import Keys, partition_of
 from service.normalize import OrderKey, SessionChange
 from service.signature import Delivery
 from service.synthetic import Expiry
-from service.waiting import remaining, wait
+from service.waiting import wait
 
 T = TypeVar("T")
 
@@ -53,9 +53,9 @@ def time_to_live_ms(expire_at_ms: int | None, now_ms: int, retention_ms: int) ->
 class SessionStore:
     """Session state, as it is written to Redis.
 
-    A method blocks until Redis has answered: its thread, or its greenlet under `serve` (see `waiting`). It raises
-    StoreUnavailableError if Redis did not take it in time. `expire` and `settle_expiry` return futures instead,
-    since their caller submits many at once.
+    A method blocks until Redis has answered: its thread, or its greenlet under `serve` (see `waiting`). It
+    raises StoreUnavailableError if Redis did not take it in time. `expire` and `settle_expiry` return futures
+    instead, since their caller submits many at once.
     """
 
     def __init__(self, settings: StoreSettings) -> None:
@@ -263,9 +263,8 @@ def _results(submits: Iterable[Callable[[], Future[Any]]]) -> list[Any]:
     futures: list[Future[Any]] = []
     deadline = time.monotonic() + PROBE_SECONDS
     try:
-        for submit in submits:
-            futures.append(submit())
-        return [_result(future, remaining(deadline)) for future in futures]
+        futures.extend(submit() for submit in submits)
+        return [_result(future, max(0.0, deadline - time.monotonic())) for future in futures]
     finally:  # of those that nobody waited for, the error is nobody's either
         for future in futures:
             future.add_done_callback(lambda each: each.cancelled() or each.exception())

@@ -1,7 +1,7 @@
 """Spans of OpenTelemetry for round trips to Redis, where the process has a tracer.
 
-Group commit talks to Redis by itself, so the instrumentation of redis-py sees nothing of it. OpenTelemetry's API
-is used if it was imported by then (by `opentelemetry-instrument`, say); nothing here imports it.
+Group commit talks to Redis by itself, so the instrumentation of redis-py sees nothing of it. OpenTelemetry's
+API is used if it was imported by then (by `opentelemetry-instrument`, say); nothing here imports it.
 """
 
 import contextlib
@@ -22,11 +22,12 @@ def current_context() -> Any:
 def round_trip(contexts: Sequence[Any]) -> Iterator[None]:
     """Record the round trip of a batch.
 
-    One that carries a single command is a span below that command's. One that several share belongs to none of
-    them: it is a trace of its own, with a link to each, and each has a span below it that links back.
+    One that carries a single command is a span below that command's. One that several share belongs to none
+    of them: it is a trace of its own, with a link to each, and each has a span below it that links back.
 
     Args:
         contexts: for each command, what `current_context` returned when it was submitted.
+
     """
     traced = [context for context in contexts if context is not None]
     trace: Any = sys.modules.get("opentelemetry.trace")

@@ -12,7 +12,6 @@ import asyncio
 import concurrent.futures
 import contextvars
 import functools
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -33,33 +32,38 @@ class _LoopGreenlet(greenlet):
     """Runs code that blocks, one call after the other, and lets its event loop go on meanwhile."""
 
     loop: asyncio.AbstractEventLoop
+    hub: greenlet
+    """Runs the loop."""
     deadline: float
     """Of the loop's clock, in seconds: no `wait` lasts longer."""
     call: Callable[[], Any] | None
     """What to call next; None once that has returned or raised."""
     result: Any
-    error: BaseException | None
+    failure: BaseException | None
+
+    def is_busy(self) -> bool:
+        return self.call is not None
 
     def run(self) -> None:
         while True:
             try:
-                self.result, self.error = self.call(), None  # type: ignore[misc]
+                self.result, self.failure = self.call(), None  # type: ignore[misc]
             except BaseException as error:  # noqa: BLE001  # raised by Greenlets.run
-                self.result, self.error = None, error
+                self.result, self.failure = None, error
             self.call = None
-            self.parent.switch()
+            self.hub.switch()
 
 
 class Greenlets:
     """Runs code that blocks on an event loop, without holding it up.
 
-    Greenlets are used again: CPython maps memory for each new one, which costs more than most of what they do.
+    Greenlets are used again: CPython maps memory for each new one, which costs more than switching does.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """
-        Args:
-            loop: the only one on which `run` is awaited.
+        """Args:
+        loop: the only one on which `run` is awaited.
+
         """
         self._loop = loop
         self._idle: list[_LoopGreenlet] = []
@@ -69,31 +73,35 @@ class Greenlets:
 
         Args:
             deadline: of the loop's clock, in seconds; the function's waits end by then.
+            function: what to call.
+            *args: of the function.
+            **kwargs: of the function.
 
         Returns:
             What the function returns; what it raises, this raises.
+
         """
         worker = self._idle.pop() if self._idle else _LoopGreenlet()
         worker.gr_context = contextvars.copy_context()
-        worker.loop, worker.deadline = self._loop, deadline
+        worker.loop, worker.hub, worker.deadline = self._loop, getcurrent(), deadline
         worker.call = functools.partial(function, *args, **kwargs)
         awaited = worker.switch()
-        while worker.call is not None:
+        while worker.is_busy():
             try:
                 value = await awaited
             except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the function that waits
                 awaited = worker.throw(error)
             else:
                 awaited = worker.switch(value)
-        result, error = worker.result, worker.error
-        worker.result = worker.error = None
+        result, failure = worker.result, worker.failure
+        worker.result = worker.failure = None
         if len(self._idle) < IDLE_GREENLETS:
             self._idle.append(worker)
-        if error is not None:
+        if failure is not None:
             try:
-                raise error
+                raise failure
             finally:
-                del error  # it refers to this frame
+                del failure  # it refers to this frame
         return result  # type: ignore[no-any-return]
 
 
@@ -120,22 +128,27 @@ def wait(future: Any, timeout: float | None = None) -> Any:
 
     Raises:
         TimeoutError: The time is over; the future is cancelled.
+
     """
     current = getcurrent()
     if not isinstance(current, _LoopGreenlet):
         try:
             return future.result(timeout)
         except TimeoutError:
-            if not future.cancel() and future.done():  # it was done just now, or has a TimeoutError of its own
+            if (
+                not future.cancel() and future.done()
+            ):  # it was done just now, or has a TimeoutError of its own
                 return future.result()
             raise
     if isinstance(future, concurrent.futures.Future):
         future = asyncio.wrap_future(future, loop=current.loop)
     if not future.done():
-        deadline = current.deadline if timeout is None else min(current.deadline, current.loop.time() + timeout)
+        deadline = (
+            current.deadline if timeout is None else min(current.deadline, current.loop.time() + timeout)
+        )
         timer = current.loop.call_at(deadline, future.cancel)
         try:
-            return current.parent.switch(future)
+            return current.hub.switch(future)
         except asyncio.CancelledError:
             if current.loop.time() < deadline:
                 raise
@@ -150,35 +163,39 @@ def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
     Raises:
         TimeoutError: No thread was free until the greenlet's deadline, or the function took longer.
+
     """
     current = getcurrent()
     if not isinstance(current, _LoopGreenlet):
         return function(*args, **kwargs)
     context = contextvars.copy_context()
-    work = _LARGE_WORK.submit(context.run, function, *args, **kwargs)
+    work = _LARGE_WORK.submit(context.run, functools.partial(function, *args, **kwargs))
     return wait(work)  # type: ignore[no-any-return]
 
 
 def await_only(awaitable: Awaitable[T]) -> T:
-    """Await something in the task that runs this greenlet; without a time limit.
+    """Await something in the task that runs this greenlet, and in that task's context; without a time limit.
 
     Raises:
         RuntimeError: The caller does not run in a greenlet on an event loop.
+
     """
     current = getcurrent()
     if not isinstance(current, _LoopGreenlet):
         raise RuntimeError("There is no event loop to wait on here.")  # noqa: TRY004
-    if isinstance(awaitable, Coroutine):
-        # In a task of its own, it has the greenlet's context, and with it Flask's request.
-        awaitable = current.loop.create_task(awaitable)
-    return current.parent.switch(awaitable)  # type: ignore[no-any-return]
+    return current.hub.switch(awaitable)  # type: ignore[no-any-return]
+
+
+def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a task of its own, and so in this greenlet's context, which has Flask's request.
+
+    Raises:
+        RuntimeError: The caller does not run in a greenlet on an event loop.
+
+    """
+    return await_only(asyncio.ensure_future(coroutine))
 
 
 def is_on_loop() -> bool:
     """Tell whether the caller runs in a greenlet on an event loop."""
     return isinstance(getcurrent(), _LoopGreenlet)
-
-
-def remaining(deadline: float) -> float:
-    """Return the seconds until `time.monotonic()` shows the deadline; not below zero."""
-    return max(0.0, deadline - time.monotonic())

@@ -47,6 +47,7 @@ class Webhook:
 
         Raises:
             RelayError: The delivery was refused, or Redis did not take it. Anything else is a defect.
+
         """
         started = time.perf_counter()
         info = DeliveryInfo()
@@ -97,6 +98,8 @@ def _read(body: Readable, headers: Headers, at_most: int) -> bytes:
     if length.isdecimal() and int(length) > at_most:
         raise BodyTooLargeError(too_large)
     raw = body.read(at_most + 1)
+    if length == str(len(raw)):
+        return raw
     while len(raw) <= at_most and (chunk := body.read(at_most + 1 - len(raw))):
         raw += chunk
     if len(raw) > at_most:

@@ -3,11 +3,14 @@
 import os
 from typing import Any
 
+import pytest
 import sentry_sdk
 from flask import request
 
-from service import clerk, ingest
+from service import clerk
 from service.app import RelayFlask, create_app
+from service.ingest import DeliveryInfo, Ingest
+from service.signature import Delivery
 
 MARK = "x-raise-in"
 """A header that says where the defect is."""
@@ -30,18 +33,20 @@ def with_defects() -> RelayFlask:
         if request.headers.get(MARK) == "hook":
             raise ZeroDivisionError
 
-    normalize, model_validate = ingest.normalize, clerk.SessionEvent.model_validate
+    read, parse = Ingest.read, clerk._load
 
-    def raising_normalize(event: Any, **named: Any) -> Any:
+    def raising_read(self: Ingest, delivery: Delivery, info: DeliveryInfo) -> Any:
         if request.headers.get(MARK) == "ingest":
             raise ZeroDivisionError
-        return normalize(event, **named)
+        return read(self, delivery, info)
 
-    def raising_validate(envelope: Any, **named: Any) -> Any:
+    def raising_parse(body: bytes) -> Any:
+        envelope = parse(body)
         if request.headers.get(MARK) == "parsing":
             raise ZeroDivisionError
-        return model_validate(envelope, **named)
+        return envelope
 
-    ingest.normalize = raising_normalize
-    clerk.SessionEvent.model_validate = raising_validate  # type: ignore[method-assign]
+    patch = pytest.MonkeyPatch()
+    patch.setattr(Ingest, "read", raising_read)
+    patch.setattr(clerk, "_load", raising_parse)
     return app

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -103,11 +104,22 @@ BODIES = st.one_of(
 CHANGES = st.lists(
     st.tuples(
         st.sampled_from(
-            ["svix-id", "svix-timestamp", "svix-signature", "svix_id", "webhook-id", "content-encoding"]
-            + ["transfer-encoding", "content-length", "content-type", "host", "upgrade", "x-forwarded-for"]
+            [
+                *("svix-id", "svix-timestamp", "svix-signature", "svix_id", "webhook-id", "content-encoding"),
+                *(
+                    "transfer-encoding",
+                    "content-length",
+                    "content-type",
+                    "host",
+                    "upgrade",
+                    "x-forwarded-for",
+                ),
+            ]
         ),
         st.one_of(
-            st.sampled_from(["", "0", "gzip", "identity", "chunked", "gzip, chunked", "5000000", "msg 1", "v1,x"]),
+            st.sampled_from(
+                ["", "0", "gzip", "identity", "chunked", "gzip, chunked", "5000000", "msg 1", "v1,x"]
+            ),
             st.text(st.characters(max_codepoint=255, exclude_characters="\r\n\0"), max_size=20),
         ),
     ),
@@ -183,7 +195,7 @@ def hooked_blueprint(app: Flask) -> None:
 
 def replaced_view(app: Flask) -> None:
     view = app.view_functions["receive_delivery"]
-    app.view_functions["receive_delivery"] = lambda: view()
+    app.view_functions["receive_delivery"] = functools.partial(view)
 
 
 class Middleware:
@@ -242,7 +254,11 @@ def test_it_is_closed_by_an_agent_that_patches_flask(
     app: RelayFlask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Flask.dispatch_request
-    monkeypatch.setattr(Flask, "dispatch_request", lambda self: original(self))
+
+    def traced(self: Flask) -> Any:
+        return original(self)
+
+    monkeypatch.setattr(Flask, "dispatch_request", traced)
 
     assert app.fast_lane.closed_by(), "patched after the application was made"
     assert create_app(make_settings(NO_REDIS)).fast_lane.closed_by(), "patched before"

@@ -127,7 +127,7 @@ def test_one_delivery_that_fails_does_not_fail_those_beside_it(
 ) -> None:
     own_client.set("{clerk}:session:sess_bad", "in the way", ex=3600)
     with frozen(own_redis):
-        first = patient.begin(clerk_event(session_id="sess_0"), "msg_0")
+        patient.begin(clerk_event(session_id="sess_0"), "msg_0")
         eventually(patient.is_sending)
         good = patient.begin(clerk_event(session_id="sess_1"), "msg_1")
         bad = patient.begin(clerk_event(session_id="sess_bad"), "msg_bad")

