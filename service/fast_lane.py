@@ -6,7 +6,8 @@ registries at each delivery: a hook or a receiver may be added at any time. docs
 tests/test_fast_lane.py compares both ways. A module of its own, so that it can be read, and removed, as one.
 """
 
-from operator import attrgetter
+from operator import attrgetter, is_
+from types import FunctionType
 from typing import Final
 
 import flask
@@ -37,6 +38,10 @@ _methods, _hooks = attrgetter(*_METHODS), attrgetter(*_HOOKS)
 _receivers: Final = [each.receivers for each in vars(signals).values() if hasattr(each, "receivers")]
 
 
+def _is_flasks(method: object) -> bool:
+    return type(method) is FunctionType and method.__code__.co_filename.startswith(flask.__path__[0])
+
+
 class FastLane:
     """Takes deliveries while an application is as `create_app` makes it."""
 
@@ -45,7 +50,7 @@ class FastLane:
         self._view = app.view_functions["receive_delivery"]
         self._error_handlers = self._registered_error_handlers()
         self._class = _methods(type(app))
-        self._is_flasks = all(each.__code__.co_filename.startswith(flask.__path__[0]) for each in self._class)
+        self._is_flasks = type(app).__module__ == "service.app" and all(map(_is_flasks, self._class))
 
     def closed_by(self) -> str:
         """Return what would notice that Flask is not called; nothing, if nothing would."""
@@ -54,7 +59,8 @@ class FastLane:
             return "SERVE_FAST_LANE"
         if any(_hooks(app)) or any(_receivers):
             return "a hook, or a receiver of a signal"
-        is_flasks = self._is_flasks and _methods(type(app)) == self._class
+        # By identity: an agent's wrapper may say that it equals what it wraps.
+        is_flasks = self._is_flasks and all(map(is_, _methods(type(app)), self._class))
         if not is_flasks or not _REPLACEABLE.isdisjoint(vars(app)):
             return "a replaced method of Flask"
         if app.view_functions["receive_delivery"] is not self._view:

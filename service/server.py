@@ -98,8 +98,8 @@ def application() -> Any:
     """Build the ASGI application, in a worker process or in the only one."""
     try:
         return _application(os.environ[_FACTORY])
-    except Exception:
-        if multiprocessing.parent_process() is None:
+    except Exception as error:
+        if isinstance(error, ConfigurationError) and multiprocessing.parent_process() is None:
             raise
         structlog.get_logger(__name__).exception("start_failed")
         sys.exit(STARTUP_FAILURE)  # the main process ends, too: another worker would fail the same way
@@ -125,7 +125,7 @@ def _found(factory: str) -> Any:
     module, _, name = factory.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigurationError([f"--app {factory}: {error}; name it as MODULE:FACTORY"]) from error
 
 

@@ -70,6 +70,7 @@ def test_the_defaults_are_those_of_the_contract(environment: Environment) -> Non
         "session_retention": 604_800,
         "dead_letter_max": 1000,
         "max_body_bytes": 1_048_576,
+        "serve_fast_lane": True,
         "omit_fields": frozenset(),
         "publish_http_request": False,
         "host": "0.0.0.0",

@@ -34,6 +34,7 @@ from support import (
     signed,
 )
 from werkzeug.exceptions import HTTPException
+from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import BaseConverter
 from werkzeug.test import TestResponse
 
@@ -189,7 +190,9 @@ def test_a_hook_that_reads_a_form_does_not_take_the_body(
 
 
 def test_a_view_on_another_path_reads_its_body(app: RelayFlask, client: FlaskClient) -> None:
-    app.add_url_rule("/echo", view_func=lambda: flask.request.get_json(), methods=["POST"], endpoint="echo")
+    @app.post("/echo")
+    def echo() -> Any:
+        return flask.request.get_json()
 
     assert client.post("/echo", json={"a": [1]}).get_json() == {"a": [1]}
     assert client.post("/echo", data=b"{", content_type="application/json").status_code == 400
@@ -377,7 +380,7 @@ def test_async_views_and_hooks_run_in_process(app: RelayFlask, client: FlaskClie
     own_apps._add_views(app)
 
     found = client.get("/async").get_json()
-    refused = deliver(client, **{own_apps.CLOSED: "async hook"})
+    refused = client.post(WEBHOOK_PATH, headers={own_apps.CLOSED: "async hook"})
 
     assert (found["before"], found["after"]) == ("/async", "/async")
     assert problem_of(refused) == (403, "forbidden", "Not from you.")
@@ -448,7 +451,7 @@ def test_a_proxy_in_front_tells_of_the_sender(app: RelayFlask, client: FlaskClie
     }
 
     before = client.get("/who", headers=forwarded).get_json()
-    app.wsgi_app = own_apps.ProxyFix(app.wsgi_app, x_host=1)  # type: ignore[method-assign]
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_host=1)  # type: ignore[method-assign]
     after = client.get("/who", headers=forwarded).get_json()
 
     assert before == {"address": "127.0.0.1", "scheme": "http", "host": "localhost"}
@@ -507,7 +510,7 @@ def test_what_a_subclass_replaces_closes_the_fast_lane(app: RelayFlask, name: st
     mine = {
         "session_interface": flask.sessions.SecureCookieSessionInterface(),
         "request_class": type("Mine", (app.request_class,), {}),
-        "create_url_adapter": lambda self, request: RelayFlask.create_url_adapter(self, request),
+        "create_url_adapter": lambda *_: None,
     }
     subclass = type("Mine", (RelayFlask,), {name: mine[name]})
 

@@ -168,6 +168,15 @@ def test_a_chunked_delivery_is_taken(server: ServiceProcess) -> None:
     assert (response.status_code, response.json()["outcome"]) == (200, "applied")
 
 
+def test_malformed_chunks_are_a_bad_request_and_no_defect(server: ServiceProcess) -> None:
+    head = request_head(signed(IGNORED) | {"transfer-encoding": "chunked"})
+
+    answer = exchange(server.port, head + b"zz\r\n\r\n")
+
+    assert answer.status == 400
+    assert "request_failed" not in server.log_text()
+
+
 def test_deliveries_at_the_same_time_are_all_applied(server: ServiceProcess, http_client: Any) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
         events = [clerk_event(session_id=f"sess_{number}") for number in range(40)]
@@ -312,11 +321,19 @@ def test_one_worker_does_not_warn(any_redis: EmbeddedRedis, http_client: Any) ->
     assert records == []
 
 
+class _Recorder(logging.Handler):
+    def __init__(self, records: list[logging.LogRecord]) -> None:
+        super().__init__()
+        self._records = records
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append(record)
+
+
 @contextlib.contextmanager
 def _recorded(name: str) -> Iterator[list[logging.LogRecord]]:
     records: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = records.append  # type: ignore[method-assign]
+    handler = _Recorder(records)
     logging.getLogger(name).addHandler(handler)
     try:
         yield records

@@ -512,7 +512,7 @@ def test_every_route_is_described_and_no_other() -> None:
 
 
 def test_every_answer_of_the_contract_is_described() -> None:
-    """CONTRACT, section 3; and 408, that only a slow sender gets."""
+    """CONTRACT, section 3; 408, that only a slow sender gets; 411, under servers that read no chunks."""
     described = {
         status: {ref.rpartition("/")[2] for ref in refs(answer)}
         for status, answer in OPENAPI["paths"]["/webhooks/clerk"]["post"]["responses"].items()
@@ -528,6 +528,7 @@ def test_every_answer_of_the_contract_is_described() -> None:
         "404": {"Problem_not_found"},
         "405": {"Problem_method_not_allowed"},
         "408": {"Problem_request_timeout"},
+        "411": {"Problem_length_required"},
         "413": {"Problem_body_too_large"},
         "415": {"Problem_unsupported_encoding"},
         "503": {"Problem_store_unavailable", "Problem_dead_letters_full"},
