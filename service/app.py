@@ -207,7 +207,9 @@ class _Body:
             return self._request.stream.read(size)
         except RequestEntityTooLarge:
             raise BodyTooLargeError("The body is larger than MAX_CONTENT_LENGTH.") from None
-        except (HTTPException, OSError):
+        except RelayError:
+            raise
+        except Exception:  # noqa: BLE001  # each server has errors of its own for what it can't read
             raise BadRequestError("The body is cut short, or its chunks are malformed.") from None
 
 

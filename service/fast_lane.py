@@ -24,6 +24,7 @@ _METHODS: Final = (
     *("__call__", "wsgi_app", "request_context", "full_dispatch_request", "preprocess_request"),
     *("dispatch_request", "ensure_sync", "make_response", "finalize_request", "process_response"),
     *("do_teardown_request", "handle_user_exception", "handle_http_exception", "handle_exception"),
+    "raise_routing_exception",
 )
 _HOOKS: Final = (
     *("before_request_funcs", "after_request_funcs", "teardown_request_funcs"),
@@ -33,7 +34,13 @@ _CONFIGURATION: Final = (
     *("TRUSTED_HOSTS", "SERVER_NAME", "MAX_CONTENT_LENGTH", "DEBUG", "TESTING", "PROPAGATE_EXCEPTIONS"),
     *("TRAP_HTTP_EXCEPTIONS", "TRAP_BAD_REQUEST_ERRORS"),
 )
-_REPLACEABLE: Final = frozenset((*_METHODS, "request_class", "response_class", "session_interface"))
+_REPLACEABLE: Final = {
+    *_METHODS,
+    "create_url_adapter",
+    "request_class",
+    "response_class",
+    "session_interface",
+}
 _methods, _hooks = attrgetter(*_METHODS), attrgetter(*_HOOKS)
 _receivers: Final = [each.receivers for each in vars(signals).values() if hasattr(each, "receivers")]
 
@@ -67,7 +74,8 @@ class FastLane:
             return "another view"
         if self._registered_error_handlers() != self._error_handlers:
             return "an error handler"
-        return "the configuration" if any(map(app.config.get, _CONFIGURATION)) else ""
+        is_configured = any(map(app.config.get, _CONFIGURATION)) or app.url_map.host_matching
+        return "the configuration" if is_configured else ""
 
     def takes(self, method: str, path: str) -> bool:
         """Tell whether a request is a delivery that nothing but the view would see."""

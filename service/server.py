@@ -78,20 +78,12 @@ class WorkerConfig(Config):
     """Uvicorn's configuration, which each worker process is started with."""
 
     def configure_logging(self) -> None:
-        """Do what uvicorn does first in each of its processes, and what tracers and signals need, too."""
+        """Do what uvicorn does first in each of its processes: end them as tracers need it."""
         on_stop_signals(_exit)
-        if _AUTO_INSTRUMENTED in os.environ:
-            # `opentelemetry-instrument` keeps itself out of child processes. For workers there is
-            # https://opentelemetry.io/docs/zero-code/python/troubleshooting/#pre-fork-server-issues
-            auto_instrumentation: Any = importlib.import_module(_AUTO_INSTRUMENTATION)
-            auto_instrumentation.initialize()
 
 
-_AUTO_INSTRUMENTATION: Final = "opentelemetry.instrumentation.auto_instrumentation"
-_AUTO_INSTRUMENTED: Final = "SESSION_RELAY_AUTO_INSTRUMENTED"
-"""An environment variable of the main process for its workers."""
 _FACTORY: Final = "SESSION_RELAY_APP"
-"""The same: MODULE:FACTORY of the user's own."""
+"""An environment variable of the main process, for its workers: MODULE:FACTORY."""
 
 
 def application() -> Any:
@@ -159,8 +151,6 @@ def serve(settings: Settings, factory: str = DEFAULT_FACTORY) -> None:
     if settings.web_concurrency == 1:
         OneProcess(config).run(sockets)
         return
-    if _AUTO_INSTRUMENTATION in sys.modules:
-        os.environ[_AUTO_INSTRUMENTED] = "1"
     with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
         # Each worker counts in files there, so that any of them can tell the sum.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
