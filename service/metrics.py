@@ -9,6 +9,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Final, get_args
 
@@ -195,17 +196,16 @@ def forget_worker(pid: int) -> None:
 
 def warn_if_not_shared(multiprocess: bool) -> None:
     """Warn, once in a process, if it is one of several (`wsgi.multiprocess`) that count each for itself."""
-    if multiprocess and not _IS_SHARED:
-        _warn_not_shared()
+    if multiprocess and not _IS_SHARED and _NOT_WARNED_YET.acquire(blocking=False):
+        logging.getLogger(__name__).warning(
+            "metrics_not_shared: /metrics tells the counts of one of several worker processes, so they jump. "
+            "Set %s to an empty directory before the server starts.",
+            _DIRECTORY,
+        )
 
 
-@functools.cache
-def _warn_not_shared() -> None:
-    logging.getLogger(__name__).warning(
-        "metrics_not_shared: /metrics tells the counts of one of several worker processes, so they jump. "
-        "Set %s to an empty directory before the server starts.",
-        _DIRECTORY,
-    )
+_NOT_WARNED_YET: Final = threading.Lock()
+"""Taken with the first warning, by one thread of many, and never given back."""
 
 
 def render(dead_letters: int | None = None, expiry_lag: float | None = None) -> bytes:

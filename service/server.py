@@ -51,16 +51,16 @@ class Workers(Multiprocess):
     """Uvicorn's: starts workers, and replaces those that die."""
 
     def keep_subprocess_alive(self) -> None:
-        # Here, not above: it would look for its directory when the module is imported.
-        from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
-
         before = [worker.process for worker in self.processes]
         for worker in self.processes:
             worker.child_conn.close()  # else a worker that dies would be waited for as if it hung
         super().keep_subprocess_alive()
         for process in before:
-            if process.exitcode is not None:
-                mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
+            if process.exitcode is not None and process.pid is not None:
+                # Here, not above: the Prometheus client looks for its directory on import.
+                from service.metrics import forget_worker  # noqa: PLC0415
+
+                forget_worker(process.pid)
 
     def terminate_all(self) -> None:
         for each in self.sockets:  # else the kernel goes on taking connections that nobody will serve

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -304,10 +305,8 @@ def test_who_only_reads_has_neither_start_nor_fast_lane(processes: Processes) ->
 
 
 @pytest.fixture
-def fresh_warning() -> Iterator[None]:
-    metrics._warn_not_shared.cache_clear()
-    yield
-    metrics._warn_not_shared.cache_clear()
+def fresh_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_NOT_WARNED_YET", threading.Lock())
 
 
 @pytest.mark.usefixtures("fresh_warning")
