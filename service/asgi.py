@@ -5,6 +5,8 @@ with the reply. Flask runs in a greenlet on the event loop (see `waiting`): the 
 So any number of slow clients, and a Redis that hangs, leave the loop free to answer everyone else.
 
 The body is received whole before Flask is called; a response is sent as it is produced.
+
+A long module: receiving, calling and sending share one request's deadline, and what its body may take.
 """
 
 import asyncio

@@ -1,4 +1,7 @@
-"""The commands. Each imports what it alone needs: all of it together takes most of a second."""
+"""The commands. Each imports what it alone needs: all of it together takes most of a second.
+
+A long module, for its number of commands; those of more than a few lines have one of their own.
+"""
 # ruff: noqa: PLC0415
 
 import contextlib
