@@ -89,7 +89,7 @@ _FACTORY: Final = "SESSION_RELAY_APP"
 def application() -> Any:
     """Build the ASGI application, in a worker process or in the only one."""
     try:
-        return _application(os.environ[_FACTORY])
+        return _application(os.environ.get(_FACTORY, DEFAULT_FACTORY))  # another server sets none
     except Exception as error:
         if isinstance(error, ConfigurationError) and multiprocessing.parent_process() is None:
             raise

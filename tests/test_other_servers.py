@@ -410,3 +410,25 @@ assert (logging.root.handlers, logging.root.level, logging.getLogger("httpx").le
 
     assert line.startswith("OWN INFO service.access delivery ")
     assert "reason='missing_signature'" in line
+
+
+# ASGI
+
+
+def granian_asgi(port: int) -> list[str]:
+    options = ["--interface", "asgi", "--factory", "--host", "127.0.0.1", "--port", str(port)]
+    return [sys.executable, "-m", "granian", *options, "service.server:application"]
+
+
+def uvicorn(port: int) -> list[str]:
+    return [sys.executable, "-m", "uvicorn", "--factory", "--port", str(port), "service.server:application"]
+
+
+@pytest.mark.parametrize("command", [granian_asgi, uvicorn])
+def test_another_asgi_server_takes_deliveries(
+    any_redis: EmbeddedRedis, http_client: Any, command: Command
+) -> None:
+    with run_server(command, any_redis.url) as server:
+        body = sample_body()
+        assert server.post(body, signed(body, "msg_1")).json()["outcome"] == "applied"
+        assert server.post(body, signed(body, "msg_1")).json()["outcome"] == "duplicate"
