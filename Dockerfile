@@ -4,12 +4,14 @@ WORKDIR /build
 # Without pip: nothing in it is needed but what runs. What is pinned seldom changes, and has a layer of its own.
 COPY requirements.txt requirements-dev.txt ./
 RUN python -m venv --without-pip /app \
- && grep --invert-match --line-regexp --fixed-strings . requirements.txt > pins.txt \
+ && grep --invert-match --line-regexp --regexp '\.' --regexp '\./clients/python' requirements.txt > pins.txt \
  && pip --python /app/bin/python install --no-cache-dir --requirement pins.txt \
  && pip install --no-cache-dir --constraint requirements-dev.txt hatchling
 COPY pyproject.toml README.md LICENSE CHANGELOG.md ./
+COPY clients/python clients/python
 COPY service service
 RUN python -m hatchling build --target wheel --directory dist \
+ && (cd clients/python && python -m hatchling build --target wheel --directory ../../dist) \
  && pip --python /app/bin/python install --no-cache-dir --no-deps dist/*.whl
 
 FROM python:3.13-slim

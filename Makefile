@@ -51,10 +51,10 @@ schemas: .venv/.installed
 	.venv/bin/session-relay schema openapi > docs/schema/openapi.json
 
 # Set-up happens once; nothing of it needs the network again until one of these files changes.
-.venv/.installed: .venv/.made pyproject.toml requirements-dev.txt
+.venv/.installed: .venv/.made pyproject.toml clients/python/pyproject.toml requirements-dev.txt
 	@echo "Installing what requirements-dev.txt pins into .venv: a minute, the first time …"
 	@$(PIP) install --progress-bar off --requirement requirements-dev.txt
-	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(PIP) install --no-deps --no-build-isolation --editable ./clients/python --editable .
 	@touch $@
 
 # What tests need of npm: AsyncAPI's schema of its own documents, which is published nowhere else, and what the
@@ -74,12 +74,12 @@ NPM_INSTALL := npm install --no-save --no-package-lock --no-audit --no-fund --no
 # distribution's own, if that will do: built with every optimization, which a pyenv's is not.
 BENCH_PYTHON := $(shell /usr/bin/python3 -c '$(NEW_ENOUGH)' 2>/dev/null && echo /usr/bin/python3 || echo $(PYTHON))
 
-.bench/.installed: .venv/.made pyproject.toml benchmarks/requirements.txt
+.bench/.installed: .venv/.made pyproject.toml clients/python/pyproject.toml benchmarks/requirements.txt
 	@echo "Installing what benchmarks/requirements.txt pins into .bench: a minute, the first time …"
 	@rm -rf .bench
 	@$(BENCH_PYTHON) -m venv --without-pip .bench
 	@$(PIP) --python .bench/bin/python install --progress-bar off --requirement benchmarks/requirements.txt
-	@$(PIP) --python .bench/bin/python install --no-deps --no-build-isolation --editable .
+	@$(PIP) --python .bench/bin/python install --no-deps --no-build-isolation --editable ./clients/python --editable .
 	@touch $@
 
 # Without it, the contender that needs Node is left out, and the benchmark says so.
@@ -111,12 +111,12 @@ endif
 	@pwd -P > $@
 
 # Hashes and addresses of a registry stay out: which one is used is the machine's business (pip's own settings).
-COMPILE := uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
+COMPILE := uv pip compile --quiet --no-emit-package clerk-session-feed --universal --python-version 3.11 --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make pins"
 
 pins:
 	$(COMPILE) $(ARGS) pyproject.toml --extra dev --group test --output-file requirements-dev.txt
-	echo . | $(COMPILE) - --constraint requirements-dev.txt --output-file requirements.txt
+	printf '%s\n' ./clients/python . | $(COMPILE) - --constraint requirements-dev.txt --output-file requirements.txt
 	$(COMPILE) $(ARGS) pyproject.toml benchmarks/requirements.in --constraint requirements-dev.txt \
 		--output-file benchmarks/requirements.txt
 

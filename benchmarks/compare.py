@@ -15,7 +15,7 @@ import click
 from benchmarks import builds, deliveries, measure, processes, report
 from benchmarks.measure import Round, Store
 from benchmarks.processes import ROOT, VoidError
-from service import simulator
+from service.dev import simulator
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Final
 
 import click
 
-from service import simulator
+from service.dev import simulator
 
 BODY_BYTES: Final = range(2_000, 8_001)
 

@@ -16,7 +16,7 @@ import click
 from benchmarks import compare, deliveries, measure, open_loop, processes, report
 from benchmarks.measure import Growth, Saturated, Store
 from benchmarks.processes import Server, VoidError
-from service import simulator
+from service.dev import simulator
 
 SESSIONS: Final = (1_000, 10_000, 100_000, 1_000_000)
 CONNECTIONS: Final = (1, 4, 16, 64)

@@ -16,7 +16,7 @@ import redis
 
 from benchmarks import deliveries, open_loop, processes
 from benchmarks.processes import Server, VoidError
-from service import embedded
+from service.dev import embedded
 
 CONNECTIONS: Final = 64
 WARM_UP_SECONDS: Final = 2

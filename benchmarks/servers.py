@@ -18,9 +18,10 @@ from flask import Flask
 
 from benchmarks import deliveries, measure, processes
 from benchmarks.measure import Saturated, Store
-from service import log, simulator
-from service.app import create_app
+from service.app.factory import create_app
 from service.config import Settings, load
+from service.dev import simulator
+from service.telemetry import log
 
 SERVE: Final = "`serve` (uvicorn's parts)"
 _SERVE: Final = (

@@ -11,10 +11,9 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated
 
+from clerk_session_feed.feed import AsyncSessionFeed, RedisError
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-
-from service.feed import AsyncSessionFeed, RedisError
 
 
 @contextlib.asynccontextmanager

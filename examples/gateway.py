@@ -13,12 +13,11 @@ import signal
 from collections import defaultdict
 from urllib.parse import parse_qs, urlsplit
 
+from clerk_session_feed.feed import AsyncSessionFeed, CursorLostError, RedisError
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.protocol import State
-
-from service.feed import AsyncSessionFeed, CursorLostError, RedisError
 
 NOT_LIVE = 4401
 """For browsers: their scripts see the code that closes a socket, and never the status that refuses one."""

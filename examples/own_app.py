@@ -11,8 +11,8 @@ import os
 from flask import abort, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from service.app import RelayFlask, create_app
-from service.webhook import WEBHOOK_PATH
+from service.app.factory import RelayFlask, create_app
+from service.app.webhook import WEBHOOK_PATH
 
 # Those of the US, but for the IPv6 network 2600:1f24:64:8000::/56: https://docs.svix.com/receiving/source-ips
 SVIX = {"44.228.126.217", "50.112.21.217", "52.24.126.164", "54.148.139.208"}

@@ -10,6 +10,9 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal, TypeVar
 
+from clerk_session_feed import settings as feed_settings
+from clerk_session_feed.errors import ConfigurationError
+from clerk_session_feed.settings import CheckedRedisUrl, KeySettings, expect, faults
 from pydantic import (
     AfterValidator,
     AliasChoices,
@@ -17,21 +20,16 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
-    ValidationInfo,
 )
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
     EnvSettingsSource,
     NoDecode,
-    PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
-from service.contract import OMITTABLE_FIELDS
-from service.errors import ConfigurationError
-from service.keys import has_hash_tag
-from service.redis_url import RedisUrl
+from service.models import OMITTABLE_FIELDS
 
 _SECRET_PREFIX: Final = "whsec_"  # noqa: S105  # what every secret begins with
 _WHERE: Final = "Clerk's Dashboard, Webhooks, your endpoint, Signing Secret"
@@ -65,19 +63,6 @@ def _check_secrets(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
                 f"{which}decodes to {size} bytes, not 24 to 64, as if it was cut: copy it whole from {_WHERE}"
             )
     return secrets
-
-
-def _check_redis_url(url: SecretStr, info: ValidationInfo) -> SecretStr:
-    kind = RedisUrl.parse(url.get_secret_value()).kind
-    if kind == "cluster" and not has_hash_tag(info.data.get("redis_key_prefix", "{clerk}")):
-        raise ValueError("is a cluster's, so REDIS_KEY_PREFIX needs a hash tag in braces, like {clerk}")
-    return url
-
-
-def _check_partitions(partitions: int, info: ValidationInfo) -> int:
-    if partitions > 1 and not has_hash_tag(info.data.get("redis_key_prefix", "{clerk}")):
-        raise ValueError("are told apart by the hash tag of REDIS_KEY_PREFIX, which has none, like {clerk}")
-    return partitions
 
 
 def _check_omit_fields(names: frozenset[str]) -> frozenset[str]:
@@ -118,11 +103,6 @@ _LogLevel = Annotated[Literal["debug", "info", "warning", "error", "critical"], 
 _LogFormat = Annotated[Literal["json", "console"], BeforeValidator(_lower)]
 
 
-def _expect(default: Any, expected: str, **limits: Any) -> Any:
-    """Declare a field. expected: what has to be there, as a fault puts it after "is not"."""
-    return Field(default, description=expected, **limits)
-
-
 _LEVELS: Final = "debug, info, warning, error or critical"
 _FORMATS: Final = "json or console"
 _YES_OR_NO: Final = "true or false"
@@ -130,15 +110,14 @@ _PORT: Final = "a port number from 1 to 65535"
 
 
 class LogSettings(_Environment):
-    log_level: _LogLevel = _expect("info", _LEVELS)
-    log_format: _LogFormat = _expect("json", _FORMATS)
+    log_level: _LogLevel = expect("info", _LEVELS)
+    log_format: _LogFormat = expect("json", _FORMATS)
 
 
 _SigningSecrets = Annotated[
     tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_secrets)
 ]
 _SIGNING_SECRET_NAMES: Final = AliasChoices("clerk_webhook_signing_secret", "clerk_webhook_secret")
-_RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
 
 
 class SigningSettings(_Environment):
@@ -151,57 +130,33 @@ class SigningSettings(_Environment):
         return tuple(secret.get_secret_value() for secret in self.clerk_webhook_signing_secret)
 
 
-class _RedisNames(_Environment):
-    redis_tls_verify: bool = _expect(True, _YES_OR_NO)
-    redis_key_prefix: str = Field("{clerk}", min_length=1)
-    redis_channel: str = Field("clerk:sessions", min_length=1)
-    partitions: Annotated[int, AfterValidator(_check_partitions)] = _expect(
-        1, "a number from 1 to 1024", ge=1, le=1024
-    )
-    """Each has keys, a stream and an expiry set of its own; chosen once, for the life of the data."""
-    redis_timeout: float = _expect(
-        2.0, "a number of seconds, more than 0 and up to 60", gt=0, le=60, allow_inf_nan=False
-    )
-    """Seconds, for connecting and for one command."""
+class _KeySettings(KeySettings, _Environment):
+    model_config = SettingsConfigDict()
 
 
-class RedisSettings(_RedisNames):
-    redis_url: _RedisUrl = Field(description="where Redis is, like redis://127.0.0.1:6379/0")
+class RedisSettings(feed_settings.RedisSettings, _Environment):
+    """What is needed to reach Redis."""
 
-
-class ExplicitRedisSettings(RedisSettings):
-    """What a program says by itself: the environment is not read."""
-
-    model_config = SettingsConfigDict(extra="forbid")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003  # pydantic-settings passes it
-        init_settings: PydanticBaseSettingsSource,
-        *_: Any,
-        **__: Any,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
+    model_config = SettingsConfigDict()
 
 
 class StoreSettings(RedisSettings):
     """What events become in Redis, whoever brings them: the service, or a replay of dead letters."""
 
-    redis_min_replicas: int = _expect(0, "a number of replicas from 0 to 1000", ge=0, le=1000)
-    stream_maxlen: int = _expect(5000, "a number of entries from 1 to 1000000000000", ge=1, le=10**12)
-    session_retention: int = _expect(
+    redis_min_replicas: int = expect(0, "a number of replicas from 0 to 1000", ge=0, le=1000)
+    stream_maxlen: int = expect(5000, "a number of entries from 1 to 1000000000000", ge=1, le=10**12)
+    session_retention: int = expect(
         7 * _DAY,
         "a number of seconds from 172800 (two days: the sender retries for 27.6 hours) to 34560000",
         ge=2 * _DAY,
         le=400 * _DAY,
     )
     """An id forgotten while the sender still retries would be applied twice."""
-    dead_letter_max: int = _expect(1000, "a number of dead letters from 0 to 1000000000", ge=0, le=10**9)
+    dead_letter_max: int = expect(1000, "a number of dead letters from 0 to 1000000000", ge=0, le=10**9)
     omit_fields: Annotated[
         frozenset[str], NoDecode, BeforeValidator(_split), AfterValidator(_check_omit_fields)
     ] = frozenset()
-    publish_http_request: bool = _expect(False, _YES_OR_NO)
+    publish_http_request: bool = expect(False, _YES_OR_NO)
 
 
 class WorkerSettings(StoreSettings, LogSettings):
@@ -210,27 +165,27 @@ class WorkerSettings(StoreSettings, LogSettings):
 
 class ListenSettings(_Environment):
     host: str = "0.0.0.0"  # noqa: S104  # a platform's router comes from outside
-    port: int = _expect(8000, _PORT, ge=1, le=65535)
-    web_concurrency: int = _expect(1, "a number of processes from 1 to 1000", ge=1, le=1000)
+    port: int = expect(8000, _PORT, ge=1, le=65535)
+    web_concurrency: int = expect(1, "a number of processes from 1 to 1000", ge=1, le=1000)
 
 
 class Settings(SigningSettings, StoreSettings, ListenSettings, LogSettings):
     """What `serve` runs with."""
 
-    max_body_bytes: int = _expect(1_048_576, "a number of bytes from 1 to 1073741824", ge=1, le=2**30)
+    max_body_bytes: int = expect(1_048_576, "a number of bytes from 1 to 1073741824", ge=1, le=2**30)
     metrics_token: Annotated[SecretStr, AfterValidator(_check_token)] = SecretStr("")
-    serve_fast_lane: bool = _expect(True, _YES_OR_NO)
+    serve_fast_lane: bool = expect(True, _YES_OR_NO)
 
 
-class DevSettings(_RedisNames):
+class DevSettings(_KeySettings):
     """What `dev` is told; it makes up what is missing."""
 
     clerk_webhook_signing_secret: _SigningSecrets | None = Field(None, validation_alias=_SIGNING_SECRET_NAMES)
-    redis_url: _RedisUrl | None = None
+    redis_url: CheckedRedisUrl | None = None
     host: str = "127.0.0.1"
-    port: int | None = _expect(None, _PORT, ge=1, le=65535)
-    log_level: _LogLevel = _expect("warning", _LEVELS)
-    log_format: _LogFormat = _expect("console", _FORMATS)
+    port: int | None = expect(None, _PORT, ge=1, le=65535)
+    log_level: _LogLevel = expect("warning", _LEVELS)
+    log_format: _LogFormat = expect("console", _FORMATS)
 
 
 S = TypeVar("S", bound=_Environment)
@@ -244,29 +199,12 @@ def load(kind: type[S], **overrides: Any) -> S:
     try:
         return kind(**overrides)
     except ValidationError as error:
-        faults = []
-        for fault in error.errors(include_url=False, include_context=False, include_input=False):
-            name = str(fault["loc"][0])
-            faults.append(f"{name.upper()}: {_explain(kind, name, fault['type'], fault['msg'])}")
-        raise ConfigurationError(faults) from None
+        raise ConfigurationError(faults(kind, error, lambda name: misspelt([name]).get(name))) from None
     except UnicodeDecodeError:
         raise ConfigurationError([".env: is not text in UTF-8: save it as that"]) from None
     except OSError as error:
         reason = f"({error.strerror}): let this user read it, or remove it"
         raise ConfigurationError([f".env: can't be read {reason}"]) from None
-
-
-def _explain(kind: type[_Environment], name: str, error: str, message: str) -> str:
-    field = kind.model_fields.get(name)
-    if error == "value_error" or field is None or field.description is None:
-        return message.removeprefix("Value error, ")
-    if error == "missing":
-        if alike := misspelt([name]).get(name):
-            return f"is missing, but {alike} is there: if that is it, rename it"
-        return f"is missing or empty: set it, in the environment or in .env, to {field.description}"
-    default = str(field.default).lower() if isinstance(field.default, bool) else field.default
-    instead = "" if default is None else f", for {default}"
-    return f"is not {field.description}: correct it, or leave it out{instead}"
 
 
 def misspelt(unset: Iterable[str]) -> dict[str, str]:

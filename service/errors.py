@@ -120,43 +120,5 @@ class DeadLettersFullError(StoreUnavailableError):
     title = "There is no room for another dead letter"
 
 
-class FeedError(Exception):
-    """What a feed can't mend by trying again."""
-
-
-class CursorLostError(FeedError):
-    """The stream does not hold the cursor's entry any more, so entries behind it may be missing, too.
-
-    It was trimmed past it (STREAM_MAXLEN), or Redis lost it. What was missed is in the snapshots.
-    """
-
-    def __init__(self, cursor: str, partition: int) -> None:
-        super().__init__(cursor, partition)
-        self.cursor = cursor
-        self.partition = partition
-
-    def __str__(self) -> str:
-        return f"The stream was trimmed past {self.cursor}, or Redis lost it: begin again from the snapshots."
-
-
-class FeedClosedError(FeedError):
-    """The feed was closed before."""
-
-
-class UnreadableMessageError(FeedError):
-    """What Redis holds is no message of this version of the relay."""
-
-
 class StartError(Exception):
     """Something that `dev` needs does not start; the text says what to do."""
-
-
-class ConfigurationError(Exception):
-    """Settings that stop the start.
-
-    faults: one line per fault; each names the variable and never its secret value.
-    """
-
-    def __init__(self, faults: list[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults

@@ -1,16 +1,22 @@
 """One genuine delivery, from its body to its outcome. Knows no HTTP, so it can replay dead letters too."""
 
-import dataclasses
 import re
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
-from service.clerk import Ignored, Unusable, parse
-from service.contract import Outcome
-from service.normalize import SessionChange, normalize
-from service.signature import Delivery
-from service.store import SessionStore
+from service.clerk.events import parse
+from service.clerk.normalize import normalize
+from service.errors import StoreUnavailableError
+from service.models import Delivery, DeliveryInfo, Ignored, Outcome, SessionChange, Unusable
+from service.store.sessions import SessionStore
+from service.waiting import in_thread
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LARGE_BYTES: Final = 64 * 1024
+"""Bytes from which on a body may take long to read: the event loop leaves it to a thread."""
 
 Event = SessionChange | Ignored | Unusable
 """What a delivery says."""
@@ -19,23 +25,8 @@ _TYPE: Final = re.compile(r"[a-z_]{1,40}(\.[a-z_]{1,40}){1,3}", re.IGNORECASE | 
 """`user.created`, `organizationMembership.deleted`: https://clerk.com/docs/webhooks/overview"""
 
 
-@dataclasses.dataclass(slots=True)
-class DeliveryInfo:
-    """What is known of a delivery so far, whatever becomes of it; fit for the log."""
-
-    message_id: str | None = None
-    type: str | None = None
-    """None if it does not look like one of Clerk's: any text can stand there."""
-    session_id: str | None = None
-    user_id: str | None = None
-    occurred_at_ms: int | None = None
-    """Unix milliseconds."""
-    nulled: list[str] = dataclasses.field(default_factory=list)
-    """Odd fields that were read as null; each as often as it was."""
-
-
 class Ingest:
-    """Makes state of deliveries: `read` computes, `store` waits for Redis; `ingest(delivery)` does both."""
+    """Turns genuine deliveries into state."""
 
     def __init__(
         self,
@@ -45,6 +36,8 @@ class Ingest:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Args:
+        store: where state is kept.
+        publish_http_request: publish where the user's request came from, too.
         clock: returns Unix seconds.
 
         """
@@ -52,23 +45,29 @@ class Ingest:
         self._publish_http_request = publish_http_request
         self._clock = clock
 
-    def __call__(self, delivery: Delivery) -> Outcome:
+    def __call__(self, delivery: Delivery, info: DeliveryInfo | None = None) -> Outcome:
         """Turn a genuine delivery into state; when this returns, Redis has it.
+
+        Args:
+            delivery: what was verified.
+            info: is filled in with what is known of the delivery, whatever becomes of it.
 
         Raises:
             MalformedEventError: The body is no event.
             StoreUnavailableError: Redis did not take it.
 
         """
-        return self.store(delivery, self.read(delivery, DeliveryInfo()))
+        if info is None:
+            info = DeliveryInfo()
+        event = read_body(delivery.body, self._read, delivery, info)
+        if isinstance(event, Ignored):
+            return Outcome("ignored")
+        if isinstance(event, Unusable):
+            return self._store.keep_dead_letter(delivery, event, self._now_ms())
+        return self._store.apply(event, delivery.body, self._now_ms())
 
-    def read(self, delivery: Delivery, info: DeliveryInfo) -> Event:
-        """Read a genuine delivery, and fill in what is known of it. Does no I/O.
-
-        Raises:
-            MalformedEventError: The body is no event.
-
-        """
+    def _read(self, delivery: Delivery, info: DeliveryInfo) -> Event:
+        """Read a delivery. Does no I/O."""
         event = parse(delivery.body, info.nulled.append, with_request=self._publish_http_request)
         info.type = event.type if _TYPE.fullmatch(event.type) else None
         if isinstance(event, Ignored | Unusable):
@@ -79,18 +78,20 @@ class Ingest:
             info.occurred_at_ms = change.event.occurred_at
         return change
 
-    def store(self, delivery: Delivery, event: Event) -> Outcome:
-        """Put what `read` returned into Redis.
-
-        Raises:
-            StoreUnavailableError: Redis did not take it.
-
-        """
-        if isinstance(event, Ignored):
-            return Outcome("ignored")
-        if isinstance(event, Unusable):
-            return self._store.keep_dead_letter(delivery, event, self._now_ms())
-        return self._store.apply(event, delivery.body, self._now_ms())
-
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
+
+
+def read_body(body: bytes, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function that reads a body; for a large one in a thread, so that the event loop goes on.
+
+    Raises:
+        StoreUnavailableError: Too many large bodies wait for a thread.
+
+    """
+    if len(body) <= LARGE_BYTES:
+        return function(*args, **kwargs)
+    try:
+        return in_thread(function, *args, **kwargs)
+    except TimeoutError:
+        raise StoreUnavailableError("Too many large bodies wait to be read.") from None

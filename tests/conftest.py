@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from feeds import KINDS, OpenFeed, feeds
-from load import DurableRedis, durable_redis, relay_service
-from support import (
+from support.feeds import KINDS, OpenFeed, feeds
+from support.load import DurableRedis, durable_redis, relay_service
+from support.relay import (
     NO_REDIS,
     Endpoint,
     Intake,
@@ -32,7 +32,7 @@ from support import (
 )
 
 from service.config import Settings
-from service.embedded import EmbeddedRedis, run_stand_in
+from service.dev.embedded import EmbeddedRedis, run_stand_in
 
 INSTALL_REDIS = "install it, for example with `apt-get install redis-server` or `brew install redis`"
 

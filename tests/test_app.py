@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
-from support import (
+from clerk_session_feed.errors import ConfigurationError
+from support.relay import (
     DEAD_LETTERS_KEY,
     EVENTS_KEY,
     NO_REDIS,
@@ -28,9 +29,8 @@ from support import (
 )
 from werkzeug.test import create_environ, run_wsgi_app
 
-from service import simulator
-from service.app import create_app
-from service.errors import ConfigurationError
+from service.app.factory import create_app
+from service.dev import simulator
 
 MAX_BODY_BYTES = 1_048_576
 IGNORED = b'{"type":"user.created"}'

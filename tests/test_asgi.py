@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 from flask import Response, request
-from support import NO_REDIS, make_settings
+from support.relay import NO_REDIS, make_settings
 
-from service import asgi, environ, waiting
-from service.app import RelayFlask, create_app
-from service.asgi import FlaskBridge
+from service import waiting
+from service.app import environ
+from service.app.factory import RelayFlask, create_app
 from service.errors import StoreUnavailableError
+from service.server import bridge as asgi
+from service.server.bridge import FlaskBridge
 
 LIMIT = 100
 

@@ -22,15 +22,15 @@ import click
 import httpx
 import pytest
 import redis
-from support import SECRET, Intake, client_of, intake_on, serving
+from clerk_session_feed.updates import now_ms
+from support.relay import SECRET, Intake, client_of, intake_on, serving
 
 from benchmarks import builds, compare, deliveries, growth, measure, open_loop, processes, report
 from benchmarks.measure import Round, Saturated, Steady, Store
 from benchmarks.processes import ROOT, Server, VoidError
-from service import simulator
-from service.embedded import EmbeddedRedis
-from service.signature import Verifier
-from service.update import now_ms
+from service.clerk.signature import Verifier
+from service.dev import simulator
+from service.dev.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.real_redis
 

@@ -8,15 +8,18 @@ from typing import Any, Final
 
 import pytest
 from click.testing import CliRunner
-from samples import OTHER_SECRET
-from support import SECRET, client_of, free_port, redis_server, unused_port
+from support.relay import SECRET, client_of, free_port, redis_server, unused_port
+from support.samples import OTHER_SECRET
+from support.topologies import await_sync
 from test_connections import certificates, with_certificate  # noqa: F401  # a fixture
-from topologies import await_sync
 
-from service import check, cli, log, server
+from service.cli import check
+from service.cli import commands as cli
 from service.config import Settings, load
-from service.embedded import EmbeddedRedis
+from service.dev.embedded import EmbeddedRedis
 from service.errors import StartError
+from service.server import processes as server
+from service.telemetry import log
 
 Environment = dict[str, str | None]
 

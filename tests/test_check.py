@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from children import RELAY
-from support import (
+from support.children import RELAY
+from support.relay import (
     DAY_MS,
     NOW_MS,
     ROOT,
@@ -21,11 +21,11 @@ from support import (
     make_settings,
     unused_port,
 )
-from topologies import Cluster, cluster_of
+from support.topologies import Cluster, cluster_of
 
-from service.check import check
-from service.embedded import EmbeddedRedis
-from service.findings import Finding, Needed, judge
+from service.cli.check import check
+from service.cli.checks import Finding, Needed, judge
+from service.dev.embedded import EmbeddedRedis
 
 StartRedis = Callable[..., EmbeddedRedis]
 

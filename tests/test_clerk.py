@@ -4,11 +4,12 @@ import json
 from typing import Final
 
 import pytest
-from samples import ABSENT, event, read, read_event, reason
+from clerk_session_feed.models import STATUSES
+from support.samples import ABSENT, event, read, read_event, reason
 
-from service.clerk import Ignored, SessionEvent
-from service.contract import STATUSES
+from service.clerk.events import SessionEvent
 from service.errors import MalformedEventError
+from service.models import Ignored
 
 ODD: Final[tuple[object, ...]] = (True, 0, 17, -1.5, "", "odd", [], ["x"], {}, {"a": 1}, [[]])
 TIMES: Final = ("last_active_at", "expire_at", "abandon_at", "updated_at", "created_at")

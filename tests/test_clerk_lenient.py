@@ -8,7 +8,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import (
+from support.samples import (
     ABSENT,
     EVENT_PATHS,
     PAYLOADS,
@@ -23,8 +23,9 @@ from samples import (
     reason,
 )
 
-from service.clerk import Ignored, SessionEvent, Unusable
+from service.clerk.events import SessionEvent
 from service.errors import MalformedEventError
+from service.models import Ignored, Unusable
 
 ACTIVITY_TEXTS: Final = (
     *("object", "id", "device_type", "browser_name", "browser_version", "ip_address", "city", "country"),

@@ -19,9 +19,11 @@ from typing import Any
 import click
 import httpx
 import pytest
-from children import RELAY, Program, durable_redis, started
+from clerk_session_feed.feed import SessionFeed, SessionUpdate
+from clerk_session_feed.models import Session
 from click.testing import CliRunner, Result
-from support import (
+from support.children import RELAY, Program, durable_redis, started
+from support.relay import (
     EVENTS_KEY,
     HOUR_MS,
     ROOT,
@@ -36,10 +38,11 @@ from support import (
     subscribed,
 )
 
-from service import cli, log, server, simulator
-from service.contract import Session
-from service.embedded import EmbeddedRedis
-from service.feed import SessionFeed, SessionUpdate
+from service.cli import commands as cli
+from service.dev import simulator
+from service.dev.embedded import EmbeddedRedis
+from service.server import processes as server
+from service.telemetry import log
 
 NO_REDIS = "unix:///nonexistent/redis.sock"
 """Nothing listens on port 1."""

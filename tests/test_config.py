@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from samples import OTHER_SECRET, SECRET
+from clerk_session_feed.errors import ConfigurationError
+from support.samples import OTHER_SECRET, SECRET
 
 from service.config import Settings, SigningSettings, load
-from service.contract import OMITTABLE_FIELDS
-from service.errors import ConfigurationError
+from service.models import OMITTABLE_FIELDS
 
 NEEDED: Final = {"CLERK_WEBHOOK_SIGNING_SECRET": SECRET, "REDIS_URL": "redis://127.0.0.1"}
 NAMES: Final = (

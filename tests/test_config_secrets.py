@@ -6,13 +6,13 @@ from typing import Final
 from urllib.parse import quote
 
 import pytest
+from clerk_session_feed.connections import connect
+from clerk_session_feed.errors import ConfigurationError
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import OTHER_SECRET, SECRET, patient
+from support.samples import OTHER_SECRET, SECRET, patient
 
 from service.config import RedisSettings, Settings, SigningSettings, load
-from service.connections import connect
-from service.errors import ConfigurationError
 
 
 def secret_of(size: int) -> str:

@@ -12,8 +12,11 @@ from typing import Any, Final
 
 import pytest
 import redis
-from feeds import EndedError, OpenFeed
-from support import (
+from clerk_session_feed.connections import connect
+from clerk_session_feed.connections_async import connect_async
+from clerk_session_feed.errors import ConfigurationError
+from support.feeds import EndedError, OpenFeed
+from support.relay import (
     clerk_event,
     client_of,
     eventually,
@@ -23,13 +26,11 @@ from support import (
     scripted_redis,
     unused_port,
 )
-from topologies import MASTER, free_node_port, run_sentinel
+from support.topologies import MASTER, free_node_port, run_sentinel
 
-from service.check import check
-from service.connections import connect
-from service.connections_async import connect_async
-from service.embedded import EmbeddedRedis
-from service.errors import ConfigurationError, StartError, StoreUnavailableError
+from service.cli.check import check
+from service.dev.embedded import EmbeddedRedis
+from service.errors import StartError, StoreUnavailableError
 
 StartRedis = Callable[..., EmbeddedRedis]
 

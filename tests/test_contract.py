@@ -5,13 +5,23 @@ from typing import Any, Final, get_args
 
 import orjson
 import pytest
+from clerk_session_feed.models import SCHEMA_VERSION, STATUSES
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import ABSENT, CLERK, MESSAGE_ID, change, event, patient, payload, published, read, try_change
+from support.samples import (
+    ABSENT,
+    CLERK,
+    MESSAGE_ID,
+    change,
+    event,
+    patient,
+    payload,
+    published,
+    read,
+    try_change,
+)
 
-from service.clerk import Ignored, Reason
-from service.contract import OMITTABLE_FIELDS, SCHEMA_VERSION, STATUSES, Outcome, omit
-from service.normalize import SessionChange
+from service.models import OMITTABLE_FIELDS, Ignored, Outcome, Reason, SessionChange, omit
 
 EVENT_KEYS: Final = ["id", "type", "occurred_at", "instance_id", "source"]
 SESSION_KEYS: Final = [

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import redis
-from counting import count
-from load import DurableRedis, Load, under_load
-from onlookers import CHANNEL, our_client
-from support import EVENTS_KEY, EXPIRY_KEY, ServiceProcess
-from svix_sender import Attempt
+from support.counting import count
+from support.load import DurableRedis, Load, under_load
+from support.onlookers import CHANNEL, our_client
+from support.relay import EVENTS_KEY, EXPIRY_KEY, ServiceProcess
+from support.svix_sender import Attempt
 
 DELIVERIES = 40
 SESSIONS = 8

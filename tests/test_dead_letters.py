@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from children import RELAY, durable_redis
 from click.testing import CliRunner, Result
-from support import (
+from support.children import RELAY, durable_redis
+from support.relay import (
     DAY_MS,
     DEAD_LETTERS_KEY,
     EVENTS_KEY,
@@ -30,9 +30,11 @@ from support import (
     subscribed,
 )
 
-from service import cli, dead_letters, log
-from service.dead_letters import DeadLetters
-from service.embedded import EmbeddedRedis
+from service.cli import commands as cli
+from service.dev.embedded import EmbeddedRedis
+from service.store import dead_letters
+from service.store.dead_letters import DeadLetters
+from service.telemetry import log
 
 NOW_MS = int(time.time() * 1000)
 

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import click
 import pytest
-from onlookers import our_client
-from support import (
+from clerk_session_feed.feed import SessionFeed
+from support.onlookers import our_client
+from support.relay import (
     ROOT,
     ServiceProcess,
     clerk_event,
@@ -25,12 +26,11 @@ from support import (
     unused_port,
 )
 
-from service import cli
-from service.check import check
+from service.cli import commands as cli
+from service.cli.check import check
 from service.config import Settings
-from service.embedded import EmbeddedRedis
-from service.expiry import ExpiryWorker
-from service.feed import SessionFeed
+from service.dev.embedded import EmbeddedRedis
+from service.expiry.worker import ExpiryWorker
 
 DOCS: Final = (ROOT / "docs" / "deploy.md").read_text()
 DOCKERFILE: Final = (ROOT / "Dockerfile").read_text().replace("\\\n", "")

@@ -17,13 +17,14 @@ from typing import Any
 
 import httpx
 import pytest
-from children import PROC, RELAY, Program, descendants, running, started
 from click.testing import CliRunner
-from support import SECRET, client_of, eventually, free_port, subscribed
+from support.children import PROC, RELAY, Program, descendants, running, started
+from support.relay import SECRET, client_of, eventually, free_port, subscribed
 
-from service import cli, simulator
-from service import dev as dev_mode
-from service.embedded import EmbeddedRedis
+from service.cli import commands as cli
+from service.dev import run as dev_mode
+from service.dev import simulator
+from service.dev.embedded import EmbeddedRedis
 
 READY = r"Ctrl-C stops"
 
@@ -157,7 +158,7 @@ def given(any_redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) ->
 def preferring(port: int) -> tuple[str, ...]:
     """Return the command, with another port in the place of 8000."""
     script = (
-        "import sys; from service import dev; from service.cli import main; "
+        "import sys; from service.dev import run as dev; from service.cli.commands import main; "
         f"dev.PREFERRED_PORT = {port}; main(sys.argv[1:])"
     )
     return (sys.executable, "-c", script)
@@ -486,7 +487,7 @@ def test_a_wrong_setting_of_the_server_ends_it_with_a_line_that_names_it(start: 
 
 
 def test_without_redis_server_and_stand_in_it_says_what_to_do(start: Dev, tmp_path: Path) -> None:
-    script = "import sys; sys.modules['fakeredis'] = None; from service.cli import main; main(sys.argv[1:])"
+    script = "import sys; sys.modules['fakeredis'] = None; from service.cli.commands import main; main(sys.argv[1:])"
     program = start(command=(sys.executable, "-c", script), **own_redis_of("fakeredis", tmp_path))
     assert program.end() == 1
     (line,) = program.stderr.splitlines()

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import client_of, free_port, subscribed
+from support.relay import client_of, free_port, subscribed
 
-from service import embedded, schema
-from service.embedded import EmbeddedRedis
+from service.dev import embedded
+from service.dev.embedded import EmbeddedRedis
 from service.errors import StartError
+from service.schema import json_schema as schema
 
 
 def listens(port: int) -> bool:

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import httpx
 import pytest
-from children import Program, started
-from load import WORKERS, DurableRedis
-from support import (
+from support.children import Program, started
+from support.load import WORKERS, DurableRedis
+from support.relay import (
     EVENTS_KEY,
     ROOT,
     ServiceProcess,
@@ -25,8 +25,8 @@ from support import (
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from service import simulator
-from service.embedded import EmbeddedRedis
+from service.dev import simulator
+from service.dev.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.real_redis
 

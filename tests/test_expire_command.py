@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from children import RELAY, Program, durable_redis, started
+from clerk_session_feed.keys import Keys, partition_of
 from click.testing import CliRunner, Result
-from support import (
+from support.children import RELAY, Program, durable_redis, started
+from support.relay import (
     EVENTS_KEY,
     EXPIRY_KEY,
     HOUR_MS,
@@ -26,11 +27,10 @@ from support import (
     intake_on,
     subscribed,
 )
-from topologies import cluster_of
+from support.topologies import cluster_of
 
-from service import cli
-from service.embedded import EmbeddedRedis
-from service.keys import Keys, partition_of
+from service.cli import commands as cli
+from service.dev.embedded import EmbeddedRedis
 
 StartRedis = Callable[..., EmbeddedRedis]
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from clerk_session_feed.keys import partition_of
 from structlog.testing import CapturingLogger
-from support import (
+from support.relay import (
     DAY_MS,
     EVENTS_KEY,
     EXPIRY_KEY,
@@ -29,13 +30,12 @@ from support import (
     subscribed,
 )
 
-from service import expiry
-from service.contract import Outcome
-from service.embedded import EmbeddedRedis
+from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
-from service.expiry import BATCH, ExpiryWorker
-from service.keys import partition_of
-from service.synthetic import HELD_FIELDS, expiry_of
+from service.expiry import worker as expiry
+from service.expiry.event import HELD_FIELDS, expiry_of
+from service.expiry.worker import BATCH, ExpiryWorker
+from service.models import Outcome
 
 EXPIRE_AT = NOW_MS + HOUR_MS
 LATER = EXPIRE_AT + HOUR_MS

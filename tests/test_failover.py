@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from lives import Message, demanded, lives
-from support import client_of, eventually, run_service
-from svix_sender import SvixSender
-from topologies import cluster_of, kill, run_sentinels
+from support.lives import Message, demanded, lives
+from support.relay import client_of, eventually, run_service
+from support.svix_sender import SvixSender
+from support.topologies import cluster_of, kill, run_sentinels
 
-from service.embedded import EmbeddedRedis
+from service.dev.embedded import EmbeddedRedis
 
 StartRedis = Callable[..., EmbeddedRedis]
 DELIVERIES, SESSIONS = 400, 80

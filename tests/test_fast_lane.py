@@ -14,13 +14,13 @@ import structlog
 from flask import Flask, Response, signals
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support import IGNORED, NO_REDIS, SECRET, clerk_event, make_settings, metric, run_service, signed
+from support.relay import IGNORED, NO_REDIS, SECRET, clerk_event, make_settings, metric, run_service, signed
 from test_asgi import Client, chunk, scope
 
-from service import access_log
-from service.app import RelayFlask, create_app
-from service.asgi import FlaskBridge
-from service.embedded import EmbeddedRedis
+from service.app.factory import RelayFlask, create_app
+from service.dev.embedded import EmbeddedRedis
+from service.server.bridge import FlaskBridge
+from service.telemetry import access_log
 
 PATH = "/webhooks/clerk"
 

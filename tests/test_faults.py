@@ -4,11 +4,11 @@ The short form of each fault. `make soak` runs the long one (tests/soak.py).
 """
 
 import pytest
-from children import PROC
-from counting import count
-from faults import SHORT, Fault, Faults
-from load import DurableRedis, under_load
-from support import ServiceProcess
+from support.children import PROC
+from support.counting import count
+from support.faults import SHORT, Fault, Faults
+from support.load import DurableRedis, under_load
+from support.relay import ServiceProcess
 
 DELIVERIES = 200
 SESSIONS = 40

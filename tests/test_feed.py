@@ -15,8 +15,20 @@ from typing import Any
 
 import pytest
 import redis
-from feeds import PATIENCE, EndedError, Feed, OpenFeed, Updates, block_shortly
-from support import (
+from clerk_session_feed import feed_stream
+from clerk_session_feed.errors import ConfigurationError
+from clerk_session_feed.feed import (
+    AsyncSessionFeed,
+    CursorLostError,
+    EventWithRequest,
+    FeedClosedError,
+    HttpRequest,
+    SessionFeed,
+    SessionUpdate,
+    UnreadableMessageError,
+)
+from support.feeds import PATIENCE, EndedError, Feed, OpenFeed, Updates, block_shortly
+from support.relay import (
     DAY_MS,
     EVENTS_KEY,
     NO_REDIS,
@@ -34,19 +46,7 @@ from support import (
     subscribed,
 )
 
-from service import feed_stream
-from service.embedded import EmbeddedRedis
-from service.errors import ConfigurationError
-from service.feed import (
-    AsyncSessionFeed,
-    CursorLostError,
-    EventWithRequest,
-    FeedClosedError,
-    HttpRequest,
-    SessionFeed,
-    SessionUpdate,
-    UnreadableMessageError,
-)
+from service.dev.embedded import EmbeddedRedis
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def test_the_history_of_a_session_has_its_late_events_too(feed: Feed, intake: In
 def test_the_history_goes_on_past_what_one_read_returns(
     feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.feed_steps.BATCH", 2)
+    monkeypatch.setattr("clerk_session_feed.feed_steps.BATCH", 2)
     for number in range(5):
         intake.take(clerk_event(updated_at=NOW_MS - 100 + number), f"msg_{number}")
     assert [update.revision for update in feed.history("sess_1")] == [1, 2, 3, 4, 5]
@@ -778,7 +778,7 @@ def test_a_read_that_is_given_up_costs_the_others_nothing(relay_redis: EmbeddedR
 
 
 def test_neither_flask_nor_svix_is_imported() -> None:
-    program = "import service.feed, sys; print({'flask', 'svix', 'werkzeug', 'uvicorn'} & set(sys.modules))"
+    program = "import clerk_session_feed.feed, sys; print({'flask', 'svix', 'werkzeug', 'uvicorn'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
@@ -789,7 +789,7 @@ PROGRAM = """
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 
-from service.feed import AsyncSessionFeed, CursorLostError, SessionFeed, SessionUpdate
+from clerk_session_feed.feed import AsyncSessionFeed, CursorLostError, SessionFeed, SessionUpdate
 
 
 def main() -> None:

@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 import redis
-from children import durable_redis, started
-from feeds import EndedError, Feed, OpenFeed, Reconnects, Updates, block_shortly
-from killing import SESSIONS, Seen, suffer
-from load import durable_redis as killable_redis
-from support import (
+from clerk_session_feed import connections, feed_stream
+from clerk_session_feed.errors import CursorLostError, FeedClosedError
+from clerk_session_feed.feed import AsyncSessionFeed, SessionFeed, SessionUpdate
+from support.children import durable_redis, started
+from support.feeds import EndedError, Feed, OpenFeed, Reconnects, Updates, block_shortly
+from support.killing import SESSIONS, Seen, suffer
+from support.load import durable_redis as killable_redis
+from support.relay import (
     EVENTS_KEY,
     NO_REDIS,
     NOW_MS,
@@ -33,10 +36,8 @@ from support import (
     unused_port,
 )
 
-from service import connections, feed_stream
-from service.embedded import EmbeddedRedis
-from service.errors import CursorLostError, FeedClosedError, StoreUnavailableError
-from service.feed import AsyncSessionFeed, SessionFeed, SessionUpdate
+from service.dev.embedded import EmbeddedRedis
+from service.errors import StoreUnavailableError
 
 StartRedis = Callable[..., EmbeddedRedis]
 
@@ -407,7 +408,7 @@ def test_closing_does_not_wait_for_a_redis_that_hangs(
 
 
 def test_closing_does_not_wait_for_the_next_try(open_feed: OpenFeed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.feed_steps.FIRST_PAUSE", 600.0)
+    monkeypatch.setattr("clerk_session_feed.feed_steps.FIRST_PAUSE", 600.0)
     told = threading.Event()
     feed = open_feed(NO_REDIS)
     waiting = feed.follow(on_reconnect=lambda _: told.set()).begin()
@@ -480,7 +481,7 @@ def test_what_begins_while_the_feed_is_closed_is_closed_too(monkeypatch: pytest.
 
 PROGRAM = """
 import sys
-from service.feed import SessionFeed
+from clerk_session_feed.feed import SessionFeed
 
 with SessionFeed.from_url(sys.argv[1]) as feed:
     print("begun", flush=True)

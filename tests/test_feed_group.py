@@ -10,13 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from children import durable_redis, started
-from feeds import Feed, OpenFeed, Reconnects, block_shortly
-from support import EVENTS_KEY, NOW_MS, Intake, clerk_event, client_of, eventually, free_port, intake_on
+from clerk_session_feed import feed_group
+from clerk_session_feed.feed import CursorLostError, SessionUpdate, UnreadableMessageError
+from support.children import durable_redis, started
+from support.feeds import Feed, OpenFeed, Reconnects, block_shortly
+from support.relay import EVENTS_KEY, NOW_MS, Intake, clerk_event, client_of, eventually, free_port, intake_on
 
-from service import feed_group
-from service.embedded import EmbeddedRedis
-from service.feed import CursorLostError, SessionUpdate, UnreadableMessageError
+from service.dev.embedded import EmbeddedRedis
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_the_work_of_a_consumer_that_died_goes_to_another(
 
 CONSUMER = """
 import sys, time
-from service.feed import SessionFeed
+from clerk_session_feed.feed import SessionFeed
 
 with SessionFeed.from_url(sys.argv[1]) as feed:
     for update in feed.consume("group", "killed", after="0-0", claim_after=0.3):

@@ -13,10 +13,10 @@ from typing import Any
 
 import flask
 import httpx
-import own_apps
 import pytest
 from flask.testing import FlaskClient
-from support import (
+from support import own_apps
+from support.relay import (
     EVENTS_KEY,
     IGNORED,
     NO_REDIS,
@@ -24,6 +24,7 @@ from support import (
     SECRET,
     SERVE,
     SESSION_KEY,
+    TESTS,
     ServiceProcess,
     clerk_event,
     client_of,
@@ -38,12 +39,11 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import BaseConverter
 from werkzeug.test import TestResponse
 
-from service.app import RelayFlask, create_app
-from service.embedded import EmbeddedRedis
+from service.app.factory import RelayFlask, create_app
+from service.app.webhook import WEBHOOK_PATH
+from service.dev.embedded import EmbeddedRedis
 from service.errors import RelayError, StoreUnavailableError
-from service.webhook import WEBHOOK_PATH
 
-TESTS = Path(__file__).parent
 PYTHONPATH = f"{ROOT}:{TESTS}"
 
 
@@ -521,7 +521,7 @@ def test_what_a_subclass_replaces_closes_the_fast_lane(app: RelayFlask, name: st
 
 
 def serve_app(factory: str) -> list[str]:
-    return [*SERVE, "--app", f"own_apps:{factory}"]
+    return [*SERVE, "--app", f"support.own_apps:{factory}"]
 
 
 Served = tuple[ServiceProcess, httpx.Client]
@@ -735,8 +735,8 @@ def run_to_its_end(redis_url: str, factory: str, workers: str) -> subprocess.Com
 @pytest.mark.parametrize(
     ("factory", "workers"),
     [
-        ("own_apps:nothing", "1"),
-        ("own_apps:nothing", "2"),
+        ("support.own_apps:nothing", "1"),
+        ("support.own_apps:nothing", "2"),
         ("nowhere:create", "1"),
         ("own_apps", "1"),
         (":create", "1"),
@@ -760,7 +760,7 @@ def test_a_wrong_name_is_status_2_and_one_line(factory: str, workers: str) -> No
 def test_a_factory_that_fails_ends_the_service_and_the_log_says_where(
     factory: str, said: str, workers: str
 ) -> None:
-    ended = run_to_its_end(NO_REDIS, f"own_apps:{factory}", workers)
+    ended = run_to_its_end(NO_REDIS, f"support.own_apps:{factory}", workers)
 
     assert ended.returncode > 0, "not ended by a signal"
     assert said in ended.stderr
@@ -771,7 +771,7 @@ def test_a_module_in_the_working_directory_is_found(
     tmp_path: Path, any_redis: EmbeddedRedis, http_client: Any
 ) -> None:
     """As other servers do: without PYTHONPATH."""
-    (tmp_path / "here.py").write_text("from service.app import create_app as create\n")
+    (tmp_path / "here.py").write_text("from service.app.factory import create_app as create\n")
     script = (
         f"import os, runpy; os.chdir({str(tmp_path)!r}); runpy.run_module('service', run_name='__main__')"
     )

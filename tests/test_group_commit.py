@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import CapturingLogger
-from support import (
+from support.relay import (
     EVENTS_KEY,
     NOW_MS,
     SESSION_KEY,
@@ -26,9 +26,9 @@ from support import (
     scripted_redis,
 )
 
-from service import group_commit
-from service.embedded import EmbeddedRedis
+from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
+from service.store import pipeline as group_commit
 
 UNREADABLE = b'{"type":"session.created"}'
 StartRedis = Callable[..., EmbeddedRedis]

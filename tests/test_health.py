@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support import (
+from support.relay import (
     EXPIRY_KEY,
     HOUR_MS,
     Endpoint,
@@ -18,7 +18,7 @@ from support import (
     scripted_redis,
 )
 
-from service.embedded import EmbeddedRedis
+from service.dev.embedded import EmbeddedRedis
 
 TOKEN = "a-token-for-prometheus"
 EXPIRY_LAG = "session_relay_expiry_lag_seconds"

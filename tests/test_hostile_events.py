@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
-from support import (
+from support.relay import (
     DAY_MS,
     DEAD_LETTERS_KEY,
     EVENTS_KEY,
@@ -26,8 +26,8 @@ from support import (
     run_service,
 )
 
-from service import simulator
-from service.embedded import EmbeddedRedis
+from service.dev import simulator
+from service.dev.embedded import EmbeddedRedis
 
 DEEP: Final = "[" * 100_000 + "]" * 100_000
 SLOW: Final = '"x":' + "[" * 2000 + "]" * 2000

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from support import (
+from support.relay import (
     EVENTS_KEY,
     IGNORED,
     Pairs,

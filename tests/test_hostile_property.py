@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from samples import ABSENT, EVENT_PATHS, event, json_values
-from support import SECRET, Pairs, RawAnswer, ServiceProcess, conversation, pairs, request_head, signed
+from support.relay import SECRET, Pairs, RawAnswer, ServiceProcess, conversation, pairs, request_head, signed
+from support.samples import ABSENT, EVENT_PATHS, event, json_values
 
 PROBLEMS: Final = {
     400: {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import (
+from support.relay import (
     IGNORED,
     ServiceProcess,
     conversation,
@@ -20,7 +20,7 @@ from support import (
     sample_body,
 )
 
-from service.embedded import EmbeddedRedis
+from service.dev.embedded import EmbeddedRedis
 
 HEALTHZ = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
 UNKNOWN = b"FOO /webhooks/clerk HTTP/1.1\r\nhost: x\r\n\r\n"

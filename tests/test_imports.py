@@ -1,17 +1,16 @@
 """The direction of imports: the contracts are in pyproject.toml, [tool.importlinter]."""
 
 import ast
-from pathlib import Path
 
 import pytest
 from importlinter.cli import lint_imports
-
-ROOT = Path(__file__).parents[1]
+from support.relay import ROOT
 
 READERS_OF_THE_ENVIRONMENT = {
-    "dev.py",  # hands its own on to the server that it starts
-    "metrics.py",  # PROMETHEUS_MULTIPROC_DIR, as prometheus_client asks
-    "server.py",  # sets that
+    "clients/python/clerk_session_feed/settings.py",  # SessionFeed.from_env
+    "service/dev/run.py",  # hands its own on to the server that it starts
+    "service/server/processes.py",  # sets PROMETHEUS_MULTIPROC_DIR
+    "service/telemetry/metrics.py",  # reads that, as prometheus_client asks
 }
 """Besides config, which leaves the reading to pydantic-settings."""
 
@@ -28,8 +27,9 @@ def test_the_import_contracts_are_kept(
 
 def test_the_environment_is_touched_by_named_modules_only() -> None:
     touching = {
-        path.name
-        for path in (ROOT / "service").rglob("*.py")
+        path.relative_to(ROOT).as_posix()
+        for folder in ("service", "clients/python/clerk_session_feed")
+        for path in (ROOT / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_bytes()))
         if {"environ", "environb", "getenv", "putenv"} & set(_names(node))
     }

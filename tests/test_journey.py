@@ -8,9 +8,9 @@ import time
 from typing import Any
 
 import pytest
-from support import CLERK_EXAMPLES, ServiceProcess, subscribed
+from support.relay import CLERK_EXAMPLES, ServiceProcess, subscribed
 
-from service import simulator
+from service.dev import simulator
 
 SESSION_KEY = "{clerk}:session:sess_1"
 USER_KEY = "{clerk}:user:user_1:sessions"

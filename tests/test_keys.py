@@ -3,9 +3,8 @@
 import zlib
 
 import pytest
+from clerk_session_feed.keys import Keys, has_hash_tag, partition_of
 from redis.crc import key_slot
-
-from service.keys import Keys, has_hash_tag, partition_of
 
 
 def test_one_partition_has_the_keys_of_the_contract() -> None:

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
+from clerk_session_feed.lenient_json import _loads_without_recursion, dumps, loads
 from hypothesis import example, given
 from hypothesis import strategies as st
-from samples import patient
-
-from service.lenient_json import _loads_without_recursion, dumps, loads
+from support.samples import patient
 
 Reader = Callable[[str], Any]
 

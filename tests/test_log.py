@@ -5,9 +5,9 @@ import subprocess
 import sys
 from typing import Any
 
-from support import NO_REDIS, ROOT, SECRET, ServiceProcess, run_service, signed
+from support.relay import NO_REDIS, ROOT, SECRET, ServiceProcess, run_service, signed
 
-from service import simulator
+from service.dev import simulator
 
 FORGED = 'x\n{"event":"forged"}\r\u2028\x1b[31m'
 
@@ -20,7 +20,7 @@ def logged(script: str, before: str = "configure(settings)", **settings: str) ->
     prepared = f"""
 import logging, structlog, sys
 from service.config import LogSettings
-from service.log import batched, configure, configure_unless_done
+from service.telemetry.log import batched, configure, configure_unless_done
 settings = LogSettings(_env_file=None, **{settings!r})
 {before}
 log = structlog.get_logger("service.test")

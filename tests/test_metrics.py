@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support import (
+from support.relay import (
     IGNORED,
     ROOT,
     SECRET,
@@ -35,8 +35,9 @@ from support import (
     workers_of,
 )
 
-from service import metrics, simulator
-from service.embedded import EmbeddedRedis
+from service.dev import simulator
+from service.dev.embedded import EmbeddedRedis
+from service.telemetry import metrics
 
 DELIVERIES = "session_relay_deliveries_total"
 STARTED = "session_relay_worker_start_time_seconds"
@@ -220,7 +221,7 @@ class Processes:
 
     def run(self, script: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", f"import os\nfrom service import metrics\n{script}"],
+            [sys.executable, "-c", f"import os\nfrom service.telemetry import metrics\n{script}"],
             cwd=ROOT,
             env=os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(self._directory)},
             capture_output=True,

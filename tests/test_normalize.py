@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import (
+from support.samples import (
     ABSENT,
     CLERK,
     DAY_MS,
@@ -20,7 +20,7 @@ from samples import (
     reason,
 )
 
-from service.normalize import SessionChange
+from service.models import SessionChange
 
 RANKS: Final = ("pending", "active", "abandoned", "expired", "replaced", "removed", "ended", "revoked")
 OPEN: Final = ("pending", "active")

@@ -13,9 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
-from observed_app import MARK
-from support import (
+from support.observed_app import MARK
+from support.relay import (
     SECRET,
+    TESTS,
     ServiceProcess,
     eventually,
     frozen,
@@ -25,10 +26,9 @@ from support import (
     signed,
 )
 
-from service import simulator
-from service.embedded import EmbeddedRedis
+from service.dev import simulator
+from service.dev.embedded import EmbeddedRedis
 
-TESTS = Path(__file__).parent
 E_MAIL = "somebody@private.example"
 BATCHED = 8
 
@@ -92,7 +92,7 @@ def sink() -> Iterator[Sink]:
 def sentry_service(
     redis_url: str, sink: Sink, **environment: str
 ) -> contextlib.AbstractContextManager[ServiceProcess]:
-    command = [sys.executable, "-m", "service", "serve", "--app", "observed_app:with_sentry"]
+    command = [sys.executable, "-m", "service", "serve", "--app", "support.observed_app:with_sentry"]
     environment |= {"SENTRY_SINK": sink.dsn, "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
     return run_service(redis_url, command=command, **environment)
 
@@ -125,7 +125,7 @@ def test_sentry_sees_a_reply_of_another_shape_as_one_event(sink: Sink) -> None:
         service.stop()
 
     [error] = sink.errors()
-    assert error["logger"] == "service.group_commit"
+    assert error["logger"] == "service.store.pipeline"
     assert error["exception"]["values"]
     assert E_MAIL not in sink.text
 

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support import (
+from support.relay import (
     DAY_MS,
     EVENTS_KEY,
     EXPIRY_KEY,
@@ -32,8 +32,8 @@ from support import (
     make_settings,
 )
 
-from service.embedded import EmbeddedRedis
-from service.expiry import ExpiryWorker
+from service.dev.embedded import EmbeddedRedis
+from service.expiry.worker import ExpiryWorker
 
 RANKS = ["pending", "active", "abandoned", "expired", "replaced", "removed", "ended", "revoked"]
 OPEN = ["pending", "active"]

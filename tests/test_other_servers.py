@@ -15,12 +15,13 @@ from typing import Any
 
 import httpx
 import pytest
-from support import (
+from support.relay import (
     EVENTS_KEY,
     IGNORED,
     NO_REDIS,
     ROOT,
     SECRET,
+    TESTS,
     ServiceProcess,
     clerk_event,
     eventually,
@@ -34,12 +35,10 @@ from support import (
 )
 from werkzeug.test import create_environ, run_wsgi_app
 
-from service import simulator
-from service.app import create_app
-from service.embedded import EmbeddedRedis
-from service.webhook import WEBHOOK_PATH
-
-TESTS = Path(__file__).parent
+from service.app.factory import create_app
+from service.app.webhook import WEBHOOK_PATH
+from service.dev import simulator
+from service.dev.embedded import EmbeddedRedis
 
 Command = Callable[[int], list[str]]
 
@@ -275,7 +274,7 @@ def test_workers_forked_from_a_process_that_was_in_use_all_take_deliveries(
     any_redis: EmbeddedRedis, http_client: Any
 ) -> None:
     """With `--preload`, the parent's connection to Redis and its thread must not be theirs."""
-    command = gunicorn("--preload", "--workers", "2", "--threads", "8", app="own_apps:warmed_up()")
+    command = gunicorn("--preload", "--workers", "2", "--threads", "8", app="support.own_apps:warmed_up()")
     with run_server(command, any_redis.url) as server:
         answers = answers_of_all(server, 2, deliver_one)
         log = server.log_text()
@@ -290,7 +289,7 @@ def test_workers_forked_from_a_process_that_was_in_use_all_take_deliveries(
 def test_workers_that_do_not_share_their_metrics_say_so_once(
     any_redis: EmbeddedRedis, http_client: Any
 ) -> None:
-    command = gunicorn("--workers", "2", "--threads", "8", app="own_apps:counted()")
+    command = gunicorn("--workers", "2", "--threads", "8", app="support.own_apps:counted()")
     with run_server(command, any_redis.url) as server:
         for _ in range(2):
             answers_of_all(server, 2, lambda http: http.get("/metrics"))
@@ -304,7 +303,7 @@ def test_workers_that_do_not_share_their_metrics_say_so_once(
 def test_workers_that_share_their_metrics_tell_the_sum(
     any_redis: EmbeddedRedis, http_client: Any, tmp_path: Path
 ) -> None:
-    command = gunicorn("--preload", "--workers", "2", "--threads", "8", app="own_apps:counted()")
+    command = gunicorn("--preload", "--workers", "2", "--threads", "8", app="support.own_apps:counted()")
     with run_server(command, any_redis.url, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) as server:
         answers = answers_of_all(server, 2, deliver_one)
         scrapes = answers_of_all(server, 2, lambda http: http.get("/metrics"))
@@ -317,7 +316,7 @@ def test_workers_that_share_their_metrics_tell_the_sum(
 
 def test_one_worker_does_not_warn(any_redis: EmbeddedRedis, http_client: Any) -> None:
     app = create_app(make_settings(any_redis.url))
-    with contextlib.closing(app.store), _recorded("service.metrics") as records:
+    with contextlib.closing(app.store), _recorded("service.telemetry.metrics") as records:
         assert app.test_client().get("/metrics").status_code == 200
 
     assert records == []
@@ -376,7 +375,9 @@ def test_chunks_that_the_server_leaves_unread_need_a_length(terminated: bool) ->
 def said_by(script: str, **settings: str) -> str:
     """Run a script that makes an application, in a process of its own; return what stands on stderr."""
     environment = {"CLERK_WEBHOOK_SIGNING_SECRET": SECRET, "REDIS_URL": NO_REDIS, "PYTHONPATH": str(ROOT)}
-    first = "import logging\nfrom service.app import create_app\nfrom service.config import Settings\n"
+    first = (
+        "import logging\nfrom service.app.factory import create_app\nfrom service.config import Settings\n"
+    )
     last = '\napp.test_client().post("/webhooks/clerk")\n'
     command = [sys.executable, "-c", first + script + last]
     environment = os.environ | environment | settings

@@ -10,10 +10,9 @@ from typing import Any, Final, get_args
 
 import httpx
 import pytest
-from children import RELAY, started
 from click.testing import CliRunner
-from samples import payload
-from support import (
+from support.children import RELAY, started
+from support.relay import (
     DAY_MS,
     DEAD_LETTERS_KEY,
     EVENTS_KEY,
@@ -33,8 +32,12 @@ from support import (
     signed,
     subscribed,
 )
+from support.samples import payload
 
-from service import clerk, cli, errors, log, metrics
+from service import errors, models
+from service.clerk import events as clerk
+from service.cli import commands as cli
+from service.telemetry import log, metrics
 
 pytestmark = pytest.mark.real_redis
 
@@ -364,7 +367,7 @@ def test_each_line_of_the_log_is_one_that_the_service_wrote(story: Story) -> Non
     }
     assert [line for line in said if set(line) != keys.get(line["event"], common)] == []
     assert {line["logger"] for line in said} <= {
-        *("service.access", "service.asgi", "service.group_commit", "uvicorn.error", "asyncio"),
+        *("service.access", "service.server.bridge", "service.store.pipeline", "uvicorn.error", "asyncio"),
     }
     assert sum(line["event"] == "delivery" for line in said) == deliveries_counted(story)
 
@@ -379,12 +382,12 @@ def test_no_input_makes_a_label(story: Story) -> None:
     codes = {
         error.code for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "code")
     }
-    models = (clerk.SessionEvent, clerk.SessionData, clerk.Activity, clerk.HttpRequestData)
+    kinds = (clerk.SessionEvent, clerk.SessionData, clerk.Activity, clerk.HttpRequestData)
     known = {
         "outcome": {"applied", "duplicate", "stale", "ignored", "dead_lettered", "rejected", "failed"},
-        "reason": {"", "other_body", *codes, *get_args(clerk.Reason)},
+        "reason": {"", "other_body", *codes, *get_args(models.Reason)},
         "kind": {*metrics.REDIS_ERROR_KINDS},
-        "field": {field for model in models for field in model.model_fields},
+        "field": {field for model in kinds for field in model.model_fields},
     }
     # Of the interpreter, as the client has them: generation of the collector, and its version.
     of_python = ("generation", "implementation", "major", "minor", "patchlevel")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 import httpx
-from children import Program, started
-from onlookers import our_client
-from support import (
+from support.children import Program, started
+from support.onlookers import our_client
+from support.relay import (
     EVENTS_KEY,
     ROOT,
     SECRET,
@@ -28,7 +28,7 @@ from support import (
     signed,
 )
 
-from service.embedded import EmbeddedRedis
+from service.dev.embedded import EmbeddedRedis
 
 KILL_SECONDS: Final = 30
 HONCHO: Final = (

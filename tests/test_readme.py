@@ -11,9 +11,10 @@ from typing import Any
 import click
 import pytest
 import redis
-from children import started
+from clerk_session_feed.feed import SessionFeed
 from pydantic import SecretStr
-from support import (
+from support.children import started
+from support.relay import (
     ROOT,
     SECRET,
     ServiceProcess,
@@ -24,10 +25,10 @@ from support import (
     subscribed,
 )
 
-from service import cli, simulator
+from service.cli import commands as cli
 from service.config import Settings, load
-from service.embedded import EmbeddedRedis
-from service.feed import SessionFeed
+from service.dev import simulator
+from service.dev.embedded import EmbeddedRedis
 
 README = (ROOT / "README.md").read_text()
 

@@ -1,8 +1,7 @@
 """CONTRACT, section 2, REDIS_URL: what each form of it stands for."""
 
 import pytest
-
-from service.redis_url import RedisUrl
+from clerk_session_feed.redis_url import RedisUrl
 
 
 @pytest.mark.parametrize("url", ["redis://:p%40@h:1/2?ssl_ca_certs=x", "rediss://h", "unix://:p@/s?db=1"])

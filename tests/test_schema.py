@@ -13,12 +13,12 @@ import jsonschema  # type: ignore[import-untyped]
 import jsonschema_rs
 import openapi_spec_validator
 import pytest
+from clerk_session_feed.models import STATUSES
+from clerk_session_feed.updates import published
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import ABSENT, CLERK, EVENT_PATHS, PAYLOADS, event, json_values, patient, try_change
-from schemas import ASYNCAPI, ENTRY, OPENAPI, PUBLISHED, STREAMED, answer_faults, faults, faults_held
-from support import (
+from support.relay import (
     EVENTS_KEY,
     NO_REDIS,
     NOW_MS,
@@ -30,14 +30,16 @@ from support import (
     make_settings,
     subscribed,
 )
+from support.samples import ABSENT, CLERK, EVENT_PATHS, PAYLOADS, event, json_values, patient, try_change
+from support.schemas import ASYNCAPI, ENTRY, OPENAPI, PUBLISHED, STREAMED, answer_faults, faults, faults_held
 
-from service import errors, replies, schema
-from service.app import create_app
-from service.cli import main
-from service.contract import OMITTABLE_FIELDS, STATUSES, omit
-from service.embedded import EmbeddedRedis
-from service.normalize import SessionChange
-from service.update import published
+from service import errors
+from service.app import responses as replies
+from service.app.factory import create_app
+from service.cli.commands import main
+from service.dev.embedded import EmbeddedRedis
+from service.models import OMITTABLE_FIELDS, SessionChange, omit
+from service.schema import json_schema as schema
 
 DOCUMENTS: Final = {
     "json-schema": "session-message.schema.json",

@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from service import sender, simulator
+from service.clerk.signature import Verifier
 from service.config import Settings, load
+from service.dev import sender, simulator
+from service.dev.sender import Answer, Letter, deliver, one_life
 from service.errors import InvalidSignatureError
-from service.sender import Answer, Letter, deliver, one_life
-from service.signature import Verifier
 
 SECRET = simulator.new_secret()
 URL = "http://relay.example/webhooks/clerk"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from children import RELAY, started
-from support import (
+from support.children import RELAY, started
+from support.relay import (
     EVENTS_KEY,
     IGNORED,
     SECRET,
@@ -34,7 +34,7 @@ from support import (
     workers_of,
 )
 
-from service.embedded import EmbeddedRedis
+from service.dev.embedded import EmbeddedRedis
 
 # Redis
 

@@ -7,10 +7,11 @@ from unittest import mock
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from samples import MESSAGE_ID, NOW_S, OTHER_SECRET, SECRET, clock_of_svix, patient, sign
+from support.samples import MESSAGE_ID, NOW_S, OTHER_SECRET, SECRET, clock_of_svix, patient, sign
 
+from service.clerk.signature import Verifier
 from service.errors import InvalidSignatureError, SignatureError
-from service.signature import Delivery, Verifier
+from service.models import Delivery
 
 BODY: Final = b'{"type":"session.created"}'
 FAMILIES: Final = ("svix", "webhook")

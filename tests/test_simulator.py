@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import orjson
 import pytest
-from samples import (
+from clerk_session_feed.models import ID
+from support.samples import (
     CLERK,
     DAY_MS,
     MESSAGE_ID,
@@ -19,13 +20,13 @@ from samples import (
     published,
     read,
 )
-from samples import sign as sign_by_the_book
+from support.samples import sign as sign_by_the_book
 
-from service import simulator
+from service.clerk.signature import Verifier
 from service.config import SigningSettings, load
-from service.contract import ID
+from service.dev import simulator
 from service.errors import InvalidSignatureError
-from service.signature import Delivery, Verifier
+from service.models import Delivery
 
 BODY: Final = '{"type":"session.created","city":"Tromsø"}'.encode()
 STATUSES: Final = {

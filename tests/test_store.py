@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from support import (
+from support.relay import (
     DAY_MS,
     DEAD_LETTERS_KEY,
     EVENTS_KEY,
@@ -28,11 +28,11 @@ from support import (
     subscribed,
 )
 
-from service.clerk import SessionEvent, parse
-from service.contract import Outcome
-from service.embedded import EmbeddedRedis
+from service.clerk.events import SessionEvent, parse
+from service.clerk.normalize import normalize
+from service.dev.embedded import EmbeddedRedis
 from service.errors import DeadLettersFullError
-from service.normalize import SessionChange, normalize
+from service.models import Outcome, SessionChange
 
 CAP_MS = 400 * DAY_MS
 CHANNELS = ("clerk:sessions", "clerk:sessions:user:user_1")

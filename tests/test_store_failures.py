@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support import (
+from support.relay import (
     DAY_MS,
     DEAD_LETTERS_KEY,
     EVENTS_KEY,
@@ -23,7 +23,7 @@ from support import (
     subscribed,
 )
 
-from service.embedded import EmbeddedRedis
+from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
 
 CHANNELS = ("clerk:sessions", "clerk:sessions:user:user_1")

@@ -16,8 +16,11 @@ from typing import Any
 
 import pytest
 import redis
-from feeds import KINDS, EndedError, OpenFeed, Reconnects, feeds
-from support import (
+from clerk_session_feed import feed_stream
+from clerk_session_feed.feed import SessionFeed, SessionUpdate
+from clerk_session_feed.keys import partition_of
+from support.feeds import KINDS, EndedError, OpenFeed, Reconnects, feeds
+from support.relay import (
     DAY_MS,
     DEAD_LETTERS_KEY,
     NOW_MS,
@@ -32,15 +35,13 @@ from support import (
     subscribed,
     unused_port,
 )
-from topologies import MASTER, Cluster, Sentinels, cluster_of, kill, run_sentinels
+from support.topologies import MASTER, Cluster, Sentinels, cluster_of, kill, run_sentinels
 
-from service import feed_stream
-from service.dead_letters import DeadLetters
-from service.embedded import EmbeddedRedis
+from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
-from service.feed import SessionFeed, SessionUpdate
-from service.group_commit import GroupCommit
-from service.keys import partition_of
+from service.ingest import Ingest
+from service.store.dead_letters import DeadLetters, ReplayStore
+from service.store.pipeline import GroupCommit
 
 StartRedis = Callable[..., EmbeddedRedis]
 UNREADABLE = b'{"type":"session.created"}'
@@ -355,8 +356,9 @@ def test_with_partitions_a_dead_letter_is_replayed_into_its_users_partition(
     with (
         contextlib.closing(DeadLetters(settings)) as letters,
         contextlib.closing(SessionFeed(settings)) as feed,
+        contextlib.closing(ReplayStore(settings)) as store,
     ):
-        replayed = list(letters.replay([letter.id for letter in letters.summaries()]))
+        replayed = list(letters.replay([letter.id for letter in letters.summaries()], Ingest(store)))
         assert {(letter.id, letter.what) for letter in replayed} == {(user, "applied") for user in USERS}
         assert not box.exists(DEAD_LETTERS_KEY)
         for user in USERS:

@@ -8,14 +8,15 @@ from typing import Any
 
 import orjson
 import pytest
+from clerk_session_feed.updates import SessionUpdate, streamed
 from rich.console import Console
 from rich.text import Text
-from support import DAY_MS, clerk_event
+from support.relay import DAY_MS, clerk_event
 
-from service import view
-from service.clerk import SessionEvent, parse
-from service.normalize import SessionChange, normalize
-from service.update import SessionUpdate, streamed
+from service.clerk.events import SessionEvent, parse
+from service.clerk.normalize import normalize
+from service.dev import view
+from service.models import SessionChange
 
 OCCURRED_MS = 1_795_422_761_000  # 2026-11-23 08:32:41 UTC
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\n\t\x9b31m\u202e\u2028[bold red]Oslo[/] :smile:"

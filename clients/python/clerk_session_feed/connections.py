@@ -1,0 +1,218 @@
+"""Connections to Redis, built in one place: to a server, to the primary that sentinels name, or to the node
+of a cluster that holds a key's slot.
+
+Sentinel and Cluster differ from a single server in one thing only: where it is has to be asked, each time a
+connection is made. So whoever uses a client has nothing to know of failovers, but to disconnect when a server
+says that it is not the right one any more.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import BlockingConnectionPool, Connection, ConnectionPool, SSLConnection, parse_url
+from redis.crc import key_slot
+from redis.retry import Retry
+
+from clerk_session_feed.errors import ConfigurationError
+from clerk_session_feed.redis_url import Host, RedisUrl
+
+ASK_SECONDS: Final = 0.5
+"""For a sentinel or a node to say where a server is."""
+ASK_ALL_SECONDS: Final = 2.0
+"""For several of them. Whoever connects next begins with those that were not asked yet."""
+
+OnConnect = Callable[[Connection], None]
+Ask = Callable[[Any, str], Host | None]
+"""Asks over a client of the host; returns None if that host does not know."""
+
+
+def connect(
+    url: str,
+    key: str = "",
+    *,
+    tls_verify: bool = True,
+    timeout: float | None = 2.0,
+    max_connections: int | None = None,
+    on_connect: OnConnect | None = None,
+) -> redis.Redis:
+    """Return a client for the server that holds a key; it connects when it is first used.
+
+    url: in one of the forms of `redis_url`. key: matters for a cluster only.
+    timeout: seconds, for connecting and for one command; None waits for ever (for blocking reads).
+    max_connections: whoever needs one more waits for it, as long as for a command.
+    on_connect: is called with each new connection, after its handshake.
+    Raises ConfigurationError if the URL can't be used.
+    """
+    try:
+        target = RedisUrl.parse(url)
+        options = with_defaults(parse_url(target.server_url), SSLConnection, tls_verify, timeout)  # type: ignore[no-untyped-call]
+        # A script sent again by the client would be a second delivery: the sender does the retrying.
+        options["retry"] = Retry(NoBackoff(), 0)
+        if target.kind != "server":
+            locate = locator(target, key, options)
+            kind = _LocatedSSLConnection if "connection_class" in options else _LocatedConnection
+            options |= {"connection_class": kind, "locate": locate}
+        return _client(options, on_connect, max_connections)
+    except Exception:  # noqa: BLE001  # options are redis-py's own affair, and so is how it refuses them
+        raise unusable() from None
+
+
+def with_defaults(
+    options: Any, ssl_connection: type, tls_verify: bool, timeout: float | None
+) -> dict[str, Any]:
+    options = options | {
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout or 5.0,
+        # RESP2 needs no HELLO, and no further word on connecting than what the URL asks for.
+        "protocol": 2,
+        "driver_info": None,
+        # A URL shared with other programs may ask for text.
+        "decode_responses": False,
+        "encoding": "utf-8",
+    }
+    if not tls_verify and options.get("connection_class") is ssl_connection:
+        options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
+    return dict(options)
+
+
+def unusable() -> ConfigurationError:
+    # The error's own text may quote a part of a password.
+    unknown = "redis-py does not know an option in it, or its value"
+    return ConfigurationError([f"REDIS_URL: {unknown}: correct what follows the ?"])
+
+
+def lane(url: str, key: str) -> int:
+    """Return a number that is the same for keys that one client can serve, wherever they move."""
+    return int(key_slot(key.encode())) if RedisUrl.parse(url).kind == "cluster" else 0
+
+
+def explain(error: BaseException) -> str:
+    """Return what Redis, or redis-py, says; without the arguments of a command that Redis does not know.
+
+    It quotes them: of AUTH, that is the password.
+    """
+    said = str(error).partition(", with args")[0] or type(error).__name__
+    # asyncio has words of its own for what the system says.
+    failed = re.fullmatch(r"(Error (\d+) connecting to \S+\.) Connect call failed .*", said)
+    return f"{failed[1]} {os.strerror(int(failed[2]))}." if failed else said
+
+
+def _client(
+    options: dict[str, Any], on_connect: OnConnect | None = None, max_connections: int | None = None
+) -> redis.Redis:
+    def greet(connection: Connection) -> None:
+        connection.on_connect()  # type: ignore[no-untyped-call]
+        if isinstance(connection, SSLConnection):
+            # TLS 1.3 sends session tickets. redis-py takes them for a reply that nobody asked for, and gives
+            # the connection up, unless something is read first.
+            connection.send_command("PING")  # type: ignore[no-untyped-call]
+            connection.read_response()
+        if on_connect is not None:
+            on_connect(connection)
+
+    options = options | {"redis_connect_func": greet}
+    if max_connections is None:
+        pool = ConnectionPool(**options)
+    else:
+        pool = BlockingConnectionPool(max_connections, options["socket_timeout"], **options)  # type: ignore[no-untyped-call]
+    # Connects to nothing yet, but refuses options that it does not know.
+    pool.connection_class(**pool.connection_kwargs)
+    return redis.Redis.from_pool(pool)  # closing it closes the connections
+
+
+class _Located:
+    """A connection that asks where its server is, each time it connects."""
+
+    def __init__(self, *, locate: Callable[[], Host], **options: Any) -> None:
+        super().__init__(**options)
+        self._locate = locate
+
+    def _connect(self) -> Any:
+        self.host, self.port = self._locate()
+        return super()._connect()  # type: ignore[misc]  # of the connection that this is mixed into
+
+
+class _LocatedConnection(_Located, Connection):
+    pass
+
+
+class _LocatedSSLConnection(_Located, SSLConnection):
+    pass
+
+
+def locator(target: RedisUrl, key: str, options: dict[str, Any]) -> Callable[[], Host]:
+    """Return what asks where the server is; take what is for the sentinels alone out of the options."""
+    hosts = list(target.hosts)
+    timeout = min(ASK_SECONDS, options["socket_connect_timeout"])
+    asking = options | {"db": 0, "socket_timeout": timeout, "socket_connect_timeout": timeout}
+    ask: Ask = partial(_ask_node, hosts, target.hosts, key_slot(key.encode()))
+    if target.kind == "sentinel":
+        ask = partial(_ask_sentinel, target.master)
+        for name in ("username", "password"):
+            # Sentinels have users of their own, or none; those of the URL are the primary's.
+            asking.pop(f"sentinel_{name}", None)
+            asking[name] = options.pop(f"sentinel_{name}", None)
+    _client(asking)  # refuses options that it does not know
+    return partial(_locate, hosts, asking, ask)
+
+
+def _locate(hosts: list[Host], asking: dict[str, Any], ask: Ask) -> Host:
+    """Ask one after the other.
+
+    Not with redis-py's Sentinel, whose errors don't say what went wrong, nor its RedisCluster, which sends
+    to another node again what may have been done already.
+    """
+    failed: redis.RedisError = redis.ConnectionError("it knows none")
+    deadline = time.monotonic() + ASK_ALL_SECONDS
+    for _ in range(len(hosts)):
+        first, *others = hosts
+        host, port = first
+        # The next time, another comes first: this one may hang, or not know of a failover. At once, since
+        # several may connect at the same time.
+        hosts[:] = [*others, first]
+        try:
+            with _client(asking | {"host": host, "port": port}) as client:
+                if (found := ask(client, host)) is not None:
+                    return found
+        except redis.RedisError as error:
+            failed = error
+        if time.monotonic() > deadline:
+            break
+    kind = redis.TimeoutError if isinstance(failed, redis.TimeoutError) else redis.ConnectionError
+    raise kind(f"Nobody names the primary; {host}:{port}, asked last, says: {explain(failed)}")
+
+
+def _ask_sentinel(master: str, client: Any, _: str) -> Host | None:
+    """Return the primary as one sentinel sees it.
+
+    https://redis.io/docs/latest/develop/reference/sentinel-clients/
+    """
+    state = client.sentinel_master(master)
+    if not state["is_master"] or state["is_sdown"] or state["is_odown"]:
+        return None
+    return state["ip"], state["port"]
+
+
+def _ask_node(hosts: list[Host], seeds: tuple[Host, ...], slot: int, client: Any, asked: str) -> Host | None:
+    """Return the slot's owner as one node sees it.
+
+    https://redis.io/docs/latest/commands/cluster-slots/
+    hosts: becomes those that can be asked from now on: the nodes that this one knows, and the seeds.
+    """
+    owner = None
+    known: list[Host] = []
+    for first, last, *nodes in client.execute_command("CLUSTER", "SLOTS"):
+        # A node that does not know its own name is where it was asked.
+        members = [((host or b"").decode() or asked, int(port)) for host, port, *_ in nodes]
+        known += members
+        if first <= slot <= last:
+            owner = members[0]
+    stay = [host for host in hosts if host in known or host in seeds]
+    hosts[:] = dict.fromkeys([*stay, *known])
+    return owner

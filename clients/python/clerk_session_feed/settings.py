@@ -1,0 +1,136 @@
+"""Where the relay's Redis is, and how its keys are named; validated, with a line for each fault."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo
+
+from clerk_session_feed.errors import ConfigurationError
+from clerk_session_feed.keys import has_hash_tag
+from clerk_session_feed.redis_url import RedisUrl
+
+
+def expect(default: Any, expected: str, **limits: Any) -> Any:
+    """Declare a field.
+
+    Args:
+        default: its value if it is not set.
+        expected: what has to be there, as a fault puts it after "is not".
+        limits: as `pydantic.Field` has them.
+
+    """
+    return Field(default, description=expected, **limits)
+
+
+def _check_redis_url(url: SecretStr, info: ValidationInfo) -> SecretStr:
+    kind = RedisUrl.parse(url.get_secret_value()).kind
+    if kind == "cluster" and not has_hash_tag(info.data.get("redis_key_prefix", "{clerk}")):
+        raise ValueError("is a cluster's, so REDIS_KEY_PREFIX needs a hash tag in braces, like {clerk}")
+    return url
+
+
+def _check_partitions(partitions: int, info: ValidationInfo) -> int:
+    if partitions > 1 and not has_hash_tag(info.data.get("redis_key_prefix", "{clerk}")):
+        raise ValueError("are told apart by the hash tag of REDIS_KEY_PREFIX, which has none, like {clerk}")
+    return partitions
+
+
+CheckedRedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
+
+
+class KeySettings(BaseModel):
+    """How the relay's keys are named, and how long a command may take."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    redis_tls_verify: bool = expect(True, "true or false")
+    redis_key_prefix: str = Field("{clerk}", min_length=1)
+    redis_channel: str = Field("clerk:sessions", min_length=1)
+    partitions: Annotated[int, AfterValidator(_check_partitions)] = expect(
+        1, "a number from 1 to 1024", ge=1, le=1024
+    )
+    """Each has keys, a stream and an expiry set of its own; chosen once, for the life of the data."""
+    redis_timeout: float = expect(
+        2.0, "a number of seconds, more than 0 and up to 60", gt=0, le=60, allow_inf_nan=False
+    )
+    """Seconds, for connecting and for one command."""
+
+
+class RedisSettings(KeySettings):
+    """What is needed to reach the relay's Redis."""
+
+    redis_url: CheckedRedisUrl = Field(description="where Redis is, like redis://127.0.0.1:6379/0")
+
+    @classmethod
+    def from_env(cls) -> "RedisSettings":
+        """Read the relay's own variables, REDIS_URL and so on; an empty one counts as not set.
+
+        Variables of `.env` in the working directory count, too, where python-dotenv is installed.
+
+        Raises:
+            ConfigurationError: With a line for each fault.
+
+        """
+        names = {name.upper(): name for name in cls.model_fields}
+        found = {**_dotenv(), **os.environ}
+        return load(
+            cls, {names[key.upper()]: value for key, value in found.items() if value and key.upper() in names}
+        )
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def load(kind: type[S], values: Mapping[str, Any]) -> S:
+    """Return validated settings.
+
+    Raises:
+        ConfigurationError: With a line for each fault.
+
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise ConfigurationError(faults(kind, error)) from None
+
+
+def faults(
+    kind: type[BaseModel], error: ValidationError, misspelt: Callable[[str], str | None] = lambda _: None
+) -> list[str]:
+    """Return a line for each fault: the variable, what is wrong with it, and what to do.
+
+    Args:
+        kind: what was to be made.
+        error: what pydantic raised.
+        misspelt: returns a variable that may be meant for one that is missing.
+
+    """
+    lines = []
+    for fault in error.errors(include_url=False, include_context=False, include_input=False):
+        name = str(fault["loc"][0])
+        lines.append(f"{name.upper()}: {_explain(kind, name, fault['type'], fault['msg'], misspelt)}")
+    return lines
+
+
+def _explain(
+    kind: type[BaseModel], name: str, error: str, message: str, misspelt: Callable[[str], str | None]
+) -> str:
+    field = kind.model_fields.get(name)
+    if error == "value_error" or field is None or field.description is None:
+        return message.removeprefix("Value error, ")
+    if error == "missing":
+        if alike := misspelt(name):
+            return f"is missing, but {alike} is there: if that is it, rename it"
+        return f"is missing or empty: set it, in the environment or in .env, to {field.description}"
+    default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+    instead = "" if default is None else f", for {default}"
+    return f"is not {field.description}: correct it, or leave it out{instead}"
+
+
+def _dotenv() -> dict[str, str | None]:
+    try:
+        from dotenv import dotenv_values  # noqa: PLC0415  # optional
+    except ImportError:
+        return {}
+    return dotenv_values(".env", encoding="utf-8-sig")  # some editors begin a file with a mark (BOM)

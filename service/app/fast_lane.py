@@ -1,0 +1,96 @@
+"""Deliveries past Flask's contexts, where nothing could tell the difference.
+
+Contexts, routing and werkzeug's Response take about a third of a delivery's CPU time. So where Flask would do
+no more than call our view, `serve` calls the same `Webhook` itself. Whether that holds is asked of Flask's
+registries at each delivery: a hook or a receiver may be added at any time. docs/server.md explains it;
+tests/test_fast_lane.py compares both ways. A module of its own, so that it can be read, and removed, as one.
+"""
+
+from operator import attrgetter, is_
+from types import FunctionType
+from typing import Final
+
+import flask
+from flask import Flask, signals
+
+from service.app import responses as replies
+from service.app.responses import Reply
+from service.app.webhook import WEBHOOK_PATH, Readable, Webhook
+from service.clerk.signature import Headers
+from service.errors import RelayError
+
+# What of Flask's a request passes. Middleware and tracers replace one, on the class or the instance.
+_METHODS: Final = (
+    *("__call__", "wsgi_app", "request_context", "full_dispatch_request", "preprocess_request"),
+    *("dispatch_request", "ensure_sync", "make_response", "finalize_request", "process_response"),
+    *("do_teardown_request", "handle_user_exception", "handle_http_exception", "handle_exception"),
+    "raise_routing_exception",
+)
+_HOOKS: Final = (
+    *("before_request_funcs", "after_request_funcs", "teardown_request_funcs"),
+    *("teardown_appcontext_funcs", "url_value_preprocessors"),
+)
+_CONFIGURATION: Final = (
+    *("TRUSTED_HOSTS", "SERVER_NAME", "MAX_CONTENT_LENGTH", "DEBUG", "TESTING", "PROPAGATE_EXCEPTIONS"),
+    *("TRAP_HTTP_EXCEPTIONS", "TRAP_BAD_REQUEST_ERRORS"),
+)
+_REPLACEABLE: Final = {
+    *_METHODS,
+    "create_url_adapter",
+    "request_class",
+    "response_class",
+    "session_interface",
+}
+_methods, _hooks = attrgetter(*_METHODS), attrgetter(*_HOOKS)
+_receivers: Final = [each.receivers for each in vars(signals).values() if hasattr(each, "receivers")]
+
+
+def _is_flasks(method: object) -> bool:
+    return type(method) is FunctionType and method.__code__.co_filename.startswith(flask.__path__[0])
+
+
+class FastLane:
+    """Takes deliveries while an application is as `create_app` makes it."""
+
+    def __init__(self, app: Flask, webhook: Webhook, *, is_on: bool) -> None:
+        self._app, self._webhook, self._is_on = app, webhook, is_on
+        self._view = app.view_functions["receive_delivery"]
+        self._error_handlers = self._registered_error_handlers()
+        self._class = _methods(type(app))
+        self._is_flasks = type(app).__module__ == "service.app.factory" and all(map(_is_flasks, self._class))
+
+    def closed_by(self) -> str:
+        """Return what would notice that Flask is not called; nothing, if nothing would."""
+        app = self._app
+        if not self._is_on:
+            return "SERVE_FAST_LANE"
+        if any(_hooks(app)) or any(_receivers):
+            return "a hook, or a receiver of a signal"
+        # By identity: an agent's wrapper may say that it equals what it wraps.
+        is_flasks = self._is_flasks and all(map(is_, _methods(type(app)), self._class))
+        if not is_flasks or not _REPLACEABLE.isdisjoint(vars(app)):
+            return "a replaced method of Flask"
+        if app.view_functions["receive_delivery"] is not self._view:
+            return "another view"
+        if self._registered_error_handlers() != self._error_handlers:
+            return "an error handler"
+        is_configured = any(map(app.config.get, _CONFIGURATION)) or app.url_map.host_matching
+        return "the configuration" if is_configured else ""
+
+    def takes(self, method: str, path: str) -> bool:
+        """Tell whether a request is a delivery that nothing but the view would see."""
+        return path == WEBHOOK_PATH and method == "POST" and not self.closed_by()
+
+    def receive(self, headers: Headers, body: Readable) -> Reply:
+        """Take a delivery, and return what Flask would send for it."""
+        try:
+            return replies.of(self._webhook.receive(headers, body))
+        except RelayError as error:
+            return replies.of(error)
+        except Exception as error:  # noqa: BLE001  # as Flask does; nobody else handles it, or it were called
+            self._app.log_exception((type(error), error, error.__traceback__))  # type: ignore[arg-type]
+            return replies.of(RelayError())
+
+    def _registered_error_handlers(self) -> list[object]:
+        by_scope = self._app.error_handler_spec.values()
+        return [each for by_code in by_scope for handlers in by_code.values() for each in handlers.values()]

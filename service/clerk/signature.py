@@ -1,0 +1,89 @@
+"""Raw bytes and headers to a genuine delivery, or one family of errors. Does no I/O.
+
+Wraps `svix` (https://docs.svix.com/receiving/verifying-payloads/how-manual): the package lets `ValueError`,
+`binascii.Error` and `UnicodeDecodeError` out on malformed input, so only what is well-formed reaches it.
+"""
+
+import re
+import time
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from clerk_session_feed.models import ID
+from svix.webhooks import Webhook, WebhookVerificationError
+
+from service.errors import (
+    InvalidSignatureError,
+    MalformedSignatureError,
+    MissingSignatureError,
+    TimestampOutOfToleranceError,
+)
+from service.models import Delivery
+
+TOLERANCE_SECONDS: Final = 300
+TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
+_V1_ENTRY: Final = re.compile(r"v1,[A-Za-z0-9+/]{43}=")
+"""`v1,` and the base64 of the 32 bytes of an HMAC-SHA256."""
+
+
+class Headers(Protocol):
+    """The headers of a request: a dict of them, or Flask's `request.headers`."""
+
+    def get(self, name: str, /) -> str | None:
+        """Return a header by its name in lower case."""
+
+
+class Verifier:
+    """Verifies deliveries against one or more secrets; any of them will do, so rotation loses nothing."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        """secrets: `whsec_…`, as Clerk shows them; validated by the settings."""
+        self._webhooks = [Webhook(secret) for secret in secrets]
+
+    def verify(self, headers: Headers, body: bytes, now: float | None = None) -> Delivery:
+        """Check a delivery's signature over its raw bytes.
+
+        headers: of them, HEADERS are looked up. now: Unix seconds; the current time if left out.
+        Raises SignatureError, and nothing else.
+        """
+        family, names = _FAMILIES[0] if any(map(headers.get, _FAMILIES[0][1])) else _FAMILIES[1]
+        message_id, timestamp, signature = (headers.get(name) or "" for name in names)
+        if not (message_id and timestamp and signature):
+            missing = [name for name in names if not headers.get(name)]
+            raise MissingSignatureError(f"Missing: {', '.join(missing)}.")
+
+        if not ID.fullmatch(message_id):
+            raise MalformedSignatureError(f"{family}-id is not 1 to 128 of A-Z a-z 0-9 _ -.")
+        if not TIMESTAMP.fullmatch(timestamp):
+            raise MalformedSignatureError(f"{family}-timestamp is not 1 to 12 digits.")
+        entries = [entry for entry in signature.split(" ") if _V1_ENTRY.fullmatch(entry)]
+        if not entries:
+            raise MalformedSignatureError(
+                f"{family}-signature has no `v1,` entry with the base64 of 32 bytes."
+            )
+
+        sent_at = int(timestamp)
+        if abs((time.time() if now is None else now) - sent_at) > TOLERANCE_SECONDS:
+            raise TimestampOutOfToleranceError(
+                f"{family}-timestamp is more than {TOLERANCE_SECONDS} seconds away from the time here."
+            )
+        well_formed = {
+            "svix-id": message_id,
+            "svix-timestamp": timestamp,
+            "svix-signature": " ".join(entries),
+        }
+        for webhook in self._webhooks:
+            try:
+                webhook.verify(body, well_formed)
+            except (WebhookVerificationError, ValueError):
+                continue
+            return Delivery(message_id, sent_at, body)
+        raise InvalidSignatureError("No signature in it was made with a signing secret known here.")
+
+
+_FAMILIES: Final = tuple(
+    (family, tuple(f"{family}-{part}" for part in ("id", "timestamp", "signature")))
+    for family in ("svix", "webhook")
+)
+HEADERS: Final = (*_FAMILIES[0][1], *_FAMILIES[1][1])
+"""Whichever family is there counts; the first one, if both are."""

@@ -1,0 +1,1 @@
+"""For development: sample deliveries, their sender, a Redis of its own, and the command `dev`."""

@@ -1,0 +1,155 @@
+"""Builds and signs deliveries as Clerk and Svix would: for `send`, `dev` and the tests."""
+
+import base64
+import copy
+import hmac
+import json
+import secrets
+import string
+import time
+from typing import Any, Final
+
+from clerk_session_feed.models import STATUSES
+
+SESSION_TYPES: Final = (
+    "session.created",
+    "session.pending",
+    "session.ended",
+    "session.removed",
+    "session.revoked",
+)
+_WEEK_MS: Final = 7 * 86_400_000
+_ALPHABET: Final = string.ascii_letters + string.digits
+
+
+def new_id(prefix: str) -> str:
+    """Return an id as Clerk and Svix make them: the prefix and 27 letters and digits."""
+    return f"{prefix}_{''.join(secrets.choice(_ALPHABET) for _ in range(27))}"
+
+
+def new_secret() -> str:
+    return f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}"
+
+
+def sample(
+    type_: str = "session.created",
+    *,
+    session_id: str | None = None,
+    user_id: str | None = None,
+    now_ms: int | None = None,
+) -> dict[str, Any]:
+    """Return the body of a delivery as Clerk sends it: about a session, the user in it; else about a user.
+
+    now_ms: when it happened, in Unix milliseconds; now, if left out. Ids left out are made up.
+    """
+    now_ms = now_ms or time.time_ns() // 1_000_000
+    user_id = user_id or new_id("user")
+    data: dict[str, Any] = {
+        "object": "session",
+        "id": session_id or new_id("sess"),
+        "user_id": user_id,
+        "user": _user(user_id, now_ms),
+        "client_id": new_id("client"),
+        "actor": None,
+        "status": status if (status := type_.partition(".")[2]) in STATUSES else "active",
+        "last_active_organization_id": None,
+        "last_active_at": now_ms,
+        "latest_activity": {
+            "object": "session_activity",
+            "id": new_id("sess_activity"),
+            "device_type": "Macintosh",
+            "is_mobile": False,
+            "browser_name": "Firefox",
+            "browser_version": "145.0",
+            "ip_address": "192.0.2.44",
+            "city": "Bergen",
+            "country": "NO",
+        },
+        "expire_at": now_ms + _WEEK_MS,
+        "abandon_at": now_ms + 4 * _WEEK_MS,
+        "updated_at": now_ms,
+        "created_at": now_ms,
+    }
+    if type_ == "session.pending":
+        data["tasks"] = [{"key": "choose-organization"}]
+    if not type_.startswith("session."):
+        data = _user(user_id, now_ms)
+    return {
+        "object": "event",
+        "type": type_,
+        "instance_id": "ins_2simulatedSimulatedSimulated",
+        "timestamp": now_ms,
+        "event_attributes": {
+            "http_request": {"client_ip": "192.0.2.44", "user_agent": "Mozilla/5.0 (simulated)"}
+        },
+        "data": data,
+    }
+
+
+def with_values(event: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy with values set by dotted path: `data.latest_activity.city`.
+
+    Raises KeyError if a path leads through something that is no object.
+    """
+    event = copy.deepcopy(event)
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        target: Any = event
+        for name in parents:
+            target = target.setdefault(name, {}) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            raise KeyError(path)
+        target[last] = value
+    return event
+
+
+def encode(event: dict[str, Any]) -> bytes:
+    """Write it as JSON, whatever `with_values` put in: lone surrogates, NaN, any integer."""
+    return json.dumps(event, separators=(",", ":")).encode()
+
+
+def sign(
+    secret: str, body: bytes, *, message_id: str | None = None, at: float | None = None
+) -> dict[str, str]:
+    """Return the headers of a delivery.
+
+    secret: `whsec_…`. at: Unix seconds; now, if left out.
+    """
+    message_id = message_id or new_id("msg")
+    sent_at = int(time.time() if at is None else at)
+    # By hand (https://docs.svix.com/receiving/verifying-payloads/how-manual): the svix package signs text
+    # only, and a body that is not UTF-8 has to be sent too, to see that it is refused.
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    digest = hmac.digest(key, f"{message_id}.{sent_at}.".encode() + body, "sha256")
+    return {
+        "content-type": "application/json",
+        "user-agent": "Svix-Webhooks/1.0 (simulated; clerk-session-relay)",
+        "svix-id": message_id,
+        "svix-timestamp": str(sent_at),
+        "svix-signature": f"v1,{base64.b64encode(digest).decode()}",
+    }
+
+
+def _user(user_id: str, now_ms: int) -> dict[str, Any]:
+    address_id = new_id("idn")
+    return {
+        "object": "user",
+        "id": user_id,
+        "username": None,
+        "first_name": "Sunniva",
+        "last_name": "Example",
+        "primary_email_address_id": address_id,
+        "email_addresses": [
+            {"object": "email_address", "id": address_id, "email_address": "sunniva@example.com"}
+        ],
+        "phone_numbers": [],
+        "external_accounts": [],
+        "public_metadata": {},
+        "private_metadata": {"plan": "never published"},
+        "unsafe_metadata": {},
+        "password_enabled": True,
+        "two_factor_enabled": False,
+        "last_sign_in_at": now_ms,
+        "updated_at": now_ms,
+        "created_at": now_ms - _WEEK_MS,
+    }

@@ -1,0 +1,1 @@
+"""The worker that ends sessions that ran out, since Clerk sends nothing then."""

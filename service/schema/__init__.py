@@ -1,0 +1,1 @@
+"""What is published and answered, for machines: JSON Schema, AsyncAPI and OpenAPI."""

@@ -1,0 +1,145 @@
+"""The contract for machines: channels and stream as AsyncAPI 3.0.
+
+It is written for a consumer: `receive` is what the reader's own program does.
+"""
+
+import dataclasses
+from typing import Final, Literal
+
+import orjson
+from clerk_session_feed.keys import Keys
+from clerk_session_feed.models import SCHEMA_VERSION, Id, SessionMessage, StreamMessage
+from pydantic import Json
+
+from service.schema.json_schema import EXAMPLE, Schema, json_of, schemas
+
+_SCHEMAS: Final = "#/components/schemas/"
+# https://github.com/asyncapi/bindings/tree/master/redis: no field of it has a meaning yet.
+_BINDINGS: Final[Schema] = {"redis": {}}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StreamEntry:
+    """The fields of a stream's entry, each a string. The entry's id is the cursor."""
+
+    outcome: Literal["applied", "stale"]
+    """`stale`: it came too late to change anything, and its message has no revision."""
+    session_id: Id
+    user_id: Id
+    message: Json[StreamMessage]
+
+
+def document() -> Schema:
+    keys = Keys()
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "clerk-session-relay: the feed of Clerk sessions",
+            "version": str(SCHEMA_VERSION),
+            "description": "What a consumer gets from Redis: every change of a session, at once by "
+            "pub/sub, and without a gap from the stream. Names are those that REDIS_CHANNEL and "
+            "REDIS_KEY_PREFIX have by default.",
+            "license": {"name": "MIT"},
+        },
+        "servers": {
+            "redis": _server("redis", "The Redis of the relay's REDIS_URL."),
+            "rediss": _server("rediss", "The same, over TLS."),
+        },
+        "channels": {
+            "sessions": {
+                "address": keys.channel,
+                "title": "Pub/sub: every applied message",
+                "messages": {"sessionMessage": _ref("#/components/messages/sessionMessage")},
+                "bindings": _BINDINGS,
+            },
+            "userSessions": {
+                "address": keys.user_channel("{userId}"),
+                "title": "Pub/sub: the applied messages of one user",
+                "parameters": {
+                    "userId": {
+                        "description": "Clerk's id of the user.",
+                        "location": "$message.payload#/session/user_id",
+                    }
+                },
+                "messages": {"sessionMessage": _ref("#/components/messages/sessionMessage")},
+                "bindings": _BINDINGS,
+            },
+            "events": {
+                "address": keys.events,
+                "title": "Stream: every session event, applied or stale, once, in the order taken",
+                "description": "Read it with XREAD after the last cursor seen, or with XREADGROUP. "
+                "About the last STREAM_MAXLEN entries are kept.",
+                "parameters": {
+                    # An address has no other way to say that it has braces in it.
+                    "clerk": {
+                        "description": "REDIS_KEY_PREFIX, braces included. With PARTITIONS, each has a "
+                        "stream of its own: {clerk:0}, {clerk:1} and so on.",
+                        "default": keys.prefix,
+                        "examples": [keys.prefix, *(part.prefix for part in keys.split(2))],
+                    }
+                },
+                "messages": {"streamEntry": _ref("#/components/messages/streamEntry")},
+                "bindings": _BINDINGS,
+            },
+        },
+        "operations": {
+            "followSessions": _receive("sessions", "sessionMessage", "SUBSCRIBE"),
+            "followUserSessions": _receive("userSessions", "sessionMessage", "SUBSCRIBE"),
+            "followEvents": _receive("events", "streamEntry", "XREAD or XREADGROUP"),
+        },
+        "components": {
+            "messages": {
+                "sessionMessage": {
+                    "name": SessionMessage.__name__,
+                    "title": "What a session is, and what made it so",
+                    "contentType": "application/json",
+                    "payload": _ref(f"{_SCHEMAS}{SessionMessage.__name__}"),
+                    "examples": [{"name": "ended", "payload": json_of(EXAMPLE)}],
+                    "bindings": _BINDINGS,
+                },
+                "streamEntry": {
+                    "name": StreamEntry.__name__,
+                    "title": "An entry of the stream",
+                    "payload": _ref(f"{_SCHEMAS}{StreamEntry.__name__}"),
+                    "examples": [{"name": "ended", "payload": _entry()}],
+                    "bindings": _BINDINGS,
+                },
+            },
+            "schemas": schemas(SessionMessage, StreamMessage, StreamEntry, at=_SCHEMAS),
+        },
+    }
+
+
+def _ref(to: str) -> Schema:
+    return {"$ref": to}
+
+
+def _server(protocol: str, description: str) -> Schema:
+    return {
+        "host": "{host}:{port}",
+        "protocol": protocol,
+        "description": description,
+        "variables": {"host": {"default": "localhost"}, "port": {"default": "6379"}},
+        "bindings": _BINDINGS,
+    }
+
+
+def _receive(channel: str, message: str, command: str) -> Schema:
+    return {
+        "action": "receive",
+        "channel": _ref(f"#/channels/{channel}"),
+        "summary": command,
+        "messages": [_ref(f"#/channels/{channel}/messages/{message}")],
+        "bindings": _BINDINGS,
+    }
+
+
+def _entry() -> dict[str, str]:
+    message = orjson.dumps(json_of(EXAMPLE) | {"cursor": None})
+    session = EXAMPLE.session
+    return {
+        "outcome": "applied",
+        "session_id": session.id,
+        "user_id": session.user_id,
+        "message": message.decode(),
+    }

@@ -1,0 +1,180 @@
+"""The contract for machines: the message as JSON Schema 2020-12.
+
+What each field is, the models say (`contract.py`); what holds between fields is said here. The schema is
+strict, where readers (`update.py`) are tolerant: it tells what this version publishes, and no more.
+"""
+
+import json
+from typing import Any, Final
+
+import orjson
+from clerk_session_feed.models import (
+    OPEN_STATUSES,
+    SCHEMA_VERSION,
+    STATUSES,
+    Event,
+    ExpiryId,
+    Id,
+    Session,
+    SessionActivity,
+    SessionMessage,
+)
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+Schema = dict[str, Any]
+
+
+def document() -> Schema:
+    """Return the JSON Schema of a message as it is published, and kept as a session's state."""
+    definitions = schemas(SessionMessage, at="#/$defs/")
+    message = definitions.pop(SessionMessage.__name__)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:clerk-session-relay:session-message:{SCHEMA_VERSION}",
+        **message,
+        "examples": [json_of(EXAMPLE)],
+        "$defs": definitions,
+    }
+
+
+def text(document: Schema) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False)
+
+
+def schemas(*models: type, at: str) -> dict[str, Schema]:
+    """Return the schema of each of these dataclasses, and of those in them, by name.
+
+    at: where in the document they will be, to refer to each other: `#/$defs/`.
+    """
+    every: Any = tuple[models]  # type: ignore[valid-type]  # they are known at run time only
+    made = TypeAdapter(every, config=_STRICT).json_schema(
+        ref_template=f"{at}{{model}}", schema_generator=_Generator
+    )["$defs"]
+    for name, rules in _rules().items():
+        if name in made:
+            made[name]["allOf"] = rules
+    return dict(made)
+
+
+def schema(annotation: Any) -> Schema:
+    """Return the schema of what is no dataclass."""
+    return TypeAdapter[Any](annotation).json_schema(schema_generator=_Generator)
+
+
+def json_of(model: object) -> Any:
+    """Return a model as a reader of its JSON has it."""
+    return orjson.loads(orjson.dumps(model))
+
+
+# The dataclasses have no configuration of their own, so each takes this one.
+_STRICT: Final = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class _Generator(GenerateJsonSchema):
+    def str_schema(self, schema: core_schema.StringSchema) -> JsonSchemaValue:
+        made = super().str_schema(schema)
+        if made.get("pattern", "").endswith("$"):
+            # Python's `$`, and so that of validators in Python, matches before a last line feed, too.
+            made["not"] = {"pattern": r"\n"}
+        return made
+
+    # Defaults are for whoever makes a message: no key is left out of one.
+
+    def field_is_required(self, *_: object, **__: object) -> bool:
+        return True
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+    def field_title_should_be_set(self, _: object) -> bool:
+        return False
+
+
+def _rules() -> dict[str, list[Schema]]:
+    """Return what holds between the fields of a model, by its name."""
+    none, one = _has(previous_status={"type": "null"}), _has(previous_status={"type": "string"})
+    first = "The first state has none before it, each later one has."
+    message = [
+        _rule(
+            "An end that Clerk reports outweighs a status that is open.",
+            _has(event=_has(type={"enum": ["session.ended", "session.removed", "session.revoked"]})),
+            _has(session=_has(status={"enum": _OVER})),
+        ),
+        _rule(
+            "A session that is over never comes back; but that it expired, the relay may have found itself.",
+            _has(previous_status={"enum": [status for status in _OVER if status != "expired"]}),
+            _has(session=_has(status={"enum": _OVER})),
+        ),
+        _rule(
+            "What the relay finds itself are expiries of open sessions, and nothing else.",
+            _has(event=_has(source={"const": "synthetic"})),
+            _has(
+                previous_status={"enum": sorted(OPEN_STATUSES)},
+                event=_has(
+                    type={"const": "session.expired"}, id=schema(ExpiryId), http_request={"type": "null"}
+                ),
+                session=_has(status={"const": "expired"}),
+            ),
+            _has(event=_has(id=schema(Id))),
+        ),
+    ]
+    live = _rule("Only what is active is live.", _has(live={"const": True}), _has(status={"const": "active"}))
+    return {
+        "Session": [live],
+        "SessionMessage": [_rule(first, _has(revision={"const": 1}), none, one), *message],
+        "StreamMessage": [_rule(first, _has(revision={"enum": [1, None]}), none, one), *message],
+    }
+
+
+def _has(**properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties}  # the type, for Ajv's strict mode
+
+
+def _rule(comment: str, if_: Schema, then: Schema, else_: Schema | None = None) -> Schema:
+    made = {"$comment": comment, "if": if_, "then": then}
+    return made if else_ is None else made | {"else": else_}
+
+
+_OVER: Final = sorted(STATUSES - OPEN_STATUSES)
+
+
+EXAMPLE: Final = SessionMessage(
+    cursor="1795422761000-0",
+    revision=2,
+    previous_status="active",
+    event=Event(
+        id="msg_2xample",
+        type="session.ended",
+        occurred_at=1_795_422_761_000,
+        instance_id="ins_2xample",
+        source="clerk",
+    ),
+    session=Session(
+        id="sess_2xample",
+        user_id="user_2xample",
+        client_id="client_2xample",
+        actor=None,
+        status="ended",
+        live=False,
+        last_active_organization_id=None,
+        last_active_at=1_795_422_700_000,
+        latest_activity=SessionActivity(
+            object="session_activity",
+            id="sess_activity_2xample",
+            device_type="desktop",
+            is_mobile=False,
+            browser_name="Chrome",
+            browser_version="128.0",
+            ip_address="192.0.2.7",
+            city="Oslo",
+            country="NO",
+        ),
+        expire_at=1_796_027_500_000,
+        abandon_at=1_798_014_700_000,
+        updated_at=1_795_422_760_950,
+        created_at=1_795_422_700_000,
+        tasks=(),
+    ),
+)

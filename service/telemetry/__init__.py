@@ -1,0 +1,1 @@
+"""What the relay tells of itself: logs, metrics, traces, and a line for each delivery."""

@@ -1,0 +1,79 @@
+"""What became of deliveries: for each a line in the log, and its place in the metrics."""
+
+import collections
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import structlog
+
+from service.errors import RelayError
+from service.models import DeliveryInfo, Outcome
+from service.telemetry import metrics
+from service.telemetry.log import batched
+
+log = structlog.get_logger("service.access")
+
+
+class _Entry(NamedTuple):
+    info: DeliveryInfo
+    seconds: float
+    outcome: str
+    reason: str | None
+
+
+class AccessLog:
+    """Thread-safe. Entries are written a few at a time where many arrive together, which halves the cost."""
+
+    def __init__(self) -> None:
+        self.schedule: Callable[[Callable[[], None]], object] = lambda write: write()
+        """Calls what it is given: at once, or once the deliveries at hand have their responses."""
+        self._entries: collections.deque[_Entry] = collections.deque()
+        self._is_scheduled = False
+
+    def record(self, info: DeliveryInfo, seconds: float, result: Outcome | RelayError) -> None:
+        """Take down what became of a delivery, `seconds` after it was read from the network."""
+        outcome: str
+        reason: str | None
+        if isinstance(result, RelayError):
+            outcome, reason = metrics.outcome_of(result.status), result.code
+        else:
+            outcome, reason = result.outcome, result.reason
+        self._entries.append(_Entry(info, seconds, outcome, reason))
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self.schedule(self.write)
+
+    def write(self) -> None:
+        """Write what was recorded and not yet written."""
+        self._is_scheduled = False
+        with batched():
+            for entry in self._taken():
+                _write(entry)
+
+    def _taken(self) -> Iterator[_Entry]:
+        with contextlib.suppress(IndexError):  # another thread may have taken the last one
+            while True:
+                yield self._entries.popleft()
+
+
+def _write(entry: _Entry) -> None:
+    info, outcome, reason = entry.info, entry.outcome, entry.reason
+    metrics.count_deliveries(outcome, reason)
+    metrics.DURATION.observe(entry.seconds)
+    if outcome == "applied" and info.occurred_at_ms is not None:
+        metrics.observe_lag(time.time() - info.occurred_at_ms / 1000)
+    for field in info.nulled:
+        metrics.NULLED_FIELDS.labels(field).inc()
+    needs_a_look = outcome in {"failed", "dead_lettered"} or reason == "other_body"
+    (log.warning if needs_a_look else log.info)(
+        "delivery",
+        outcome=outcome,
+        reason=reason,
+        type=info.type,
+        session_id=info.session_id,
+        user_id=info.user_id,
+        message_id=info.message_id,
+        duration_ms=round(entry.seconds * 1000, 3),
+    )

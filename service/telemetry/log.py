@@ -1,0 +1,178 @@
+"""Logs: one JSON object per line, or readable ones. Values are encoded, so that none can forge a line.
+
+Warnings and errors go by way of `logging`, where Sentry and others look for them. What is below, with a line
+for each delivery, goes straight to stderr, which costs half.
+"""
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, Final
+
+import orjson
+import structlog
+from structlog.processors import NAME_TO_LEVEL
+from structlog.typing import EventDict
+
+from service.config import LogSettings
+from service.telemetry.text import printable
+
+
+def configure(settings: LogSettings) -> None:
+    """Send the log's lines, and those of libraries and of the server, to stderr in one form.
+
+    Can be called again. Handlers of others stay, and get warnings and errors.
+    """
+    _STDERR.setFormatter(_Formatter(settings.log_format))
+    logging.root.addHandler(_STDERR)
+    logging.root.setLevel(settings.log_level.upper())
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines about each request of `send` are noise
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, _write_or_pass_on],
+        logger_factory=logging.getLogger,
+        cache_logger_on_first_use=True,
+    )
+
+
+def configure_unless_done(settings: LogSettings) -> None:
+    """Do the same, but only in a process that did not configure its logs itself.
+
+    If it configured `logging` alone, all lines go there.
+    """
+    if structlog.is_configured():
+        return
+    if not logging.root.handlers:
+        configure(settings)
+        return
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, _pass_on_as_text],
+        logger_factory=logging.getLogger,
+        cache_logger_on_first_use=False,  # it may still be configured
+    )
+
+
+@contextlib.contextmanager
+def batched() -> Iterator[None]:
+    """Write the lines in it at once, at its end: each write lets another thread have the interpreter."""
+    lines: list[str] = []
+    token = _BATCH.set(lines)
+    try:
+        yield
+    finally:
+        _BATCH.reset(token)
+        _write("".join(lines))
+
+
+_BATCH: Final[ContextVar[list[str] | None]] = ContextVar("batch", default=None)
+
+
+def _write_line(line: str) -> None:
+    lines = _BATCH.get()
+    if lines is None:
+        _write(f"{line}\n")
+    else:
+        lines.append(f"{line}\n")
+
+
+def _write(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # whoever read it may be gone: no reason to stop
+        sys.stderr.write(text)
+
+
+class _Formatter(logging.Formatter):
+    """Makes the one line of a record, or of what structlog has."""
+
+    def __init__(self, log_format: str) -> None:
+        super().__init__()
+        self._processors = _processors(log_format)
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {**getattr(record, "event_fields", {}), "event": record.getMessage()}
+        if record.exc_info:
+            line["exc_info"] = record.exc_info
+        return self.line(record.levelname.lower(), record.name, line)
+
+    def line(self, level: str, logger: str, line: EventDict) -> str:
+        result: Any = {**line, "level": level, "logger": logger}
+        for processor in self._processors:
+            result = processor(None, level, result)
+        return str(result)
+
+
+class _Handler(logging.Handler):
+    formatter: _Formatter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            _write_line(self.format(record))
+        except Exception:  # noqa: BLE001  # as all handlers do
+            self.handleError(record)
+
+
+_STDERR: Final = _Handler()
+
+
+def _write_or_pass_on(logger: logging.Logger, method: str, line: EventDict) -> EventDict:
+    if NAME_TO_LEVEL[method] >= logging.WARNING:
+        return _record(logger, method, line)
+    _write_line(_STDERR.formatter.line(method, logger.name, line))
+    raise structlog.DropEvent
+
+
+def _pass_on_as_text(
+    logger: logging.Logger, method: str, line: EventDict
+) -> tuple[tuple[str, str], EventDict]:
+    """Others' handlers show a record's message, and most of them nothing else."""
+    record = _record(logger, method, line)
+    fields = " ".join(f"{name}={value!r}" for name, value in record["extra"]["event_fields"].items())
+    return (str(record.pop("msg")).replace("%", "%%") + " %s", fields), record
+
+
+def _record(logger: logging.Logger, method: str, line: EventDict) -> EventDict:
+    """Return what a method of `logging.Logger` takes."""
+    record = structlog.stdlib.render_to_log_kwargs(logger, method, line)
+    # One attribute with all of them: their names can't be those of a record's own attributes.
+    record["extra"] = {"event_fields": record["extra"]}
+    record["stacklevel"] = record.get("stacklevel", 1) + 2  # from there to whoever logs, past structlog
+    return record
+
+
+def _processors(log_format: str) -> list[Any]:
+    shared = [
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        structlog.processors.format_exc_info,
+        _time_and_level_first,
+    ]
+    if log_format == "json":
+        return [*shared, structlog.processors.JSONRenderer(_to_json)]
+    console = structlog.dev.ConsoleRenderer(
+        timestamp_key="time",
+        exception_formatter=structlog.dev.plain_traceback,
+        colors=sys.stderr.isatty(),
+    )
+    return [*shared, _harmless, console]
+
+
+def _to_json(line: EventDict, default: Callable[[Any], Any]) -> str:
+    try:
+        quickly = orjson.dumps(line, default)
+    except TypeError:  # half a surrogate pair, for one
+        quickly = b"\xff"
+    # Else what could steer a terminal would stay as it is.
+    return quickly.decode() if quickly.isascii() else json.dumps(line, default=default)
+
+
+def _time_and_level_first(_: Any, __: str, line: EventDict) -> EventDict:
+    return {"time": line.pop("time"), "level": line.pop("level"), **line}
+
+
+def _harmless(_: Any, __: str, line: EventDict) -> EventDict:
+    """A console shows text as it is: escape what would steer it, or look like another line."""
+    exception = line.pop("exception", "").splitlines()
+    shown = {name: printable(value) if isinstance(value, str) else value for name, value in line.items()}
+    return shown | (
+        {"exception": "\n".join(f"    {printable(part)}" for part in exception)} if exception else {}
+    )

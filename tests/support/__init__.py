@@ -1,0 +1,1 @@
+"""What tests share: samples, a signer, processes of the relay and of Redis, and what harms them."""
