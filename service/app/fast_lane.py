@@ -3,7 +3,7 @@
 Contexts, routing and werkzeug's Response take about a third of a delivery's CPU time. So where Flask would do
 no more than call our view, `serve` calls the same `Webhook` itself. Whether that holds is asked of Flask's
 registries at each delivery: a hook or a receiver may be added at any time. docs/server.md explains it;
-tests/test_fast_lane.py compares both ways. A module of its own, so that it can be read, and removed, as one.
+tests/unit/test_fast_lane.py compares both ways. A module of its own, so that it can be read, and removed, as one.
 """
 
 from operator import attrgetter, is_

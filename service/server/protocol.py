@@ -1,4 +1,4 @@
-"""Uvicorn's HTTP, with bounds to what it leaves open. tests/test_http_protocol.py has a test for each.
+"""Uvicorn's HTTP, with bounds to what it leaves open. tests/system/test_http_protocol.py has a test for each.
 
 It stands on uvicorn's parser callbacks and protocol methods (`HttpToolsProtocol`, pinned in pyproject.toml).
 """
