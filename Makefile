@@ -111,13 +111,16 @@ endif
 	@pwd -P > $@
 
 # Hashes and addresses of a registry stay out: which one is used is the machine's business (pip's own settings).
-COMPILE := uv pip compile --quiet --no-emit-package clerk-session-feed --universal --python-version 3.11 --no-annotate \
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make pins"
 
+# What is installed from clients/python, without a version.
+NOT_LOCAL := --no-emit-package clerk-session-feed
+
 pins:
-	$(COMPILE) $(ARGS) pyproject.toml --extra dev --group test --output-file requirements-dev.txt
+	$(COMPILE) $(ARGS) $(NOT_LOCAL) pyproject.toml --extra dev --group test --output-file requirements-dev.txt
 	printf '%s\n' ./clients/python . | $(COMPILE) - --constraint requirements-dev.txt --output-file requirements.txt
-	$(COMPILE) $(ARGS) pyproject.toml benchmarks/requirements.in --constraint requirements-dev.txt \
+	$(COMPILE) $(ARGS) $(NOT_LOCAL) pyproject.toml benchmarks/requirements.in --constraint requirements-dev.txt \
 		--output-file benchmarks/requirements.txt
 
 clean:
