@@ -1,6 +1,7 @@
-"""Settings: the only reader of the environment (and of `.env` in the working directory).
+"""Settings: the only reader of the environment, and of `.env` in the working directory.
 
-A long module, since each fault of a setting says what to do.
+docs/contract.md, section 2, lists them. What consumers need, too (`REDIS_URL` and so on), is in
+`clerk_session_feed.settings`.
 """
 
 import base64
@@ -13,14 +14,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from clerk_session_feed import settings as feed_settings
 from clerk_session_feed.errors import ConfigurationError
 from clerk_session_feed.settings import CheckedRedisUrl, KeySettings, expect, faults
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BeforeValidator,
-    Field,
-    SecretStr,
-    ValidationError,
-)
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -31,45 +25,48 @@ from pydantic_settings import (
 
 from service.models import OMITTABLE_FIELDS
 
-_SECRET_PREFIX: Final = "whsec_"  # noqa: S105  # what every secret begins with
-_WHERE: Final = "Clerk's Dashboard, Webhooks, your endpoint, Signing Secret"
+_DASHBOARD: Final = "Clerk's Dashboard, Webhooks, your endpoint, Signing Secret"
 _DAY: Final = 86_400
-_ALIKE: Final = 0.8
-"""How much alike two names are, so that one may be meant for the other: REDIS_TLS_URL and REDIS_URL are."""
+"""Seconds."""
+_SIMILARITY: Final = 0.8
+"""From this ratio of difflib on, one name may be meant for another: REDIS_TLS_URL for REDIS_URL."""
 
 
 def _split(value: object) -> object:
     return [part for part in re.split(r"[,\s]+", value) if part] if isinstance(value, str) else value
 
 
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
 def _check_secrets(secrets: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
     if not secrets:
-        raise ValueError(f"holds no secret: copy one from {_WHERE}")
+        raise ValueError(f"holds no secret: copy one from {_DASHBOARD}")
     for number, secret in enumerate(secrets, start=1):
-        which = f"secret {number} of {len(secrets)} " if len(secrets) > 1 else ""
-        prefix, _, encoded = secret.get_secret_value().partition("_")
-        if prefix.startswith(("'", '"')):
-            raise ValueError(f"{which}begins with a quotation mark: leave the quotes out")
-        if f"{prefix}_" != _SECRET_PREFIX:
-            raise ValueError(f"{which}does not start with {_SECRET_PREFIX}: copy it from {_WHERE}")
-        try:
-            size = len(base64.b64decode(encoded, validate=True))
-        except (binascii.Error, ValueError):
-            raise ValueError(
-                f"{which}is not base64 after {_SECRET_PREFIX}, as if it was cut: copy it whole from {_WHERE}"
-            ) from None
-        if not 24 <= size <= 64:  # noqa: PLR2004  # https://www.standardwebhooks.com: 24 to 64 bytes
-            raise ValueError(
-                f"{which}decodes to {size} bytes, not 24 to 64, as if it was cut: copy it whole from {_WHERE}"
-            )
+        if fault := _fault_of_secret(secret.get_secret_value()):
+            raise ValueError(f"secret {number} of {len(secrets)} {fault}" if len(secrets) > 1 else fault)
     return secrets
+
+
+def _fault_of_secret(secret: str) -> str | None:
+    if secret.startswith(("'", '"')):
+        return "begins with a quotation mark: leave the quotes out"
+    if not secret.startswith("whsec_"):
+        return f"does not start with whsec_: copy it from {_DASHBOARD}"
+    try:
+        size = len(base64.b64decode(secret.removeprefix("whsec_"), validate=True))
+    except (binascii.Error, ValueError):
+        return f"is not base64 after whsec_, as if it was cut: copy it whole from {_DASHBOARD}"
+    if not 24 <= size <= 64:  # noqa: PLR2004  # https://www.standardwebhooks.com: 24 to 64 bytes
+        return f"decodes to {size} bytes, not 24 to 64, as if it was cut: copy it whole from {_DASHBOARD}"
+    return None
 
 
 def _check_omit_fields(names: frozenset[str]) -> frozenset[str]:
     if unknown := sorted(names - OMITTABLE_FIELDS):
-        raise ValueError(
-            f"can't leave out {', '.join(unknown)}; use only these: {', '.join(sorted(OMITTABLE_FIELDS))}"
-        )
+        allowed = ", ".join(sorted(OMITTABLE_FIELDS))
+        raise ValueError(f"can't leave out {', '.join(unknown)}; use only these: {allowed}")
     return names
 
 
@@ -83,8 +80,19 @@ def _check_token(token: SecretStr) -> SecretStr:
     return token
 
 
-def _lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
+_LogLevel = Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)]
+_LogFormat = Annotated[Literal["json", "console"], BeforeValidator(_lower)]
+_SigningSecrets = Annotated[
+    tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_secrets)
+]
+_OmitFields = Annotated[frozenset[str], NoDecode, BeforeValidator(_split), AfterValidator(_check_omit_fields)]
+_SIGNING_SECRET_NAMES: Final = AliasChoices("clerk_webhook_signing_secret", "clerk_webhook_secret")
+
+# What a fault says that has to be there.
+_LEVELS: Final = "debug, info, warning, error or critical"
+_FORMATS: Final = "json or console"
+_YES_OR_NO: Final = "true or false"
+_PORT: Final = "a port number from 1 to 65535"
 
 
 class _Environment(BaseSettings):
@@ -99,49 +107,34 @@ class _Environment(BaseSettings):
     )
 
 
-_LogLevel = Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)]
-_LogFormat = Annotated[Literal["json", "console"], BeforeValidator(_lower)]
-
-
-_LEVELS: Final = "debug, info, warning, error or critical"
-_FORMATS: Final = "json or console"
-_YES_OR_NO: Final = "true or false"
-_PORT: Final = "a port number from 1 to 65535"
-
-
 class LogSettings(_Environment):
+    """What is logged, and how."""
+
     log_level: _LogLevel = expect("info", _LEVELS)
     log_format: _LogFormat = expect("json", _FORMATS)
 
 
-_SigningSecrets = Annotated[
-    tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_secrets)
-]
-_SIGNING_SECRET_NAMES: Final = AliasChoices("clerk_webhook_signing_secret", "clerk_webhook_secret")
-
-
 class SigningSettings(_Environment):
+    """The secrets that deliveries are signed with."""
+
     clerk_webhook_signing_secret: _SigningSecrets = Field(
-        validation_alias=_SIGNING_SECRET_NAMES, description=f"what is at {_WHERE}"
+        validation_alias=_SIGNING_SECRET_NAMES, description=f"what is at {_DASHBOARD}"
     )
 
     @property
     def secrets(self) -> tuple[str, ...]:
+        """Each as `whsec_` and base64; a delivery is genuine if any of them verifies it."""
         return tuple(secret.get_secret_value() for secret in self.clerk_webhook_signing_secret)
 
 
-class _KeySettings(KeySettings, _Environment):
-    model_config = SettingsConfigDict()
-
-
 class RedisSettings(feed_settings.RedisSettings, _Environment):
-    """What is needed to reach Redis."""
+    """Where Redis is, and how keys are named."""
 
-    model_config = SettingsConfigDict()
+    model_config = _Environment.model_config
 
 
 class StoreSettings(RedisSettings):
-    """What events become in Redis, whoever brings them: the service, or a replay of dead letters."""
+    """How events are stored, by the service and by a replay of dead letters."""
 
     redis_min_replicas: int = expect(0, "a number of replicas from 0 to 1000", ge=0, le=1000)
     stream_maxlen: int = expect(5000, "a number of entries from 1 to 1000000000000", ge=1, le=10**12)
@@ -151,34 +144,36 @@ class StoreSettings(RedisSettings):
         ge=2 * _DAY,
         le=400 * _DAY,
     )
-    """An id forgotten while the sender still retries would be applied twice."""
+    """Seconds. The ids of messages last as long: one forgotten during retries would be applied twice."""
     dead_letter_max: int = expect(1000, "a number of dead letters from 0 to 1000000000", ge=0, le=10**9)
-    omit_fields: Annotated[
-        frozenset[str], NoDecode, BeforeValidator(_split), AfterValidator(_check_omit_fields)
-    ] = frozenset()
+    omit_fields: _OmitFields = frozenset()
     publish_http_request: bool = expect(False, _YES_OR_NO)
 
 
 class WorkerSettings(StoreSettings, LogSettings):
-    """What `expire` runs with."""
+    """What the command `expire` runs with."""
 
 
 class ListenSettings(_Environment):
+    """Where `serve` listens, and in how many processes."""
+
     host: str = "0.0.0.0"  # noqa: S104  # a platform's router comes from outside
     port: int = expect(8000, _PORT, ge=1, le=65535)
     web_concurrency: int = expect(1, "a number of processes from 1 to 1000", ge=1, le=1000)
 
 
 class Settings(SigningSettings, StoreSettings, ListenSettings, LogSettings):
-    """What `serve` runs with."""
+    """What the command `serve` and `service.app.create_app` run with."""
 
     max_body_bytes: int = expect(1_048_576, "a number of bytes from 1 to 1073741824", ge=1, le=2**30)
     metrics_token: Annotated[SecretStr, AfterValidator(_check_token)] = SecretStr("")
     serve_fast_lane: bool = expect(True, _YES_OR_NO)
 
 
-class DevSettings(_KeySettings):
-    """What `dev` is told; it makes up what is missing."""
+class DevSettings(KeySettings, _Environment):
+    """What the command `dev` runs with; it makes up what is missing."""
+
+    model_config = _Environment.model_config
 
     clerk_webhook_signing_secret: _SigningSecrets | None = Field(None, validation_alias=_SIGNING_SECRET_NAMES)
     redis_url: CheckedRedisUrl | None = None
@@ -192,9 +187,15 @@ S = TypeVar("S", bound=_Environment)
 
 
 def load(kind: type[S], **overrides: Any) -> S:
-    """Read settings from the environment and `.env`; the environment wins, overrides win over both.
+    """Read settings from the environment and `.env`; the environment wins.
 
-    Raises ConfigurationError with a line for each wrong or missing setting.
+    Args:
+        kind: The class to make.
+        overrides: Values by the name of the field; they win over the environment.
+
+    Raises:
+        ConfigurationError: A setting is wrong or missing; with a line for each.
+
     """
     try:
         return kind(**overrides)
@@ -208,14 +209,15 @@ def load(kind: type[S], **overrides: Any) -> S:
 
 
 def misspelt(unset: Iterable[str]) -> dict[str, str]:
-    """Return settings that are not there, with the variable that looks as if it were meant for each.
+    """Return the variable that is probably meant for each of these settings, where there is one.
 
     Such a variable is no fault by itself: it may be another program's.
+
+    Args:
+        unset: Names of settings that are not set.
+
     """
-    there = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
-    others = there - set(Settings.model_fields) - set(_SIGNING_SECRET_NAMES.choices)
-    found = {}
-    for name in unset:
-        for alike in difflib.get_close_matches(name, others, n=1, cutoff=_ALIKE):
-            found[name] = alike.upper()
-    return found
+    present = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
+    others = present - set(Settings.model_fields) - set(_SIGNING_SECRET_NAMES.choices)
+    close = {name: difflib.get_close_matches(name, others, n=1, cutoff=_SIMILARITY) for name in unset}
+    return {name: matches[0].upper() for name, matches in close.items() if matches}
