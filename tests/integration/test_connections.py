@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import shutil
-import subprocess
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +13,15 @@ import redis
 from clerk_session_feed.connections import connect
 from clerk_session_feed.connections_async import connect_async
 from clerk_session_feed.errors import ConfigurationError
+from support.certificates import make_certificates, with_certificate
+from support.clock import eventually
+from support.events import clerk_event
 from support.feeds import EndedError, OpenFeed
-from support.relay import (
-    clerk_event,
-    client_of,
-    eventually,
-    intake_on,
-    make_settings,
-    run_service,
-    scripted_redis,
-    unused_port,
-)
+from support.network import unused_port
+from support.redis_clients import client_of
+from support.redis_servers import scripted_redis
+from support.relay import make_settings, run_relay
+from support.services import run_service
 from support.topologies import MASTER, free_node_port, run_sentinel
 
 from service.cli.check import check
@@ -37,9 +33,9 @@ StartRedis = Callable[..., EmbeddedRedis]
 
 def outcome_of_a_delivery(redis_url: str, **settings: Any) -> str:
     """Return what a fresh store makes of one delivery, as the sender would see it."""
-    with intake_on(redis_url, **settings) as intake:
+    with run_relay(redis_url, **settings) as relay:
         try:
-            return intake.take(clerk_event(), "msg_1").outcome
+            return relay.take(clerk_event(), "msg_1").outcome
         except StoreUnavailableError as error:
             return error.code
 
@@ -216,57 +212,20 @@ def test_a_user_with_no_more_rights_than_the_relay_needs(own_redis: EmbeddedRedi
         *("+del", "+pttl", "+pexpire", "+zadd", "+zrem", "+xadd", "+xdel", "+publish"),
     )
 
-    with intake_on(own_redis.url.replace("//", "//relay:secret@")) as intake:
-        assert intake.take(clerk_event("active"), "msg_1").outcome == "applied"
-        assert intake.take(clerk_event("ended"), "msg_2").outcome == "applied"
-        assert intake.take(clerk_event("active"), "msg_3").outcome == "stale"
-        assert intake.take(b'{"type":"session.created"}', "msg_4").outcome == "dead_lettered"
-        intake.call(intake.store.probe).result(timeout=30)
+    with run_relay(own_redis.url.replace("//", "//relay:secret@")) as relay:
+        assert relay.take(clerk_event("active"), "msg_1").outcome == "applied"
+        assert relay.take(clerk_event("ended"), "msg_2").outcome == "applied"
+        assert relay.take(clerk_event("active"), "msg_3").outcome == "stale"
+        assert relay.take(b'{"type":"session.created"}', "msg_4").outcome == "dead_lettered"
+        relay.call(relay.store.probe).result(timeout=30)
 
 
 # TLS
 
 
-def openssl(*arguments: str, directory: Path) -> None:
-    binary = shutil.which("openssl")
-    if binary is None:
-        pytest.skip("needs the openssl command, to make certificates")
-    subprocess.run([binary, *arguments], cwd=directory, check=True, capture_output=True)
-
-
-NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-SUBJECT_HERE = ("-subj", "/CN=redis", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost")
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate (own); a CA, and what it signed for this host (here) and another (else)."""
-    directory = tmp_path_factory.mktemp("certificates")
-    make = ("req", "-x509", *NEW_KEY, "-days", "2", "-keyout")
-    openssl(*make, "own.key", "-out", "own.crt", *SUBJECT_HERE, directory=directory)
-    # Python 3.13 wants RFC 5280 to the letter: a CA says what its key is for.
-    usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
-    openssl(*make, "ca.key", "-out", "ca.crt", "-subj", "/CN=a private CA", *usage, directory=directory)
-    for name, alternative in {"here": "IP:127.0.0.1,DNS:localhost", "else": "DNS:elsewhere.example"}.items():
-        request = ("req", "-new", *NEW_KEY, "-keyout", f"{name}.key", "-out", f"{name}.csr")
-        openssl(*request, "-subj", "/CN=redis", directory=directory)
-        (directory / "extensions").write_text(f"subjectAltName={alternative}\nauthorityKeyIdentifier=keyid\n")
-        signing = ("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-days", "2")
-        openssl(
-            *(*signing, "-CAcreateserial", "-extfile", "extensions", "-out", f"{name}.crt"),
-            directory=directory,
-        )
-    return directory
-
-
-def with_certificate(certificates: Path, name: str) -> dict[str, str]:
-    """Return the options of a server that shows one of the certificates."""
-    return {
-        "tls-auth-clients": "no",
-        "tls-cert-file": str(certificates / f"{name}.crt"),
-        "tls-key-file": str(certificates / f"{name}.key"),
-        "tls-ca-cert-file": str(certificates / "ca.crt"),
-    }
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture
@@ -362,8 +321,8 @@ def test_a_reader_with_no_more_rights_than_it_needs(
     own_redis: EmbeddedRedis, own_client: Any, open_feed: OpenFeed
 ) -> None:
     own_client.execute_command("ACL", "SETUSER", "reader", *READER)
-    with intake_on(own_redis.url) as intake:
-        intake.take(clerk_event(), "msg_1")
+    with run_relay(own_redis.url) as relay:
+        relay.take(clerk_event(), "msg_1")
     feed = open_feed(own_redis.url.replace("//", "//reader:secret@"))
     subscribed = feed.subscribe().begin()
     eventually(lambda: own_client.pubsub_numsub("clerk:sessions") == [("clerk:sessions", 1)])
@@ -374,8 +333,8 @@ def test_a_reader_with_no_more_rights_than_it_needs(
     iterators = [feed.follow(), feed.follow(feed.now()), feed.consume()]
     iterators[0].next()
     iterators[2].next()
-    with intake_on(own_redis.url) as intake:
-        intake.take(clerk_event("ended"), "msg_2")
+    with run_relay(own_redis.url) as relay:
+        relay.take(clerk_event("ended"), "msg_2")
     assert [updates.next().event.id for updates in iterators] == ["msg_2"] * 3
     assert subscribed.result(10)[0].event.id == "msg_2"
     assert own_client.acl_log() == []

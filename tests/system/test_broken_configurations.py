@@ -8,10 +8,12 @@ from typing import Any, Final
 
 import pytest
 from click.testing import CliRunner
-from support.relay import SECRET, client_of, free_port, redis_server, unused_port
-from support.samples import OTHER_SECRET
+from support.certificates import make_certificates, with_certificate
+from support.constants import OTHER_SECRET, SECRET
+from support.network import free_port, unused_port
+from support.redis_clients import client_of
+from support.redis_servers import redis_server
 from support.topologies import await_sync
-from test_connections import certificates, with_certificate  # noqa: F401  # a fixture
 
 from service.cli import check
 from service.cli import commands as cli
@@ -203,7 +205,12 @@ def test_a_file_that_can_not_be_read_is_told() -> None:
 
 
 @pytest.fixture(scope="module")
-def redis_servers(redis_binary: str, certificates: Path) -> Iterator[dict[str, int]]:  # noqa: F811
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def redis_servers(redis_binary: str, certificates: Path) -> Iterator[dict[str, int]]:
     """Return the ports, by name: of one server with a password and TLS, of its replica, and of no server."""
     ports = {"tls": free_port()}
     tls = {"tls-port": str(ports["tls"])} | with_certificate(certificates, "own")
