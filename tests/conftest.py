@@ -13,23 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.constants import NO_REDIS
 from support.feeds import KINDS, OpenFeed, feeds
-from support.load import DurableRedis, durable_redis, relay_service
-from support.relay import (
-    NO_REDIS,
-    Endpoint,
-    Intake,
-    ServiceProcess,
-    assert_a_good_delivery_passes,
+from support.load import relay_service
+from support.raw_http import assert_a_good_delivery_passes
+from support.redis_clients import (
     assert_messages_keep_to_the_schema,
     assert_sessions_and_users_expire,
     client_of,
-    intake_on,
-    make_settings,
-    redis_server,
-    run_plain_wsgi,
-    run_service,
 )
+from support.redis_servers import DurableRedis, durable_redis, redis_server
+from support.relay import Relay, make_settings, run_relay
+from support.services import Endpoint, ServiceProcess, run_plain_wsgi, run_service
 
 from service.config import Settings
 from service.dev.embedded import EmbeddedRedis, run_stand_in
@@ -113,9 +108,9 @@ def client(relay_redis: EmbeddedRedis, lasting_client: Callable[[EmbeddedRedis],
 
 
 @pytest.fixture
-def intake(relay_redis: EmbeddedRedis, client: Any) -> Iterator[Intake]:
-    with intake_on(relay_redis.url) as intake:
-        yield intake
+def relay(relay_redis: EmbeddedRedis, client: Any) -> Iterator[Relay]:
+    with run_relay(relay_redis.url) as relay:
+        yield relay
 
 
 @pytest.fixture
@@ -189,7 +184,7 @@ def durable_server(redis_binary: str, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def relay(durable_server: DurableRedis) -> Iterator[ServiceProcess]:
+def durable_service(durable_server: DurableRedis) -> Iterator[ServiceProcess]:
     """The service as in production, with two workers, on that Redis."""
     with relay_service(durable_server.url) as service:
         yield service

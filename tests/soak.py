@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
-
 from support.counting import count
 from support.faults import LONG, Faults
-from support.load import durable_redis, relay_service, under_load
+from support.load import relay_service, under_load
+from support.redis_servers import durable_redis
 
 DELIVERIES = int(os.environ.get("SOAK_DELIVERIES", "6000"))
 SESSIONS = int(os.environ.get("SOAK_SESSIONS", "1000"))

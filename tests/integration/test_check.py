@@ -8,19 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.children import RELAY
-from support.relay import (
-    DAY_MS,
-    NOW_MS,
-    ROOT,
-    SECRET,
-    clerk_event,
-    client_of,
-    contents,
-    intake_on,
-    make_settings,
-    unused_port,
-)
+from support.constants import DAY_MS, NOW_MS, RELAY, ROOT, SECRET
+from support.events import clerk_event
+from support.network import unused_port
+from support.redis_clients import client_of, contents
+from support.relay import make_settings, run_relay
 from support.topologies import Cluster, cluster_of
 
 from service.cli.check import check
@@ -218,12 +210,12 @@ def test_a_redis_that_is_away_is_one_error() -> None:
 
 
 def take_some(redis_url: str, partitions: int) -> None:
-    with intake_on(redis_url, partitions=partitions) as intake:
+    with run_relay(redis_url, partitions=partitions) as relay:
         for number in range(30):
             event = clerk_event(
                 session_id=f"sess_{number}", user_id=f"user_{number}", expire_at=NOW_MS + DAY_MS
             )
-            intake.take(event, f"msg_{number}")
+            relay.take(event, f"msg_{number}")
 
 
 @pytest.mark.parametrize("was", [1, 2, 3, 4, 8])
@@ -242,8 +234,8 @@ def test_another_number_of_partitions_than_the_datas_is_found(
 
 
 def test_a_prefix_without_a_hash_tag_has_one_partition(good_redis: EmbeddedRedis) -> None:
-    with intake_on(good_redis.url, redis_key_prefix="clerk") as intake:
-        intake.take(clerk_event(), "msg_1")
+    with run_relay(good_redis.url, redis_key_prefix="clerk") as relay:
+        relay.take(clerk_event(), "msg_1")
 
     assert problems(findings(good_redis.url, redis_key_prefix="clerk")) == ""
 

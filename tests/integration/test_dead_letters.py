@@ -13,22 +13,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from support.children import RELAY, durable_redis
-from support.relay import (
-    DAY_MS,
-    DEAD_LETTERS_KEY,
-    EVENTS_KEY,
-    NO_REDIS,
-    ROOT,
-    clerk_event,
-    client_of,
-    contents,
-    free_port,
-    intake_on,
-    run_service,
-    scripted_redis,
-    subscribed,
-)
+from support.constants import DAY_MS, DEAD_LETTERS_KEY, EVENTS_KEY, NO_REDIS, RELAY, ROOT
+from support.events import clerk_event
+from support.network import free_port
+from support.redis_clients import client_of, contents, subscribed
+from support.redis_servers import scripted_redis, start_durable_redis
+from support.relay import run_relay
+from support.services import run_service
 
 from service.cli import commands as cli
 from service.dev.embedded import EmbeddedRedis
@@ -118,8 +109,8 @@ def test_a_letter_of_the_service_is_one_that_the_commands_read(
     any_redis: EmbeddedRedis, http_client: Any
 ) -> None:
     body = unreadable()
-    with intake_on(any_redis.url, now_ms=NOW_MS) as intake:
-        intake.take(body, "msg_1")
+    with run_relay(any_redis.url, now_ms=NOW_MS) as relay:
+        relay.take(body, "msg_1")
     stored = http_client.hget(DEAD_LETTERS_KEY, "msg_1")
     letter = dead_letters.DeadLetter.read("msg_1", stored.encode())
     assert letter is not None
@@ -309,8 +300,8 @@ def test_replay_moves_what_works_into_the_state(command: Command, http_client: A
 def test_replay_of_a_message_taken_before_only_empties_the_box(
     command: Command, any_redis: EmbeddedRedis, http_client: Any
 ) -> None:
-    with intake_on(any_redis.url, now_ms=NOW_MS) as intake:
-        intake.take(event(), "msg_1")
+    with run_relay(any_redis.url, now_ms=NOW_MS) as relay:
+        relay.take(event(), "msg_1")
     before = contents(http_client)
     put(http_client, "msg_1", event(status="ended"))
     result = command("replay")
@@ -367,8 +358,8 @@ def test_replay_of_an_empty_box_is_a_success(command: Command) -> None:
 
 
 def test_replay_goes_by_the_time_of_now(command: Command, any_redis: EmbeddedRedis, http_client: Any) -> None:
-    with intake_on(any_redis.url, now_ms=NOW_MS - 2 * DAY_MS) as intake:
-        assert intake.take(event(), "msg_1").reason == "invalid_updated_at"
+    with run_relay(any_redis.url, now_ms=NOW_MS - 2 * DAY_MS) as relay:
+        assert relay.take(event(), "msg_1").reason == "invalid_updated_at"
     assert command("replay").exit_code == 0
     assert http_client.hget("{clerk}:session:sess_1", "live") == "1"
 
@@ -449,7 +440,7 @@ def test_nothing_is_lost_when_redis_goes_away_between_state_and_box(
     start_redis: Callable[..., EmbeddedRedis], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
-    server = durable_redis(start_redis, tmp_path / "redis", port)
+    server = start_durable_redis(start_redis, tmp_path / "redis", port)
     with client_of(server.url) as client:
         for number in (1, 2, 3):
             put(client, f"msg_{number}", event(f"sess_{number}"), received_at=number)
@@ -470,7 +461,7 @@ def test_nothing_is_lost_when_redis_goes_away_between_state_and_box(
     (line,) = cut.stderr.splitlines()
     assert line.startswith("Redis: ")
 
-    server = durable_redis(start_redis, tmp_path / "redis", port)
+    server = start_durable_redis(start_redis, tmp_path / "redis", port)
     again = run(server.url, "replay")
     assert again.exit_code == 0
     assert again.stdout.splitlines()[:-1] == ["duplicate   msg_2  sess_2", "applied     msg_3  sess_3"]

@@ -12,23 +12,10 @@ from typing import Any
 import pytest
 from clerk_session_feed.keys import partition_of
 from structlog.testing import CapturingLogger
-from support.relay import (
-    DAY_MS,
-    EVENTS_KEY,
-    EXPIRY_KEY,
-    HOUR_MS,
-    NOW_MS,
-    SESSION_KEY,
-    USER_KEY,
-    WEEK_S,
-    Intake,
-    clerk_event,
-    client_of,
-    contents,
-    intake_on,
-    make_settings,
-    subscribed,
-)
+from support.constants import DAY_MS, EVENTS_KEY, EXPIRY_KEY, HOUR_MS, NOW_MS, SESSION_KEY, USER_KEY, WEEK_S
+from support.events import clerk_event
+from support.redis_clients import client_of, contents, subscribed
+from support.relay import Relay, make_settings, run_relay
 
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
@@ -94,9 +81,9 @@ def expiries(client: Any, stream: str = EVENTS_KEY) -> list[str]:
 
 
 def test_a_session_that_runs_out_is_told_of_in_state_stream_and_both_channels(
-    intake: Intake, worker: Worker, client: Any
+    relay: Relay, worker: Worker, client: Any
 ) -> None:
-    intake.take(event(), "msg_1")
+    relay.take(event(), "msg_1")
     before = state(client)
 
     with subscribed(client, *CHANNELS) as subscriber:
@@ -129,8 +116,8 @@ def test_a_session_that_runs_out_is_told_of_in_state_stream_and_both_channels(
     }
 
 
-def test_its_hash_and_the_sets_say_so_too(intake: Intake, worker: Worker, client: Any) -> None:
-    intake.take(event(), "msg_1")
+def test_its_hash_and_the_sets_say_so_too(relay: Relay, worker: Worker, client: Any) -> None:
+    relay.take(event(), "msg_1")
 
     worker.run_once()
 
@@ -139,16 +126,16 @@ def test_its_hash_and_the_sets_say_so_too(intake: Intake, worker: Worker, client
     assert not client.exists(USER_KEY, EXPIRY_KEY)
 
 
-def test_its_key_is_kept_for_the_retention_from_then_on(intake: Intake, worker: Worker, client: Any) -> None:
-    intake.take(event(), "msg_1")
+def test_its_key_is_kept_for_the_retention_from_then_on(relay: Relay, worker: Worker, client: Any) -> None:
+    relay.take(event(), "msg_1")
 
     worker.run_once()
 
     assert WEEK_S - 60 < client.ttl(SESSION_KEY) <= WEEK_S
 
 
-def test_a_pending_session_runs_out_too(intake: Intake, worker: Worker, client: Any) -> None:
-    intake.take(event("pending"), "msg_1")
+def test_a_pending_session_runs_out_too(relay: Relay, worker: Worker, client: Any) -> None:
+    relay.take(event("pending"), "msg_1")
 
     assert worker.run_once() == (1, 0)
 
@@ -157,8 +144,8 @@ def test_a_pending_session_runs_out_too(intake: Intake, worker: Worker, client: 
 
 
 def test_what_was_omitted_stays_omitted(relay_redis: EmbeddedRedis, worker: Worker, client: Any) -> None:
-    with intake_on(relay_redis.url, omit_fields="latest_activity.city,updated_at,expire_at,tasks") as intake:
-        intake.take(event(tasks=[{"key": "choose-organization"}]), "msg_1")
+    with run_relay(relay_redis.url, omit_fields="latest_activity.city,updated_at,expire_at,tasks") as relay:
+        relay.take(event(tasks=[{"key": "choose-organization"}]), "msg_1")
     before = state(client)["session"]
 
     assert worker.run_once() == (1, 0)
@@ -167,9 +154,9 @@ def test_what_was_omitted_stays_omitted(relay_redis: EmbeddedRedis, worker: Work
     assert before["expire_at"] is None
 
 
-def test_what_is_omitted_by_now_is_omitted(relay_redis: EmbeddedRedis, intake: Intake, client: Any) -> None:
-    intake.take(event(tasks=[{"key": "choose-organization"}]), "msg_1")
-    intake.take(event(session_id="sess_2", latest_activity=None), "msg_2")
+def test_what_is_omitted_by_now_is_omitted(relay_redis: EmbeddedRedis, relay: Relay, client: Any) -> None:
+    relay.take(event(tasks=[{"key": "choose-organization"}]), "msg_1")
+    relay.take(event(session_id="sess_2", latest_activity=None), "msg_2")
     before = state(client)["session"]
 
     with worker_on(relay_redis.url, omit_fields="latest_activity.city,client_id,tasks") as worker:
@@ -194,9 +181,9 @@ def test_what_is_omitted_by_now_is_omitted(relay_redis: EmbeddedRedis, intake: I
     ],
     ids=["thousands of digits", "numbers", "deep", "odd text"],
 )
-def test_an_actor_stays_as_it_was(intake: Intake, worker: Worker, client: Any, actor: str) -> None:
+def test_an_actor_stays_as_it_was(relay: Relay, worker: Worker, client: Any, actor: str) -> None:
     body = json.dumps(event(actor="its place")).replace('"its place"', actor)
-    assert intake.take(body.encode(), "msg_1").outcome == "applied"
+    assert relay.take(body.encode(), "msg_1").outcome == "applied"
     before = client.hget(SESSION_KEY, "state")
 
     assert worker.run_once() == (1, 0)
@@ -211,8 +198,8 @@ def test_an_actor_stays_as_it_was(intake: Intake, worker: Worker, client: Any, a
 def test_there_is_no_http_request_but_its_key_if_clerks_events_have_it(
     relay_redis: EmbeddedRedis, worker: Worker, client: Any, publish: bool
 ) -> None:
-    with intake_on(relay_redis.url, publish_http_request=publish) as intake:
-        intake.take(event(), "msg_1")
+    with run_relay(relay_redis.url, publish_http_request=publish) as relay:
+        relay.take(event(), "msg_1")
 
     worker.run_once()
 
@@ -233,8 +220,8 @@ def test_there_is_no_http_request_but_its_key_if_clerks_events_have_it(
         pytest.param(event("abandoned"), id="abandoned"),
     ],
 )
-def test_other_sessions_are_left_alone(intake: Intake, worker: Worker, client: Any, event_: Any) -> None:
-    intake.take(event_, "msg_1")
+def test_other_sessions_are_left_alone(relay: Relay, worker: Worker, client: Any, event_: Any) -> None:
+    relay.take(event_, "msg_1")
     before = contents(client)
 
     assert worker.run_once() == (0, 0)
@@ -242,17 +229,17 @@ def test_other_sessions_are_left_alone(intake: Intake, worker: Worker, client: A
     assert contents(client) == before
 
 
-def test_a_session_is_due_at_its_expire_at(intake: Intake, worker: Worker) -> None:
-    intake.take(event(expire_at=LATER), "msg_1")
+def test_a_session_is_due_at_its_expire_at(relay: Relay, worker: Worker) -> None:
+    relay.take(event(expire_at=LATER), "msg_1")
 
     assert worker.run_once() == (1, 0)
 
 
 def test_a_session_that_was_extended_runs_out_at_its_new_end(
-    intake: Intake, worker: Worker, client: Any
+    relay: Relay, worker: Worker, client: Any
 ) -> None:
-    intake.take(event(updated_at=NOW_MS - 2000), "msg_1")
-    intake.take(event(updated_at=NOW_MS - 1000, expire_at=LATER + HOUR_MS), "msg_2")
+    relay.take(event(updated_at=NOW_MS - 2000), "msg_1")
+    relay.take(event(updated_at=NOW_MS - 1000, expire_at=LATER + HOUR_MS), "msg_2")
     assert worker.run_once() == (0, 0)
 
     worker.now_ms = LATER + HOUR_MS
@@ -261,9 +248,9 @@ def test_a_session_that_was_extended_runs_out_at_its_new_end(
     assert state(client)["event"]["id"] == f"exp_sess_1_{LATER + HOUR_MS}"
 
 
-def test_more_than_a_batch_is_worked_off(intake: Intake, worker: Worker, client: Any) -> None:
+def test_more_than_a_batch_is_worked_off(relay: Relay, worker: Worker, client: Any) -> None:
     size = 2 * BATCH + 3
-    for begun in [intake.begin(event(session_id=f"sess_{n}"), f"msg_{n}") for n in range(size)]:
+    for begun in [relay.begin(event(session_id=f"sess_{n}"), f"msg_{n}") for n in range(size)]:
         begun.result(timeout=30)
 
     assert worker.run_once() == (size, 0)
@@ -275,11 +262,11 @@ def test_more_than_a_batch_is_worked_off(intake: Intake, worker: Worker, client:
 def test_all_partitions_are_worked_off(relay_redis: EmbeddedRedis, client: Any) -> None:
     users = {partition_of(user := f"user_{n}", 3): user for n in range(20)}
     with (
-        intake_on(relay_redis.url, partitions=3) as intake,
+        run_relay(relay_redis.url, partitions=3) as relay,
         worker_on(relay_redis.url, partitions=3) as worker,
     ):
         for number, user in users.items():
-            intake.take(event(session_id=f"sess_{number}", user_id=user), "msg_1")
+            relay.take(event(session_id=f"sess_{number}", user_id=user), "msg_1")
 
         assert worker.run_once() == (3, 0)
 
@@ -300,9 +287,9 @@ def test_all_partitions_are_worked_off(relay_redis: EmbeddedRedis, client: Any) 
     ],
 )
 def test_an_expiry_comes_after_the_state_that_it_ends(
-    intake: Intake, worker: Worker, client: Any, held: dict[str, Any]
+    relay: Relay, worker: Worker, client: Any, held: dict[str, Any]
 ) -> None:
-    intake.take(event(**held), "msg_1")
+    relay.take(event(**held), "msg_1")
 
     assert worker.run_once() == (1, 0)
 
@@ -320,23 +307,21 @@ def test_an_expiry_comes_after_the_state_that_it_ends(
     ],
 )
 def test_later_evidence_outweighs_an_expiry_and_earlier_does_not(
-    intake: Intake, worker: Worker, client: Any, late: Any, outcome: str, status: str
+    relay: Relay, worker: Worker, client: Any, late: Any, outcome: str, status: str
 ) -> None:
-    intake.take(event(), "msg_1")
+    relay.take(event(), "msg_1")
     worker.run_once()
 
-    intake.now_ms = LATER
-    assert intake.take(late, "msg_2").outcome == outcome
+    relay.now_ms = LATER
+    assert relay.take(late, "msg_2").outcome == outcome
 
     assert client.hget(SESSION_KEY, "status") == status
 
 
-def test_a_session_that_came_to_life_again_runs_out_again(
-    intake: Intake, worker: Worker, client: Any
-) -> None:
-    intake.take(event(), "msg_1")
+def test_a_session_that_came_to_life_again_runs_out_again(relay: Relay, worker: Worker, client: Any) -> None:
+    relay.take(event(), "msg_1")
     worker.run_once()
-    intake.take(event(updated_at=EXPIRE_AT + 1, expire_at=LATER), "msg_2")
+    relay.take(event(updated_at=EXPIRE_AT + 1, expire_at=LATER), "msg_2")
 
     assert worker.run_once() == (1, 0)
 
@@ -344,10 +329,10 @@ def test_a_session_that_came_to_life_again_runs_out_again(
     assert expiries(client) == ["sess_1", "sess_1"]
 
 
-def test_a_session_extended_in_between_is_not_ended(intake: Intake, worker: Worker, client: Any) -> None:
-    intake.take(event(updated_at=NOW_MS - 2000), "msg_1")
+def test_a_session_extended_in_between_is_not_ended(relay: Relay, worker: Worker, client: Any) -> None:
+    relay.take(event(updated_at=NOW_MS - 2000), "msg_1")
     extended = event(updated_at=NOW_MS - 1000, expire_at=LATER + HOUR_MS)
-    worker.meanwhile = lambda: intake.take(extended, "msg_2")
+    worker.meanwhile = lambda: relay.take(extended, "msg_2")
 
     assert worker.run_once() == (0, 0)
 
@@ -356,9 +341,9 @@ def test_a_session_extended_in_between_is_not_ended(intake: Intake, worker: Work
     assert expiries(client) == []
 
 
-def test_a_session_ended_in_between_stays_as_it_ended(intake: Intake, worker: Worker, client: Any) -> None:
-    intake.take(event(), "msg_1")
-    worker.meanwhile = lambda: intake.take(event("revoked"), "msg_2")
+def test_a_session_ended_in_between_stays_as_it_ended(relay: Relay, worker: Worker, client: Any) -> None:
+    relay.take(event(), "msg_1")
+    worker.meanwhile = lambda: relay.take(event("revoked"), "msg_2")
 
     assert worker.run_once() == (0, 0)
 
@@ -366,10 +351,10 @@ def test_a_session_ended_in_between_stays_as_it_ended(intake: Intake, worker: Wo
     assert expiries(client) == []
 
 
-def test_what_changed_in_between_is_in_the_message(intake: Intake, worker: Worker, client: Any) -> None:
-    intake.take(event(updated_at=NOW_MS - 2000), "msg_1")
+def test_what_changed_in_between_is_in_the_message(relay: Relay, worker: Worker, client: Any) -> None:
+    relay.take(event(updated_at=NOW_MS - 2000), "msg_1")
     changed = event(updated_at=NOW_MS - 1000, client_id="client_new")
-    worker.meanwhile = lambda: intake.take(changed, "msg_2")
+    worker.meanwhile = lambda: relay.take(changed, "msg_2")
 
     assert worker.run_once() == (1, 0)
 
@@ -377,8 +362,8 @@ def test_what_changed_in_between_is_in_the_message(intake: Intake, worker: Worke
     assert (message["session"]["client_id"], message["revision"]) == ("client_new", 3)
 
 
-def test_a_session_gone_in_between_is_not_made_anew(intake: Intake, worker: Worker, client: Any) -> None:
-    intake.take(event(), "msg_1")
+def test_a_session_gone_in_between_is_not_made_anew(relay: Relay, worker: Worker, client: Any) -> None:
+    relay.take(event(), "msg_1")
     worker.meanwhile = lambda: client.delete(SESSION_KEY)
 
     assert worker.run_once() == (0, 0)
@@ -387,9 +372,9 @@ def test_a_session_gone_in_between_is_not_made_anew(intake: Intake, worker: Work
 
 
 def test_two_workers_that_read_the_same_end_it_once(
-    relay_redis: EmbeddedRedis, intake: Intake, worker: Worker, client: Any
+    relay_redis: EmbeddedRedis, relay: Relay, worker: Worker, client: Any
 ) -> None:
-    intake.take(event(), "msg_1")
+    relay.take(event(), "msg_1")
     with worker_on(relay_redis.url) as other, subscribed(client, *CHANNELS) as subscriber:
         worker.meanwhile = other.run_once
 
@@ -412,10 +397,10 @@ def test_an_id_without_a_session_leaves_the_expiry_set(worker: Worker, client: A
 
 
 def test_a_session_that_came_in_between_stays_in_the_expiry_set(
-    intake: Intake, worker: Worker, client: Any
+    relay: Relay, worker: Worker, client: Any
 ) -> None:
     client.zadd(EXPIRY_KEY, {"sess_1": EXPIRE_AT})
-    worker.meanwhile = lambda: intake.take(event(expire_at=LATER + HOUR_MS), "msg_1")
+    worker.meanwhile = lambda: relay.take(event(expire_at=LATER + HOUR_MS), "msg_1")
 
     assert worker.run_once() == (0, 0)
 
@@ -423,11 +408,11 @@ def test_a_session_that_came_in_between_stays_in_the_expiry_set(
 
 
 def test_a_session_opened_again_without_a_new_end_is_told_of_once_and_not_looked_at_again(
-    intake: Intake, worker: Worker, client: Any
+    relay: Relay, worker: Worker, client: Any
 ) -> None:
-    intake.take(event(), "msg_1")
+    relay.take(event(), "msg_1")
     worker.run_once()
-    intake.take(event(updated_at=EXPIRE_AT + 1), "msg_2")
+    relay.take(event(updated_at=EXPIRE_AT + 1), "msg_2")
     before = contents(client)
     assert before.pop(EXPIRY_KEY)
 
@@ -437,9 +422,9 @@ def test_a_session_opened_again_without_a_new_end_is_told_of_once_and_not_looked
 
 
 def test_a_session_of_which_no_end_is_held_leaves_the_expiry_set(
-    intake: Intake, worker: Worker, client: Any
+    relay: Relay, worker: Worker, client: Any
 ) -> None:
-    intake.take(event(), "msg_1")
+    relay.take(event(), "msg_1")
     client.hdel(SESSION_KEY, "_expire_at")
 
     assert worker.run_once() == (0, 0)
@@ -450,9 +435,9 @@ def test_a_session_of_which_no_end_is_held_leaves_the_expiry_set(
 
 @pytest.mark.parametrize("name", [b"\xff", b"", b"sess 1"])
 def test_what_is_no_id_of_a_session_is_in_nobodys_way(
-    intake: Intake, worker: Worker, client: Any, logger: CapturingLogger, name: bytes
+    relay: Relay, worker: Worker, client: Any, logger: CapturingLogger, name: bytes
 ) -> None:
-    intake.take(event(), "msg_1")
+    relay.take(event(), "msg_1")
     client.zadd(EXPIRY_KEY, {name: NOW_MS})
 
     assert worker.run_once() == (1, 1)
@@ -476,7 +461,7 @@ def test_what_is_no_id_of_a_session_is_in_nobodys_way(
     ],
 )
 def test_a_state_that_cannot_be_read_stays_as_it_is_and_is_in_nobodys_way(
-    intake: Intake,
+    relay: Relay,
     worker: Worker,
     client: Any,
     logger: CapturingLogger,
@@ -485,7 +470,7 @@ def test_a_state_that_cannot_be_read_stays_as_it_is_and_is_in_nobodys_way(
     why: str,
 ) -> None:
     for n in (1, 2, 3):
-        intake.take(event(session_id=f"sess_{n}"), f"msg_{n}")
+        relay.take(event(session_id=f"sess_{n}"), f"msg_{n}")
     if value is None:
         client.hdel(SESSION_KEY, field)
     else:
@@ -516,11 +501,11 @@ def real_client(real_redis: EmbeddedRedis) -> Iterator[Any]:
 def test_more_than_a_batch_that_cannot_be_read_is_in_nobodys_way(
     real_redis: EmbeddedRedis, real_client: Any
 ) -> None:
-    with intake_on(real_redis.url) as intake, worker_on(real_redis.url) as worker:
+    with run_relay(real_redis.url) as relay, worker_on(real_redis.url) as worker:
         for n in range(BATCH + 1):
             real_client.set(f"{{clerk}}:session:sess_{n}", "no hash", ex=60)
             real_client.zadd(EXPIRY_KEY, {f"sess_{n}": NOW_MS})
-        intake.take(event(session_id="sess_last"), "msg_1")
+        relay.take(event(session_id="sess_last"), "msg_1")
 
         assert worker.run_once() == (1, BATCH + 1)
 
@@ -531,10 +516,10 @@ def test_sessions_that_redis_refuses_to_end_are_named_in_nobodys_way_and_stay_du
     real_redis: EmbeddedRedis, real_client: Any, logger: CapturingLogger
 ) -> None:
     refused = [f"sess_{n:03}" for n in range(BATCH + 1)]
-    with intake_on(real_redis.url) as intake, worker_on(real_redis.url) as worker:
+    with run_relay(real_redis.url) as relay, worker_on(real_redis.url) as worker:
         for session_id in refused:
-            intake.take(event(session_id=session_id), "msg_1")
-        intake.take(event(session_id="sess_last", user_id="user_2"), "msg_1")
+            relay.take(event(session_id=session_id), "msg_1")
+        relay.take(event(session_id="sess_last", user_id="user_2"), "msg_1")
         real_client.set(USER_KEY, "no set", ex=60)
 
         assert worker.run_once() == (1, BATCH + 1)
@@ -551,10 +536,10 @@ def test_without_the_replicas_that_have_to_confirm_it_says_so(
     real_redis: EmbeddedRedis, real_client: Any
 ) -> None:
     with (
-        intake_on(real_redis.url) as intake,
+        run_relay(real_redis.url) as relay,
         worker_on(real_redis.url, redis_min_replicas=1, redis_timeout=1) as worker,
     ):
-        intake.take(event(), "msg_1")
+        relay.take(event(), "msg_1")
 
         with pytest.raises(StoreUnavailableError, match="0 of 1 replicas"):
             worker.run_once()
@@ -563,10 +548,8 @@ def test_without_the_replicas_that_have_to_confirm_it_says_so(
 # The script's own guard
 
 
-def test_an_expiry_made_from_another_state_than_the_one_held_does_nothing(
-    intake: Intake, client: Any
-) -> None:
-    intake.take(event(), "msg_1")
+def test_an_expiry_made_from_another_state_than_the_one_held_does_nothing(relay: Relay, client: Any) -> None:
+    relay.take(event(), "msg_1")
     held = client.hmget(SESSION_KEY, HELD_FIELDS)
     made = expiry_of("sess_1", [field.encode() for field in held], LATER)
     assert made is not None
@@ -574,21 +557,21 @@ def test_an_expiry_made_from_another_state_than_the_one_held_does_nothing(
 
     for cursor in ("1-1", made.cursor + "0"):
         other = dataclasses.replace(made, cursor=cursor)
-        assert intake.store.expire(0, other, LATER).result(timeout=30) is None
+        assert relay.store.expire(0, other, LATER).result(timeout=30) is None
     unknown = dataclasses.replace(made, session_id="sess_2")
-    assert intake.store.expire(0, unknown, LATER).result(timeout=30) is None
+    assert relay.store.expire(0, unknown, LATER).result(timeout=30) is None
 
     assert contents(client) == before
-    assert intake.store.expire(0, made, LATER).result(timeout=30) == Outcome(
+    assert relay.store.expire(0, made, LATER).result(timeout=30) == Outcome(
         "applied", "sess_1", client.hget(SESSION_KEY, "cursor"), 2
     )
 
 
 def test_an_expiry_lags_behind_the_sessions_end_by_redis_own_clock(
-    intake: Intake, worker: Worker, client: Any, logger: CapturingLogger
+    relay: Relay, worker: Worker, client: Any, logger: CapturingLogger
 ) -> None:
-    intake.take(event(), "msg_1")
-    intake.take(event(session_id="sess_2", expire_at=EXPIRE_AT + 60_000), "msg_2")
+    relay.take(event(), "msg_1")
+    relay.take(event(session_id="sess_2", expire_at=EXPIRE_AT + 60_000), "msg_2")
 
     worker.run_once()
 

@@ -27,31 +27,20 @@ from clerk_session_feed.feed import (
     SessionUpdate,
     UnreadableMessageError,
 )
+from support.clock import eventually
+from support.constants import DAY_MS, EVENTS_KEY, NO_REDIS, NOW_MS, ROOT, SESSION_KEY, USER_KEY
+from support.events import clerk_event
 from support.feeds import PATIENCE, EndedError, Feed, OpenFeed, Updates, block_shortly
-from support.relay import (
-    DAY_MS,
-    EVENTS_KEY,
-    NO_REDIS,
-    NOW_MS,
-    ROOT,
-    SESSION_KEY,
-    USER_KEY,
-    Intake,
-    clerk_event,
-    client_of,
-    eventually,
-    intake_on,
-    monitored,
-    scripted_redis,
-    subscribed,
-)
+from support.redis_clients import client_of, monitored, subscribed
+from support.redis_servers import scripted_redis
+from support.relay import Relay, run_relay
 
 from service.dev.embedded import EmbeddedRedis
 
 
 @pytest.fixture
 def relay_redis(real_redis: EmbeddedRedis) -> EmbeddedRedis:
-    """For `client` and `intake`."""
+    """For `client` and `relay`."""
     return real_redis
 
 
@@ -70,9 +59,9 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, now_ms: int) -> None:
     monkeypatch.setattr(time, "time_ns", lambda: now_ms * 1_000_000)
 
 
-def take_several(intake: Intake, *session_ids: str) -> list[str]:
+def take_several(relay: Relay, *session_ids: str) -> list[str]:
     """Let each session begin; return the cursors."""
-    return [str(intake.take(clerk_event(session_id=each), f"msg_{each}").cursor) for each in session_ids]
+    return [str(relay.take(clerk_event(session_id=each), f"msg_{each}").cursor) for each in session_ids]
 
 
 def sessions(updates: list[SessionUpdate]) -> list[str]:
@@ -82,18 +71,18 @@ def sessions(updates: list[SessionUpdate]) -> list[str]:
 # The state of a session
 
 
-def test_the_state_of_a_session_is_what_was_published_last(feed: Feed, intake: Intake, client: Any) -> None:
+def test_the_state_of_a_session_is_what_was_published_last(feed: Feed, relay: Relay, client: Any) -> None:
     with subscribed(client, "clerk:sessions") as subscriber:
-        intake.take(clerk_event(), "msg_1")
-        intake.take(clerk_event("ended", updated_at=NOW_MS), "msg_2")
+        relay.take(clerk_event(), "msg_1")
+        relay.take(clerk_event("ended", updated_at=NOW_MS), "msg_2")
         _, (_, last) = subscriber.rest()
     assert feed.state().json == last.encode()
 
 
-def test_an_update_has_every_field_of_its_message(feed: Feed, intake: Intake) -> None:
-    intake.take(clerk_event(), "msg_1")
+def test_an_update_has_every_field_of_its_message(feed: Feed, relay: Relay) -> None:
+    relay.take(clerk_event(), "msg_1")
     actor = {"sub": "user_boss", "big": 10**200, "nested": [{"deep": [1, None]}]}
-    outcome = intake.take(clerk_event("ended", updated_at=NOW_MS, actor=actor), "msg_2")
+    outcome = relay.take(clerk_event("ended", updated_at=NOW_MS, actor=actor), "msg_2")
     update = feed.state()
     assert (update.outcome, update.revision, update.previous_status) == ("applied", 2, "active")
     assert (update.cursor, update.position) == (outcome.cursor, outcome.cursor)
@@ -110,8 +99,8 @@ def test_an_update_has_every_field_of_its_message(feed: Feed, intake: Intake) ->
     }
 
 
-def test_tasks_are_typed(feed: Feed, intake: Intake) -> None:
-    intake.take(clerk_event("pending", tasks=[{"key": "choose-organization"}]), "msg_1")
+def test_tasks_are_typed(feed: Feed, relay: Relay) -> None:
+    relay.take(clerk_event("pending", tasks=[{"key": "choose-organization"}]), "msg_1")
     assert [task.key for task in feed.state().session.tasks] == ["choose-organization"]
 
 
@@ -119,10 +108,10 @@ def test_a_session_that_is_not_held_has_no_state(feed: Feed) -> None:
     assert feed.get("sess_1") is None
 
 
-def test_a_late_event_leaves_the_state_as_it_is(feed: Feed, intake: Intake) -> None:
-    intake.take(clerk_event("ended"), "msg_1")
+def test_a_late_event_leaves_the_state_as_it_is(feed: Feed, relay: Relay) -> None:
+    relay.take(clerk_event("ended"), "msg_1")
     before = feed.get("sess_1")
-    assert intake.take(clerk_event(), "msg_2").outcome == "stale"
+    assert relay.take(clerk_event(), "msg_2").outcome == "stale"
     assert feed.get("sess_1") == before
 
 
@@ -132,17 +121,17 @@ def test_where_the_users_request_came_from(
     event = clerk_event() | {
         "event_attributes": {"http_request": {"client_ip": "192.0.2.1", "user_agent": "UA"}}
     }
-    with intake_on(relay_redis.url, publish_http_request=True) as intake:
-        intake.take(event, "msg_1")
+    with run_relay(relay_redis.url, publish_http_request=True) as relay:
+        relay.take(event, "msg_1")
     feed = open_feed(relay_redis.url)
     for update in (feed.state(), feed.follow("0-0").next()):
         assert isinstance(update.event, EventWithRequest)
         assert update.event.http_request == HttpRequest(client_ip="192.0.2.1", user_agent="UA")
 
 
-def test_what_a_later_relay_adds_is_passed_over(feed: Feed, intake: Intake, client: Any) -> None:
+def test_what_a_later_relay_adds_is_passed_over(feed: Feed, relay: Relay, client: Any) -> None:
     """Adding a key is no new version of the schema."""
-    intake.take(clerk_event(), "msg_1")
+    relay.take(clerk_event(), "msg_1")
     expected = feed.state().session
     message = json.loads(client.hget(SESSION_KEY, "state"))
     for part in (message, message["event"], message["session"], message["session"]["latest_activity"]):
@@ -177,9 +166,9 @@ def empty(_: object) -> object:
 
 @pytest.mark.parametrize("spoil", [of_another_version, without_a_session, garbage, empty])
 def test_what_is_no_message_is_an_error_that_names_it(
-    feed: Feed, intake: Intake, client: Any, spoil: Callable[[dict[str, Any]], object]
+    feed: Feed, relay: Relay, client: Any, spoil: Callable[[dict[str, Any]], object]
 ) -> None:
-    intake.take(clerk_event(), "msg_1")
+    relay.take(clerk_event(), "msg_1")
     state = json.loads(client.hget(SESSION_KEY, "state"))
     entry = client.xadd(EVENTS_KEY, entry_of(spoil(state | {"cursor": None})))
     client.hset(SESSION_KEY, "state", entry_of(spoil(state))["message"])
@@ -197,10 +186,10 @@ def test_what_is_no_message_is_an_error_that_names_it(
 # Whether a session is live
 
 
-def test_a_session_is_live_as_long_as_it_is_active(feed: Feed, intake: Intake) -> None:
-    intake.take(clerk_event(), "msg_1")
+def test_a_session_is_live_as_long_as_it_is_active(feed: Feed, relay: Relay) -> None:
+    relay.take(clerk_event(), "msg_1")
     assert feed.is_live("sess_1")
-    intake.take(clerk_event("revoked", updated_at=NOW_MS), "msg_2")
+    relay.take(clerk_event("revoked", updated_at=NOW_MS), "msg_2")
     assert not feed.is_live("sess_1")
 
 
@@ -215,8 +204,8 @@ def test_a_session_is_live_until_it_runs_out(
     expected: bool,
     omitted: str,
 ) -> None:
-    with intake_on(relay_redis.url, omit_fields=omitted) as intake:
-        intake.take(clerk_event(expire_at=NOW_MS + DAY_MS), "msg_1")
+    with run_relay(relay_redis.url, omit_fields=omitted) as relay:
+        relay.take(clerk_event(expire_at=NOW_MS + DAY_MS), "msg_1")
     set_clock(monkeypatch, NOW_MS + DAY_MS + past_the_end_ms)
     feed = open_feed(relay_redis.url)
     assert feed.is_live("sess_1") is expected
@@ -225,8 +214,8 @@ def test_a_session_is_live_until_it_runs_out(
         assert feed.state().is_live is expected
 
 
-def test_a_session_without_an_end_is_live(feed: Feed, intake: Intake) -> None:
-    intake.take(clerk_event(expire_at=None), "msg_1")
+def test_a_session_without_an_end_is_live(feed: Feed, relay: Relay) -> None:
+    relay.take(clerk_event(expire_at=None), "msg_1")
     assert feed.is_live("sess_1")
 
 
@@ -234,8 +223,8 @@ def test_a_session_that_is_not_held_is_not_live(feed: Feed) -> None:
     assert not feed.is_live("sess_1")
 
 
-def test_whether_a_session_is_live_costs_one_command(feed: Feed, intake: Intake, client: Any) -> None:
-    intake.take(clerk_event(), "msg_1")
+def test_whether_a_session_is_live_costs_one_command(feed: Feed, relay: Relay, client: Any) -> None:
+    relay.take(clerk_event(), "msg_1")
     feed.is_live("sess_1")
     with monitored(client) as commands:
         feed.is_live("sess_1")
@@ -246,18 +235,18 @@ def test_whether_a_session_is_live_costs_one_command(feed: Feed, intake: Intake,
 
 
 def test_a_session_that_ends_while_it_is_read_is_not_among_the_live_ones(
-    feed: Feed, intake: Intake, client: Any
+    feed: Feed, relay: Relay, client: Any
 ) -> None:
-    intake.take(clerk_event(), "msg_1")
-    intake.take(clerk_event("ended", updated_at=NOW_MS), "msg_2")
+    relay.take(clerk_event(), "msg_1")
+    relay.take(clerk_event("ended", updated_at=NOW_MS), "msg_2")
     client.zadd(USER_KEY, {"sess_1": "+inf"})  # as it was when the first of the two reads saw it
     assert feed.live_ids() == []
     client.delete(USER_KEY)
 
 
-def test_live_sessions_are_those_of_the_user(feed: Feed, intake: Intake) -> None:
-    intake.take(clerk_event(session_id="sess_1"), "msg_1")
-    intake.take(clerk_event(session_id="sess_2", user_id="user_2"), "msg_2")
+def test_live_sessions_are_those_of_the_user(feed: Feed, relay: Relay) -> None:
+    relay.take(clerk_event(session_id="sess_1"), "msg_1")
+    relay.take(clerk_event(session_id="sess_2", user_id="user_2"), "msg_2")
     assert feed.live_ids() == ["sess_1"]
 
 
@@ -266,20 +255,20 @@ def test_a_user_without_sessions_has_no_live_ones(feed: Feed) -> None:
 
 
 @pytest.mark.parametrize("status", ["pending", "ended"])
-def test_a_session_that_is_not_active_is_not_among_them(status: str, feed: Feed, intake: Intake) -> None:
-    intake.take(clerk_event(status), "msg_1")
+def test_a_session_that_is_not_active_is_not_among_them(status: str, feed: Feed, relay: Relay) -> None:
+    relay.take(clerk_event(status), "msg_1")
     assert feed.live_ids() == []
 
 
-def test_the_longest_lived_session_comes_last(feed: Feed, intake: Intake) -> None:
-    intake.take(clerk_event(session_id="sess_for_ever", expire_at=None), "msg_1")
-    intake.take(clerk_event(session_id="sess_long", expire_at=NOW_MS + 2 * DAY_MS), "msg_2")
-    intake.take(clerk_event(session_id="sess_short", expire_at=NOW_MS + DAY_MS), "msg_3")
+def test_the_longest_lived_session_comes_last(feed: Feed, relay: Relay) -> None:
+    relay.take(clerk_event(session_id="sess_for_ever", expire_at=None), "msg_1")
+    relay.take(clerk_event(session_id="sess_long", expire_at=NOW_MS + 2 * DAY_MS), "msg_2")
+    relay.take(clerk_event(session_id="sess_short", expire_at=NOW_MS + DAY_MS), "msg_3")
     assert feed.live_ids() == ["sess_short", "sess_long", "sess_for_ever"]
 
 
-def test_an_id_whose_session_is_gone_is_left_out(feed: Feed, intake: Intake, client: Any) -> None:
-    take_several(intake, "sess_1", "sess_2")
+def test_an_id_whose_session_is_gone_is_left_out(feed: Feed, relay: Relay, client: Any) -> None:
+    take_several(relay, "sess_1", "sess_2")
     client.delete(SESSION_KEY)
     assert client.zcard(USER_KEY) == 2
     assert feed.live_ids() == ["sess_2"]
@@ -288,10 +277,10 @@ def test_an_id_whose_session_is_gone_is_left_out(feed: Feed, intake: Intake, cli
 # What is still known of a session
 
 
-def test_the_history_of_a_session_has_its_late_events_too(feed: Feed, intake: Intake) -> None:
-    intake.take(clerk_event("ended"), "msg_1")
-    intake.take(clerk_event("ended", session_id="sess_2"), "msg_other")
-    late = intake.take(clerk_event(), "msg_2")
+def test_the_history_of_a_session_has_its_late_events_too(feed: Feed, relay: Relay) -> None:
+    relay.take(clerk_event("ended"), "msg_1")
+    relay.take(clerk_event("ended", session_id="sess_2"), "msg_other")
+    late = relay.take(clerk_event(), "msg_2")
     first, second = feed.history("sess_1")
     assert (first.outcome, first.event.id, first.revision) == ("applied", "msg_1", 1)
     assert (second.outcome, second.event.id, second.revision, second.cursor) == (
@@ -301,20 +290,20 @@ def test_the_history_of_a_session_has_its_late_events_too(feed: Feed, intake: In
 
 
 def test_the_history_goes_on_past_what_one_read_returns(
-    feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clerk_session_feed.feed_steps.BATCH", 2)
     for number in range(5):
-        intake.take(clerk_event(updated_at=NOW_MS - 100 + number), f"msg_{number}")
+        relay.take(clerk_event(updated_at=NOW_MS - 100 + number), f"msg_{number}")
     assert [update.revision for update in feed.history("sess_1")] == [1, 2, 3, 4, 5]
 
 
 # The stream
 
 
-def test_an_update_is_the_message_published_with_its_cursor(feed: Feed, intake: Intake, client: Any) -> None:
+def test_an_update_is_the_message_published_with_its_cursor(feed: Feed, relay: Relay, client: Any) -> None:
     with subscribed(client, "clerk:sessions") as subscriber:
-        outcome = intake.take(clerk_event(), "msg_1")
+        outcome = relay.take(clerk_event(), "msg_1")
         ((_, published),) = subscriber.rest()
     update = feed.follow("0-0").next()
     assert (update.outcome, update.cursor, update.position) == ("applied", outcome.cursor, outcome.cursor)
@@ -325,11 +314,11 @@ def test_an_update_is_the_message_published_with_its_cursor(feed: Feed, intake: 
     ("stale", "expected"), [(False, ["msg_1", "msg_3"]), (True, ["msg_1", "msg_2", "msg_3"])]
 )
 def test_late_events_are_left_out_unless_asked_for(
-    feed: Feed, intake: Intake, stale: bool, expected: list[str]
+    feed: Feed, relay: Relay, stale: bool, expected: list[str]
 ) -> None:
-    intake.take(clerk_event("ended"), "msg_1")
-    intake.take(clerk_event(), "msg_2")
-    intake.take(clerk_event("ended", session_id="sess_2"), "msg_3")
+    relay.take(clerk_event("ended"), "msg_1")
+    relay.take(clerk_event(), "msg_2")
+    relay.take(clerk_event("ended", session_id="sess_2"), "msg_3")
     updates = feed.follow("0-0", stale=stale).take(len(expected))
     assert [update.event.id for update in updates] == expected
     assert [update.outcome for update in updates] == [
@@ -337,30 +326,30 @@ def test_late_events_are_left_out_unless_asked_for(
     ]
 
 
-def test_a_duplicate_is_no_update(feed: Feed, intake: Intake, client: Any) -> None:
+def test_a_duplicate_is_no_update(feed: Feed, relay: Relay, client: Any) -> None:
     for message_id in ("msg_1", "msg_1", "msg_2"):
-        intake.take(clerk_event(), message_id)
+        relay.take(clerk_event(), message_id)
     assert [update.event.id for update in feed.follow("0-0").take(2)] == ["msg_1", "msg_2"]
     assert client.xlen(EVENTS_KEY) == 2
 
 
-def test_following_begins_after_the_cursor(feed: Feed, intake: Intake) -> None:
-    cursors = take_several(intake, "sess_0", "sess_1", "sess_2")
+def test_following_begins_after_the_cursor(feed: Feed, relay: Relay) -> None:
+    cursors = take_several(relay, "sess_0", "sess_1", "sess_2")
     assert [update.cursor for update in feed.follow(cursors[0]).take(2)] == cursors[1:]
     assert [update.cursor for update in feed.follow({0: cursors[0]}).take(2)] == cursors[1:]
 
 
-def test_following_begins_after_a_cursor_that_is_only_a_time(feed: Feed, intake: Intake) -> None:
-    (cursor,) = take_several(intake, "sess_1")
+def test_following_begins_after_a_cursor_that_is_only_a_time(feed: Feed, relay: Relay) -> None:
+    (cursor,) = take_several(relay, "sess_1")
     milliseconds = int(cursor.partition("-")[0])
     assert feed.follow(str(milliseconds - 1)).next().cursor == cursor
 
 
 @pytest.mark.parametrize("held", [0, 2], ids=["nothing is there", "what is there is left out"])
-def test_following_from_now_on(feed: Feed, intake: Intake, held: int) -> None:
-    take_several(intake, *(f"sess_{number}" for number in range(held)))
+def test_following_from_now_on(feed: Feed, relay: Relay, held: int) -> None:
+    take_several(relay, *(f"sess_{number}" for number in range(held)))
     updates = feed.follow(feed.now())
-    later = intake.take(clerk_event("ended", session_id="sess_later"), "msg_later")
+    later = relay.take(clerk_event("ended", session_id="sess_later"), "msg_later")
     assert updates.next().cursor == later.cursor
 
 
@@ -379,17 +368,17 @@ def test_what_is_no_cursor_is_an_error_at_once(after: Any) -> None:
             feed.consume("group", "name", after=after)
 
 
-def test_a_cursor_that_no_entry_has_is_lost(feed: Feed, intake: Intake) -> None:
+def test_a_cursor_that_no_entry_has_is_lost(feed: Feed, relay: Relay) -> None:
     """Redis may have been restarted with an older dump: then others are missing, too."""
-    (cursor,) = take_several(intake, "sess_1")
+    (cursor,) = take_several(relay, "sess_1")
     of_another_stream = f"{int(cursor.partition('-')[0]) - 1}-7"
     with pytest.raises(CursorLostError, match=of_another_stream) as lost:
         feed.follow(of_another_stream).next()
     assert (lost.value.cursor, lost.value.partition) == (of_another_stream, 0)
 
 
-def test_following_goes_on_past_what_one_read_returns(feed: Feed, intake: Intake, client: Any) -> None:
-    intake.take(clerk_event(), "msg_1")
+def test_following_goes_on_past_what_one_read_returns(feed: Feed, relay: Relay, client: Any) -> None:
+    relay.take(clerk_event(), "msg_1")
     ((_, entry),) = client.xrange(EVENTS_KEY)
     pipeline = client.pipeline(transaction=False)
     for _ in range(1200):
@@ -403,23 +392,23 @@ def await_waiting(client: Any, count: int = 1) -> None:
     eventually(lambda: client.info("clients")["blocked_clients"] == count)
 
 
-def test_following_waits_for_what_comes_later(feed: Feed, intake: Intake, client: Any) -> None:
-    before = intake.take(clerk_event(), "msg_1")
+def test_following_waits_for_what_comes_later(feed: Feed, relay: Relay, client: Any) -> None:
+    before = relay.take(clerk_event(), "msg_1")
     later = feed.follow(str(before.cursor)).begin()
     await_waiting(client)
-    after = intake.take(clerk_event("ended", updated_at=NOW_MS), "msg_2")
+    after = relay.take(clerk_event("ended", updated_at=NOW_MS), "msg_2")
     (update,) = later.result(10)
     assert update.cursor == after.cursor
 
 
 def test_waiting_longer_than_one_read_blocks_is_no_failure(
-    feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed_stream, "BLOCK_MS", 10)
     reads = client.info("commandstats").get("cmdstat_xread", {"calls": 0})["calls"]
     later = feed.follow("0-0").begin()
     eventually(lambda: client.info("commandstats")["cmdstat_xread"]["calls"] > reads + 3)
-    intake.take(clerk_event(), "msg_1")
+    relay.take(clerk_event(), "msg_1")
     assert sessions(later.result(10)) == ["sess_1"]
 
 
@@ -428,8 +417,8 @@ def test_names_are_those_that_are_set(open_feed: OpenFeed, relay_redis: Embedded
     feed = open_feed(relay_redis.url, **names)
     published = feed.subscribe().begin()
     eventually(lambda: client.pubsub_numsub("other") == [("other", 1)])
-    with intake_on(relay_redis.url, **names) as intake:
-        intake.take(clerk_event(), "msg_1")
+    with run_relay(relay_redis.url, **names) as relay:
+        relay.take(clerk_event(), "msg_1")
     assert feed.is_live("sess_1")
     assert feed.live_ids() == ["sess_1"]
     assert feed.follow("0-0").next().session == feed.follow().next().session == feed.state().session
@@ -449,10 +438,10 @@ def test_the_environment_is_read_only_where_it_is_asked_for(monkeypatch: pytest.
 
 
 def test_a_feed_from_the_environment(
-    relay_redis: EmbeddedRedis, intake: Intake, monkeypatch: pytest.MonkeyPatch
+    relay_redis: EmbeddedRedis, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REDIS_URL", relay_redis.url)
-    intake.take(clerk_event(), "msg_1")
+    relay.take(clerk_event(), "msg_1")
     with SessionFeed.from_env() as feed:
         assert feed.is_live("sess_1")
 
@@ -461,14 +450,14 @@ def test_the_stand_in_of_dev_is_read_like_a_redis(open_feed: OpenFeed, stand_in:
     with client_of(stand_in.url) as client:
         client.flushall()
     feed = open_feed(stand_in.url)
-    with intake_on(stand_in.url) as intake:
-        begin_sessions(intake, 1)
+    with run_relay(stand_in.url) as relay:
+        begin_sessions(relay, 1)
         assert feed.is_live("sess_0")
         assert feed.live_ids() == ["sess_0"]
         iterators = [feed.follow(), feed.follow("0-0"), feed.consume()]
         held = [updates.next() for updates in iterators]
         assert sessions(held) == ["sess_0"] * 3
-        begin_sessions(intake, 2)
+        begin_sessions(relay, 2)
     assert sessions([updates.next() for updates in iterators]) == ["sess_1"] * 3
     assert feed.now() == {0: feed.history("sess_1")[0].cursor}
 
@@ -499,17 +488,17 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_stream, "BATCH", 4)
 
 
-def begin_sessions(intake: Intake, count: int) -> None:
+def begin_sessions(relay: Relay, count: int) -> None:
     for number in range(count):
-        intake.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}")
+        relay.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}")
 
 
-def test_the_state_of_every_session_comes_first(feed: Feed, intake: Intake) -> None:
-    begin_sessions(intake, 3)
-    intake.take(clerk_event("ended", session_id="sess_2", updated_at=NOW_MS), "msg_end")
+def test_the_state_of_every_session_comes_first(feed: Feed, relay: Relay) -> None:
+    begin_sessions(relay, 3)
+    relay.take(clerk_event("ended", session_id="sess_2", updated_at=NOW_MS), "msg_end")
     updates = feed.follow()
     held = updates.take(3)
-    later = intake.take(clerk_event("ended", session_id="sess_0", updated_at=NOW_MS), "msg_later")
+    later = relay.take(clerk_event("ended", session_id="sess_0", updated_at=NOW_MS), "msg_later")
     assert {(u.session.id, u.session.status, u.revision) for u in held} == {
         *(("sess_0", "active", 1), ("sess_1", "active", 1), ("sess_2", "ended", 2)),
     }
@@ -518,37 +507,37 @@ def test_the_state_of_every_session_comes_first(feed: Feed, intake: Intake) -> N
     assert (news.is_snapshot, news.position) == (False, later.cursor)
 
 
-def test_without_a_session_there_are_no_snapshots(feed: Feed, intake: Intake, client: Any) -> None:
+def test_without_a_session_there_are_no_snapshots(feed: Feed, relay: Relay, client: Any) -> None:
     first = feed.follow().begin()
     await_waiting(client)
-    intake.take(clerk_event(), "msg_1")
+    relay.take(clerk_event(), "msg_1")
     assert [update.is_snapshot for update in first.result(10)] == [False]
 
 
 @pytest.mark.usefixtures("small_batches")
 def test_what_happens_while_the_snapshots_are_read_is_neither_missed_nor_told_twice(
-    feed: Feed, intake: Intake
+    feed: Feed, relay: Relay
 ) -> None:
-    begin_sessions(intake, 30)
+    begin_sessions(relay, 30)
     updates, whole = feed.follow(), Whole()
     for change in range(4):  # six snapshots in between, and the last ones after all changes
         whole.note(updates.take(6))
         for number in range(35):
             event = clerk_event(session_id=f"sess_{number}", updated_at=NOW_MS - 900 + change)
-            intake.take(event, f"msg_{number}_{change}")
+            relay.take(event, f"msg_{number}_{change}")
     expected = {f"sess_{number}": 5 if number < 30 else 4 for number in range(35)}
     while whole.revisions != expected:
         whole.note(updates.take(1))
-    take_several(intake, "sess_later")
+    take_several(relay, "sess_later")
     assert sessions(updates.take(1)) == ["sess_later"]
 
 
 @pytest.mark.usefixtures("small_batches")
 @pytest.mark.parametrize("grows", [True, False], ids=["grows", "shrinks"])
 def test_snapshots_come_once_each_while_redis_rearranges_its_keys(
-    feed: Feed, intake: Intake, client: Any, grows: bool
+    feed: Feed, relay: Relay, client: Any, grows: bool
 ) -> None:
-    begin_sessions(intake, 30)
+    begin_sessions(relay, 30)
     others = {f"other:{number}": "" for number in range(5_000)}
     if not grows:
         client.mset(others)
@@ -560,7 +549,7 @@ def test_snapshots_come_once_each_while_redis_rearranges_its_keys(
         client.delete(*others)
     whole.note(updates.take(20))
     assert set(whole.revisions) == {f"sess_{number}" for number in range(30)}
-    take_several(intake, "sess_later")
+    take_several(relay, "sess_later")
     assert sessions([updates.next()]) == ["sess_later"]
 
 
@@ -569,9 +558,9 @@ def bulk(*parts: bytes) -> bytes:
 
 
 def test_a_key_that_a_scan_returns_twice_is_one_snapshot(
-    open_feed: OpenFeed, feed: Feed, intake: Intake, client: Any
+    open_feed: OpenFeed, feed: Feed, relay: Relay, client: Any
 ) -> None:
-    intake.take(clerk_event(), "msg_1")
+    relay.take(clerk_event(), "msg_1")
     state = feed.state().json
     end = b"*1\r\n*2\r\n$3\r\n1-0" + b"\r\n*0"
     pages = {b"0": b"*2\r\n$1\r\n7\r\n", b"7": b"*2\r\n$1\r\n9\r\n", b"9": b"*2\r\n$1\r\n0\r\n"}
@@ -602,33 +591,33 @@ def await_subscribed(client: Any, channel: str, count: int = 1) -> None:
     eventually(lambda: client.pubsub_numsub(channel) == [(channel, count)])
 
 
-def test_subscribing_to_all(feed: Feed, intake: Intake, client: Any) -> None:
+def test_subscribing_to_all(feed: Feed, relay: Relay, client: Any) -> None:
     published = feed.subscribe().begin(2)
     await_subscribed(client, "clerk:sessions")
-    intake.take(clerk_event("ended"), "msg_1")
-    intake.take(clerk_event(), "msg_late")
-    intake.take(clerk_event(session_id="sess_2", user_id="user_2"), "msg_2")
+    relay.take(clerk_event("ended"), "msg_1")
+    relay.take(clerk_event(), "msg_late")
+    relay.take(clerk_event(session_id="sess_2", user_id="user_2"), "msg_2")
     first, second = published.result(10)
     assert first == feed.get("sess_1")
     assert second == feed.get("sess_2")
 
 
-def test_subscribing_to_one_user(feed: Feed, intake: Intake, client: Any) -> None:
+def test_subscribing_to_one_user(feed: Feed, relay: Relay, client: Any) -> None:
     published = feed.subscribe("user_2").begin()
     await_subscribed(client, "clerk:sessions:user:user_2")
-    intake.take(clerk_event(), "msg_1")
-    intake.take(clerk_event(session_id="sess_2", user_id="user_2"), "msg_2")
+    relay.take(clerk_event(), "msg_1")
+    relay.take(clerk_event(session_id="sess_2", user_id="user_2"), "msg_2")
     assert sessions(published.result(10)) == ["sess_2"]
 
 
 def test_a_channel_on_which_nothing_happens_is_no_failure(
-    feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block_shortly(monkeypatch)
     pings = client.info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"]
     published = feed.subscribe().begin()
     eventually(lambda: client.info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"] > pings + 2)
-    intake.take(clerk_event(), "msg_1")
+    relay.take(clerk_event(), "msg_1")
     assert sessions(published.result(10)) == ["sess_1"]
 
 
@@ -677,7 +666,7 @@ def test_closing_ends_what_waits(
 
 @EACH_ITERATOR
 def test_a_feed_that_was_closed_does_nothing_any_more(
-    feed: Feed, intake: Intake, begin: Callable[[Feed], Updates]
+    feed: Feed, relay: Relay, begin: Callable[[Feed], Updates]
 ) -> None:
     updates = begin(feed)
     feed.close()
@@ -690,9 +679,9 @@ def test_a_feed_that_was_closed_does_nothing_any_more(
         updates.next()
 
 
-def test_closing_ends_the_loop_at_its_next_turn(feed: Feed, intake: Intake) -> None:
+def test_closing_ends_the_loop_at_its_next_turn(feed: Feed, relay: Relay) -> None:
     """Not when all that was read is done with: that may take a while."""
-    take_several(intake, "sess_0", "sess_1", "sess_2")
+    take_several(relay, "sess_0", "sess_1", "sess_2")
     updates = feed.follow("0-0")
     updates.next()
     feed.close()
@@ -711,8 +700,8 @@ def test_leaving_the_loop_leaves_no_connection(
         await_subscribed(own_client, "clerk:sessions")
     else:
         await_waiting(own_client)
-    with intake_on(own_redis.url) as intake:
-        intake.take(clerk_event(), "msg_1")
+    with run_relay(own_redis.url) as relay:
+        relay.take(clerk_event(), "msg_1")
     first.result(10)
     updates.leave()
     eventually(lambda: connections(own_client) == 0)
@@ -747,8 +736,8 @@ def test_a_context_manager_closes(real_redis: EmbeddedRedis) -> None:
 def test_short_reads_share_eight_connections(
     open_feed: OpenFeed, own_redis: EmbeddedRedis, own_client: Any
 ) -> None:
-    with intake_on(own_redis.url) as intake:
-        intake.take(clerk_event(), "msg_1")
+    with run_relay(own_redis.url) as relay:
+        relay.take(clerk_event(), "msg_1")
     feed = open_feed(own_redis.url, redis_timeout=20)
     count = 16 if type(feed) is Feed else 500
     eventually(lambda: connections(own_client) == 0)
@@ -756,9 +745,9 @@ def test_short_reads_share_eight_connections(
     assert 1 <= connections(own_client) <= 8
 
 
-def test_a_read_that_is_given_up_costs_the_others_nothing(relay_redis: EmbeddedRedis, intake: Intake) -> None:
+def test_a_read_that_is_given_up_costs_the_others_nothing(relay_redis: EmbeddedRedis, relay: Relay) -> None:
     """Its connection has a reply underway that must not be taken for another's."""
-    take_several(intake, "sess_1", "sess_2")
+    take_several(relay, "sess_1", "sess_2")
 
     async def give_up() -> None:
         async with AsyncSessionFeed.from_url(relay_redis.url) as feed:
@@ -839,8 +828,8 @@ def test_a_program_that_uses_it_passes_a_strict_type_check(tmp_path: Path) -> No
     assert (done.stdout, done.returncode) == ("Success: no issues found in 1 source file\n", 0)
 
 
-def test_a_position_that_is_none_is_that_of_the_snapshots(feed: Feed, intake: Intake) -> None:
-    intake.take(clerk_event(), "msg_1")
+def test_a_position_that_is_none_is_that_of_the_snapshots(feed: Feed, relay: Relay) -> None:
+    relay.take(clerk_event(), "msg_1")
     assert feed.follow({0: None}).next().is_snapshot
 
 

@@ -12,16 +12,22 @@ from typing import Any
 import pytest
 from clerk_session_feed import feed_group
 from clerk_session_feed.feed import CursorLostError, SessionUpdate, UnreadableMessageError
-from support.children import durable_redis, started
+from support.children import started
+from support.clock import eventually
+from support.constants import EVENTS_KEY, NOW_MS
+from support.events import clerk_event
 from support.feeds import Feed, OpenFeed, Reconnects, block_shortly
-from support.relay import EVENTS_KEY, NOW_MS, Intake, clerk_event, client_of, eventually, free_port, intake_on
+from support.network import free_port
+from support.redis_clients import client_of
+from support.redis_servers import start_durable_redis
+from support.relay import Relay, run_relay
 
 from service.dev.embedded import EmbeddedRedis
 
 
 @pytest.fixture
 def relay_redis(real_redis: EmbeddedRedis) -> EmbeddedRedis:
-    """For `client` and `intake`."""
+    """For `client` and `relay`."""
     return real_redis
 
 
@@ -30,10 +36,10 @@ def feed(open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any) -> Feed:
     return open_feed(relay_redis.url)
 
 
-def begin_sessions(intake: Intake, *numbers: int) -> list[str]:
+def begin_sessions(relay: Relay, *numbers: int) -> list[str]:
     """Let each session begin; return the cursors."""
     return [
-        str(intake.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}").cursor)
+        str(relay.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}").cursor)
         for number in numbers
     ]
 
@@ -59,21 +65,19 @@ def trim(client: Any, length: int) -> None:
 # Where a group begins, and goes on
 
 
-def test_a_new_group_begins_with_the_state_of_every_session(feed: Feed, intake: Intake) -> None:
-    begin_sessions(intake, 1, 2)
+def test_a_new_group_begins_with_the_state_of_every_session(feed: Feed, relay: Relay) -> None:
+    begin_sessions(relay, 1, 2)
     updates = feed.consume()
     held = updates.take(2)
-    begin_sessions(intake, 3)
+    begin_sessions(relay, 3)
     (news,) = updates.take(1)
     assert sorted(numbers(held)) == [1, 2]
     assert [update.is_snapshot for update in (*held, news)] == [True, True, False]
     assert numbers([news]) == [3]
 
 
-def test_whoever_dies_in_the_snapshots_leaves_them_to_the_next(
-    feed: Feed, intake: Intake, client: Any
-) -> None:
-    begin_sessions(intake, 1, 2, 3)
+def test_whoever_dies_in_the_snapshots_leaves_them_to_the_next(feed: Feed, relay: Relay, client: Any) -> None:
+    begin_sessions(relay, 1, 2, 3)
     updates = feed.consume(name="first")
     updates.next()
     updates.leave()
@@ -81,30 +85,30 @@ def test_whoever_dies_in_the_snapshots_leaves_them_to_the_next(
     assert sorted(numbers(feed.consume(name="second").take(3))) == [1, 2, 3]
 
 
-def test_a_group_that_is_there_goes_on(feed: Feed, intake: Intake) -> None:
-    begin_sessions(intake, 1)
+def test_a_group_that_is_there_goes_on(feed: Feed, relay: Relay) -> None:
+    begin_sessions(relay, 1)
     updates = feed.consume()
     updates.next()
-    begin_sessions(intake, 2)
+    begin_sessions(relay, 2)
     updates.next()
-    begin_sessions(intake, 3)
+    begin_sessions(relay, 3)
     updates.next()  # acknowledges 2
     updates.leave()
-    begin_sessions(intake, 4)
+    begin_sessions(relay, 4)
     assert numbers(feed.consume().take(2)) == [3, 4]
 
 
-def test_a_group_that_begins_in_the_stream(feed: Feed, intake: Intake) -> None:
-    first, *_ = begin_sessions(intake, 1, 2, 3)
+def test_a_group_that_begins_in_the_stream(feed: Feed, relay: Relay) -> None:
+    first, *_ = begin_sessions(relay, 1, 2, 3)
     assert numbers(feed.consume("a", after="0-0").take(3)) == [1, 2, 3]
     assert numbers(feed.consume("b", after=first).take(2)) == [2, 3]
     updates = feed.consume("c", after=feed.now())
-    begin_sessions(intake, 4)
+    begin_sessions(relay, 4)
     assert numbers(updates.take(1)) == [4]
 
 
-def test_a_group_that_begins_behind_what_was_trimmed(feed: Feed, intake: Intake, client: Any) -> None:
-    first, *_ = begin_sessions(intake, 1, 2, 3, 4)
+def test_a_group_that_begins_behind_what_was_trimmed(feed: Feed, relay: Relay, client: Any) -> None:
+    first, *_ = begin_sessions(relay, 1, 2, 3, 4)
     trim(client, 1)
     for _ in range(2):
         with pytest.raises(CursorLostError) as lost:
@@ -112,16 +116,16 @@ def test_a_group_that_begins_behind_what_was_trimmed(feed: Feed, intake: Intake,
         assert (lost.value.cursor, lost.value.partition) == (first, 0)
 
 
-def test_groups_know_nothing_of_each_other(feed: Feed, intake: Intake) -> None:
-    begin_sessions(intake, 1, 2)
+def test_groups_know_nothing_of_each_other(feed: Feed, relay: Relay) -> None:
+    begin_sessions(relay, 1, 2)
     for group in ("one", "other"):
         assert numbers(feed.consume(group, after="0-0").take(2)) == [1, 2]
 
 
-def test_late_events_are_acknowledged_and_left_out(feed: Feed, intake: Intake, client: Any) -> None:
-    intake.take(clerk_event("ended"), "msg_1")
-    intake.take(clerk_event(), "msg_late")
-    begin_sessions(intake, 3)
+def test_late_events_are_acknowledged_and_left_out(feed: Feed, relay: Relay, client: Any) -> None:
+    relay.take(clerk_event("ended"), "msg_1")
+    relay.take(clerk_event(), "msg_late")
+    begin_sessions(relay, 3)
     updates = feed.consume(after="0-0")
     assert numbers(updates.take(2)) == [1, 3]
     assert pending(client) == 1
@@ -132,31 +136,29 @@ def test_late_events_are_acknowledged_and_left_out(feed: Feed, intake: Intake, c
 # Acknowledged after the loop's body
 
 
-def test_an_update_is_acknowledged_when_the_next_is_asked_for(
-    feed: Feed, intake: Intake, client: Any
-) -> None:
-    begin_sessions(intake, 1, 2, 3)
+def test_an_update_is_acknowledged_when_the_next_is_asked_for(feed: Feed, relay: Relay, client: Any) -> None:
+    begin_sessions(relay, 1, 2, 3)
     updates = feed.consume(after="0-0")
     for left in (3, 2, 1):
         updates.next()
         assert pending(client) == left
     more = updates.begin()
     eventually(lambda: pending(client) == 0)
-    begin_sessions(intake, 4)
+    begin_sessions(relay, 4)
     more.result(10)
 
 
-def test_whoever_fails_in_the_loop_gets_the_update_again(feed: Feed, intake: Intake) -> None:
-    begin_sessions(intake, 1, 2, 3)
+def test_whoever_fails_in_the_loop_gets_the_update_again(feed: Feed, relay: Relay) -> None:
+    begin_sessions(relay, 1, 2, 3)
     updates = feed.consume(after="0-0")
     assert numbers(updates.take(2)) == [1, 2]
     updates.leave()
-    begin_sessions(intake, 4)
+    begin_sessions(relay, 4)
     assert numbers(feed.consume().take(3)) == [2, 3, 4]
 
 
-def test_what_is_no_message_is_an_error_for_whoever_gets_it(feed: Feed, intake: Intake, client: Any) -> None:
-    begin_sessions(intake, 1)
+def test_what_is_no_message_is_an_error_for_whoever_gets_it(feed: Feed, relay: Relay, client: Any) -> None:
+    begin_sessions(relay, 1)
     entry = client.xadd(EVENTS_KEY, {"outcome": "applied", "session_id": "sess_1", "message": "{}"})
     first = feed.consume(after="0-0")
     assert numbers(first.take(1)) == [1]
@@ -170,20 +172,20 @@ def test_what_is_no_message_is_an_error_for_whoever_gets_it(feed: Feed, intake: 
 
 
 def test_consumers_of_a_group_share_the_stream(
-    feed: Feed, intake: Intake, monkeypatch: pytest.MonkeyPatch
+    feed: Feed, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed_group, "BATCH", 2)
-    begin_sessions(intake, *range(8))
+    begin_sessions(relay, *range(8))
     one, other = feed.consume(name="one", after="0-0"), feed.consume(name="other")
     taken = [number for _ in range(4) for updates in (one, other) for number in numbers(updates.take(1))]
     assert sorted(taken) == list(range(8))
 
 
 def test_the_work_of_a_consumer_that_died_goes_to_another(
-    feed: Feed, intake: Intake, monkeypatch: pytest.MonkeyPatch
+    feed: Feed, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block_shortly(monkeypatch)
-    begin_sessions(intake, 1, 2, 3)
+    begin_sessions(relay, 1, 2, 3)
     dead = feed.consume(name="dead", after="0-0")
     dead.take(2)
     dead.leave()
@@ -205,12 +207,12 @@ with SessionFeed.from_url(sys.argv[1]) as feed:
 def test_what_a_killed_process_was_at_goes_to_another(
     relay_redis: EmbeddedRedis,
     feed: Feed,
-    intake: Intake,
+    relay: Relay,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     block_shortly(monkeypatch)
-    begin_sessions(intake, 1, 2, 3)
+    begin_sessions(relay, 1, 2, 3)
     with started([sys.executable, "-c", CONSUMER, relay_redis.url], tmp_path) as program:
         program.wait_for("sess_2")
         program.process.kill()
@@ -226,10 +228,10 @@ def clock_of_the_group(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_a_slow_consumer_leaves_alone_what_became_anothers(
-    feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = clock_of_the_group(monkeypatch)
-    _, second, _ = begin_sessions(intake, 1, 2, 3)
+    _, second, _ = begin_sessions(relay, 1, 2, 3)
     updates = feed.consume(name="slow", after="0-0", claim_after=60)
     updates.next()
     client.xclaim(EVENTS_KEY, "group", "quick", 0, [second])
@@ -240,8 +242,8 @@ def test_a_slow_consumer_leaves_alone_what_became_anothers(
 def test_a_consumer_that_was_cut_off_leaves_alone_what_became_anothers(
     own_redis: EmbeddedRedis, own_client: Any, open_feed: OpenFeed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with intake_on(own_redis.url) as intake:
-        _, second, _ = begin_sessions(intake, 1, 2, 3)
+    with run_relay(own_redis.url) as relay:
+        _, second, _ = begin_sessions(relay, 1, 2, 3)
     updates = open_feed(own_redis.url).consume(
         name="cut off", after="0-0", on_reconnect=Reconnects(monkeypatch)
     )
@@ -252,11 +254,11 @@ def test_a_consumer_that_was_cut_off_leaves_alone_what_became_anothers(
 
 
 def test_a_slow_consumer_shows_that_it_lives(
-    feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before others take it for dead: what it has yet to do is idle for half of claim_after at most."""
     clock = clock_of_the_group(monkeypatch)
-    begin_sessions(intake, 1, 2, 3)
+    begin_sessions(relay, 1, 2, 3)
     updates = feed.consume(name="slow", after="0-0", claim_after=60)
     updates.next()
     clock.ahead = 31
@@ -284,25 +286,25 @@ def lose_everything(client: Any) -> None:
 @pytest.mark.parametrize("is_waiting", [True, False])
 def test_a_group_that_redis_lost_is_made_again_and_gets_all_that_is_left(
     feed: Feed,
-    intake: Intake,
+    relay: Relay,
     client: Any,
     monkeypatch: pytest.MonkeyPatch,
     lose: Callable[[Any], None],
     is_waiting: bool,
 ) -> None:
     block_shortly(monkeypatch)
-    begin_sessions(intake, 1, 2)
+    begin_sessions(relay, 1, 2)
     updates = feed.consume(after="0-0")
     updates.take(2)
     if is_waiting:
         waiting = updates.begin()
         eventually(lambda: pending(client) == 0)
         lose(client)
-        begin_sessions(intake, 3, 4)
+        begin_sessions(relay, 3, 4)
         seen = waiting.result(10)
     else:
         lose(client)
-        begin_sessions(intake, 3, 4)
+        begin_sessions(relay, 3, 4)
         seen = []
     left = [1, 2, 3, 4] if lose is destroy_the_group else [3, 4]
     while numbers(from_the_stream(seen)) != left:
@@ -319,14 +321,14 @@ def test_a_redis_that_was_restarted_with_nothing(
     port = free_port()
     before = start_redis(port=port)
     updates = open_feed(before.url).consume(after="0-0", on_reconnect=Reconnects(monkeypatch))
-    with intake_on(before.url) as intake:
-        begin_sessions(intake, 1)
+    with run_relay(before.url) as relay:
+        begin_sessions(relay, 1)
     assert numbers(updates.take(1)) == [1]
     assert before.process is not None
     before.process.kill()
     before.process.wait(10)
-    with intake_on(start_redis(port=port).url) as intake:
-        begin_sessions(intake, 2)
+    with run_relay(start_redis(port=port).url) as relay:
+        begin_sessions(relay, 2)
         seen: list[SessionUpdate] = []
         while not seen or seen[-1].is_snapshot:
             seen += updates.take(1)
@@ -340,17 +342,17 @@ def test_a_restart_in_the_midst_of_a_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     port = free_port()
-    before = durable_redis(start_redis, tmp_path / "redis", port)
-    with intake_on(before.url) as intake:
-        begin_sessions(intake, 1, 2, 3)
+    before = start_durable_redis(start_redis, tmp_path / "redis", port)
+    with run_relay(before.url) as relay:
+        begin_sessions(relay, 1, 2, 3)
     updates = open_feed(before.url).consume(after="0-0", on_reconnect=Reconnects(monkeypatch))
     assert numbers(updates.take(2)) == [1, 2]
     assert before.process is not None
     before.process.kill()
     before.process.wait(10)
-    after = durable_redis(start_redis, tmp_path / "redis", port)
-    with intake_on(after.url) as intake, client_of(after.url) as client:
-        begin_sessions(intake, 4)
+    after = start_durable_redis(start_redis, tmp_path / "redis", port)
+    with run_relay(after.url) as relay, client_of(after.url) as client:
+        begin_sessions(relay, 4)
         assert numbers(updates.take(2)) == [3, 4]
         assert pending(client) == 1
 
@@ -359,8 +361,8 @@ def test_what_was_in_a_reply_that_got_lost_comes_next(
     own_redis: EmbeddedRedis, own_client: Any, open_feed: OpenFeed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis has given it to this consumer, which does not know."""
-    with intake_on(own_redis.url) as intake:
-        begin_sessions(intake, 1)
+    with run_relay(own_redis.url) as relay:
+        begin_sessions(relay, 1)
         updates = open_feed(own_redis.url).consume(after="0-0", on_reconnect=Reconnects(monkeypatch))
         updates.next()
         waiting = updates.begin()
@@ -378,19 +380,19 @@ def test_what_was_in_a_reply_that_got_lost_comes_next(
 
 
 @contextlib.contextmanager
-def fallen_behind(feed: Feed, intake: Intake, client: Any) -> Iterator[str]:
+def fallen_behind(feed: Feed, relay: Relay, client: Any) -> Iterator[str]:
     """A group that had got session 1, when 2 and 3 were trimmed; returns how far it was."""
-    (first,) = begin_sessions(intake, 1)
+    (first,) = begin_sessions(relay, 1)
     updates = feed.consume(after="0-0")
     updates.next()
     more = updates.begin()
     eventually(lambda: pending(client) == 0)
-    begin_sessions(intake, 2)
+    begin_sessions(relay, 2)
     more.result(10)
     updates.leave()
     client.execute_command("XGROUP", "SETID", EVENTS_KEY, "group", first)
     client.xack(EVENTS_KEY, "group", *[entry["message_id"] for entry in all_pending(client)])
-    begin_sessions(intake, 3, 4)
+    begin_sessions(relay, 3, 4)
     trim(client, 1)
     yield first
 
@@ -401,9 +403,9 @@ def all_pending(client: Any) -> list[Any]:
 
 
 def test_a_group_that_fell_behind_what_was_trimmed_is_told_so_until_it_begins_again(
-    feed: Feed, intake: Intake, client: Any
+    feed: Feed, relay: Relay, client: Any
 ) -> None:
-    with fallen_behind(feed, intake, client) as first:
+    with fallen_behind(feed, relay, client) as first:
         for name in ("name", "name", "other"):
             with pytest.raises(CursorLostError, match=first):
                 feed.consume(name=name).next()
@@ -411,16 +413,16 @@ def test_a_group_that_fell_behind_what_was_trimmed_is_told_so_until_it_begins_ag
         held = updates.take(4)
         assert sorted(numbers(held)) == [1, 2, 3, 4]
         assert {update.is_snapshot for update in held} == {True}
-        begin_sessions(intake, 5)
+        begin_sessions(relay, 5)
         assert numbers(updates.take(1)) == [5]
         updates.leave()
         assert numbers(feed.consume().take(1)) == [5]
 
 
 def test_whoever_dies_while_the_group_begins_again_leaves_that_to_the_next(
-    feed: Feed, intake: Intake, client: Any
+    feed: Feed, relay: Relay, client: Any
 ) -> None:
-    with fallen_behind(feed, intake, client):
+    with fallen_behind(feed, relay, client):
         updates = feed.consume(resync=True)
         updates.take(2)
         updates.leave()
@@ -430,14 +432,14 @@ def test_whoever_dies_while_the_group_begins_again_leaves_that_to_the_next(
 
 
 def test_what_is_trimmed_while_the_group_begins_again_is_not_missed(
-    feed: Feed, intake: Intake, client: Any
+    feed: Feed, relay: Relay, client: Any
 ) -> None:
-    with fallen_behind(feed, intake, client):
+    with fallen_behind(feed, relay, client):
         updates = feed.consume(resync=True)
         updates.take(4)
         for number in (1, 2):
             event = clerk_event("ended", session_id=f"sess_{number}", updated_at=NOW_MS)
-            intake.take(event, f"msg_end_{number}")
+            relay.take(event, f"msg_end_{number}")
         trim(client, 1)
         seen: dict[str, str] = {}
         while list(seen.values()).count("ended") < 2:
@@ -446,9 +448,9 @@ def test_what_is_trimmed_while_the_group_begins_again_is_not_missed(
 
 
 def test_what_is_trimmed_just_before_it_is_read_is_not_missed(
-    feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, *_ = begin_sessions(intake, 1, 2, 3, 4)
+    first, *_ = begin_sessions(relay, 1, 2, 3, 4)
     join = feed_group._join
 
     def join_too_early(*arguments: Any, **named: Any) -> Any:
@@ -463,10 +465,10 @@ def test_what_is_trimmed_just_before_it_is_read_is_not_missed(
 
 @pytest.mark.parametrize("who", ["the same", "another"])
 def test_what_was_trimmed_before_anybody_was_done_with_it(
-    feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch, who: str
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
     block_shortly(monkeypatch)
-    _, second, *_ = begin_sessions(intake, 1, 2, 3)
+    _, second, *_ = begin_sessions(relay, 1, 2, 3)
     updates = feed.consume(name="the same", after="0-0")
     updates.take(2)
     updates.leave()
@@ -480,7 +482,7 @@ def test_what_was_trimmed_before_anybody_was_done_with_it(
         (number, update.is_snapshot) for number, update in zip(numbers(seen), seen, strict=True)
     }:
         seen += updates.take(1)
-    begin_sessions(intake, 4)
+    begin_sessions(relay, 4)
     while numbers(seen)[-1] != 4:
         seen += updates.take(1)
     updates.begin()
@@ -488,10 +490,10 @@ def test_what_was_trimmed_before_anybody_was_done_with_it(
 
 
 def test_whoever_dies_over_what_was_trimmed_leaves_that_to_the_next(
-    feed: Feed, intake: Intake, client: Any, monkeypatch: pytest.MonkeyPatch
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block_shortly(monkeypatch)
-    begin_sessions(intake, 1, 2, 3)
+    begin_sessions(relay, 1, 2, 3)
     updates = feed.consume(name="first", after="0-0")
     updates.take(2)
     updates.leave()
@@ -508,15 +510,15 @@ def test_whoever_dies_over_what_was_trimmed_leaves_that_to_the_next(
 
 
 def test_a_group_that_got_everything_before_it_was_trimmed_misses_nothing(
-    feed: Feed, intake: Intake, client: Any
+    feed: Feed, relay: Relay, client: Any
 ) -> None:
-    begin_sessions(intake, 1, 2, 3)
+    begin_sessions(relay, 1, 2, 3)
     updates = feed.consume(after="0-0")
     updates.take(3)
     waiting = updates.begin()
     eventually(lambda: pending(client) == 0)
     trim(client, 1)
-    begin_sessions(intake, 4)
+    begin_sessions(relay, 4)
     assert numbers(waiting.result(10)) == [4]
 
 
@@ -526,9 +528,9 @@ def test_a_group_that_got_everything_before_it_was_trimmed_misses_nothing(
 def test_a_group_reads_all_partitions(open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any) -> None:
     users = [f"user_{number}" for number in range(12)]
     updates = open_feed(relay_redis.url, partitions=4).consume(after="0-0")
-    with intake_on(relay_redis.url, partitions=4) as intake:
+    with run_relay(relay_redis.url, partitions=4) as relay:
         for user in users:
-            intake.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{user}")
+            relay.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{user}")
     seen = updates.take(12)
     assert sorted(update.session.user_id for update in seen) == sorted(users)
     assert {update.partition for update in seen} == {0, 1, 2, 3}
@@ -536,8 +538,8 @@ def test_a_group_reads_all_partitions(open_feed: OpenFeed, relay_redis: Embedded
     eventually(
         lambda: not any(client.xpending(f"{{clerk:{n}}}:events", "group")["pending"] for n in range(4))
     )
-    with intake_on(relay_redis.url, partitions=4) as intake:
-        intake.take(clerk_event(session_id="sess_later"), "msg_later")
+    with run_relay(relay_redis.url, partitions=4) as relay:
+        relay.take(clerk_event(session_id="sess_later"), "msg_later")
     assert [update.session.id for update in more.result(10)] == ["sess_later"]
 
 

@@ -11,20 +11,13 @@ from typing import Any
 
 import pytest
 from structlog.testing import CapturingLogger
-from support.relay import (
-    EVENTS_KEY,
-    NOW_MS,
-    SESSION_KEY,
-    Intake,
-    clerk_event,
-    client_of,
-    eventually,
-    free_port,
-    frozen,
-    intake_on,
-    monitored,
-    scripted_redis,
-)
+from support.clock import eventually
+from support.constants import EVENTS_KEY, NOW_MS, SESSION_KEY
+from support.events import clerk_event
+from support.network import free_port
+from support.redis_clients import client_of, monitored
+from support.redis_servers import frozen, scripted_redis
+from support.relay import Relay, run_relay
 
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
@@ -35,32 +28,32 @@ StartRedis = Callable[..., EmbeddedRedis]
 
 
 @pytest.fixture
-def connected(own_redis: EmbeddedRedis) -> Iterator[Intake]:
+def connected(own_redis: EmbeddedRedis) -> Iterator[Relay]:
     """A store that has its connection already, with a short timeout."""
-    with intake_on(own_redis.url, redis_timeout=0.5) as intake:
-        intake.call(intake.store.probe).result(timeout=30)
-        yield intake
+    with run_relay(own_redis.url, redis_timeout=0.5) as relay:
+        relay.call(relay.store.probe).result(timeout=30)
+        yield relay
 
 
 @pytest.fixture
-def patient(own_redis: EmbeddedRedis) -> Iterator[Intake]:
+def patient(own_redis: EmbeddedRedis) -> Iterator[Relay]:
     """The same, for tests in which Redis stops for a while without a timeout."""
-    with intake_on(own_redis.url, redis_timeout=30) as intake:
-        intake.call(intake.store.probe).result(timeout=30)
-        yield intake
+    with run_relay(own_redis.url, redis_timeout=30) as relay:
+        relay.call(relay.store.probe).result(timeout=30)
+        yield relay
 
 
-def refusal(intake: Intake, message_id: str = "msg_refused") -> float:
+def refusal(relay: Relay, message_id: str = "msg_refused") -> float:
     """Take a delivery that is refused, and return the seconds that took."""
     started = time.monotonic()
     with pytest.raises(StoreUnavailableError):
-        intake.take(clerk_event(), message_id)
+        relay.take(clerk_event(), message_id)
     return time.monotonic() - started
 
 
-def is_taken(intake: Intake, message_id: str = "msg_taken") -> bool:
+def is_taken(relay: Relay, message_id: str = "msg_taken") -> bool:
     try:
-        return intake.take(clerk_event(), message_id).outcome in {"applied", "stale", "duplicate"}
+        return relay.take(clerk_event(), message_id).outcome in {"applied", "stale", "duplicate"}
     except StoreUnavailableError:
         return False
 
@@ -68,7 +61,7 @@ def is_taken(intake: Intake, message_id: str = "msg_taken") -> bool:
 # Round trips
 
 
-def test_each_delivery_is_one_evalsha_and_nothing_else(connected: Intake, own_client: Any) -> None:
+def test_each_delivery_is_one_evalsha_and_nothing_else(connected: Relay, own_client: Any) -> None:
     with monitored(own_client) as commands:
         connected.take(clerk_event(updated_at=NOW_MS - 1000), "msg_applied")
         connected.take(clerk_event(updated_at=NOW_MS - 1000), "msg_applied")
@@ -82,15 +75,15 @@ def test_each_delivery_is_one_evalsha_and_nothing_else(connected: Intake, own_cl
 def test_connecting_loads_the_scripts_and_says_nothing_else(
     own_redis: EmbeddedRedis, own_client: Any
 ) -> None:
-    with intake_on(own_redis.url) as intake, monitored(own_client) as commands:
-        intake.take(clerk_event(), "msg_1")
+    with run_relay(own_redis.url) as relay, monitored(own_client) as commands:
+        relay.take(clerk_event(), "msg_1")
 
     assert [" ".join(command.split()[:2]) for command in commands[:3]] == ["SCRIPT LOAD"] * 3
     assert [command.split()[0] for command in commands[3:]] == ["EVALSHA"]
 
 
 def test_deliveries_that_wait_share_a_round_trip_and_get_their_own_replies(
-    patient: Intake, own_redis: EmbeddedRedis
+    patient: Relay, own_redis: EmbeddedRedis
 ) -> None:
     futures = []
     with frozen(own_redis):
@@ -104,7 +97,7 @@ def test_deliveries_that_wait_share_a_round_trip_and_get_their_own_replies(
 
 
 def test_what_is_wrong_with_all_of_a_round_trip_is_one_line_in_the_log(
-    patient: Intake, own_redis: EmbeddedRedis, own_client: Any, monkeypatch: pytest.MonkeyPatch
+    patient: Relay, own_redis: EmbeddedRedis, own_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logger = CapturingLogger()
     monkeypatch.setattr(group_commit, "log", logger)
@@ -123,7 +116,7 @@ def test_what_is_wrong_with_all_of_a_round_trip_is_one_line_in_the_log(
 
 
 def test_one_delivery_that_fails_does_not_fail_those_beside_it(
-    patient: Intake, own_client: Any, own_redis: EmbeddedRedis
+    patient: Relay, own_client: Any, own_redis: EmbeddedRedis
 ) -> None:
     own_client.set("{clerk}:session:sess_bad", "in the way", ex=3600)
     with frozen(own_redis):
@@ -139,7 +132,7 @@ def test_one_delivery_that_fails_does_not_fail_those_beside_it(
 
 
 def test_a_delivery_that_nobody_waits_for_any_more_is_not_sent(
-    patient: Intake, own_redis: EmbeddedRedis, own_client: Any
+    patient: Relay, own_redis: EmbeddedRedis, own_client: Any
 ) -> None:
     with frozen(own_redis):
         first = patient.begin(clerk_event(updated_at=NOW_MS - 3000), "msg_1")
@@ -156,14 +149,14 @@ def test_a_delivery_that_nobody_waits_for_any_more_is_not_sent(
 
 def test_there_is_a_bound_to_what_may_wait(own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_commit, "MAX_WAITING", 5)
-    with intake_on(own_redis.url, redis_timeout=30) as intake:
-        intake.call(intake.store.probe).result(timeout=30)
+    with run_relay(own_redis.url, redis_timeout=30) as relay:
+        relay.call(relay.store.probe).result(timeout=30)
         with frozen(own_redis):
-            futures = [intake.begin(clerk_event(), "msg_first")]
-            eventually(intake.is_sending)
-            futures += [intake.begin(clerk_event(), f"msg_{i}") for i in range(5)]
+            futures = [relay.begin(clerk_event(), "msg_first")]
+            eventually(relay.is_sending)
+            futures += [relay.begin(clerk_event(), f"msg_{i}") for i in range(5)]
             with pytest.raises(StoreUnavailableError):
-                intake.take(clerk_event(), "msg_one_too_many")
+                relay.take(clerk_event(), "msg_one_too_many")
         for future in futures:
             future.result(timeout=30)
 
@@ -171,26 +164,26 @@ def test_there_is_a_bound_to_what_may_wait(own_redis: EmbeddedRedis, monkeypatch
 def test_closing_sends_what_waits_and_refuses_what_comes_later(
     own_redis: EmbeddedRedis, own_client: Any
 ) -> None:
-    intake = Intake(own_redis.url)
-    futures = [intake.begin(clerk_event(session_id=f"sess_{i}"), f"msg_{i}") for i in range(300)]
-    intake.call(lambda: None).result(timeout=30)  # by now, the others wait
+    relay = Relay(own_redis.url)
+    futures = [relay.begin(clerk_event(session_id=f"sess_{i}"), f"msg_{i}") for i in range(300)]
+    relay.call(lambda: None).result(timeout=30)  # by now, the others wait
 
-    intake.store.close()
+    relay.store.close()
 
     assert {future.result(timeout=30).outcome for future in futures} == {"applied"}
     with pytest.raises(StoreUnavailableError):
-        intake.take(clerk_event(), "msg_later")
-    intake.close()
+        relay.take(clerk_event(), "msg_later")
+    relay.close()
 
 
 def test_a_store_that_was_never_used_closes(own_redis: EmbeddedRedis) -> None:
-    Intake(own_redis.url).close()
+    Relay(own_redis.url).close()
 
 
 # What does not even cost a 503
 
 
-def test_a_script_cache_that_was_flushed_costs_nothing(connected: Intake, own_client: Any) -> None:
+def test_a_script_cache_that_was_flushed_costs_nothing(connected: Relay, own_client: Any) -> None:
     for number in range(3):
         own_client.script_flush()
         assert connected.take(clerk_event(), f"msg_{number}").outcome in {"applied", "stale"}
@@ -200,13 +193,13 @@ def test_a_script_cache_that_was_flushed_costs_nothing(connected: Intake, own_cl
     assert own_client.xlen(EVENTS_KEY) == 3
 
 
-def test_a_connection_that_was_killed_while_idle_costs_nothing(connected: Intake, own_client: Any) -> None:
+def test_a_connection_that_was_killed_while_idle_costs_nothing(connected: Relay, own_client: Any) -> None:
     for number in range(3):
         own_client.client_kill_filter(_type="normal", skipme=True)
         assert connected.take(clerk_event(), f"msg_{number}").outcome in {"applied", "stale"}
 
 
-def test_a_connection_that_redis_dropped_for_idling_costs_nothing(connected: Intake, own_client: Any) -> None:
+def test_a_connection_that_redis_dropped_for_idling_costs_nothing(connected: Relay, own_client: Any) -> None:
     def others() -> list[str]:
         own = own_client.client_id()
         return [client["id"] for client in own_client.client_list() if int(client["id"]) != own]
@@ -222,7 +215,7 @@ def test_a_connection_that_redis_dropped_for_idling_costs_nothing(connected: Int
 
 
 def test_a_redis_that_hangs_is_a_refusal_then_one_at_once_then_it_recovers(
-    connected: Intake, own_redis: EmbeddedRedis
+    connected: Relay, own_redis: EmbeddedRedis
 ) -> None:
     with frozen(own_redis):
         assert refusal(connected, "msg_1") >= 0.4  # REDIS_TIMEOUT is 0.5 here
@@ -234,14 +227,14 @@ def test_a_redis_that_hangs_is_a_refusal_then_one_at_once_then_it_recovers(
     eventually(lambda: is_taken(connected))
 
 
-def test_refusals_at_once_end_after_a_second(connected: Intake, own_redis: EmbeddedRedis) -> None:
+def test_refusals_at_once_end_after_a_second(connected: Relay, own_redis: EmbeddedRedis) -> None:
     with frozen(own_redis):
         refusal(connected)
         eventually(lambda: refusal(connected) >= 0.4)
 
 
 def test_all_that_wait_for_a_redis_that_hangs_are_refused_together(
-    connected: Intake, own_redis: EmbeddedRedis
+    connected: Relay, own_redis: EmbeddedRedis
 ) -> None:
     with frozen(own_redis):
         first = connected.begin(clerk_event(), "msg_first")
@@ -256,7 +249,7 @@ def test_all_that_wait_for_a_redis_that_hangs_are_refused_together(
 
 
 def test_what_was_refused_but_reached_redis_is_a_duplicate_when_it_comes_again(
-    connected: Intake, own_redis: EmbeddedRedis, own_client: Any
+    connected: Relay, own_redis: EmbeddedRedis, own_client: Any
 ) -> None:
     with frozen(own_redis):
         refusal(connected, "msg_1")
@@ -269,10 +262,10 @@ def test_what_was_refused_but_reached_redis_is_a_duplicate_when_it_comes_again(
 
 
 def test_a_redis_that_hangs_while_connecting_is_a_refusal(own_redis: EmbeddedRedis) -> None:
-    with intake_on(own_redis.url, redis_timeout=0.5) as intake:
+    with run_relay(own_redis.url, redis_timeout=0.5) as relay:
         with frozen(own_redis):
-            assert refusal(intake) >= 0.4
-        eventually(lambda: is_taken(intake))
+            assert refusal(relay) >= 0.4
+        eventually(lambda: is_taken(relay))
 
 
 # Redis that is away, or says no
@@ -280,19 +273,19 @@ def test_a_redis_that_hangs_while_connecting_is_a_refusal(own_redis: EmbeddedRed
 
 def test_a_redis_that_is_away_is_a_refusal_until_it_is_back(start_redis: StartRedis) -> None:
     port = free_port()
-    with intake_on(f"redis://127.0.0.1:{port}/0") as intake:
-        refusal(intake)
+    with run_relay(f"redis://127.0.0.1:{port}/0") as relay:
+        refusal(relay)
         server = start_redis(port=port)
-        assert intake.take(clerk_event(), "msg_1").outcome == "applied"
+        assert relay.take(clerk_event(), "msg_1").outcome == "applied"
 
         assert server.process is not None
         server.process.kill()
         server.process.wait()
-        refusal(intake)
-        refusal(intake)
+        refusal(relay)
+        refusal(relay)
 
         start_redis(port=port)
-        assert intake.take(clerk_event(), "msg_2").outcome == "applied"
+        assert relay.take(clerk_event(), "msg_2").outcome == "applied"
 
 
 REFUSALS = {
@@ -322,13 +315,13 @@ def test_whatever_redis_says_but_yes_is_a_refusal(kind: str, at: str) -> None:
     def reply(words: list[bytes]) -> bytes | None:
         return sha if at == "writing" and words[0] == b"SCRIPT" else REFUSALS[kind]
 
-    with scripted_redis(reply) as server, intake_on(server.url, redis_timeout=5) as intake:
+    with scripted_redis(reply) as server, run_relay(server.url, redis_timeout=5) as relay:
         for message_id in ["msg_1", "msg_2"]:
-            refusal(intake, message_id)
+            refusal(relay, message_id)
         with pytest.raises(StoreUnavailableError):
-            intake.take(UNREADABLE, "msg_3")
+            relay.take(UNREADABLE, "msg_3")
         with pytest.raises(StoreUnavailableError):
-            intake.call(intake.store.probe).result(timeout=30)
+            relay.call(relay.store.probe).result(timeout=30)
 
 
 def test_a_delivery_is_never_sent_twice(own_redis: EmbeddedRedis) -> None:
@@ -336,8 +329,8 @@ def test_a_delivery_is_never_sent_twice(own_redis: EmbeddedRedis) -> None:
     def reply(words: list[bytes]) -> bytes | None:
         return b"$40\r\n" + b"0" * 40 if words[0] == b"SCRIPT" else None
 
-    with scripted_redis(reply) as server, intake_on(server.url) as intake:
-        refusal(intake)
+    with scripted_redis(reply) as server, run_relay(server.url) as relay:
+        refusal(relay)
         assert [words[0] for words in server.commands].count(b"EVALSHA") == 1
 
 
@@ -345,18 +338,18 @@ def test_a_script_that_stays_unknown_is_a_refusal_not_a_loop() -> None:
     def reply(words: list[bytes]) -> bytes | None:
         return b"$40\r\n" + b"0" * 40 if words[0] == b"SCRIPT" else b"-NOSCRIPT No matching script."
 
-    with scripted_redis(reply) as server, intake_on(server.url) as intake:
-        refusal(intake)
+    with scripted_redis(reply) as server, run_relay(server.url) as relay:
+        refusal(relay)
         assert [words[0] for words in server.commands].count(b"EVALSHA") == 2
 
 
 def test_refusals_keep_redis_own_words_to_the_log() -> None:
     with (
         scripted_redis(lambda _: b"-ERR password=hunter2") as server,
-        intake_on(server.url) as intake,
+        run_relay(server.url) as relay,
         pytest.raises(StoreUnavailableError) as refused,
     ):
-        intake.take(clerk_event(), "msg_1")
+        relay.take(clerk_event(), "msg_1")
 
     assert "hunter2" not in str(refused.value)
 
@@ -376,21 +369,21 @@ def pair(start_redis: StartRedis) -> tuple[EmbeddedRedis, EmbeddedRedis]:
 
 def test_a_read_only_replica_is_a_refusal(pair: tuple[EmbeddedRedis, EmbeddedRedis]) -> None:
     _, replica = pair
-    with intake_on(replica.url) as intake:
-        refusal(intake)
+    with run_relay(replica.url) as relay:
+        refusal(relay)
         with pytest.raises(StoreUnavailableError):
-            intake.call(intake.store.probe).result(timeout=30)
+            relay.call(relay.store.probe).result(timeout=30)
         with client_of(replica.url) as client:
             client.replicaof("NO", "ONE")
-        assert intake.take(clerk_event(), "msg_1").outcome == "applied"
+        assert relay.take(clerk_event(), "msg_1").outcome == "applied"
 
 
 @contextlib.contextmanager
-def intakes_with_replica(main: EmbeddedRedis) -> Iterator[tuple[Intake, Intake]]:
+def intakes_with_replica(main: EmbeddedRedis) -> Iterator[tuple[Relay, Relay]]:
     """Two stores that ask for one replica: one soon gives up on it, the other has time."""
     with (
-        intake_on(main.url, redis_min_replicas=1, redis_timeout=0.5) as hasty,
-        intake_on(main.url, redis_min_replicas=1, redis_timeout=20) as patient,
+        run_relay(main.url, redis_min_replicas=1, redis_timeout=0.5) as hasty,
+        run_relay(main.url, redis_min_replicas=1, redis_timeout=20) as patient,
     ):
         yield hasty, patient
 
@@ -434,9 +427,9 @@ def test_a_duplicate_too_is_acknowledged_only_when_the_replicas_have_the_first(
 def test_a_full_dead_letter_box_says_so_with_replicas_too(pair: tuple[EmbeddedRedis, EmbeddedRedis]) -> None:
     main, _ = pair
     with (
-        intake_on(main.url, redis_min_replicas=1, dead_letter_max=0, redis_timeout=20) as intake,
+        run_relay(main.url, redis_min_replicas=1, dead_letter_max=0, redis_timeout=20) as relay,
         pytest.raises(StoreUnavailableError) as refused,
     ):
-        intake.take(UNREADABLE, "msg_1")
+        relay.take(UNREADABLE, "msg_1")
 
     assert refused.value.code == "dead_letters_full"

@@ -18,19 +18,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support.relay import (
-    DAY_MS,
-    EVENTS_KEY,
-    EXPIRY_KEY,
-    NOW_MS,
-    WEEK_S,
-    Intake,
-    assert_messages_keep_to_the_schema,
-    clerk_event,
-    client_of,
-    intake_on,
-    make_settings,
-)
+from support.constants import DAY_MS, EVENTS_KEY, EXPIRY_KEY, NOW_MS, WEEK_S
+from support.events import clerk_event
+from support.redis_clients import assert_messages_keep_to_the_schema, client_of
+from support.relay import Relay, make_settings, run_relay
 
 from service.dev.embedded import EmbeddedRedis
 from service.expiry.worker import ExpiryWorker
@@ -147,12 +138,12 @@ def events(*statuses: str) -> st.SearchStrategy[Sent]:
 
 
 class StoreAndModel(RuleBasedStateMachine):
-    """Some sessions of some users, in the store and in the model. All go by the intake's clock."""
+    """Some sessions of some users, in the store and in the model. All go by the relay's clock."""
 
-    def __init__(self, intake: Intake, worker: ExpiryWorker, client: Any) -> None:
+    def __init__(self, relay: Relay, worker: ExpiryWorker, client: Any) -> None:
         super().__init__()
-        self.intake, self.worker, self.client = intake, worker, client
-        self.intake.now_ms = NOW_MS
+        self.relay, self.worker, self.client = relay, worker, client
+        self.relay.now_ms = NOW_MS
         self.client.flushall()
         self.models: dict[str, Model] = {}
         self.sent: dict[str, dict[str, Sent]] = {}
@@ -190,8 +181,8 @@ class StoreAndModel(RuleBasedStateMachine):
             assert self.told_of(twin) == self.told_of(name)
 
     def expire_after(self, ms: int) -> None:
-        self.intake.now_ms += ms
-        expired = [model.expire(self.intake.now_ms) for model in self.models.values()]
+        self.relay.now_ms += ms
+        expired = [model.expire(self.relay.now_ms) for model in self.models.values()]
         assert self.worker.run_once() == (sum(expired), 0)
         self.note_user_ttls(None)
 
@@ -200,13 +191,13 @@ class StoreAndModel(RuleBasedStateMachine):
         batch = [known.setdefault(sent.message_id, sent) for sent in batch]
         model = self.models.setdefault(name, Model(self.session(name)))
         begun = [
-            self.intake.begin(sent.body(self.session(name), self.user(sent.user)), sent.message_id)
+            self.relay.begin(sent.body(self.session(name), self.user(sent.user)), sent.message_id)
             for sent in batch
         ]
         outcomes = [future.result(timeout=30) for future in begun]
         answers = []
         for sent in batch:
-            answers.append(model.take(sent, self.intake.now_ms))
+            answers.append(model.take(sent, self.relay.now_ms))
             self.note_user_ttls(model if answers[-1][0] == "applied" else None)
         assert [(outcome.outcome, outcome.revision) for outcome in outcomes] == answers
 
@@ -286,13 +277,13 @@ class StoreAndModel(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def machine_intake(real_redis: EmbeddedRedis) -> Iterator[Intake]:
-    with intake_on(real_redis.url) as intake:
-        yield intake
+def machine_intake(real_redis: EmbeddedRedis) -> Iterator[Relay]:
+    with run_relay(real_redis.url) as relay:
+        yield relay
 
 
 def test_store_worker_and_model_agree_on_any_sequence_of_events(
-    real_redis: EmbeddedRedis, machine_intake: Intake
+    real_redis: EmbeddedRedis, machine_intake: Relay
 ) -> None:
     worker = ExpiryWorker(make_settings(real_redis.url), clock=lambda: machine_intake.now_ms / 1000)
     with client_of(real_redis.url) as client, contextlib.closing(worker):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from support.relay import (
+from support.constants import (
     DAY_MS,
     DEAD_LETTERS_KEY,
     EVENTS_KEY,
@@ -21,12 +21,10 @@ from support.relay import (
     SESSION_KEY,
     USER_KEY,
     WEEK_S,
-    Intake,
-    clerk_event,
-    contents,
-    intake_on,
-    subscribed,
 )
+from support.events import clerk_event
+from support.redis_clients import contents, subscribed
+from support.relay import Relay, run_relay
 
 from service.clerk.events import SessionEvent, parse
 from service.clerk.normalize import normalize
@@ -49,38 +47,36 @@ def is_about(milliseconds: int, expected: int) -> bool:
 # Outcomes
 
 
-def test_the_first_event_of_a_session_is_applied(intake: Intake, client: Any) -> None:
-    outcome = intake.take(clerk_event(), "msg_1")
+def test_the_first_event_of_a_session_is_applied(relay: Relay, client: Any) -> None:
+    outcome = relay.take(clerk_event(), "msg_1")
 
     [(cursor, _)] = client.xrange(EVENTS_KEY)
     assert outcome == Outcome("applied", "sess_1", cursor, 1)
 
 
-def test_each_applied_state_counts_a_revision(intake: Intake) -> None:
+def test_each_applied_state_counts_a_revision(relay: Relay) -> None:
     revisions = [
-        intake.take(clerk_event(updated_at=NOW_MS - 1000 + step), f"msg_{step}").revision for step in range(3)
+        relay.take(clerk_event(updated_at=NOW_MS - 1000 + step), f"msg_{step}").revision for step in range(3)
     ]
 
     assert revisions == [1, 2, 3]
 
 
-def test_an_older_event_is_stale_with_a_cursor_of_its_own_and_no_revision(
-    intake: Intake, client: Any
-) -> None:
-    intake.take(clerk_event(updated_at=NOW_MS - 1000), "msg_new")
+def test_an_older_event_is_stale_with_a_cursor_of_its_own_and_no_revision(relay: Relay, client: Any) -> None:
+    relay.take(clerk_event(updated_at=NOW_MS - 1000), "msg_new")
 
-    outcome = intake.take(clerk_event(updated_at=NOW_MS - 2000), "msg_old")
+    outcome = relay.take(clerk_event(updated_at=NOW_MS - 2000), "msg_old")
 
     [_, (cursor, _)] = client.xrange(EVENTS_KEY)
     assert outcome == Outcome("stale", "sess_1", cursor, None)
 
 
-def test_a_stale_event_changes_no_state_and_publishes_nothing(intake: Intake, client: Any) -> None:
-    intake.take(clerk_event(updated_at=NOW_MS - 1000), "msg_new")
+def test_a_stale_event_changes_no_state_and_publishes_nothing(relay: Relay, client: Any) -> None:
+    relay.take(clerk_event(updated_at=NOW_MS - 1000), "msg_new")
     before = contents(client)
 
     with subscribed(client, *CHANNELS) as subscriber:
-        intake.take(clerk_event(updated_at=NOW_MS - 2000, user_id="user_2"), "msg_old")
+        relay.take(clerk_event(updated_at=NOW_MS - 2000, user_id="user_2"), "msg_old")
         assert subscriber.rest() == []
 
     after = contents(client)
@@ -90,34 +86,34 @@ def test_a_stale_event_changes_no_state_and_publishes_nothing(intake: Intake, cl
 
 
 def test_a_message_seen_before_is_a_duplicate_with_cursor_and_revision_of_the_first_time(
-    intake: Intake,
+    relay: Relay,
 ) -> None:
     event = clerk_event(updated_at=NOW_MS - 3000)
-    first = intake.take(event, "msg_1")
-    intake.take(clerk_event(updated_at=NOW_MS - 2000), "msg_2")
+    first = relay.take(event, "msg_1")
+    relay.take(clerk_event(updated_at=NOW_MS - 2000), "msg_2")
 
-    again = intake.take(event, "msg_1")
+    again = relay.take(event, "msg_1")
 
     assert again == Outcome("duplicate", "sess_1", first.cursor, 1)
 
 
-def test_a_stale_message_seen_before_is_a_duplicate_without_revision(intake: Intake) -> None:
-    intake.take(clerk_event(updated_at=NOW_MS - 1000), "msg_new")
+def test_a_stale_message_seen_before_is_a_duplicate_without_revision(relay: Relay) -> None:
+    relay.take(clerk_event(updated_at=NOW_MS - 1000), "msg_new")
     late = clerk_event(updated_at=NOW_MS - 2000)
-    stale = intake.take(late, "msg_old")
+    stale = relay.take(late, "msg_old")
 
-    again = intake.take(late, "msg_old")
+    again = relay.take(late, "msg_old")
 
     assert again == Outcome("duplicate", "sess_1", stale.cursor, None)
 
 
-def test_a_duplicate_changes_nothing_at_all(intake: Intake, client: Any) -> None:
-    intake.take(clerk_event(), "msg_1")
+def test_a_duplicate_changes_nothing_at_all(relay: Relay, client: Any) -> None:
+    relay.take(clerk_event(), "msg_1")
     before = contents(client)
 
     with subscribed(client, *CHANNELS) as subscriber:
         for _ in range(3):
-            intake.take(clerk_event(), "msg_1")
+            relay.take(clerk_event(), "msg_1")
         assert subscriber.rest() == []
 
     assert contents(client) == before
@@ -125,24 +121,24 @@ def test_a_duplicate_changes_nothing_at_all(intake: Intake, client: Any) -> None
 
 @pytest.mark.parametrize("first_updated_at", [NOW_MS - 1000, NOW_MS - 3000], ids=["applied", "stale"])
 def test_a_message_id_seen_with_another_body_is_reported_and_never_applied(
-    intake: Intake, client: Any, first_updated_at: int
+    relay: Relay, client: Any, first_updated_at: int
 ) -> None:
-    intake.take(clerk_event(updated_at=NOW_MS - 2000), "msg_0")
+    relay.take(clerk_event(updated_at=NOW_MS - 2000), "msg_0")
     event = clerk_event(updated_at=first_updated_at)
-    first = intake.take(event, "msg_1")
+    first = relay.take(event, "msg_1")
     before = contents(client)
 
-    other = intake.take(clerk_event("ended", updated_at=NOW_MS), "msg_1")
-    same = intake.take(event, "msg_1")
+    other = relay.take(clerk_event("ended", updated_at=NOW_MS), "msg_1")
+    same = relay.take(event, "msg_1")
 
     assert other == Outcome("duplicate", "sess_1", first.cursor, first.revision, "other_body")
     assert same == Outcome("duplicate", "sess_1", first.cursor, first.revision)
     assert contents(client) == before
 
 
-def test_sessions_do_not_share_message_ids(intake: Intake) -> None:
-    first = intake.take(clerk_event(session_id="sess_1"), "msg_1")
-    second = intake.take(clerk_event(session_id="sess_2"), "msg_1")
+def test_sessions_do_not_share_message_ids(relay: Relay) -> None:
+    first = relay.take(clerk_event(session_id="sess_1"), "msg_1")
+    second = relay.take(clerk_event(session_id="sess_2"), "msg_1")
 
     assert (first.outcome, second.outcome) == ("applied", "applied")
 
@@ -212,7 +208,7 @@ def _ranks(*statuses: str) -> Iterator[Any]:
     ],
 )
 def test_the_greater_event_is_the_state_whichever_comes_first(
-    intake: Intake,
+    relay: Relay,
     client: Any,
     lesser: dict[str, Any],
     lesser_id: str,
@@ -222,16 +218,16 @@ def test_the_greater_event_is_the_state_whichever_comes_first(
 ) -> None:
     deliveries = [(lesser, lesser_id), (greater, greater_id)]
     for values, message_id in reversed(deliveries) if late_first else deliveries:
-        last = intake.take(clerk_event(**values), message_id)
+        last = relay.take(clerk_event(**values), message_id)
 
     assert state(client)["event"]["id"] == greater_id
     assert last.outcome == ("stale" if late_first else "applied")
 
 
-def test_a_terminal_event_of_a_session_never_seen_leaves_a_tombstone(intake: Intake, client: Any) -> None:
-    assert intake.take(clerk_event("ended"), "msg_2").outcome == "applied"
+def test_a_terminal_event_of_a_session_never_seen_leaves_a_tombstone(relay: Relay, client: Any) -> None:
+    assert relay.take(clerk_event("ended"), "msg_2").outcome == "applied"
 
-    late = intake.take(clerk_event("active", updated_at=NOW_MS + HOUR_MS), "msg_1")
+    late = relay.take(clerk_event("active", updated_at=NOW_MS + HOUR_MS), "msg_1")
 
     assert late.outcome == "stale"
     assert client.hget(SESSION_KEY, "status") == "ended"
@@ -241,16 +237,16 @@ def test_a_terminal_event_of_a_session_never_seen_leaves_a_tombstone(intake: Int
 @pytest.mark.parametrize("type_", ["session.ended", "session.removed", "session.revoked"])
 @pytest.mark.parametrize("reported", ["active", "pending", None])
 def test_a_terminal_type_outranks_an_open_status(
-    intake: Intake, client: Any, type_: str, reported: str | None
+    relay: Relay, client: Any, type_: str, reported: str | None
 ) -> None:
-    intake.take(clerk_event(reported, type_=type_), "msg_1")
+    relay.take(clerk_event(reported, type_=type_), "msg_1")
 
     assert client.hget(SESSION_KEY, "status") == type_.removeprefix("session.")
     assert state(client)["session"]["status"] == type_.removeprefix("session.")
 
 
-def test_an_unknown_session_type_is_applied_like_any_other(intake: Intake, client: Any) -> None:
-    assert intake.take(clerk_event("active", type_="session.updated"), "msg_1").outcome == "applied"
+def test_an_unknown_session_type_is_applied_like_any_other(relay: Relay, client: Any) -> None:
+    assert relay.take(clerk_event("active", type_="session.updated"), "msg_1").outcome == "applied"
     assert state(client)["event"]["type"] == "session.updated"
 
 
@@ -267,10 +263,10 @@ def test_an_unknown_session_type_is_applied_like_any_other(intake: Intake, clien
     ],
 )
 def test_an_expiry_that_the_relay_found_itself_gives_way_to_what_clerk_says_later(
-    intake: Intake, client: Any, later: dict[str, Any], outcome: str, status: str
+    relay: Relay, client: Any, later: dict[str, Any], outcome: str, status: str
 ) -> None:
     expire_at = NOW_MS - HOUR_MS
-    intake.take(clerk_event("active", updated_at=NOW_MS - 2 * HOUR_MS, expire_at=expire_at), "msg_1")
+    relay.take(clerk_event("active", updated_at=NOW_MS - 2 * HOUR_MS, expire_at=expire_at), "msg_1")
     session = clerk_event("expired", updated_at=NOW_MS - 2 * HOUR_MS, expire_at=expire_at)
     found = parse(json.dumps(session).encode(), lambda _: None)
     assert isinstance(found, SessionEvent)
@@ -282,12 +278,12 @@ def test_an_expiry_that_the_relay_found_itself_gives_way_to_what_clerk_says_late
         order=change.order._replace(terminal=False, updated_at_ms=expire_at),
     )
 
-    assert intake.call(intake.store.apply, change, b"", NOW_MS).result(timeout=30).outcome == "applied"
-    assert intake.call(intake.store.apply, change, b"", NOW_MS).result(timeout=30).outcome == "duplicate"
+    assert relay.call(relay.store.apply, change, b"", NOW_MS).result(timeout=30).outcome == "applied"
+    assert relay.call(relay.store.apply, change, b"", NOW_MS).result(timeout=30).outcome == "duplicate"
     assert state(client)["event"]["source"] == "synthetic"
     assert not client.exists(USER_KEY, EXPIRY_KEY)
 
-    assert intake.take(later, "msg_2").outcome == outcome
+    assert relay.take(later, "msg_2").outcome == outcome
     assert client.hget(SESSION_KEY, "status") == status
     assert client.zrange(USER_KEY, 0, -1) == (["sess_1"] if status == "active" else [])
 
@@ -321,7 +317,7 @@ def expected_message(event: dict[str, Any], message_id: str, **head: Any) -> str
     return json.dumps(message, ensure_ascii=False, separators=(",", ":"))
 
 
-def test_state_and_both_channels_get_exactly_the_line_of_the_contract(intake: Intake, client: Any) -> None:
+def test_state_and_both_channels_get_exactly_the_line_of_the_contract(relay: Relay, client: Any) -> None:
     event = clerk_event(
         "active",
         actor={"sub": "user_støtte", "iss": "https://clerk.example"},
@@ -330,7 +326,7 @@ def test_state_and_both_channels_get_exactly_the_line_of_the_contract(intake: In
         latest_activity=clerk_event()["data"]["latest_activity"] | {"city": 'Tromsø "\\'},
     )
     with subscribed(client, *CHANNELS) as subscriber:
-        outcome = intake.take(event, "msg_1")
+        outcome = relay.take(event, "msg_1")
         published = dict(subscriber.rest())
 
     line = expected_message(event, "msg_1", cursor=outcome.cursor, revision=1, previous_status=None)
@@ -339,20 +335,20 @@ def test_state_and_both_channels_get_exactly_the_line_of_the_contract(intake: In
     assert "\n" not in line
 
 
-def test_the_second_message_says_what_the_status_was_before(intake: Intake, client: Any) -> None:
-    intake.take(clerk_event("pending", updated_at=NOW_MS - 2000), "msg_1")
+def test_the_second_message_says_what_the_status_was_before(relay: Relay, client: Any) -> None:
+    relay.take(clerk_event("pending", updated_at=NOW_MS - 2000), "msg_1")
     event = clerk_event("active", updated_at=NOW_MS - 1000)
 
-    outcome = intake.take(event, "msg_2")
+    outcome = relay.take(event, "msg_2")
 
     line = expected_message(event, "msg_2", cursor=outcome.cursor, revision=2, previous_status="pending")
     assert client.hget(SESSION_KEY, "state") == line
 
 
-def test_messages_of_a_user_go_to_that_users_channel_alone(intake: Intake, client: Any) -> None:
+def test_messages_of_a_user_go_to_that_users_channel_alone(relay: Relay, client: Any) -> None:
     with subscribed(client, "clerk:sessions", "clerk:sessions:user:user_2") as subscriber:
-        intake.take(clerk_event(session_id="sess_1", user_id="user_1"), "msg_1")
-        intake.take(clerk_event(session_id="sess_2", user_id="user_2"), "msg_2")
+        relay.take(clerk_event(session_id="sess_1", user_id="user_1"), "msg_1")
+        relay.take(clerk_event(session_id="sess_2", user_id="user_2"), "msg_2")
         published = [(channel, json.loads(data)["session"]["id"]) for channel, data in subscriber.rest()]
 
     assert sorted(published) == [
@@ -362,8 +358,8 @@ def test_messages_of_a_user_go_to_that_users_channel_alone(intake: Intake, clien
     ]
 
 
-def test_what_clerk_leaves_out_is_null_and_tasks_are_a_list(intake: Intake, client: Any) -> None:
-    intake.take(
+def test_what_clerk_leaves_out_is_null_and_tasks_are_a_list(relay: Relay, client: Any) -> None:
+    relay.take(
         {
             "type": "session.created",
             "data": {"id": "sess_1", "user_id": "user_1", "status": "active", "updated_at": NOW_MS},
@@ -398,10 +394,10 @@ def test_what_clerk_leaves_out_is_null_and_tasks_are_a_list(intake: Intake, clie
     }
 
 
-def test_the_embedded_user_is_nowhere(intake: Intake, client: Any) -> None:
+def test_the_embedded_user_is_nowhere(relay: Relay, client: Any) -> None:
     with subscribed(client, *CHANNELS) as subscriber:
-        intake.take(clerk_event("active"), "msg_1")
-        intake.take(clerk_event("active", updated_at=NOW_MS - 2000), "msg_2")
+        relay.take(clerk_event("active"), "msg_1")
+        relay.take(clerk_event("active", updated_at=NOW_MS - 2000), "msg_2")
         said = json.dumps([subscriber.rest(), contents(client)])
 
     assert "user_1" in said
@@ -413,9 +409,9 @@ def test_omitted_fields_are_null_wherever_the_message_is(relay_redis: EmbeddedRe
     omitted = "latest_activity.ip_address,latest_activity.city, updated_at,tasks"
     with (
         subscribed(client, *CHANNELS) as subscriber,
-        intake_on(relay_redis.url, omit_fields=omitted) as intake,
+        run_relay(relay_redis.url, omit_fields=omitted) as relay,
     ):
-        intake.take(clerk_event("active", tasks=[{"key": "choose-organization"}]), "msg_1")
+        relay.take(clerk_event("active", tasks=[{"key": "choose-organization"}]), "msg_1")
         messages = [json.loads(data) for _, data in subscriber.rest()]
 
     [(_, entry)] = client.xrange(EVENTS_KEY)
@@ -429,9 +425,9 @@ def test_omitted_fields_are_null_wherever_the_message_is(relay_redis: EmbeddedRe
 
 
 def test_omitted_times_still_order_events(relay_redis: EmbeddedRedis, client: Any) -> None:
-    with intake_on(relay_redis.url, omit_fields="updated_at,expire_at") as intake:
-        intake.take(clerk_event("active", updated_at=NOW_MS - 1000), "msg_new")
-        assert intake.take(clerk_event("active", updated_at=NOW_MS - 2000), "msg_old").outcome == "stale"
+    with run_relay(relay_redis.url, omit_fields="updated_at,expire_at") as relay:
+        relay.take(clerk_event("active", updated_at=NOW_MS - 1000), "msg_new")
+        assert relay.take(clerk_event("active", updated_at=NOW_MS - 2000), "msg_old").outcome == "stale"
 
     assert client.zscore(USER_KEY, "sess_1") == NOW_MS + DAY_MS
 
@@ -440,8 +436,8 @@ def test_omitted_times_still_order_events(relay_redis: EmbeddedRedis, client: An
 def test_the_http_request_is_published_only_on_request(
     relay_redis: EmbeddedRedis, client: Any, publish: bool
 ) -> None:
-    with intake_on(relay_redis.url, publish_http_request=publish) as intake:
-        intake.take(clerk_event(), "msg_1")
+    with run_relay(relay_redis.url, publish_http_request=publish) as relay:
+        relay.take(clerk_event(), "msg_1")
 
     event = state(client)["event"]
     if publish:
@@ -453,8 +449,8 @@ def test_the_http_request_is_published_only_on_request(
 # Keys
 
 
-def test_the_session_hash_holds_what_the_contract_names(intake: Intake, client: Any) -> None:
-    outcome = intake.take(clerk_event("active"), "msg_1")
+def test_the_session_hash_holds_what_the_contract_names(relay: Relay, client: Any) -> None:
+    outcome = relay.take(clerk_event("active"), "msg_1")
 
     held = client.hgetall(SESSION_KEY)
     public = {name: value for name, value in held.items() if not name.startswith("_")}
@@ -485,9 +481,9 @@ def test_the_session_hash_holds_what_the_contract_names(intake: Intake, client: 
     ],
 )
 def test_live_sessions_are_in_the_users_set_and_open_ones_await_their_expiry(
-    intake: Intake, client: Any, status: str, expire_at: int | None, live: bool, open_: bool
+    relay: Relay, client: Any, status: str, expire_at: int | None, live: bool, open_: bool
 ) -> None:
-    intake.take(clerk_event(status, expire_at=expire_at), "msg_1")
+    relay.take(clerk_event(status, expire_at=expire_at), "msg_1")
 
     score = float("inf") if expire_at is None else float(expire_at)
     assert client.zrange(USER_KEY, 0, -1, withscores=True) == ([("sess_1", score)] if live else [])
@@ -498,30 +494,30 @@ def test_live_sessions_are_in_the_users_set_and_open_ones_await_their_expiry(
     assert state(client)["session"]["live"] is live
 
 
-def test_a_session_that_ends_leaves_both_sets(intake: Intake, client: Any) -> None:
-    intake.take(clerk_event("active"), "msg_1")
-    intake.take(clerk_event("active", session_id="sess_2"), "msg_2")
+def test_a_session_that_ends_leaves_both_sets(relay: Relay, client: Any) -> None:
+    relay.take(clerk_event("active"), "msg_1")
+    relay.take(clerk_event("active", session_id="sess_2"), "msg_2")
 
-    intake.take(clerk_event("ended", updated_at=NOW_MS), "msg_3")
+    relay.take(clerk_event("ended", updated_at=NOW_MS), "msg_3")
 
     assert client.zrange(USER_KEY, 0, -1) == ["sess_2"]
     assert client.zrange(EXPIRY_KEY, 0, -1) == ["sess_2"]
 
 
-def test_scores_follow_the_state(intake: Intake, client: Any) -> None:
-    intake.take(clerk_event(updated_at=NOW_MS - 3000, expire_at=None), "msg_1")
-    intake.take(clerk_event(updated_at=NOW_MS - 2000, expire_at=NOW_MS + HOUR_MS), "msg_2")
+def test_scores_follow_the_state(relay: Relay, client: Any) -> None:
+    relay.take(clerk_event(updated_at=NOW_MS - 3000, expire_at=None), "msg_1")
+    relay.take(clerk_event(updated_at=NOW_MS - 2000, expire_at=NOW_MS + HOUR_MS), "msg_2")
     assert client.zscore(USER_KEY, "sess_1") == NOW_MS + HOUR_MS
     assert client.zscore(EXPIRY_KEY, "sess_1") == NOW_MS + HOUR_MS
 
-    intake.take(clerk_event(updated_at=NOW_MS - 1000, expire_at=None), "msg_3")
+    relay.take(clerk_event(updated_at=NOW_MS - 1000, expire_at=None), "msg_3")
     assert client.zscore(USER_KEY, "sess_1") == float("inf")
     assert client.zscore(EXPIRY_KEY, "sess_1") is None
 
 
-def test_a_stream_entry_holds_the_message_without_its_cursor(intake: Intake, client: Any) -> None:
+def test_a_stream_entry_holds_the_message_without_its_cursor(relay: Relay, client: Any) -> None:
     event = clerk_event("active")
-    outcome = intake.take(event, "msg_1")
+    outcome = relay.take(event, "msg_1")
 
     [(cursor, entry)] = client.xrange(EVENTS_KEY)
     assert cursor == outcome.cursor
@@ -535,12 +531,12 @@ def test_a_stream_entry_holds_the_message_without_its_cursor(intake: Intake, cli
 
 
 def test_a_stale_events_stream_entry_has_no_revision_and_no_previous_status(
-    intake: Intake, client: Any
+    relay: Relay, client: Any
 ) -> None:
-    intake.take(clerk_event("active", updated_at=NOW_MS - 1000), "msg_new")
+    relay.take(clerk_event("active", updated_at=NOW_MS - 1000), "msg_new")
     event = clerk_event("active", updated_at=NOW_MS - 2000, user_id="user_2")
 
-    intake.take(event, "msg_old")
+    relay.take(event, "msg_old")
 
     [_, (_, entry)] = client.xrange(EVENTS_KEY)
     assert entry == {
@@ -551,10 +547,10 @@ def test_a_stale_events_stream_entry_has_no_revision_and_no_previous_status(
     }
 
 
-def test_the_stream_has_each_event_once_in_the_order_taken(intake: Intake, client: Any) -> None:
+def test_the_stream_has_each_event_once_in_the_order_taken(relay: Relay, client: Any) -> None:
     times = {"msg_b": NOW_MS - 2000, "msg_c": NOW_MS - 1000, "msg_a": NOW_MS - 3000}
     for message_id in ["msg_b", "msg_c", "msg_b", "msg_a", "msg_a", "msg_c"]:
-        intake.take(clerk_event(updated_at=times[message_id]), message_id)
+        relay.take(clerk_event(updated_at=times[message_id]), message_id)
 
     entries = [entry for _, entry in client.xrange(EVENTS_KEY)]
     assert [json.loads(entry["message"])["event"]["id"] for entry in entries] == ["msg_b", "msg_c", "msg_a"]
@@ -562,8 +558,8 @@ def test_the_stream_has_each_event_once_in_the_order_taken(intake: Intake, clien
 
 
 def test_the_stream_is_trimmed_to_about_its_length(relay_redis: EmbeddedRedis, client: Any) -> None:
-    with intake_on(relay_redis.url, stream_maxlen=50) as intake:
-        futures = [intake.begin(clerk_event(session_id=f"sess_{i}"), f"msg_{i}") for i in range(250)]
+    with run_relay(relay_redis.url, stream_maxlen=50) as relay:
+        futures = [relay.begin(clerk_event(session_id=f"sess_{i}"), f"msg_{i}") for i in range(250)]
         for future in futures:
             future.result(timeout=30)
 
@@ -574,10 +570,10 @@ def test_the_stream_is_trimmed_to_about_its_length(relay_redis: EmbeddedRedis, c
 def test_prefix_and_channel_are_settings(relay_redis: EmbeddedRedis, client: Any) -> None:
     with (
         subscribed(client, "auth", "auth:user:user_1") as subscriber,
-        intake_on(relay_redis.url, redis_key_prefix="{app}:x", redis_channel="auth") as intake,
+        run_relay(relay_redis.url, redis_key_prefix="{app}:x", redis_channel="auth") as relay,
     ):
-        intake.take(clerk_event(), "msg_1")
-        intake.take(b'{"type":"session.created"}', "msg_2")
+        relay.take(clerk_event(), "msg_1")
+        relay.take(b'{"type":"session.created"}', "msg_2")
         published = [channel for channel, _ in subscriber.rest()]
 
     assert sorted(published) == ["auth", "auth:user:user_1"]
@@ -592,11 +588,11 @@ def test_prefix_and_channel_are_settings(relay_redis: EmbeddedRedis, client: Any
 
 @pytest.mark.parametrize("id_", ["a", "_", "-", "A-Z_a-z-0", "s" * 128, "sess_1-expiry", "events"])
 def test_any_id_of_the_contract_works_for_sessions_users_and_messages(
-    intake: Intake, client: Any, id_: str
+    relay: Relay, client: Any, id_: str
 ) -> None:
     event = clerk_event(session_id=id_, user_id=id_)
 
-    outcomes = [intake.take(event, id_).outcome for _ in range(2)]
+    outcomes = [relay.take(event, id_).outcome for _ in range(2)]
 
     assert outcomes == ["applied", "duplicate"]
     assert client.hget(f"{{clerk}}:session:{id_}", "user_id") == id_
@@ -628,19 +624,19 @@ def test_a_session_outlives_its_end_by_the_retention_but_400_days_at_most(
     retention_s: int,
     ttl_ms: int,
 ) -> None:
-    with intake_on(relay_redis.url, session_retention=retention_s) as intake:
-        intake.take(clerk_event(status, expire_at=expire_at), "msg_1")
+    with run_relay(relay_redis.url, session_retention=retention_s) as relay:
+        relay.take(clerk_event(status, expire_at=expire_at), "msg_1")
 
     assert is_about(client.pttl(SESSION_KEY), ttl_ms)
     if client.exists(USER_KEY):
         assert is_about(client.pttl(USER_KEY), ttl_ms)
 
 
-def test_a_users_time_to_live_grows_and_never_shrinks(intake: Intake, client: Any) -> None:
+def test_a_users_time_to_live_grows_and_never_shrinks(relay: Relay, client: Any) -> None:
     ttls = []
     for number, days in enumerate([2, 30, 1]):
         event = clerk_event(session_id=f"sess_{number}", expire_at=NOW_MS + days * DAY_MS)
-        intake.take(event, f"msg_{number}")
+        relay.take(event, f"msg_{number}")
         ttls.append(client.pttl(USER_KEY))
 
     assert is_about(ttls[0], 9 * DAY_MS)
@@ -648,20 +644,20 @@ def test_a_users_time_to_live_grows_and_never_shrinks(intake: Intake, client: An
     assert is_about(ttls[2], 37 * DAY_MS)
 
 
-def test_a_session_that_ends_does_not_shorten_its_users_time_to_live(intake: Intake, client: Any) -> None:
-    intake.take(clerk_event(session_id="sess_1", expire_at=NOW_MS + 30 * DAY_MS), "msg_1")
-    intake.take(clerk_event(session_id="sess_2", expire_at=NOW_MS + DAY_MS), "msg_2")
+def test_a_session_that_ends_does_not_shorten_its_users_time_to_live(relay: Relay, client: Any) -> None:
+    relay.take(clerk_event(session_id="sess_1", expire_at=NOW_MS + 30 * DAY_MS), "msg_1")
+    relay.take(clerk_event(session_id="sess_2", expire_at=NOW_MS + DAY_MS), "msg_2")
 
-    intake.take(clerk_event("ended", updated_at=NOW_MS, expire_at=NOW_MS), "msg_3")
+    relay.take(clerk_event("ended", updated_at=NOW_MS, expire_at=NOW_MS), "msg_3")
 
     assert is_about(client.pttl(USER_KEY), 37 * DAY_MS)
 
 
-def test_a_late_event_keeps_a_session_for_as_long_as_its_sender_retries(intake: Intake, client: Any) -> None:
-    intake.take(clerk_event("ended"), "msg_2")
+def test_a_late_event_keeps_a_session_for_as_long_as_its_sender_retries(relay: Relay, client: Any) -> None:
+    relay.take(clerk_event("ended"), "msg_2")
     client.pexpire(SESSION_KEY, HOUR_MS)
 
-    intake.take(clerk_event("active"), "msg_1")
+    relay.take(clerk_event("active"), "msg_1")
 
     assert is_about(client.pttl(SESSION_KEY), 7 * DAY_MS)
 
@@ -670,13 +666,13 @@ def test_a_late_event_keeps_a_session_for_as_long_as_its_sender_retries(intake: 
 
 
 @pytest.mark.parametrize("late_first", [False, True], ids=["in order", "late first"])
-def test_the_greater_event_names_the_user(intake: Intake, client: Any, late_first: bool) -> None:
+def test_the_greater_event_names_the_user(relay: Relay, client: Any, late_first: bool) -> None:
     deliveries = [
         (clerk_event(user_id="user_1", updated_at=NOW_MS - 2000), "msg_1"),
         (clerk_event(user_id="user_2", updated_at=NOW_MS - 1000), "msg_2"),
     ]
     for event, message_id in reversed(deliveries) if late_first else deliveries:
-        intake.take(event, message_id)
+        relay.take(event, message_id)
 
     assert client.hget(SESSION_KEY, "user_id") == "user_2"
     assert state(client)["session"]["user_id"] == "user_2"
@@ -684,11 +680,11 @@ def test_the_greater_event_names_the_user(intake: Intake, client: Any, late_firs
     assert client.zrange("{clerk}:user:user_2:sessions", 0, -1) == ["sess_1"]
 
 
-def test_the_old_users_other_sessions_stay(intake: Intake, client: Any) -> None:
-    intake.take(clerk_event(session_id="sess_1", updated_at=NOW_MS - 2000), "msg_1")
-    intake.take(clerk_event(session_id="sess_2", updated_at=NOW_MS - 2000), "msg_2")
+def test_the_old_users_other_sessions_stay(relay: Relay, client: Any) -> None:
+    relay.take(clerk_event(session_id="sess_1", updated_at=NOW_MS - 2000), "msg_1")
+    relay.take(clerk_event(session_id="sess_2", updated_at=NOW_MS - 2000), "msg_2")
 
-    intake.take(clerk_event("ended", user_id="user_2", updated_at=NOW_MS - 1000), "msg_3")
+    relay.take(clerk_event("ended", user_id="user_2", updated_at=NOW_MS - 1000), "msg_3")
 
     assert client.zrange(USER_KEY, 0, -1) == ["sess_2"]
     assert not client.exists("{clerk}:user:user_2:sessions")
@@ -699,8 +695,8 @@ def test_the_old_users_other_sessions_stay(intake: Intake, client: Any) -> None:
 UNREADABLE = b'{"type":"session.created","data":{"id":"sess 1"},"user":"\xc3\xb8"}'
 
 
-def test_a_dead_letter_is_kept_with_its_body(intake: Intake, client: Any) -> None:
-    outcome = intake.take(UNREADABLE, "msg_1")
+def test_a_dead_letter_is_kept_with_its_body(relay: Relay, client: Any) -> None:
+    outcome = relay.take(UNREADABLE, "msg_1")
 
     assert outcome == Outcome("dead_lettered", reason="invalid_id")
     assert list(client.scan_iter("*")) == [DEAD_LETTERS_KEY]
@@ -715,41 +711,41 @@ def test_a_dead_letter_is_kept_with_its_body(intake: Intake, client: Any) -> Non
     }
 
 
-def test_a_dead_letter_is_kept_once_per_message(intake: Intake, client: Any) -> None:
-    first = intake.take(UNREADABLE, "msg_1")
+def test_a_dead_letter_is_kept_once_per_message(relay: Relay, client: Any) -> None:
+    first = relay.take(UNREADABLE, "msg_1")
     before = client.hgetall(DEAD_LETTERS_KEY)
-    intake.now_ms += 5000
+    relay.now_ms += 5000
 
-    again = intake.take(UNREADABLE, "msg_1")
+    again = relay.take(UNREADABLE, "msg_1")
 
     assert again == first
     assert client.hgetall(DEAD_LETTERS_KEY) == before
 
 
 def test_a_full_box_refuses_one_more_but_knows_those_it_has(relay_redis: EmbeddedRedis, client: Any) -> None:
-    with intake_on(relay_redis.url, dead_letter_max=2) as intake:
+    with run_relay(relay_redis.url, dead_letter_max=2) as relay:
         for number in range(2):
-            intake.take(UNREADABLE, f"msg_{number}")
+            relay.take(UNREADABLE, f"msg_{number}")
 
         with pytest.raises(DeadLettersFullError):
-            intake.take(UNREADABLE, "msg_2")
+            relay.take(UNREADABLE, "msg_2")
 
-        assert intake.take(UNREADABLE, "msg_1").outcome == "dead_lettered"
+        assert relay.take(UNREADABLE, "msg_1").outcome == "dead_lettered"
         assert client.hlen(DEAD_LETTERS_KEY) == 2
         client.hdel(DEAD_LETTERS_KEY, "msg_0")
-        assert intake.take(UNREADABLE, "msg_2").outcome == "dead_lettered"
+        assert relay.take(UNREADABLE, "msg_2").outcome == "dead_lettered"
 
 
 def test_a_box_for_none_is_always_full(relay_redis: EmbeddedRedis, client: Any) -> None:
-    with intake_on(relay_redis.url, dead_letter_max=0) as intake, pytest.raises(DeadLettersFullError):
-        intake.take(UNREADABLE, "msg_1")
+    with run_relay(relay_redis.url, dead_letter_max=0) as relay, pytest.raises(DeadLettersFullError):
+        relay.take(UNREADABLE, "msg_1")
 
     assert not client.exists(DEAD_LETTERS_KEY)
 
 
 def test_a_full_box_does_not_stop_sessions(relay_redis: EmbeddedRedis, client: Any) -> None:
-    with intake_on(relay_redis.url, dead_letter_max=0) as intake:
-        bad, good = intake.begin(UNREADABLE, "msg_1"), intake.begin(clerk_event(), "msg_2")
+    with run_relay(relay_redis.url, dead_letter_max=0) as relay:
+        bad, good = relay.begin(UNREADABLE, "msg_1"), relay.begin(clerk_event(), "msg_2")
 
         assert good.result(timeout=30).outcome == "applied"
         assert isinstance(bad.exception(timeout=30), DeadLettersFullError)
@@ -758,8 +754,8 @@ def test_a_full_box_does_not_stop_sessions(relay_redis: EmbeddedRedis, client: A
 # Readiness
 
 
-def test_the_probe_leaves_no_trace(intake: Intake, client: Any) -> None:
-    intake.call(intake.store.probe).result(timeout=30)
+def test_the_probe_leaves_no_trace(relay: Relay, client: Any) -> None:
+    relay.call(relay.store.probe).result(timeout=30)
     assert list(client.scan_iter("*")) == []
 
 
@@ -771,13 +767,13 @@ def test_two_processes_that_race_for_the_same_messages_take_each_once(
 ) -> None:
     deliveries = [(clerk_event(updated_at=NOW_MS - 1000 + i % 7), f"msg_{i}") for i in range(60)]
 
-    def take_all(intake: Intake) -> list[Outcome]:
-        futures = [intake.begin(event, message_id) for event, message_id in deliveries]
+    def take_all(relay: Relay) -> list[Outcome]:
+        futures = [relay.begin(event, message_id) for event, message_id in deliveries]
         return [future.result(timeout=30) for future in futures]
 
     with (
-        intake_on(relay_redis.url) as one,
-        intake_on(relay_redis.url) as other,
+        run_relay(relay_redis.url) as one,
+        run_relay(relay_redis.url) as other,
         ThreadPoolExecutor(2) as threads,
     ):
         results = list(zip(*threads.map(take_all, [one, other]), strict=True))

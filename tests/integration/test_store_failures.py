@@ -7,21 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support.relay import (
-    DAY_MS,
-    DEAD_LETTERS_KEY,
-    EVENTS_KEY,
-    EXPIRY_KEY,
-    NOW_MS,
-    SESSION_KEY,
-    USER_KEY,
-    Intake,
-    clerk_event,
-    client_of,
-    contents,
-    intake_on,
-    subscribed,
-)
+from support.constants import DAY_MS, DEAD_LETTERS_KEY, EVENTS_KEY, EXPIRY_KEY, NOW_MS, SESSION_KEY, USER_KEY
+from support.events import clerk_event
+from support.redis_clients import client_of, contents, subscribed
+from support.relay import Relay, run_relay
 
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
@@ -38,9 +27,9 @@ def real_client(real_redis: EmbeddedRedis) -> Iterator[Any]:
 
 
 @pytest.fixture
-def real_intake(real_redis: EmbeddedRedis, real_client: Any) -> Iterator[Intake]:
-    with intake_on(real_redis.url) as intake:
-        yield intake
+def real_intake(real_redis: EmbeddedRedis, real_client: Any) -> Iterator[Relay]:
+    with run_relay(real_redis.url) as relay:
+        yield relay
 
 
 UNREADABLE = b'{"type":"session.created"}'
@@ -69,7 +58,7 @@ NEXT: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("history", HISTORIES)
 def test_a_failure_at_any_key_leaves_nothing_and_a_retry_applies(
     real_redis: EmbeddedRedis,
-    real_intake: Intake,
+    real_intake: Relay,
     real_client: Any,
     history: str,
     next_: str,
@@ -106,7 +95,7 @@ def test_a_failure_at_any_key_leaves_nothing_and_a_retry_applies(
     assert real_intake.take(NEXT[next_](), "msg_next").outcome == "duplicate"
 
 
-def test_a_failure_at_the_old_users_set_leaves_nothing(real_intake: Intake, real_client: Any) -> None:
+def test_a_failure_at_the_old_users_set_leaves_nothing(real_intake: Relay, real_client: Any) -> None:
     real_intake.take(clerk_event(user_id="user_0", updated_at=NOW_MS - 5000), "msg_1")
     real_client.delete("{clerk}:user:user_0:sessions")
     real_client.set("{clerk}:user:user_0:sessions", "in the way", ex=3600)
@@ -125,22 +114,22 @@ def test_a_failure_at_the_old_users_set_leaves_nothing(real_intake: Intake, real
 def test_a_user_that_may_not_publish_leaves_nothing(
     own_redis: EmbeddedRedis, own_client: Any, history: str, allowed: tuple[str, ...]
 ) -> None:
-    with intake_on(own_redis.url) as intake:
+    with run_relay(own_redis.url) as relay:
         for number, event in enumerate(HISTORIES[history]()):
-            intake.take(event, f"msg_{number}")
+            relay.take(event, f"msg_{number}")
     rules = ["on", ">secret", "~*", "+@all", "resetchannels", *(f"&{channel}" for channel in allowed)]
     own_client.execute_command("ACL", "SETUSER", "relay", *rules)
     before = contents(own_client)
     url = own_redis.url.replace("redis://", "redis://relay:secret@")
 
-    with subscribed(own_client, *CHANNELS) as subscriber, intake_on(url) as intake:
+    with subscribed(own_client, *CHANNELS) as subscriber, run_relay(url) as relay:
         with pytest.raises(StoreUnavailableError):
-            intake.take(NEXT["an update"](), "msg_next")
+            relay.take(NEXT["an update"](), "msg_next")
         assert subscriber.rest() == []
         assert contents(own_client) == before
 
         own_client.execute_command("ACL", "SETUSER", "relay", "allchannels")
-        assert intake.take(NEXT["an update"](), "msg_next").outcome == "applied"
+        assert relay.take(NEXT["an update"](), "msg_next").outcome == "applied"
         assert len(subscriber.rest()) == 2
 
 
@@ -149,25 +138,25 @@ def test_a_user_that_may_not_publish_leaves_nothing(
 def test_a_full_memory_leaves_nothing_and_still_answers_duplicates(
     own_redis: EmbeddedRedis, own_client: Any, history: str, next_: str
 ) -> None:
-    with intake_on(own_redis.url) as intake:
+    with run_relay(own_redis.url) as relay:
         for number, event in enumerate(HISTORIES[history]()):
-            intake.take(event, f"msg_{number}")
+            relay.take(event, f"msg_{number}")
         before = contents(own_client)
         own_client.config_set("maxmemory", "1")
 
         with pytest.raises(StoreUnavailableError):
-            intake.take(NEXT[next_](), "msg_next")
+            relay.take(NEXT[next_](), "msg_next")
         with pytest.raises(StoreUnavailableError):
-            intake.take(UNREADABLE, "msg_bad")
+            relay.take(UNREADABLE, "msg_bad")
         with pytest.raises(StoreUnavailableError):
-            intake.call(intake.store.probe).result(timeout=30)
+            relay.call(relay.store.probe).result(timeout=30)
         if history != "a session never seen":
-            assert intake.take(HISTORIES[history]()[0], "msg_0").outcome == "duplicate"
+            assert relay.take(HISTORIES[history]()[0], "msg_0").outcome == "duplicate"
         assert contents(own_client) == before
 
         own_client.config_set("maxmemory", "0")
-        assert intake.take(NEXT[next_](), "msg_next").outcome in {"applied", "stale"}
-        assert intake.take(UNREADABLE, "msg_bad").outcome == "dead_lettered"
+        assert relay.take(NEXT[next_](), "msg_next").outcome in {"applied", "stale"}
+        assert relay.take(UNREADABLE, "msg_bad").outcome == "dead_lettered"
 
 
 @pytest.mark.parametrize("history", HISTORIES)
@@ -176,23 +165,23 @@ def test_wherever_memory_runs_out_all_of_an_event_is_there_or_nothing(
     own_redis: EmbeddedRedis, own_client: Any, history: str, next_: str
 ) -> None:
     refused = 0
-    with intake_on(own_redis.url) as intake:
+    with run_relay(own_redis.url) as relay:
         for number, event in enumerate(HISTORIES[history]()):
-            intake.take(event, f"msg_{number}")
+            relay.take(event, f"msg_{number}")
         before = contents(own_client)
         for spare in range(0, 200_000, 500):
             own_client.config_set("maxmemory", own_client.info("memory")["used_memory"] + spare)
-            error = intake.begin(NEXT[next_](), "msg_next").exception(timeout=30)
+            error = relay.begin(NEXT[next_](), "msg_next").exception(timeout=30)
             own_client.config_set("maxmemory", "0")
             if error is None:
                 break
             assert contents(own_client) == before
             refused += 1
         assert refused > 0, "memory never ran out"
-        assert intake.take(NEXT[next_](), "msg_next").outcome == "duplicate"
+        assert relay.take(NEXT[next_](), "msg_next").outcome == "duplicate"
 
 
-def test_a_dead_letter_box_of_the_wrong_type_is_a_refusal(real_intake: Intake, real_client: Any) -> None:
+def test_a_dead_letter_box_of_the_wrong_type_is_a_refusal(real_intake: Relay, real_client: Any) -> None:
     real_client.set(DEAD_LETTERS_KEY, "in the way")
 
     with pytest.raises(StoreUnavailableError):

@@ -5,20 +5,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import IO
 
-import redis
-
-from service.dev.embedded import EmbeddedRedis
-from support.relay import ROOT, client_of, eventually
-
-RELAY: Final = (sys.executable, "-m", "service")
-PROC: Final = Path("/proc")
+from support.constants import PROC, ROOT
 
 
 class Program:
@@ -143,18 +136,3 @@ def _parents() -> Iterator[tuple[Path, int]]:
             state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
             if state != "Z":
                 yield stat, int(parent)
-
-
-def durable_redis(start_redis: Callable[..., EmbeddedRedis], directory: Path, port: int) -> EmbeddedRedis:
-    """Start a Redis that keeps in this directory what it is told, and has read what is there."""
-    directory.mkdir(exist_ok=True)
-    server = start_redis("--dir", str(directory), "--appendonly", "yes", "--appendfsync", "always", port=port)
-    with client_of(server.url) as client:
-
-        def has_loaded() -> bool:
-            with contextlib.suppress(redis.BusyLoadingError):
-                return bool(client.ping())
-            return False
-
-        eventually(has_loaded)
-    return server

@@ -7,10 +7,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from support.clock import eventually
+from support.constants import EVENTS_KEY, EXPIRY_KEY
 from support.lives import OPEN, Message, demanded
 from support.load import WORKERS, Load, Usage, await_connections
 from support.onlookers import CHANNEL, our_client
-from support.relay import EVENTS_KEY, EXPIRY_KEY, eventually
 from support.schemas import PUBLISHED, faults, faults_held
 
 ANSWER_SECONDS: Final = 5.0

@@ -6,7 +6,7 @@ import socketserver
 import threading
 from collections.abc import Iterator
 
-from support.relay import serving
+from support.network import serving
 
 
 class _Passing(socketserver.BaseRequestHandler):

@@ -11,10 +11,11 @@ from typing import Any, Final
 
 import redis
 
+from support.clock import eventually
 from support.cutting_proxy import cutting_proxy
 from support.load import WORKERS, Load, redis_connections, relay_service, sockets_of
+from support.network import unused_port
 from support.onlookers import our_client
-from support.relay import eventually, unused_port
 from support.svix_sender import CONCURRENCY
 
 Fault = Callable[[Load], None]

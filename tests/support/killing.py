@@ -17,8 +17,11 @@ from typing import Any, Final
 from service.errors import StoreUnavailableError
 from service.models import Outcome
 from support.children import started
-from support.load import DurableRedis, durable_redis
-from support.relay import NOW_MS, ROOT, Intake, clerk_event, client_of, intake_on
+from support.constants import NOW_MS, ROOT
+from support.events import clerk_event
+from support.redis_clients import client_of
+from support.redis_servers import DurableRedis, durable_redis
+from support.relay import Relay, run_relay
 
 SESSIONS: Final = 50
 KINDS: Final = ("SessionFeed", "AsyncSessionFeed", "consume")
@@ -56,13 +59,13 @@ def suffer(server: DurableRedis, directory: Path, *, events: int, kills: int) ->
         for kind, path in paths.items():
             program = (sys.executable, ROOT / "tests" / "follower.py", kind, server.url, path)
             stack.enter_context(started(program, directory))
-        intake = stack.enter_context(intake_on(server.url, stream_maxlen=1_000_000))
+        relay = stack.enter_context(run_relay(server.url, stream_maxlen=1_000_000))
         for revision in range(1, revisions + 1):
-            futures = begin_round(intake, revision)
+            futures = begin_round(relay, revision)
             if revision * (kills + 1) // (revisions + 1) > (revision - 1) * (kills + 1) // (revisions + 1):
                 server.kill()  # in the midst of them
                 server.start()
-            end_round(intake, futures)
+            end_round(relay, futures)
         with client_of(server.url) as client:
             assert client.xlen("{clerk}:events") == SESSIONS * revisions
         fed = time.monotonic()
@@ -85,17 +88,17 @@ def await_end(paths: dict[str, Path], revisions: int) -> None:
 Sent = dict[Future[Outcome], tuple[dict[str, Any], str]]
 
 
-def begin_round(intake: Intake, revision: int) -> Sent:
+def begin_round(relay: Relay, revision: int) -> Sent:
     """Send the next event of each session."""
     sent: Sent = {}
     for number in range(SESSIONS):
         event = clerk_event(session_id=f"sess_{number}", updated_at=NOW_MS - 1_000_000 + revision)
         message_id = f"msg_{number}_{revision}"
-        sent[intake.begin(event, message_id)] = (event, message_id)
+        sent[relay.begin(event, message_id)] = (event, message_id)
     return sent
 
 
-def end_round(intake: Intake, sent: Sent) -> None:
+def end_round(relay: Relay, sent: Sent) -> None:
     """Wait, and send again what was refused, as the sender would, until all is taken."""
     for future, (event, message_id) in sent.items():
         deadline = time.monotonic() + 60
@@ -105,7 +108,7 @@ def end_round(intake: Intake, sent: Sent) -> None:
             except StoreUnavailableError:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
-                future = intake.begin(event, message_id)  # noqa: PLW2901
+                future = relay.begin(event, message_id)  # noqa: PLW2901
             else:
                 assert outcome.outcome in {"applied", "duplicate"}
                 break

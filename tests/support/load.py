@@ -6,51 +6,20 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
-from support.children import PROC, descendants
+from support.children import descendants
+from support.clock import eventually
+from support.constants import PROC
 from support.lives import lives
 from support.onlookers import OURS, Metronome, Subscriber, Watch, our_client
-from support.relay import ServiceProcess as Service
-from support.relay import eventually, free_port, redis_server, run_service
+from support.redis_servers import DurableRedis
+from support.services import ServiceProcess as Service
+from support.services import run_service
 from support.svix_sender import SvixSender
 
 WORKERS: Final = 2
 SETTINGS: Final = {"WEB_CONCURRENCY": str(WORKERS), "STREAM_MAXLEN": "1000000"}
-
-
-class DurableRedis:
-    """A redis-server that can be killed and started again, on the same port and with the same data."""
-
-    def __init__(self, binary: str, directory: Path) -> None:
-        self._binary = binary
-        self._directory = directory
-        self._stack = contextlib.ExitStack()
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.pid = 0
-
-    def start(self, *options: str) -> None:
-        """Return when it has read all of its data."""
-        durable = ("--dir", str(self._directory), "--appendonly", "yes", "--appendfsync", "always", *options)
-        server = self._stack.enter_context(redis_server(self._binary, *durable, port=self.port))
-        assert server.process is not None
-        self.pid = server.process.pid
-
-    def kill(self) -> None:
-        """By SIGKILL."""
-        self._stack.close()
-
-
-@contextlib.contextmanager
-def durable_redis(binary: str, directory: Path) -> Iterator[DurableRedis]:
-    server = DurableRedis(binary, directory)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.kill()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from support.relay import client_of, eventually
+from support.clock import eventually
+from support.redis_clients import client_of
 
 OURS: Final = "session-relay-test"
 """The name of our own connections to Redis, which are not counted."""

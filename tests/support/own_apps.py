@@ -15,7 +15,8 @@ from service.app.factory import RelayFlask, create_app
 from service.app.webhook import WEBHOOK_PATH
 from service.errors import MissingSignatureError, StoreUnavailableError
 from service.server.bridge import FlaskBridge
-from support.relay import clerk_event, signed
+from support.events import clerk_event
+from support.signing import signed
 
 CLOSED = "x-closed"
 """A header that says which hook shall refuse the request: `hook` or `async hook`."""

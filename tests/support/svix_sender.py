@@ -18,8 +18,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from support.clock import eventually
 from support.lives import Message
-from support.relay import eventually, signed
+from support.signing import signed
 
 CONCURRENCY: Final = 32
 ATTEMPT_SECONDS: Final = 15.0

@@ -15,7 +15,10 @@ import redis
 from redis.crc import key_slot
 
 from service.dev.embedded import EmbeddedRedis
-from support.relay import client_of, eventually, free_port, redis_server
+from support.clock import eventually
+from support.network import free_port
+from support.redis_clients import client_of
+from support.redis_servers import redis_server
 
 StartRedis = Callable[..., EmbeddedRedis]
 

@@ -13,20 +13,11 @@ from typing import Any
 import httpx
 import pytest
 from clerk_session_feed.errors import ConfigurationError
-from support.relay import (
-    DEAD_LETTERS_KEY,
-    EVENTS_KEY,
-    NO_REDIS,
-    SECRET,
-    Endpoint,
-    ServiceProcess,
-    exchange,
-    make_settings,
-    request_head,
-    run_plain_wsgi,
-    signature,
-    signed,
-)
+from support.constants import DEAD_LETTERS_KEY, EVENTS_KEY, NO_REDIS, SECRET
+from support.raw_http import exchange, request_head
+from support.relay import make_settings
+from support.services import Endpoint, ServiceProcess, run_plain_wsgi
+from support.signing import signature, signed
 from werkzeug.test import create_environ, run_wsgi_app
 
 from service.app.factory import create_app

@@ -23,7 +23,10 @@ import httpx
 import pytest
 import redis
 from clerk_session_feed.updates import now_ms
-from support.relay import SECRET, Intake, client_of, intake_on, serving
+from support.constants import SECRET
+from support.network import serving
+from support.redis_clients import client_of
+from support.relay import Relay, run_relay
 
 from benchmarks import builds, compare, deliveries, growth, measure, open_loop, processes, report
 from benchmarks.measure import Round, Saturated, Steady, Store
@@ -116,7 +119,7 @@ def test_a_contender_writes_what_the_service_writes_and_refuses_what_is_forged(
     body = simulator.encode(simulator.sample("session.created"))
     headers = simulator.sign(SECRET, body)
 
-    with client_of(real_redis.url) as client, intake_on(real_redis.url, now_ms=now_ms()) as intake:
+    with client_of(real_redis.url) as client, run_relay(real_redis.url, now_ms=now_ms()) as relay:
         client.flushall()
         forged = contender(body + b" ", headers)
         assert (forged[0], client.dbsize()) == (400, 0)
@@ -125,7 +128,7 @@ def test_a_contender_writes_what_the_service_writes_and_refuses_what_is_forged(
         assert (status, answer["outcome"], answer["revision"]) == (200, "applied", 1)
         written = _states(client)
 
-        intake.take(body, headers["svix-id"])
+        relay.take(body, headers["svix-id"])
         assert written == _states(client)
 
 
@@ -259,11 +262,11 @@ def store(real_redis: EmbeddedRedis) -> Iterator[Store]:
 
 
 @pytest.fixture
-def filled(store: Store, real_redis: EmbeddedRedis) -> Iterator[tuple[Store, Intake]]:
+def filled(store: Store, real_redis: EmbeddedRedis) -> Iterator[tuple[Store, Relay]]:
     """A store with one session."""
-    with intake_on(real_redis.url, now_ms=now_ms()) as intake:
-        intake.take(simulator.sample(session_id="sess_1", user_id="user_1"), "msg_1")
-        yield store, intake
+    with run_relay(real_redis.url, now_ms=now_ms()) as relay:
+        relay.take(simulator.sample(session_id="sess_1", user_id="user_1"), "msg_1")
+        yield store, relay
 
 
 @pytest.mark.parametrize(
@@ -272,12 +275,12 @@ def filled(store: Store, real_redis: EmbeddedRedis) -> Iterator[tuple[Store, Int
     ids=["some failed", "some are not applied", "as it should be"],
 )
 def test_a_figure_is_void_unless_all_that_was_answered_is_applied(
-    filled: tuple[Store, Intake], monkeypatch: pytest.MonkeyPatch, answered: int, failed: int
+    filled: tuple[Store, Relay], monkeypatch: pytest.MonkeyPatch, answered: int, failed: int
 ) -> None:
-    store, intake = filled
+    store, relay = filled
 
     def wrk(*_: Any) -> dict[str, Any]:
-        intake.take(simulator.sample(), "msg_2")
+        relay.take(simulator.sample(), "msg_2")
         return {"requests": answered or 1, "seconds": 2, "failed": failed, "p50_ms": 1, "p99_ms": 2}
 
     monkeypatch.setattr(measure, "wrk", wrk)
@@ -290,7 +293,7 @@ def test_a_figure_is_void_unless_all_that_was_answered_is_applied(
 
 
 def test_sessions_that_fill_the_store_are_like_the_one_they_are_copied_from(
-    filled: tuple[Store, Intake],
+    filled: tuple[Store, Relay],
 ) -> None:
     store, _ = filled
 

@@ -22,21 +22,15 @@ import pytest
 from clerk_session_feed.feed import SessionFeed, SessionUpdate
 from clerk_session_feed.models import Session
 from click.testing import CliRunner, Result
-from support.children import RELAY, Program, durable_redis, started
-from support.relay import (
-    EVENTS_KEY,
-    HOUR_MS,
-    ROOT,
-    SECRET,
-    ServiceProcess,
-    Subscriber,
-    clerk_event,
-    client_of,
-    eventually,
-    free_port,
-    intake_on,
-    subscribed,
-)
+from support.children import Program, started
+from support.clock import eventually
+from support.constants import EVENTS_KEY, HOUR_MS, RELAY, ROOT, SECRET
+from support.events import clerk_event
+from support.network import free_port
+from support.redis_clients import Subscriber, client_of, subscribed
+from support.redis_servers import start_durable_redis
+from support.relay import run_relay
+from support.services import ServiceProcess
 
 from service.cli import commands as cli
 from service.dev import simulator
@@ -820,9 +814,9 @@ def test_tail_says_what_it_missed_and_goes_on(service: ServiceProcess, http_clie
 
 @pytest.mark.parametrize("start", ["0-0", "1-0"])
 def test_tail_of_partitions_begins_at_any_time(start: str, any_redis: EmbeddedRedis, tmp_path: Path) -> None:
-    with intake_on(any_redis.url, partitions=2, redis_key_prefix="{parts}") as intake:
+    with run_relay(any_redis.url, partitions=2, redis_key_prefix="{parts}") as relay:
         for user in ("user_1", "user_2"):
-            intake.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{start}_{user}")
+            relay.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{start}_{user}")
     environment = {"REDIS_URL": any_redis.url, "PARTITIONS": "2", "REDIS_KEY_PREFIX": "{parts}"}
     with started([*RELAY, "tail", "--from", start], tmp_path, environment) as program:
         for user in ("user_1", "user_2"):
@@ -867,9 +861,9 @@ def test_tail_ends_without_a_word_when_its_reader_has_enough(
 
 def take(redis_url: str, *numbers: int) -> list[str]:
     """Have these sessions created; return the cursors."""
-    with intake_on(redis_url) as intake:
+    with run_relay(redis_url) as relay:
         outcomes = [
-            intake.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}") for number in numbers
+            relay.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}") for number in numbers
         ]
     assert all(outcome.outcome == "applied" for outcome in outcomes)
     return [str(outcome.cursor) for outcome in outcomes]
@@ -880,7 +874,7 @@ def test_tail_goes_on_where_it_was_when_redis_is_back(
 ) -> None:
     directory = tmp_path / "redis"
     port = free_port()
-    first = durable_redis(start_redis, directory, port)
+    first = start_durable_redis(start_redis, directory, port)
     cursors = take(first.url, 1, 2, 3)
     program = tail("--from", "start", "--json", redis_url=first.url)
     program.wait_for("sess_3")
@@ -888,7 +882,7 @@ def test_tail_goes_on_where_it_was_when_redis_is_back(
     assert first.process is not None
     first.process.kill()
     program.wait_for("trying again", stream="stderr")
-    second = durable_redis(start_redis, directory, port)
+    second = start_durable_redis(start_redis, directory, port)
     cursors += take(second.url, 4, 5)
     program.wait_for("sess_5")
     cursors += take(second.url, 6)
@@ -975,8 +969,8 @@ def run_out(any_redis: EmbeddedRedis, http_client: Any) -> dict[str, Any]:
     body = simulator.sample(now_ms=then_ms)
     data: dict[str, Any] = body["data"]
     data["expire_at"] = now_ms - 1000
-    with intake_on(any_redis.url, now_ms=then_ms) as intake:
-        assert intake.take(body, "msg_1").outcome == "applied"
+    with run_relay(any_redis.url, now_ms=then_ms) as relay:
+        assert relay.take(body, "msg_1").outcome == "applied"
     assert http_client.hget(f"{{clerk}}:session:{data['id']}", "live") == "1"
     return data
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import redis
+from support.constants import EVENTS_KEY, EXPIRY_KEY
 from support.counting import count
-from support.load import DurableRedis, Load, under_load
+from support.load import Load, under_load
 from support.onlookers import CHANNEL, our_client
-from support.relay import EVENTS_KEY, EXPIRY_KEY, ServiceProcess
+from support.redis_servers import DurableRedis
+from support.services import ServiceProcess
 from support.svix_sender import Attempt
 
 DELIVERIES = 40
@@ -107,8 +109,8 @@ HARMS: dict[str, Harm] = {
 
 
 @pytest.mark.parametrize("what", HARMS)
-def test_counts_notice(durable_server: DurableRedis, relay: ServiceProcess, what: str) -> None:
-    with under_load(durable_server, relay, DELIVERIES, SESSIONS, seed=3) as load:
+def test_counts_notice(durable_server: DurableRedis, durable_service: ServiceProcess, what: str) -> None:
+    with under_load(durable_server, durable_service, DELIVERIES, SESSIONS, seed=3) as load:
         load.suffer(nothing, DELIVERIES)
         with our_client(durable_server.url) as client:
             HARMS[what](load, client)
@@ -117,9 +119,9 @@ def test_counts_notice(durable_server: DurableRedis, relay: ServiceProcess, what
 
 
 def test_counts_notice_a_connection_that_was_not_given_back(
-    durable_server: DurableRedis, relay: ServiceProcess
+    durable_server: DurableRedis, durable_service: ServiceProcess
 ) -> None:
-    with under_load(durable_server, relay, DELIVERIES, SESSIONS, seed=3) as load:
+    with under_load(durable_server, durable_service, DELIVERIES, SESSIONS, seed=3) as load:
         load.suffer(nothing, DELIVERIES)
 
     with redis.Redis.from_url(durable_server.url) as client:
@@ -127,8 +129,10 @@ def test_counts_notice_a_connection_that_was_not_given_back(
         assert count(load).wrong["connections or memory not given back"]
 
 
-def test_counts_have_a_row_for_each_harm(durable_server: DurableRedis, relay: ServiceProcess) -> None:
-    with under_load(durable_server, relay, DELIVERIES, SESSIONS, seed=3) as load:
+def test_counts_have_a_row_for_each_harm(
+    durable_server: DurableRedis, durable_service: ServiceProcess
+) -> None:
+    with under_load(durable_server, durable_service, DELIVERIES, SESSIONS, seed=3) as load:
         load.suffer(nothing, DELIVERIES)
 
     assert set(count(load).wrong) == {*HARMS, "connections or memory not given back"}

@@ -14,17 +14,14 @@ from typing import Any, Final
 import click
 import pytest
 from clerk_session_feed.feed import SessionFeed
+from support.clock import eventually
+from support.constants import ROOT
+from support.events import clerk_event
+from support.network import unused_port
 from support.onlookers import our_client
-from support.relay import (
-    ROOT,
-    ServiceProcess,
-    clerk_event,
-    client_of,
-    eventually,
-    intake_on,
-    make_settings,
-    unused_port,
-)
+from support.redis_clients import client_of
+from support.relay import make_settings, run_relay
+from support.services import ServiceProcess
 
 from service.cli import commands as cli
 from service.cli.check import check
@@ -157,8 +154,8 @@ def test_a_consumer_takes_as_many_connections_as_is_said(
         loop = updates[name]()
         first = threads.submit(next, loop)
         eventually(lambda: count() == documented)
-        with intake_on(url) as intake:
-            intake.take(clerk_event(), "msg_1")
+        with run_relay(url) as relay:
+            relay.take(clerk_event(), "msg_1")
 
         assert first.result(timeout=30).session.id == "sess_1"
         eventually(lambda: count() == documented)
@@ -179,8 +176,8 @@ def test_the_expiry_worker_takes_as_many_connections_as_is_said(
     connections: tuple[str, Callable[[], int]],
 ) -> None:
     url, count = connections
-    with intake_on(url) as intake:
-        intake.take(clerk_event(), "msg_1")
+    with run_relay(url) as relay:
+        relay.take(clerk_event(), "msg_1")
     eventually(lambda: count() == 0)
     with contextlib.closing(ExpiryWorker(make_settings(url))) as worker:
         assert worker.run_once()[0] == 1

@@ -18,8 +18,11 @@ from typing import Any
 import httpx
 import pytest
 from click.testing import CliRunner
-from support.children import PROC, RELAY, Program, descendants, running, started
-from support.relay import SECRET, client_of, eventually, free_port, subscribed
+from support.children import Program, descendants, running, started
+from support.clock import eventually
+from support.constants import PROC, RELAY, SECRET
+from support.network import free_port
+from support.redis_clients import client_of, subscribed
 
 from service.cli import commands as cli
 from service.dev import run as dev_mode

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.relay import client_of, free_port, subscribed
+from support.network import free_port
+from support.redis_clients import client_of, subscribed
 
 from service.dev import embedded
 from service.dev.embedded import EmbeddedRedis

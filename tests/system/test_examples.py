@@ -13,15 +13,12 @@ from typing import Any, Final
 import httpx
 import pytest
 from support.children import Program, started
-from support.load import WORKERS, DurableRedis
-from support.relay import (
-    EVENTS_KEY,
-    ROOT,
-    ServiceProcess,
-    eventually,
-    frozen,
-    serving,
-)
+from support.clock import eventually
+from support.constants import EVENTS_KEY, ROOT
+from support.load import WORKERS
+from support.network import serving
+from support.redis_servers import DurableRedis, frozen
+from support.services import ServiceProcess
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -168,15 +165,15 @@ def test_no_socket_outlives_a_session_that_ends_while_it_is_checked(
 
 
 def test_the_gateway_misses_no_end_while_redis_restarts(
-    durable_server: DurableRedis, relay: ServiceProcess, tmp_path: Path
+    durable_server: DurableRedis, durable_service: ServiceProcess, tmp_path: Path
 ) -> None:
     with run_gateway(durable_server.url, tmp_path) as gateway:
-        sign_in(relay, "sess_1")
+        sign_in(durable_service, "sess_1")
         with connected(gateway, "sess_1") as client:
             assert answer(client) == "hello"
             with asleep(gateway):
-                restart(durable_server, relay)
-                revoke(relay, "sess_1")
+                restart(durable_server, durable_service)
+                revoke(durable_service, "sess_1")
             assert closed_with(client)[0] == 4401
 
 
@@ -271,16 +268,16 @@ def test_the_subscriber_drops_who_is_not_live(
 
 @pytest.mark.usefixtures("node_modules")
 def test_the_subscriber_misses_nothing_while_redis_restarts(
-    durable_server: DurableRedis, relay: ServiceProcess, tmp_path: Path
+    durable_server: DurableRedis, durable_service: ServiceProcess, tmp_path: Path
 ) -> None:
     with run_subscriber(durable_server.url, tmp_path) as program:
-        revoke(relay, "sess_a")
+        revoke(durable_service, "sess_a")
         program.wait_for("sess_a")
         with asleep(program):
-            restart(durable_server, relay)
-            revoke(relay, "sess_b")
+            restart(durable_server, durable_service)
+            revoke(durable_service, "sess_b")
         program.wait_for("sess_b")
-        revoke(relay, "sess_c")
+        revoke(durable_service, "sess_c")
         program.wait_for("sess_c")
         assert program.lines() == [f"drop user_1 sess_{letter} revoked" for letter in "abc"]
 

@@ -13,20 +13,14 @@ from typing import Any
 import pytest
 from clerk_session_feed.keys import Keys, partition_of
 from click.testing import CliRunner, Result
-from support.children import RELAY, Program, durable_redis, started
-from support.relay import (
-    EVENTS_KEY,
-    EXPIRY_KEY,
-    HOUR_MS,
-    NO_REDIS,
-    ROOT,
-    clerk_event,
-    client_of,
-    eventually,
-    free_port,
-    intake_on,
-    subscribed,
-)
+from support.children import Program, started
+from support.clock import eventually
+from support.constants import EVENTS_KEY, EXPIRY_KEY, HOUR_MS, NO_REDIS, RELAY, ROOT
+from support.events import clerk_event
+from support.network import free_port
+from support.redis_clients import client_of, subscribed
+from support.redis_servers import start_durable_redis
+from support.relay import run_relay
 from support.topologies import cluster_of
 
 from service.cli import commands as cli
@@ -59,9 +53,9 @@ def once(redis_url: str, **settings: str) -> Result:
 def take(redis_url: str, session_ids: list[str], expire_at: int, **settings: Any) -> None:
     """Take in a live session each, of a user of its own."""
     now_ms = min(expire_at, time.time_ns() // 1_000_000) - HOUR_MS
-    with intake_on(redis_url, now_ms=now_ms, **settings) as intake:
+    with run_relay(redis_url, now_ms=now_ms, **settings) as relay:
         for begun in [
-            intake.begin(
+            relay.begin(
                 clerk_event(
                     session_id=session_id,
                     user_id=session_id.replace("sess", "user"),
@@ -167,7 +161,7 @@ def test_it_goes_on_when_redis_comes_back_and_says_once_that_it_was_away(
     start_redis: StartRedis, tmp_path: Path
 ) -> None:
     port = free_port()
-    server = durable_redis(start_redis, tmp_path / "data", port)
+    server = start_durable_redis(start_redis, tmp_path / "data", port)
     with worker_on(server.url, tmp_path) as worker:
         take(server.url, ["sess_1"], now_ms() - 1)
         worker.wait_for("sessions_expired", stream="stderr")
@@ -177,7 +171,7 @@ def test_it_goes_on_when_redis_comes_back_and_says_once_that_it_was_away(
         server.process.wait()
         worker.wait_for("expiry_failed", stream="stderr")
 
-        server = durable_redis(start_redis, tmp_path / "data", port)
+        server = start_durable_redis(start_redis, tmp_path / "data", port)
         take(server.url, ["sess_3"], now_ms() - 1)
         with client_of(server.url) as client:
             eventually(lambda: expiries(client)["sess_3"])

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from support.clock import eventually
 from support.lives import Message, demanded, lives
-from support.relay import client_of, eventually, run_service
+from support.redis_clients import client_of
+from support.services import run_service
 from support.svix_sender import SvixSender
 from support.topologies import cluster_of, kill, run_sentinels
 

@@ -4,11 +4,12 @@ The short form of each fault. `make soak` runs the long one (tests/soak.py).
 """
 
 import pytest
-from support.children import PROC
+from support.constants import PROC
 from support.counting import count
 from support.faults import SHORT, Fault, Faults
-from support.load import DurableRedis, under_load
-from support.relay import ServiceProcess
+from support.load import under_load
+from support.redis_servers import DurableRedis
+from support.services import ServiceProcess
 
 DELIVERIES = 200
 SESSIONS = 40
@@ -17,10 +18,12 @@ faults = Faults(SHORT)
 
 
 @pytest.mark.parametrize("fault", faults.all(), ids=lambda fault: fault.__name__)
-def test_nothing_is_lost_when(durable_server: DurableRedis, relay: ServiceProcess, fault: Fault) -> None:
+def test_nothing_is_lost_when(
+    durable_server: DurableRedis, durable_service: ServiceProcess, fault: Fault
+) -> None:
     if fault in faults.of_workers and not PROC.exists():
         pytest.skip("needs /proc to look for processes")
-    with under_load(durable_server, relay, DELIVERIES, SESSIONS, seed=1) as load:
+    with under_load(durable_server, durable_service, DELIVERIES, SESSIONS, seed=1) as load:
         load.suffer(fault, DELIVERIES)
 
     counts = count(load)

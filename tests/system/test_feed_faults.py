@@ -17,24 +17,16 @@ import redis
 from clerk_session_feed import connections, feed_stream
 from clerk_session_feed.errors import CursorLostError, FeedClosedError
 from clerk_session_feed.feed import AsyncSessionFeed, SessionFeed, SessionUpdate
-from support.children import durable_redis, started
+from support.children import started
+from support.clock import eventually
+from support.constants import EVENTS_KEY, NO_REDIS, NOW_MS
+from support.events import clerk_event
 from support.feeds import EndedError, Feed, OpenFeed, Reconnects, Updates, block_shortly
 from support.killing import SESSIONS, Seen, suffer
-from support.load import durable_redis as killable_redis
-from support.relay import (
-    EVENTS_KEY,
-    NO_REDIS,
-    NOW_MS,
-    Intake,
-    clerk_event,
-    client_of,
-    eventually,
-    free_port,
-    frozen,
-    intake_on,
-    scripted_redis,
-    unused_port,
-)
+from support.network import free_port, unused_port
+from support.redis_clients import client_of
+from support.redis_servers import durable_redis, frozen, scripted_redis, start_durable_redis
+from support.relay import Relay, run_relay
 
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
@@ -54,15 +46,15 @@ def feed(open_feed: OpenFeed, own_redis: EmbeddedRedis) -> Feed:
 
 
 @pytest.fixture
-def own_intake(own_redis: EmbeddedRedis) -> Iterator[Intake]:
-    with intake_on(own_redis.url) as intake:
-        yield intake
+def own_intake(own_redis: EmbeddedRedis) -> Iterator[Relay]:
+    with run_relay(own_redis.url) as relay:
+        yield relay
 
 
-def begin_sessions(intake: Intake, *numbers: int) -> list[str]:
+def begin_sessions(relay: Relay, *numbers: int) -> list[str]:
     """Let each session begin; return the cursors."""
     return [
-        str(intake.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}").cursor)
+        str(relay.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}").cursor)
         for number in numbers
     ]
 
@@ -84,7 +76,7 @@ def test_every_revision_is_seen_once_and_in_order_while_redis_is_killed(
     redis_binary: str, tmp_path: Path
 ) -> None:
     (tmp_path / "redis").mkdir()
-    with killable_redis(redis_binary, tmp_path / "redis") as server:
+    with durable_redis(redis_binary, tmp_path / "redis") as server:
         seen = suffer(server, tmp_path, events=1500, kills=3)
     everything = Seen(1500, duplicates=0, missed=0, out_of_order=0)
     assert SESSIONS * 30 == 1500
@@ -96,15 +88,15 @@ def test_following_goes_on_after_redis_was_restarted(
     open_feed: OpenFeed, start_redis: StartRedis, tmp_path: Path, reconnects: Reconnects
 ) -> None:
     port = free_port()
-    before = durable_redis(start_redis, tmp_path / "redis", port)
+    before = start_durable_redis(start_redis, tmp_path / "redis", port)
     updates = open_feed(before.url).follow("0-0", on_reconnect=reconnects)
-    with intake_on(before.url) as intake:
-        cursors = begin_sessions(intake, 0, 1, 2)
+    with run_relay(before.url) as relay:
+        cursors = begin_sessions(relay, 0, 1, 2)
     got = updates.take(2)
     kill(before)
-    after = durable_redis(start_redis, tmp_path / "redis", port)
-    with intake_on(after.url) as intake:
-        cursors += begin_sessions(intake, 3, 4)
+    after = start_durable_redis(start_redis, tmp_path / "redis", port)
+    with run_relay(after.url) as relay:
+        cursors += begin_sessions(relay, 3, 4)
     got += updates.take(3)
     assert [update.cursor for update in got] == cursors
 
@@ -121,21 +113,21 @@ def test_snapshots_that_are_interrupted_come_once_each(
     """How far a scan was means nothing to a server that was restarted."""
     monkeypatch.setattr(feed_stream, "BATCH", 4)
     port = free_port()
-    server = durable_redis(start_redis, tmp_path / "redis", port)
+    server = start_durable_redis(start_redis, tmp_path / "redis", port)
     updates = open_feed(server.url).follow(on_reconnect=reconnects)
-    with intake_on(server.url) as intake:
-        begin_sessions(intake, *range(40))
+    with run_relay(server.url) as relay:
+        begin_sessions(relay, *range(40))
     got = updates.take(15)
     if how == "restart":
         kill(server)
-        server = durable_redis(start_redis, tmp_path / "redis", port)
+        server = start_durable_redis(start_redis, tmp_path / "redis", port)
     else:
         with client_of(server.url) as client:
             cut(client)
-    with intake_on(server.url) as intake:
+    with run_relay(server.url) as relay:
         for number in range(45):
             event = clerk_event(session_id=f"sess_{number}", updated_at=NOW_MS)
-            intake.take(event, f"msg_later_{number}")
+            relay.take(event, f"msg_later_{number}")
     last: dict[str, int] = {}
     expected = {f"sess_{number}": 2 if number < 40 else 1 for number in range(45)}
     for update in got:
@@ -152,13 +144,13 @@ def test_short_reads_after_redis_was_restarted(
 ) -> None:
     """The connections that are kept have ended meanwhile: no reason to fail."""
     port = free_port()
-    before = durable_redis(start_redis, tmp_path / "redis", port)
-    with intake_on(before.url) as intake:
-        intake.take(clerk_event(expire_at=None), "msg_1")
+    before = start_durable_redis(start_redis, tmp_path / "redis", port)
+    with run_relay(before.url) as relay:
+        relay.take(clerk_event(expire_at=None), "msg_1")
     feed = open_feed(before.url, redis_timeout=20)
     assert feed.side_by_side(8, feed.feed.is_live, "sess_1") == [True] * 8
     kill(before)
-    durable_redis(start_redis, tmp_path / "redis", port)
+    start_durable_redis(start_redis, tmp_path / "redis", port)
     assert feed.side_by_side(16, feed.feed.is_live, "sess_1") == [True] * 16
 
 
@@ -320,7 +312,7 @@ def wait_for_one(client: Any, updates: Updates) -> "Future[list[SessionUpdate]]"
 @pytest.mark.parametrize("disturb", [cut, demote_and_promote])
 def test_an_iterator_goes_on_after_a_disturbance(
     feed: Feed,
-    own_intake: Intake,
+    own_intake: Relay,
     own_client: Any,
     reconnects: Reconnects,
     begin: Begin,
@@ -333,15 +325,15 @@ def test_an_iterator_goes_on_after_a_disturbance(
     assert ids(waiting.result(10)) == ["sess_1"]
 
 
-def taken(intake: Intake) -> bool:
-    """Tell whether the event got through; the intake's own connection may have been cut, too."""
+def taken(relay: Relay) -> bool:
+    """Tell whether the event got through; the relay's own connection may have been cut, too."""
     with contextlib.suppress(StoreUnavailableError):
-        return begin_sessions(intake, 1) != []
+        return begin_sessions(relay, 1) != []
     return False
 
 
 def test_a_subscription_goes_on_after_a_cut(
-    feed: Feed, own_intake: Intake, own_client: Any, reconnects: Reconnects
+    feed: Feed, own_intake: Relay, own_client: Any, reconnects: Reconnects
 ) -> None:
     updates = subscribe(feed, reconnects)
     waiting = wait_for_one(own_client, updates)
@@ -361,9 +353,9 @@ def test_a_subscription_goes_on_after_a_restart(
         waiting = wait_for_one(client, open_feed(before.url).subscribe(on_reconnect=reconnects))
     kill(before)
     after = start_redis(port=port)
-    with client_of(after.url) as client, intake_on(after.url) as intake:
+    with client_of(after.url) as client, run_relay(after.url) as relay:
         eventually(lambda: has_subscribers(client))
-        begin_sessions(intake, 1)
+        begin_sessions(relay, 1)
     assert ids(waiting.result(10)) == ["sess_1"]
 
 
@@ -372,7 +364,7 @@ def test_a_connection_on_which_nothing_comes_is_given_up(
     open_feed: OpenFeed,
     own_redis: EmbeddedRedis,
     own_client: Any,
-    own_intake: Intake,
+    own_intake: Relay,
     monkeypatch: pytest.MonkeyPatch,
     reconnects: Reconnects,
     begin: Begin,
@@ -422,7 +414,7 @@ def test_closing_at_any_moment_is_an_end_and_no_error(
     open_feed: OpenFeed,
     own_redis: EmbeddedRedis,
     own_client: Any,
-    own_intake: Intake,
+    own_intake: Relay,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(feed_stream, "BLOCK_MS", 60_000)
@@ -441,7 +433,7 @@ def test_closing_at_any_moment_is_an_end_and_no_error(
 
 @pytest.mark.parametrize("begin", ["follow", "consume", "subscribe"])
 def test_a_task_that_is_cancelled_ends(
-    own_redis: EmbeddedRedis, own_intake: Intake, monkeypatch: pytest.MonkeyPatch, begin: str
+    own_redis: EmbeddedRedis, own_intake: Relay, monkeypatch: pytest.MonkeyPatch, begin: str
 ) -> None:
     """Whatever it is at. What redis-py awaits on Python 3.11 may swallow it."""
     block_shortly(monkeypatch)
@@ -516,7 +508,7 @@ def trim_everything(client: Any) -> None:
 @pytest.mark.parametrize("lose", [forget_everything, trim_everything])
 def test_following_a_stream_that_lost_the_cursor(
     feed: Feed,
-    own_intake: Intake,
+    own_intake: Relay,
     own_client: Any,
     monkeypatch: pytest.MonkeyPatch,
     lose: Callable[[Any], None],
@@ -533,7 +525,7 @@ def test_following_a_stream_that_lost_the_cursor(
 
 
 def test_following_a_stream_that_lost_the_cursor_can_begin_again(
-    feed: Feed, own_intake: Intake, own_client: Any, monkeypatch: pytest.MonkeyPatch
+    feed: Feed, own_intake: Relay, own_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block_shortly(monkeypatch)
     begin_sessions(own_intake, 1)
@@ -550,17 +542,17 @@ def test_following_a_stream_that_lost_the_cursor_can_begin_again(
 
 def test_a_consumer_that_was_held_up_is_told_what_it_missed(feed: Feed, own_redis: EmbeddedRedis) -> None:
     """STREAM_MAXLEN is about how far behind one may be."""
-    with intake_on(own_redis.url, stream_maxlen=1) as intake:
-        (cursor,) = begin_sessions(intake, 0)
+    with run_relay(own_redis.url, stream_maxlen=1) as relay:
+        (cursor,) = begin_sessions(relay, 0)
         updates = feed.follow("0-0")
         updates.next()
-        begin_sessions(intake, *range(1, 250))
+        begin_sessions(relay, *range(1, 250))
         with pytest.raises(CursorLostError, match=cursor):
             updates.next()
 
 
 def test_a_consumer_that_was_held_up_is_told_nothing_as_long_as_its_entry_is_there(
-    feed: Feed, own_intake: Intake, own_client: Any
+    feed: Feed, own_intake: Relay, own_client: Any
 ) -> None:
     begin_sessions(own_intake, 0, 1)
     updates = feed.follow("0-0")
@@ -570,7 +562,7 @@ def test_a_consumer_that_was_held_up_is_told_nothing_as_long_as_its_entry_is_the
     assert ids(updates.take(7)) == [f"sess_{number}" for number in range(2, 9)]
 
 
-def test_a_consumer_that_was_held_up_can_begin_again(feed: Feed, own_intake: Intake, own_client: Any) -> None:
+def test_a_consumer_that_was_held_up_can_begin_again(feed: Feed, own_intake: Relay, own_client: Any) -> None:
     begin_sessions(own_intake, 0)
     updates = feed.follow("0-0", resync=True)
     last = {"sess_0": updates.next().revision}
@@ -589,7 +581,7 @@ def test_a_consumer_that_was_held_up_can_begin_again(feed: Feed, own_intake: Int
 
 
 def test_a_stream_that_began_and_was_trimmed_meanwhile(
-    feed: Feed, own_intake: Intake, own_client: Any
+    feed: Feed, own_intake: Relay, own_client: Any
 ) -> None:
     if int(own_client.info("server")["redis_version"].partition(".")[0]) < 7:
         pytest.skip("Redis 6.2 does not count what was ever added")
@@ -600,7 +592,7 @@ def test_a_stream_that_began_and_was_trimmed_meanwhile(
         updates.next()
 
 
-def test_a_time_before_what_was_trimmed(feed: Feed, own_intake: Intake, own_client: Any) -> None:
+def test_a_time_before_what_was_trimmed(feed: Feed, own_intake: Relay, own_client: Any) -> None:
     first, *_ = begin_sessions(own_intake, 1, 2)
     own_client.xtrim(EVENTS_KEY, maxlen=1, approximate=False)
     with pytest.raises(CursorLostError):
@@ -613,17 +605,17 @@ def test_a_redis_that_was_restarted_from_an_older_dump(
 ) -> None:
     port = free_port()
     before = start_redis("--dir", str(tmp_path), port=port)
-    with intake_on(before.url) as intake, client_of(before.url) as client:
-        begin_sessions(intake, 1)
+    with run_relay(before.url) as relay, client_of(before.url) as client:
+        begin_sessions(relay, 1)
         client.save()
-        _, cursor = begin_sessions(intake, 2, 3)
+        _, cursor = begin_sessions(relay, 2, 3)
     feed = open_feed(before.url)
     updates = feed.follow("0-0", on_reconnect=reconnects)
     updates.take(3)
     kill(before)
     after = start_redis("--dir", str(tmp_path), port=port)
-    with intake_on(after.url) as intake:
-        begin_sessions(intake, 4)
+    with run_relay(after.url) as relay:
+        begin_sessions(relay, 4)
     with pytest.raises(CursorLostError, match=cursor):
         updates.next()
     assert sorted(ids(feed.follow().take(2))) == ["sess_1", "sess_4"]

@@ -16,24 +16,14 @@ import httpx
 import pytest
 from flask.testing import FlaskClient
 from support import own_apps
-from support.relay import (
-    EVENTS_KEY,
-    IGNORED,
-    NO_REDIS,
-    ROOT,
-    SECRET,
-    SERVE,
-    SESSION_KEY,
-    TESTS,
-    ServiceProcess,
-    clerk_event,
-    client_of,
-    eventually,
-    free_port,
-    make_settings,
-    run_service,
-    signed,
-)
+from support.clock import eventually
+from support.constants import EVENTS_KEY, NO_REDIS, ROOT, SECRET, SERVE, SESSION_KEY, TESTS
+from support.events import IGNORED, clerk_event
+from support.network import free_port
+from support.redis_clients import client_of
+from support.relay import make_settings
+from support.services import ServiceProcess, run_service
+from support.signing import signed
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import BaseConverter

@@ -6,17 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
-from support.relay import (
-    EXPIRY_KEY,
-    HOUR_MS,
-    Endpoint,
-    eventually,
-    frozen,
-    make_settings,
-    metric,
-    run_plain_wsgi,
-    scripted_redis,
-)
+from support.clock import eventually
+from support.constants import EXPIRY_KEY, HOUR_MS
+from support.redis_servers import frozen, scripted_redis
+from support.relay import make_settings
+from support.services import Endpoint, metric, run_plain_wsgi
 
 from service.dev.embedded import EmbeddedRedis
 

@@ -11,20 +11,11 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
-from support.relay import (
-    DAY_MS,
-    DEAD_LETTERS_KEY,
-    EVENTS_KEY,
-    EXPIRY_KEY,
-    HOUR_MS,
-    SESSION_KEY,
-    USER_KEY,
-    ServiceProcess,
-    assert_a_good_delivery_passes,
-    client_of,
-    eventually,
-    run_service,
-)
+from support.clock import eventually
+from support.constants import DAY_MS, DEAD_LETTERS_KEY, EVENTS_KEY, EXPIRY_KEY, HOUR_MS, SESSION_KEY, USER_KEY
+from support.raw_http import assert_a_good_delivery_passes
+from support.redis_clients import client_of
+from support.services import ServiceProcess, run_service
 
 from service.dev import simulator
 from service.dev.embedded import EmbeddedRedis

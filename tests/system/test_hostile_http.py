@@ -14,12 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from support.relay import (
-    EVENTS_KEY,
-    IGNORED,
+from support.constants import EVENTS_KEY
+from support.events import IGNORED, sample_body
+from support.raw_http import (
     Pairs,
     RawConnection,
-    ServiceProcess,
     assert_a_good_delivery_passes,
     conversation,
     exchange,
@@ -27,11 +26,10 @@ from support.relay import (
     pairs,
     raw_connection,
     request_head,
-    sample_body,
-    signature,
-    signed,
     with_length,
 )
+from support.services import ServiceProcess
+from support.signing import signature, signed
 
 SIGNED = pairs(signed(IGNORED, at=time.time() + 240))  # good for nine minutes from here on
 """Good for the five minutes after this module was read."""
@@ -224,7 +222,7 @@ def test_one_connection_serves_many_requests_whatever_becomes_of_them(
         with raw_connection(service.port) as connection:
             for request, status in requests:
                 connection.send(request)
-                assert connection.answer().status == status
+                assert connection.response().status == status
 
 
 @pytest.mark.parametrize("upgrade", [b"h2c", b"websocket", b"TLS/1.0"])
@@ -391,7 +389,7 @@ def test_a_sender_that_asks_before_it_sends_the_body(service: ServiceProcess) ->
         connection.send(request_head([*genuine(), (b"expect", b"100-continue")]))
         assert connection.socket.recv(1000).startswith(b"HTTP/1.1 100 ")
         connection.send(IGNORED)
-        assert connection.answer().status == 200
+        assert connection.response().status == 200
 
 
 def test_senders_that_leave_in_the_middle(service: ServiceProcess) -> None:
@@ -432,7 +430,7 @@ def test_a_sender_of_far_too_much_reads_the_refusal(service: ServiceProcess, meg
 
         sender = threading.Thread(target=send)
         sender.start()
-        answer = connection.answer()
+        answer = connection.response()
         sender.join()
 
     assert (answer.status, answer.code) == (413, "body_too_large")
@@ -472,7 +470,7 @@ def test_what_has_no_end_is_answered_in_time(service: ServiceProcess, kind: str)
         sender.start()
         started = time.monotonic()
         try:
-            answer = connection.answer()
+            answer = connection.response()
         finally:
             answered.set()
             sender.join()
@@ -512,7 +510,7 @@ def test_slow_senders_are_answered_in_time_and_delay_nobody(
         with raw_connection(service.port) as connection:
             connection.send(sent)
             before = time.monotonic()
-            answer = connection.answer()
+            answer = connection.response()
             seconds = time.monotonic() - before
             assert connection.socket.recv(1) == b"", "half a body keeps the connection open"
             return answer.status, answer.code, seconds
@@ -552,4 +550,4 @@ def test_a_body_in_single_bytes_is_taken(service: ServiceProcess) -> None:
         connection.send(request_head(genuine()))
         for _ in drip(connection, IGNORED):
             pass
-        assert connection.answer().status == 200
+        assert connection.response().status == 200

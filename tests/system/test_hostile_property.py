@@ -5,8 +5,12 @@ from typing import Any, Final
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.relay import SECRET, Pairs, RawAnswer, ServiceProcess, conversation, pairs, request_head, signed
-from support.samples import ABSENT, EVENT_PATHS, event, json_values
+from support.constants import SECRET
+from support.events import ABSENT, EVENT_PATHS, event
+from support.raw_http import Pairs, RawResponse, conversation, pairs, request_head
+from support.services import ServiceProcess
+from support.signing import signed
+from support.strategies import json_values
 
 PROBLEMS: Final = {
     400: {
@@ -27,7 +31,7 @@ bounded: Final = settings(
 """The service that the examples share is meant to: none may harm the next."""
 
 
-def assert_of_the_contract(answer: RawAnswer) -> None:
+def assert_of_the_contract(answer: RawResponse) -> None:
     assert "location" not in answer.headers
     assert b"Traceback" not in answer.body
     assert SECRET.removeprefix("whsec_").encode() not in answer.body

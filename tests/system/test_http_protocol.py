@@ -8,17 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.relay import (
-    IGNORED,
-    ServiceProcess,
-    conversation,
-    frozen,
-    genuine,
-    raw_connection,
-    request_head,
-    run_service,
-    sample_body,
-)
+from support.events import IGNORED, sample_body
+from support.raw_http import conversation, genuine, raw_connection, request_head
+from support.redis_servers import frozen
+from support.services import ServiceProcess, run_service
 
 from service.dev.embedded import EmbeddedRedis
 
@@ -47,7 +40,7 @@ def test_what_is_no_http_waits_for_the_answer_to_what_came_before(own_redis: Emb
     with run_service(own_redis.url) as service, raw_connection(service.port) as connection:
         with frozen(own_redis):
             connection.send(request_head(genuine(body)) + body + b"\0\0\r\n\r\n")
-        assert connection.answer().status == 200
+        assert connection.response().status == 200
         assert connection.socket.recv(1) == b""
 
 
@@ -63,7 +56,7 @@ def test_a_body_is_no_request_though_its_head_asks_for_another_protocol(
             connection.socket.recv(1)
         connection.socket.settimeout(10)
         connection.send(head[cut:] + HEALTHZ)
-        assert connection.answer().status == 400
+        assert connection.response().status == 400
         assert connection.socket.recv(1) == b"", "the body was answered as a request"
 
 
@@ -74,7 +67,7 @@ def test_a_trailer_without_an_end_holds_up_nobody(service: ServiceProcess) -> No
         before = time.monotonic()
         assert service.http.get("/healthz").status_code == 200
         assert time.monotonic() - before < 1
-        assert connection.answer().status in {400, 408}
+        assert connection.response().status in {400, 408}
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ import time
 from typing import Any
 
 import pytest
-from support.relay import CLERK_EXAMPLES, ServiceProcess, subscribed
+from support.constants import CLERK_EXAMPLES
+from support.redis_clients import subscribed
+from support.services import ServiceProcess
 
 from service.dev import simulator
 

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from typing import Any
 
-from support.relay import NO_REDIS, ROOT, SECRET, ServiceProcess, run_service, signed
+from support.constants import NO_REDIS, ROOT, SECRET
+from support.services import ServiceProcess, run_service
+from support.signing import signed
 
 from service.dev import simulator
 

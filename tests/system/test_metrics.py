@@ -15,25 +15,13 @@ from typing import Any
 
 import httpx
 import pytest
-from support.relay import (
-    IGNORED,
-    ROOT,
-    SECRET,
-    Endpoint,
-    ServiceProcess,
-    clerk_event,
-    eventually,
-    exchange,
-    genuine,
-    make_settings,
-    metric,
-    request_head,
-    run_plain_wsgi,
-    run_service,
-    sample_body,
-    signed,
-    workers_of,
-)
+from support.clock import eventually
+from support.constants import ROOT, SECRET
+from support.events import IGNORED, clerk_event, sample_body
+from support.raw_http import exchange, genuine, request_head
+from support.relay import make_settings
+from support.services import Endpoint, ServiceProcess, metric, run_plain_wsgi, run_service, workers_of
+from support.signing import signed
 
 from service.dev import simulator
 from service.dev.embedded import EmbeddedRedis

@@ -13,18 +13,13 @@ from typing import Any
 
 import httpx
 import pytest
+from support.clock import eventually
+from support.constants import SECRET, TESTS
+from support.network import serving
 from support.observed_app import MARK
-from support.relay import (
-    SECRET,
-    TESTS,
-    ServiceProcess,
-    eventually,
-    frozen,
-    run_service,
-    scripted_redis,
-    serving,
-    signed,
-)
+from support.redis_servers import frozen, scripted_redis
+from support.services import ServiceProcess, run_service
+from support.signing import signed
 
 from service.dev import simulator
 from service.dev.embedded import EmbeddedRedis

@@ -15,24 +15,14 @@ from typing import Any
 
 import httpx
 import pytest
-from support.relay import (
-    EVENTS_KEY,
-    IGNORED,
-    NO_REDIS,
-    ROOT,
-    SECRET,
-    TESTS,
-    ServiceProcess,
-    clerk_event,
-    eventually,
-    exchange,
-    free_port,
-    make_settings,
-    request_head,
-    sample_body,
-    signed,
-    with_length,
-)
+from support.clock import eventually
+from support.constants import EVENTS_KEY, NO_REDIS, ROOT, SECRET, TESTS
+from support.events import IGNORED, clerk_event, sample_body
+from support.network import free_port
+from support.raw_http import exchange, request_head, with_length
+from support.relay import make_settings
+from support.services import ServiceProcess
+from support.signing import signed
 from werkzeug.test import create_environ, run_wsgi_app
 
 from service.app.factory import create_app

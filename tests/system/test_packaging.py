@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from support.relay import ROOT
+from support.constants import ROOT
 
 from service.config import Settings, load
 from service.dev import simulator

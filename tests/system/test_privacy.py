@@ -11,28 +11,15 @@ from typing import Any, Final, get_args
 import httpx
 import pytest
 from click.testing import CliRunner
-from support.children import RELAY, started
-from support.relay import (
-    DAY_MS,
-    DEAD_LETTERS_KEY,
-    EVENTS_KEY,
-    SECRET,
-    Endpoint,
-    ServiceProcess,
-    clerk_event,
-    client_of,
-    contents,
-    exchange,
-    make_settings,
-    metric,
-    redis_server,
-    request_head,
-    run_plain_wsgi,
-    run_service,
-    signed,
-    subscribed,
-)
-from support.samples import payload
+from support.children import started
+from support.constants import DAY_MS, DEAD_LETTERS_KEY, EVENTS_KEY, RELAY, SECRET
+from support.events import clerk_event, payload
+from support.raw_http import exchange, request_head
+from support.redis_clients import client_of, contents, subscribed
+from support.redis_servers import redis_server
+from support.relay import make_settings
+from support.services import Endpoint, ServiceProcess, metric, run_plain_wsgi, run_service
+from support.signing import signed
 
 from service import errors, models
 from service.clerk import events as clerk

@@ -14,19 +14,14 @@ from typing import Final
 
 import httpx
 from support.children import Program, started
+from support.clock import eventually
+from support.constants import EVENTS_KEY, ROOT, SECRET
+from support.events import sample_body
+from support.network import free_port
 from support.onlookers import our_client
-from support.relay import (
-    EVENTS_KEY,
-    ROOT,
-    SECRET,
-    Endpoint,
-    eventually,
-    exchange,
-    free_port,
-    request_head,
-    sample_body,
-    signed,
-)
+from support.raw_http import exchange, request_head
+from support.services import Endpoint
+from support.signing import signed
 
 from service.dev.embedded import EmbeddedRedis
 

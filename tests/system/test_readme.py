@@ -14,16 +14,11 @@ import redis
 from clerk_session_feed.feed import SessionFeed
 from pydantic import SecretStr
 from support.children import started
-from support.relay import (
-    ROOT,
-    SECRET,
-    ServiceProcess,
-    client_of,
-    eventually,
-    make_settings,
-    run_plain_wsgi,
-    subscribed,
-)
+from support.clock import eventually
+from support.constants import ROOT, SECRET
+from support.redis_clients import client_of, subscribed
+from support.relay import make_settings
+from support.services import ServiceProcess, run_plain_wsgi
 
 from service.cli import commands as cli
 from service.config import Settings, load

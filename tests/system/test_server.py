@@ -13,26 +13,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.children import RELAY, started
-from support.relay import (
-    EVENTS_KEY,
-    IGNORED,
-    SECRET,
-    Endpoint,
-    ServiceProcess,
-    client_of,
-    eventually,
-    exchange,
-    free_port,
-    frozen,
-    genuine,
-    raw_connection,
-    request_head,
-    run_service,
-    sample_body,
-    signed,
-    workers_of,
-)
+from support.children import started
+from support.clock import eventually
+from support.constants import EVENTS_KEY, RELAY, SECRET
+from support.events import IGNORED, sample_body
+from support.network import free_port
+from support.raw_http import exchange, genuine, raw_connection, request_head
+from support.redis_clients import client_of
+from support.redis_servers import frozen
+from support.services import Endpoint, ServiceProcess, run_service, workers_of
+from support.signing import signed
 
 from service.dev.embedded import EmbeddedRedis
 
@@ -149,7 +139,7 @@ def test_sigterm_lets_what_has_begun_finish(own_service: ServiceProcess, own_red
         eventually(lambda: not accepts(own_service.port))
         begun.send(body[100:])
 
-        answer = begun.answer()
+        answer = begun.response()
         assert (answer.status, json.loads(answer.body)["outcome"]) == (200, "applied")
     assert own_service.process.wait(timeout=25) == 0
     with client_of(own_redis.url) as client:
@@ -209,7 +199,7 @@ def test_idle_connections_do_not_hold_up_the_end(own_service: ServiceProcess) ->
         for _ in range(20):
             idle = stack.enter_context(raw_connection(own_service.port))
             idle.send(request_head(genuine()) + IGNORED)
-            assert idle.answer().status == 200
+            assert idle.response().status == 200
         stack.enter_context(raw_connection(own_service.port))
         started = time.monotonic()
         assert own_service.stop() == 0

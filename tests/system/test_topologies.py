@@ -19,22 +19,14 @@ import redis
 from clerk_session_feed import feed_stream
 from clerk_session_feed.feed import SessionFeed, SessionUpdate
 from clerk_session_feed.keys import partition_of
+from support.clock import eventually
+from support.constants import DAY_MS, DEAD_LETTERS_KEY, NOW_MS, ROOT
+from support.events import clerk_event
 from support.feeds import KINDS, EndedError, OpenFeed, Reconnects, feeds
-from support.relay import (
-    DAY_MS,
-    DEAD_LETTERS_KEY,
-    NOW_MS,
-    ROOT,
-    Intake,
-    clerk_event,
-    client_of,
-    eventually,
-    intake_on,
-    make_settings,
-    scripted_redis,
-    subscribed,
-    unused_port,
-)
+from support.network import unused_port
+from support.redis_clients import client_of, subscribed
+from support.redis_servers import scripted_redis
+from support.relay import Relay, make_settings, run_relay
 from support.topologies import MASTER, Cluster, Sentinels, cluster_of, kill, run_sentinels
 
 from service.dev.embedded import EmbeddedRedis
@@ -73,8 +65,8 @@ def test_the_primary_gets_the_urls_password_and_the_sentinels_their_own() -> Non
         with scripted_redis(sentinel_says) as sentinel:
             address = f"127.0.0.1:{sentinel.server_address[1]}"
             url = f"redis+sentinel://app:p%40ss@{address}/{MASTER}/3?sentinel_password=s3cr3t"
-            with intake_on(url) as intake:
-                intake.call(intake.store.probe).result(timeout=30)
+            with run_relay(url) as relay:
+                relay.call(relay.store.probe).result(timeout=30)
 
     assert primary.commands[:2] == [[b"AUTH", b"app", b"p@ss"], [b"SELECT", b"3"]]
     assert sentinel.commands == [[b"AUTH", b"s3cr3t"], [b"SENTINEL", b"MASTER", MASTER.encode()]]
@@ -87,9 +79,9 @@ def test_a_sentinel_that_is_away_is_passed_over() -> None:
             known = f"127.0.0.1:{sentinel.server_address[1]}"
             with (
                 unused_port() as nobodys,
-                intake_on(f"redis+sentinel://127.0.0.1:{nobodys},{known}/{MASTER}") as intake,
+                run_relay(f"redis+sentinel://127.0.0.1:{nobodys},{known}/{MASTER}") as relay,
             ):
-                intake.call(intake.store.probe).result(timeout=30)
+                relay.call(relay.store.probe).result(timeout=30)
 
 
 def test_a_sentinel_that_missed_a_failover_is_passed_over() -> None:
@@ -101,9 +93,9 @@ def test_a_sentinel_that_missed_a_failover_is_passed_over() -> None:
         names = [named_by_a_sentinel(server.server_address[1]) for server in servers]
         late, informed = (stack.enter_context(scripted_redis(lambda _, name=name: name)) for name in names)  # type: ignore[misc]
         hosts = ",".join(f"127.0.0.1:{sentinel.server_address[1]}" for sentinel in (late, informed))
-        intake = stack.enter_context(intake_on(f"redis+sentinel://{hosts}/{MASTER}"))
+        relay = stack.enter_context(run_relay(f"redis+sentinel://{hosts}/{MASTER}"))
 
-        intake.call(intake.store.probe).result(timeout=30)
+        relay.call(relay.store.probe).result(timeout=30)
 
     assert [words[0] for words in servers[1].commands][-1] == b"LPUSHX"
 
@@ -113,21 +105,21 @@ def test_when_all_who_could_be_asked_hang_deliveries_are_refused_at_once_for_a_w
     with contextlib.ExitStack() as stack:
         mute = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
         hosts = ",".join(f"127.0.0.1:{server.getsockname()[1]}" for server in mute)
-        intake = stack.enter_context(intake_on(url.format(hosts)))
+        relay = stack.enter_context(run_relay(url.format(hosts)))
 
         with pytest.raises(StoreUnavailableError, match="TimeoutError"):
-            intake.take(clerk_event(), "msg_1")
+            relay.take(clerk_event(), "msg_1")
         with pytest.raises(StoreUnavailableError, match="a moment ago"):
-            intake.take(clerk_event(), "msg_2")
+            relay.take(clerk_event(), "msg_2")
 
 
 @pytest.mark.parametrize("url", ["redis+sentinel://127.0.0.1:{}/relay", "redis+cluster://127.0.0.1:{}"])
 @pytest.mark.parametrize("reply", [b"*0", b"-ERR no", b"+OK", b"*1\r\n*0", None])
 def test_whatever_they_say_but_an_address_is_a_refusal(url: str, reply: bytes | None) -> None:
-    with scripted_redis(lambda _: reply) as server, intake_on(url.format(server.server_address[1])) as intake:
+    with scripted_redis(lambda _: reply) as server, run_relay(url.format(server.server_address[1])) as relay:
         for number in range(2):
             with pytest.raises(StoreUnavailableError):
-                intake.take(clerk_event(), f"msg_{number}")
+                relay.take(clerk_event(), f"msg_{number}")
 
 
 # A primary that is none any more
@@ -143,9 +135,9 @@ def test_what_was_not_run_is_sent_once_more_over_a_new_connection(reply: bytes) 
     def say(words: list[bytes]) -> bytes:
         return next(replies) if words[0] == b"EVALSHA" else scripted_primary(words)
 
-    with scripted_redis(say) as server, intake_on(server.url) as intake:
-        assert intake.take(clerk_event(), "msg_1").outcome == "applied"
-        assert intake.take(clerk_event(), "msg_2").outcome == "applied"
+    with scripted_redis(say) as server, run_relay(server.url) as relay:
+        assert relay.take(clerk_event(), "msg_1").outcome == "applied"
+        assert relay.take(clerk_event(), "msg_2").outcome == "applied"
 
     first, second, third = [words for words in server.commands if words[0] == b"EVALSHA"]
     assert first == second != third
@@ -167,17 +159,17 @@ def test_a_failover_that_sentinels_were_asked_for_loses_nothing(sentinels: Senti
     acknowledged: list[str] = []
     held: set[str] = set()
     with (
-        intake_on(sentinels.url, redis_min_replicas=2) as intake,
+        run_relay(sentinels.url, redis_min_replicas=2) as relay,
         redis.Redis(port=sentinels.ports[0], protocol=2) as sentinel,
     ):
-        intake.call(intake.store.probe).result(timeout=30)
+        relay.call(relay.store.probe).result(timeout=30)
         sentinel.execute_command("SENTINEL", "FAILOVER", MASTER)
         numbers = itertools.count()
 
         def has_gone_on() -> bool:
             session_id = f"sess_{next(numbers)}"
             with contextlib.suppress(StoreUnavailableError):
-                intake.take(clerk_event(session_id=session_id), "msg_1")
+                relay.take(clerk_event(session_id=session_id), "msg_1")
                 acknowledged.append(session_id)
             if (primary := sentinels.primary()) not in {None, sentinels.servers[0]}:
                 with client_of(primary.url) as client:
@@ -198,13 +190,13 @@ def test_readers_go_on_after_a_primary_died_that_sentinels_watch(
         feeds_ = [stack.enter_context(feeds(kind))(sentinels.url, redis_timeout=1) for kind in KINDS.values()]
         options: dict[str, Any] = {"after": "0-0", "resync": True, "on_reconnect": Reconnects(monkeypatch)}
         iterators = [feed.follow(**options) for feed in feeds_] + [feeds_[0].consume(**options)]
-        intake = stack.enter_context(intake_on(sentinels.url, redis_min_replicas=1))
+        relay = stack.enter_context(run_relay(sentinels.url, redis_min_replicas=1))
         numbers = itertools.count()
 
         def has_taken_one() -> bool:
             session_id = f"sess_{next(numbers)}"
             with contextlib.suppress(StoreUnavailableError):
-                intake.take(clerk_event(session_id=session_id), "msg_1")
+                relay.take(clerk_event(session_id=session_id), "msg_1")
                 acknowledged.add(session_id)
                 return sentinels.primary() not in {None, sentinels.servers[0]}
             return False
@@ -247,12 +239,12 @@ def nodes(cluster: Cluster) -> Iterator[list[Any]]:
 def test_the_script_runs_on_the_node_that_has_the_slot(cluster: Cluster, nodes: list[Any]) -> None:
     owner = nodes[cluster.owner("{clerk}")]
     with subscribed(nodes[0], "clerk:sessions", "clerk:sessions:user:user_1") as subscriber:
-        with intake_on(cluster.url) as intake:
-            assert intake.take(clerk_event("active"), "msg_1").outcome == "applied"
-            assert intake.take(clerk_event("active"), "msg_1").outcome == "duplicate"
-            assert intake.take(clerk_event("pending", updated_at=NOW_MS - 5000), "msg_2").outcome == "stale"
-            assert intake.take(UNREADABLE, "msg_3").outcome == "dead_lettered"
-            intake.call(intake.store.probe).result(timeout=30)
+        with run_relay(cluster.url) as relay:
+            assert relay.take(clerk_event("active"), "msg_1").outcome == "applied"
+            assert relay.take(clerk_event("active"), "msg_1").outcome == "duplicate"
+            assert relay.take(clerk_event("pending", updated_at=NOW_MS - 5000), "msg_2").outcome == "stale"
+            assert relay.take(UNREADABLE, "msg_3").outcome == "dead_lettered"
+            relay.call(relay.store.probe).result(timeout=30)
         # Whichever node one subscribes to: a cluster's channels are everywhere.
         channels = [subscriber.next()[0] for _ in range(2)]
 
@@ -270,22 +262,22 @@ def test_any_node_leads_to_the_others(cluster: Cluster, nodes: list[Any]) -> Non
     for node, *_ in cluster.shards:
         with (
             unused_port() as nobodys,
-            intake_on(f"redis+cluster://127.0.0.1:{nobodys},127.0.0.1:{node.port}") as intake,
+            run_relay(f"redis+cluster://127.0.0.1:{nobodys},127.0.0.1:{node.port}") as relay,
         ):
-            assert intake.take(clerk_event(), f"msg_{node.port}").outcome in {"applied", "stale"}
+            assert relay.take(clerk_event(), f"msg_{node.port}").outcome in {"applied", "stale"}
 
     assert nodes[cluster.owner("{clerk}")].xlen("{clerk}:events") == 3
 
 
 def test_a_failover_that_was_asked_for_costs_nothing(cluster: Cluster, nodes: list[Any]) -> None:
     index = cluster.owner("{clerk}")
-    with intake_on(cluster.url, redis_timeout=20) as intake:
-        assert intake.take(clerk_event("active"), "msg_1").outcome == "applied"
+    with run_relay(cluster.url, redis_timeout=20) as relay:
+        assert relay.take(clerk_event("active"), "msg_1").outcome == "applied"
         successor = cluster.replica(index)
         with client_of(successor.url) as client:
             client.execute_command("CLUSTER", "FAILOVER")
             eventually(lambda: cluster.holder("{clerk}") == successor.port, within=30)
-            assert intake.take(clerk_event("ended"), "msg_2").outcome == "applied"
+            assert relay.take(clerk_event("ended"), "msg_2").outcome == "applied"
             assert client.xlen("{clerk}:events") == 2
 
 
@@ -294,9 +286,9 @@ def test_the_readmes_user_needs_one_right_more_on_a_cluster(cluster: Cluster, no
     for client in nodes:
         client.execute_command("ACL", "SETUSER", "relay", *readme.split(), "+cluster|slots")
     try:
-        with intake_on(cluster.url.replace("//", "//relay:password@")) as intake:
-            assert intake.take(clerk_event(), "msg_1").outcome == "applied"
-            intake.call(intake.store.probe).result(timeout=30)
+        with run_relay(cluster.url.replace("//", "//relay:password@")) as relay:
+            assert relay.take(clerk_event(), "msg_1").outcome == "applied"
+            relay.call(relay.store.probe).result(timeout=30)
         assert [client.acl_log() for client in nodes] == [[], [], []]
     finally:
         for client in nodes:
@@ -310,16 +302,16 @@ USERS = [f"user_{number}" for number in range(40)]
 
 
 @pytest.fixture
-def spread(cluster: Cluster, nodes: list[Any]) -> Iterator[Intake]:
+def spread(cluster: Cluster, nodes: list[Any]) -> Iterator[Relay]:
     """Partitions on a cluster, with a live session of each user."""
-    with intake_on(cluster.url, partitions=PARTITIONS) as intake:
+    with run_relay(cluster.url, partitions=PARTITIONS) as relay:
         for user in USERS:
-            intake.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{user}")
-        yield intake
+            relay.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{user}")
+        yield relay
 
 
 def test_partitions_spread_keys_streams_and_expiry_over_the_shards(
-    cluster: Cluster, nodes: list[Any], spread: Intake
+    cluster: Cluster, nodes: list[Any], spread: Relay
 ) -> None:
     held = {}
     for index, client in enumerate(nodes):
@@ -337,7 +329,7 @@ def test_partitions_spread_keys_streams_and_expiry_over_the_shards(
 
 
 def test_with_partitions_dead_letters_share_one_box(
-    cluster: Cluster, nodes: list[Any], spread: Intake
+    cluster: Cluster, nodes: list[Any], spread: Relay
 ) -> None:
     assert spread.take(UNREADABLE, "msg_unreadable").outcome == "dead_lettered"
 
@@ -368,7 +360,7 @@ def test_with_partitions_a_dead_letter_is_replayed_into_its_users_partition(
 
 
 def test_with_partitions_readiness_asks_every_shard(
-    cluster: Cluster, nodes: list[Any], spread: Intake
+    cluster: Cluster, nodes: list[Any], spread: Relay
 ) -> None:
     spread.call(spread.store.probe).result(timeout=30)
     nodes[2].config_set("maxmemory", "1")
@@ -393,9 +385,9 @@ def test_the_feed_reads_all_partitions(
         request.getfixturevalue("nodes")
     feed = open_feed(url, partitions=PARTITIONS)
     from_now_on = feed.follow(feed.now())
-    with intake_on(url, partitions=PARTITIONS) as intake:
+    with run_relay(url, partitions=PARTITIONS) as relay:
         cursors = {
-            user: intake.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{user}").cursor
+            user: relay.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{user}").cursor
             for user in USERS
         }
     partitions = {user: partition_of(user, PARTITIONS) for user in USERS}
@@ -419,9 +411,9 @@ def test_following_partitions_goes_on_from_the_position_in_each(
     own_redis: EmbeddedRedis, open_feed: OpenFeed
 ) -> None:
     feed = open_feed(own_redis.url, partitions=PARTITIONS)
-    with intake_on(own_redis.url, partitions=PARTITIONS) as intake:
+    with run_relay(own_redis.url, partitions=PARTITIONS) as relay:
         for user in USERS:
-            intake.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{user}")
+            relay.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{user}")
     positions = dict.fromkeys(range(PARTITIONS), "0-0")
     seen: list[str] = []
     for _ in range(4):  # each is a life of a program
@@ -455,8 +447,8 @@ def test_a_feed_on_a_cluster_leaves_no_thread_and_no_connection(
 
     before = connections()
     feed = open_feed(cluster.url, partitions=PARTITIONS)
-    with intake_on(cluster.url, partitions=PARTITIONS) as intake:
-        intake.take(clerk_event(), "msg_1")
+    with run_relay(cluster.url, partitions=PARTITIONS) as relay:
+        relay.take(clerk_event(), "msg_1")
     threads = set(threading.enumerate())
     updates = feed.follow("0-0")
     assert updates.next().session.user_id == "user_1"
@@ -478,10 +470,10 @@ def test_a_failover_in_the_midst_of_the_snapshots(
     monkeypatch.setattr(feed_stream, "BATCH", 4)
     options: dict[str, Any] = {"on_reconnect": Reconnects(monkeypatch)}
     with contextlib.ExitStack() as stack:
-        intake = stack.enter_context(intake_on(cluster.url, redis_timeout=20))
+        relay = stack.enter_context(run_relay(cluster.url, redis_timeout=20))
         feeds_ = [stack.enter_context(feeds(kind))(cluster.url) for kind in KINDS.values()]
         for number in range(40):
-            intake.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}")
+            relay.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}")
         followed = [(feed.follow(**options), Revisions()) for feed in feeds_]
         for updates, seen in followed:
             seen.note(updates.take(15))
@@ -492,7 +484,7 @@ def test_a_failover_in_the_midst_of_the_snapshots(
         fail_over(cluster, "{clerk}")
         for number in range(45):
             event = clerk_event(session_id=f"sess_{number}", updated_at=NOW_MS)
-            intake.take(event, f"msg_later_{number}")
+            relay.take(event, f"msg_later_{number}")
 
         assert [feed.state().revision for feed in feeds_] == [2, 2]
         for updates, seen in followed:
@@ -539,10 +531,10 @@ def test_with_partitions_readiness_asks_for_the_dead_letters_too(cluster: Cluste
     shard.config_set("maxmemory", "1")
     try:
         with (
-            intake_on(cluster.url, partitions=2, redis_key_prefix=prefix) as intake,
+            run_relay(cluster.url, partitions=2, redis_key_prefix=prefix) as relay,
             pytest.raises(StoreUnavailableError),
         ):
-            intake.call(intake.store.probe).result(timeout=30)
+            relay.call(relay.store.probe).result(timeout=30)
     finally:
         shard.config_set("maxmemory", "0")
 
@@ -558,11 +550,11 @@ def test_connections_of_several_slots_are_closed_side_by_side(
         close(group)
 
     monkeypatch.setattr(GroupCommit, "close", close_together)
-    Intake(cluster.url, partitions=PARTITIONS).close()
+    Relay(cluster.url, partitions=PARTITIONS).close()
 
 
 def test_partitions_of_one_server_share_a_connection(own_redis: EmbeddedRedis, own_client: Any) -> None:
-    with intake_on(own_redis.url, partitions=PARTITIONS) as intake:
+    with run_relay(own_redis.url, partitions=PARTITIONS) as relay:
         for user in USERS:
-            intake.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{user}")
+            relay.take(clerk_event(session_id=f"sess_of_{user}", user_id=user), f"msg_{user}")
         assert len(own_client.client_list()) == 2

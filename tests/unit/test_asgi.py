@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from flask import Response, request
-from support.relay import NO_REDIS, make_settings
+from support.constants import NO_REDIS
+from support.relay import make_settings
 
 from service import waiting
 from service.app import environ

@@ -5,7 +5,8 @@ from typing import Final
 
 import pytest
 from clerk_session_feed.models import STATUSES
-from support.samples import ABSENT, event, read, read_event, reason
+from support.events import ABSENT, event
+from support.parsing import read, read_event, reason
 
 from service.clerk.events import SessionEvent
 from service.errors import MalformedEventError

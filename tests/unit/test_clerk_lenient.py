@@ -8,20 +8,10 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.samples import (
-    ABSENT,
-    EVENT_PATHS,
-    PAYLOADS,
-    change,
-    event,
-    json_values,
-    patient,
-    payload,
-    published,
-    read,
-    read_event,
-    reason,
-)
+from support.constants import PAYLOADS
+from support.events import ABSENT, EVENT_PATHS, event, payload
+from support.parsing import change, published, read, read_event, reason
+from support.strategies import json_values, patient
 
 from service.clerk.events import SessionEvent
 from service.errors import MalformedEventError

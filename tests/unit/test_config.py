@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 from clerk_session_feed.errors import ConfigurationError
-from support.samples import OTHER_SECRET, SECRET
+from support.constants import OTHER_SECRET, SECRET
 
 from service.config import Settings, SigningSettings, load
 from service.models import OMITTABLE_FIELDS

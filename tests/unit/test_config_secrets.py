@@ -10,7 +10,8 @@ from clerk_session_feed.connections import connect
 from clerk_session_feed.errors import ConfigurationError
 from hypothesis import given
 from hypothesis import strategies as st
-from support.samples import OTHER_SECRET, SECRET, patient
+from support.constants import OTHER_SECRET, SECRET
+from support.strategies import patient
 
 from service.config import RedisSettings, Settings, SigningSettings, load
 

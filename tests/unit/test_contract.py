@@ -8,18 +8,10 @@ import pytest
 from clerk_session_feed.models import SCHEMA_VERSION, STATUSES
 from hypothesis import given
 from hypothesis import strategies as st
-from support.samples import (
-    ABSENT,
-    CLERK,
-    MESSAGE_ID,
-    change,
-    event,
-    patient,
-    payload,
-    published,
-    read,
-    try_change,
-)
+from support.constants import CLERK, MESSAGE_ID
+from support.events import ABSENT, event, payload
+from support.parsing import change, published, read, try_change
+from support.strategies import patient
 
 from service.models import OMITTABLE_FIELDS, Ignored, Outcome, Reason, SessionChange, omit
 

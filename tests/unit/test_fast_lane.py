@@ -14,7 +14,11 @@ import structlog
 from flask import Flask, Response, signals
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support.relay import IGNORED, NO_REDIS, SECRET, clerk_event, make_settings, metric, run_service, signed
+from support.constants import NO_REDIS, SECRET
+from support.events import IGNORED, clerk_event
+from support.relay import make_settings
+from support.services import metric, run_service
+from support.signing import signed
 from test_asgi import Client, chunk, scope
 
 from service.app.factory import RelayFlask, create_app

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 from importlinter.cli import lint_imports
-from support.relay import ROOT
+from support.constants import ROOT
 
 READERS_OF_THE_ENVIRONMENT = {
     "clients/python/clerk_session_feed/settings.py",  # SessionFeed.from_env

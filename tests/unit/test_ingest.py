@@ -4,7 +4,8 @@ import json
 from typing import Any
 
 import pytest
-from support.relay import NOW_MS, clerk_event
+from support.constants import NOW_MS
+from support.events import clerk_event
 
 from service.errors import MalformedEventError, StoreUnavailableError
 from service.ingest import Ingest

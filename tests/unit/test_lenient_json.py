@@ -8,7 +8,7 @@ import pytest
 from clerk_session_feed.lenient_json import _loads_without_recursion, dumps, loads
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.samples import patient
+from support.strategies import patient
 
 Reader = Callable[[str], Any]
 

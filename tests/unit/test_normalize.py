@@ -7,18 +7,10 @@ from typing import Any, Final
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.samples import (
-    ABSENT,
-    CLERK,
-    DAY_MS,
-    NOW_MS,
-    NOW_S,
-    change,
-    event,
-    patient,
-    published,
-    reason,
-)
+from support.constants import CLERK, DAY_MS, NOW_MS, NOW_S
+from support.events import ABSENT, event
+from support.parsing import change, published, reason
+from support.strategies import patient
 
 from service.models import SessionChange
 

@@ -18,20 +18,13 @@ from clerk_session_feed.updates import published
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from support.relay import (
-    EVENTS_KEY,
-    NO_REDIS,
-    NOW_MS,
-    ROOT,
-    SESSION_KEY,
-    Intake,
-    clerk_event,
-    intake_on,
-    make_settings,
-    subscribed,
-)
-from support.samples import ABSENT, CLERK, EVENT_PATHS, PAYLOADS, event, json_values, patient, try_change
+from support.constants import CLERK, EVENTS_KEY, NO_REDIS, NOW_MS, PAYLOADS, ROOT, SESSION_KEY
+from support.events import ABSENT, EVENT_PATHS, clerk_event, event
+from support.parsing import try_change
+from support.redis_clients import subscribed
+from support.relay import Relay, make_settings, run_relay
 from support.schemas import ASYNCAPI, ENTRY, OPENAPI, PUBLISHED, STREAMED, answer_faults, faults, faults_held
+from support.strategies import json_values, patient
 
 from service import errors
 from service.app import responses as replies
@@ -596,10 +589,10 @@ def test_it_accepts_what_the_relay_publishes_holds_and_streams(
         "publish_http_request": publish_http_request,
     }
     statuses = ("pending", "active", "pending", "ended", "revoked", "expired")
-    with intake_on(relay_redis.url, **settings) as intake, subscribed(client, "clerk:sessions") as subscriber:
+    with run_relay(relay_redis.url, **settings) as relay, subscribed(client, "clerk:sessions") as subscriber:
         for number, status in enumerate(statuses):
             message_id = f"msg_{number}"
-            intake.take(clerk_event(status, updated_at=NOW_MS - 1000 * abs(number - 1)), message_id)
+            relay.take(clerk_event(status, updated_at=NOW_MS - 1000 * abs(number - 1)), message_id)
         messages = [json.loads(text) for _, text in subscriber.rest()]
 
     assert [one["revision"] for one in messages] == list(range(1, len(messages) + 1))
@@ -608,8 +601,8 @@ def test_it_accepts_what_the_relay_publishes_holds_and_streams(
     assert {fields["outcome"] for _, fields in client.xrange(EVENTS_KEY)} == {"applied", "stale"}
 
 
-def test_the_check_of_what_redis_holds_notices(client: Any, intake: Intake) -> None:
-    intake.take(clerk_event(), "msg_1")
+def test_the_check_of_what_redis_holds_notices(client: Any, relay: Relay) -> None:
+    relay.take(clerk_event(), "msg_1")
     [fields] = [fields for _, fields in client.xrange(EVENTS_KEY)]
     state = client.hget(SESSION_KEY, "state")
     client.hset(SESSION_KEY, "state", fields["message"])

@@ -1,5 +1,6 @@
 """CONTRACT, section 3: who is let in, and which fault is answered first."""
 
+import functools
 import string
 from typing import Final
 from unittest import mock
@@ -7,7 +8,10 @@ from unittest import mock
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.samples import MESSAGE_ID, NOW_S, OTHER_SECRET, SECRET, clock_of_svix, patient, sign
+from support.clock import frozen_svix
+from support.constants import MESSAGE_ID, NOW_S, OTHER_SECRET, SECRET
+from support.signing import signed
+from support.strategies import patient
 
 from service.clerk.signature import Verifier
 from service.errors import InvalidSignatureError, SignatureError
@@ -23,11 +27,13 @@ CODES: Final = {
     "invalid_signature",
 }
 
+sign = functools.partial(signed, message_id=MESSAGE_ID, at=NOW_S)
+
 
 def verify(
     headers: dict[str, str], body: bytes = BODY, *, now: float = NOW_S, secrets: tuple[str, ...] = (SECRET,)
 ) -> Delivery:
-    with clock_of_svix(now):
+    with frozen_svix(now):
         return Verifier(secrets).verify(headers, body, now)
 
 

@@ -7,20 +7,11 @@ from typing import Any, Final
 import orjson
 import pytest
 from clerk_session_feed.models import ID
-from support.samples import (
-    CLERK,
-    DAY_MS,
-    MESSAGE_ID,
-    NOW_MS,
-    NOW_S,
-    SECRET,
-    change,
-    clock_of_svix,
-    payload,
-    published,
-    read,
-)
-from support.samples import sign as sign_by_the_book
+from support.clock import frozen_svix
+from support.constants import CLERK, DAY_MS, MESSAGE_ID, NOW_MS, NOW_S, SECRET
+from support.events import payload
+from support.parsing import change, published, read
+from support.signing import signed
 
 from service.clerk.signature import Verifier
 from service.config import SigningSettings, load
@@ -39,7 +30,7 @@ STATUSES: Final = {
 
 
 def verify(headers: dict[str, str], body: bytes = BODY, secret: str = SECRET) -> Delivery:
-    with clock_of_svix(NOW_S):
+    with frozen_svix(NOW_S):
         return Verifier([secret]).verify(headers, body, NOW_S)
 
 
@@ -150,7 +141,7 @@ def test_a_path_through_no_object_is_refused(path: str) -> None:
 
 def test_a_delivery_is_signed_as_svix_signs() -> None:
     headers = simulator.sign(SECRET, BODY, message_id=MESSAGE_ID, at=NOW_S + 0.9)
-    assert headers.items() >= sign_by_the_book(BODY).items()
+    assert headers.items() >= signed(BODY, MESSAGE_ID, at=NOW_S).items()
     assert verify(headers) == Delivery(MESSAGE_ID, NOW_S, BODY)
     assert headers["content-type"] == "application/json"
 

@@ -11,7 +11,8 @@ import pytest
 from clerk_session_feed.updates import SessionUpdate, streamed
 from rich.console import Console
 from rich.text import Text
-from support.relay import DAY_MS, clerk_event
+from support.constants import DAY_MS
+from support.events import clerk_event
 
 from service.clerk.events import SessionEvent, parse
 from service.clerk.normalize import normalize
