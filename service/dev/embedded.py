@@ -1,4 +1,4 @@
-"""The Redis that `dev` and the tests start for themselves: on 127.0.0.1, a port of its own, nothing kept."""
+"""A Redis for `dev` and the tests: on 127.0.0.1 and a free port; its data goes when it ends."""
 
 import contextlib
 import shutil
@@ -23,8 +23,10 @@ START_SECONDS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedRedis:
+    """A Redis that runs."""
+
     name: str
-    """What it is, for people: `redis-server` and its path, or the stand-in."""
+    """For people: `redis-server` and its path, or the stand-in."""
     port: int
     process: subprocess.Popen[bytes] | None = None
     """None for the stand-in, which runs in this process."""
@@ -38,7 +40,9 @@ class EmbeddedRedis:
 def run() -> Iterator[EmbeddedRedis]:
     """Run the redis-server on PATH or, where there is none, fakeredis' TCP server.
 
-    Raises StartError if neither is there, or it does not start.
+    Raises:
+        StartError: Neither is there, or it does not start.
+
     """
     binary = shutil.which("redis-server")
     with run_server(binary) if binary else run_stand_in() as server:
@@ -47,26 +51,41 @@ def run() -> Iterator[EmbeddedRedis]:
 
 @contextlib.contextmanager
 def run_server(binary: str, options: Sequence[str] = (), port: int | None = None) -> Iterator[EmbeddedRedis]:
-    """Run a redis-server. options: of its command line, like `--maxmemory 1mb`, one word each."""
+    """Run a redis-server.
+
+    Args:
+        binary: Its path.
+        options: Words of its command line, like `--maxmemory`, `1mb`.
+        port: A free one, if left out.
+
+    Raises:
+        StartError: It does not start.
+
+    """
     with tempfile.TemporaryDirectory(prefix="session-relay-redis-") as directory:
         chosen = port or _free_port()
         command = [binary, "--bind", "127.0.0.1", "--port", str(chosen), "--dir", directory]
         command += ["--save", "", "--appendonly", "no", "--logfile", "redis.log", *options]
-        # In a session of its own: Ctrl-C goes to us, and we end it when everything before it has ended.
+        # In a session of its own, so that Ctrl-C does not end it before those who use it.
         with subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL) as process:  # noqa: S603
             try:
                 _await_start(process, chosen, Path(directory) / "redis.log")
                 yield EmbeddedRedis(f"redis-server ({binary})", chosen, process)
             finally:
-                process.kill()  # it keeps nothing
+                process.kill()  # there is nothing to save
 
 
 @contextlib.contextmanager
 def run_stand_in() -> Iterator[EmbeddedRedis]:
-    """Run fakeredis' TCP server in threads of this process."""
+    """Run fakeredis' TCP server, the in-memory stand-in, in threads of this process.
+
+    Raises:
+        StartError: fakeredis, or lupa, which runs Lua for it, is not installed.
+
+    """
     try:
-        import lupa  # type: ignore[import-untyped]  # noqa: F401, PLC0415  # what fakeredis runs Lua with
-        from fakeredis import TcpFakeServer  # noqa: PLC0415  # in the `dev` extra
+        import lupa  # type: ignore[import-untyped]  # noqa: F401, PLC0415  # fakeredis needs it for Lua
+        from fakeredis import TcpFakeServer  # noqa: PLC0415  # of the `dev` extra
     except ImportError:
         raise StartError(
             "There is no Redis here. Install redis-server, or the stand-in: "
@@ -96,7 +115,7 @@ def _await_start(process: subprocess.Popen[bytes], port: int, log: Path) -> None
     with redis.Redis(port=port, retry=Retry(NoBackoff(), 0), socket_timeout=1) as client:
         while True:
             try:
-                # Its number shows that it is ours: another server may have taken the port.
+                # The process id tells it from another server that took the port.
                 if client.info("server")["process_id"] == process.pid:
                     client.ping()  # refused while it loads, where INFO is not
                     return

@@ -1,7 +1,6 @@
-"""`dev`: the service with nothing set up, sample deliveries, and what a subscriber gets.
+"""The command `dev`: the service with nothing set up, sample deliveries, and what a subscriber gets.
 
-Two children at most, ended in the reverse order of their start: a redis-server, and `session-relay serve`,
-the same program as in production.
+It starts up to two processes: a redis-server, and `session-relay serve`, the same program as in production.
 """
 
 import contextlib
@@ -9,7 +8,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +19,7 @@ from typing import Any, Final
 import httpx
 import redis
 from clerk_session_feed import connections
-from clerk_session_feed.errors import UnreadableMessageError
+from clerk_session_feed.errors import ConfigurationError, UnreadableMessageError
 from clerk_session_feed.updates import SessionUpdate, published
 from rich.console import Console
 from rich.table import Table
@@ -29,24 +27,34 @@ from rich.text import Text
 
 from service.config import DevSettings
 from service.dev import embedded, sender, simulator, view
-from service.dev.sender import Letter
+from service.dev.sender import WEBHOOK_PATH, OutgoingDelivery
 from service.errors import StartError
 from service.server.processes import listen
 
-WEBHOOK_PATH: Final = "/webhooks/clerk"
 PREFERRED_PORT: Final = 8000
 START_SECONDS: Final = 20
 STOP_SECONDS: Final = 20
-SUBSCRIBER_SECONDS: Final = 1.0
-"""How long a published message may take to be shown beside its answer."""
+MESSAGE_SECONDS: Final = 1.0
+"""Seconds that the message of an applied delivery may take to arrive, to be shown beside the response."""
+NO_MESSAGE_SECONDS: Final = 0.1
+"""Seconds to wait for a message where none is expected."""
 
 
 def run(settings: DevSettings, *, simulate: bool, console: Console) -> int:
     """Run until Ctrl-C, SIGTERM or SIGHUP; return the exit status.
 
-    Raises StartError if something that it needs does not start; ConfigurationError if PORT is taken.
+    Args:
+        settings: What is set; the rest is made up.
+        simulate: Send sample deliveries first.
+        console: Where everything is shown.
+
+    Raises:
+        StartError: Redis or the service does not start, or the service ends by itself.
+        ConfigurationError: PORT is taken, or HOST is no address of this machine.
+
     """
-    # An event, not an exception: that could hit between a child's start and the note that it has to be ended.
+    # An event, not an exception: an exception between the start of a process and the `with` that ends it
+    # would leave the process behind.
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
@@ -59,21 +67,17 @@ def run(settings: DevSettings, *, simulate: bool, console: Console) -> int:
             redis_name, redis_url = own_redis.name, own_redis.url
         given = [secret.get_secret_value() for secret in settings.clerk_webhook_signing_secret or ()]
         secrets = given or [simulator.new_secret()]
-        port = settings.port or _free_port(settings.host)
-        listen(settings.host, port).close()
-        origin = f"http://{_reachable(settings.host)}:{port}"
-        server = stack.enter_context(
-            _serve(
-                {
-                    "CLERK_WEBHOOK_SIGNING_SECRET": ",".join(secrets),
-                    "REDIS_URL": redis_url,
-                    "HOST": settings.host,
-                    "PORT": str(port),
-                    "LOG_LEVEL": settings.log_level,
-                    "LOG_FORMAT": settings.log_format,
-                }
-            )
-        )
+        port = _choose_port(settings)
+        environment = {
+            "CLERK_WEBHOOK_SIGNING_SECRET": ",".join(secrets),
+            "REDIS_URL": redis_url,
+            "HOST": settings.host,
+            "PORT": str(port),
+            "LOG_LEVEL": settings.log_level,
+            "LOG_FORMAT": settings.log_format,
+        }
+        origin = f"http://{_url_host(settings.host)}:{port}"
+        server = stack.enter_context(_serve(environment))
         _await_start(server, f"{origin}/healthz", stop)
         subscriber = stack.enter_context(_subscribe(settings, redis_url))
         url = f"{origin}{WEBHOOK_PATH}"
@@ -90,28 +94,29 @@ def run(settings: DevSettings, *, simulate: bool, console: Console) -> int:
     return 0
 
 
-def _reachable(host: str) -> str:
-    """Return how a URL names the address, or one of all addresses."""
+def _url_host(host: str) -> str:
+    """Return the host of a URL that reaches a server on this address."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"[{host}]" if ":" in host else host
 
 
-def _free_port(host: str) -> int:
-    """Return the preferred port or, if it is taken, any free one."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for port in (PREFERRED_PORT, 0):
-        with socket.socket(family) as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            found: int = probe.getsockname()[1]
-            return found
-    raise StartError(f"HOST={host} is no address of this machine.")
+def _choose_port(settings: DevSettings) -> int:
+    """Return PORT or, if that is not set, the preferred port if it is free, else any free one."""
+    try:
+        server = listen(settings.host, settings.port or PREFERRED_PORT)
+    except ConfigurationError:
+        if settings.port:
+            raise
+        server = listen(settings.host, 0)
+    with server:
+        port: int = server.getsockname()[1]
+        return port
 
 
 @contextlib.contextmanager
 def _serve(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "service", "serve"]
-    # In a session of its own: Ctrl-C goes to us, and we end it.
+    # In a session of its own, so that Ctrl-C reaches this process only, which then ends the other.
     with subprocess.Popen(command, env=os.environ | environment, start_new_session=True) as server:  # noqa: S603
         try:
             yield server
@@ -125,7 +130,7 @@ def _serve(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
 
 def _await_start(server: subprocess.Popen[bytes], url: str, stop: threading.Event) -> None:
     deadline = time.monotonic() + START_SECONDS
-    # One client for all attempts: each reads the system's certificates, for longer than a pause takes.
+    # One client for all attempts: to make one takes longer than the pause, since it reads certificates.
     with httpx.Client(timeout=1, trust_env=False) as client:
         while not stop.wait(0.05):
             try:
@@ -133,7 +138,7 @@ def _await_start(server: subprocess.Popen[bytes], url: str, stop: threading.Even
                     return
             except httpx.HTTPError:
                 if server.poll() is not None or time.monotonic() > deadline:
-                    raise StartError("The relay did not start; what it said stands above.") from None
+                    raise StartError("The relay did not start; see its messages above.") from None
 
 
 @contextlib.contextmanager
@@ -152,7 +157,7 @@ def _subscribe(settings: DevSettings, redis_url: str) -> Iterator[Any]:
 
 
 def _next_message(subscriber: Any, seconds: float) -> bytes | None:
-    """Return the next published message, if one comes in time."""
+    """Return the next message that is published, or None after so many seconds."""
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
         try:
@@ -175,25 +180,25 @@ def _shown(message: bytes, show: Callable[[SessionUpdate], Text]) -> Text:
 def _introduce(
     console: Console, url: str, secret: str, redis_name: str, redis_url: str, channel: str
 ) -> None:
-    for name, value in (
-        ("webhooks", url),
-        ("secret", secret),
-        ("Redis", f"{_without_password(redis_url)}  ({redis_name})"),
-    ):
-        console.print(f"{name:<10}{value}", soft_wrap=True, markup=False, highlight=False)
-    program, shown_url = _program(), shlex.quote(_without_password(redis_url))
-    console.print("\nTry, in another terminal:", style="dim")
-    for command in (
-        f"CLERK_WEBHOOK_SIGNING_SECRET={secret} {program} send session.revoked --url {url}",
-        f"REDIS_URL={shown_url} {program} tail --from start",
-        f"redis-cli -u {shown_url} subscribe {shlex.quote(channel)}",
-    ):
-        console.print(f"  {command}", soft_wrap=True, markup=False, highlight=False)
-    console.print()
+    program, shown_url = _program(), _without_password(redis_url)
+    quoted_url = shlex.quote(shown_url)
+    console.print(
+        f"{'webhooks':<10}{url}",
+        f"{'secret':<10}{secret}",
+        f"{'Redis':<10}{shown_url}  ({redis_name})",
+        "\nTry, in another terminal:",
+        f"  CLERK_WEBHOOK_SIGNING_SECRET={secret} {program} send session.revoked --url {url}",
+        f"  REDIS_URL={quoted_url} {program} tail --from start",
+        f"  redis-cli -u {quoted_url} subscribe {shlex.quote(channel)}\n",
+        sep="\n",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
 
 
 def _program() -> str:
-    """Return how this program can be called from here."""
+    """Return the words that call this program from the working directory."""
     called = Path(sys.argv[0]).absolute()
     if called.name != "session-relay":
         return f"{shlex.quote(sys.executable)} -m service"
@@ -206,32 +211,25 @@ def _without_password(url: str) -> str:
 
 
 def _simulate(console: Console, url: str, secret: str, subscriber: Any, stop: threading.Event) -> None:
-    """Send a session's life as the network may deliver it, and show each outcome."""
+    """Send the life of a session as the network may deliver it, and show what becomes of each delivery."""
     late, created, ended = sender.one_life(("session.pending", "session.created", "session.ended"), {})
-    (forged,) = sender.one_life(("session.revoked",), {})
-    (other,) = sender.one_life(("user.updated",), {})
-    steps: list[tuple[str, Letter, bool]] = [
-        ("session.created", created, False),
-        ("the same message again", created, False),
-        ("session.pending, late", late, False),
-        ("session.revoked, forged", forged, True),
-        ("user.updated", other, False),
-        ("session.ended", ended, False),
-        ("session.created, once more", created, False),
+    forged, other = sender.one_life(("session.revoked", "user.updated"), {})
+    steps: list[tuple[str, OutgoingDelivery]] = [
+        ("session.created", created),
+        ("the same message again", created),
+        ("session.pending, late", late),
+        ("session.revoked, forged", forged),
+        ("user.updated", other),
+        ("session.ended", ended),
+        ("session.created, once more", created),
     ]
-    table = Table("sent", "answer", "the subscriber got", box=None, pad_edge=False)
-    for what, letter, forge in steps:
+    table = Table("sent", "response", "the subscriber got", box=None, pad_edge=False)
+    for description, delivery in steps:
         if stop.is_set():
             return
-        (answer,) = sender.deliver([letter], url=url, secret=secret, forge=forge)
-        got = (
-            _next_message(subscriber, SUBSCRIBER_SECONDS)
-            if answer.said == "applied"
-            else _next_message(subscriber, 0.1)
-        )
-        table.add_row(
-            what,
-            f"{answer.status} {answer.said}",
-            Text("nothing", "dim") if got is None else _shown(got, view.change),
-        )
+        (response,) = sender.send([delivery], url=url, secret=secret, forge=delivery is forged)
+        applied = response.summary == "applied"
+        message = _next_message(subscriber, MESSAGE_SECONDS if applied else NO_MESSAGE_SECONDS)
+        shown = Text("nothing", "dim") if message is None else _shown(message, view.change)
+        table.add_row(description, f"{response.status} {response.summary}", shown)
     console.print(table)

@@ -1,20 +1,25 @@
-"""Sends signed deliveries over HTTP, as Svix would: for `send` and `dev`."""
+"""Sends signed deliveries over HTTP, as Svix does: for the commands `send` and `dev`."""
 
 import dataclasses
 import random
 import re
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
 from service.dev import simulator
 
+WEBHOOK_PATH: Final = "/webhooks/clerk"
+"""As `service.app` has it; to import that here would load Flask for each `send`."""
+TIMEOUT_SECONDS: Final = 15
+"""What Svix waits for a response."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Letter:
-    """A delivery to be: its body, and the id that stays the same however often it is sent."""
+class OutgoingDelivery:
+    """A delivery to be sent. Its message id stays the same however often it is sent."""
 
     body: bytes
     type: str
@@ -22,41 +27,48 @@ class Letter:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
-    letter: Letter
+class Response:
+    """What the relay responded to one attempt."""
+
+    delivery: OutgoingDelivery
     status: int
-    """0 if there was no answer."""
+    """0 if there was no response."""
     body: dict[str, Any]
 
     @property
-    def said(self) -> str:
-        """The outcome, or the code of the problem."""
+    def summary(self) -> str:
+        """The outcome, the code of the problem, or what went wrong."""
         return str(self.body.get("outcome") or self.body.get("code") or self.body.get("detail") or "")
 
 
-def one_life(types: Sequence[str], values: dict[str, Any]) -> list[Letter]:
+def one_life(types: Sequence[str], values: dict[str, Any]) -> list[OutgoingDelivery]:
     """Return samples of these types about one session, a second apart, the last one now.
 
-    values: set in each by dotted path. Raises KeyError for a path that leads nowhere.
+    Args:
+        types: Event types, in the order in which they happen.
+        values: What is set in each event, by dotted path.
+
+    Raises:
+        KeyError: A path leads through something that is no object.
+
     """
     now_ms = time.time_ns() // 1_000_000
-    born_ms = now_ms - 1000 * (len(types) - 1)
-    session = simulator.sample(now_ms=born_ms)["data"]
-    lasting = {
-        f"data.{name}": session[name] for name in ("client_id", "created_at", "expire_at", "abandon_at")
-    }
-    letters = []
+    first_ms = now_ms - 1000 * (len(types) - 1)
+    session = simulator.sample(now_ms=first_ms)["data"]
+    constant = ("client_id", "created_at", "expire_at", "abandon_at")
+    same = {f"data.{name}": session[name] for name in constant}
+    deliveries = []
     for number, type_ in enumerate(types):
         event = simulator.sample(
-            type_, session_id=session["id"], user_id=session["user_id"], now_ms=born_ms + 1000 * number
+            type_, session_id=session["id"], user_id=session["user_id"], now_ms=first_ms + 1000 * number
         )
-        event = simulator.with_values(event, (lasting if type_.startswith("session.") else {}) | values)
-        letters.append(Letter(simulator.encode(event), str(event["type"])))
-    return letters
+        event = simulator.with_values(event, (same if type_.startswith("session.") else {}) | values)
+        deliveries.append(OutgoingDelivery(simulator.encode(event), str(event["type"])))
+    return deliveries
 
 
-def deliver(
-    letters: Sequence[Letter],
+def send(
+    deliveries: Sequence[OutgoingDelivery],
     *,
     url: str,
     secret: str,
@@ -64,29 +76,38 @@ def deliver(
     shuffle: bool = False,
     forge: bool = False,
     rate: float | None = None,
-) -> Iterator[Answer]:
-    """Post the letters one by one and yield the answers.
+) -> Iterator[Response]:
+    """Post deliveries one by one, and yield the responses.
 
-    rate: deliveries per second at most. forge: sign with a secret that nobody knows.
+    Args:
+        deliveries: What is sent, in this order.
+        url: Where to.
+        secret: `whsec_…`
+        duplicate: Send each of them twice.
+        shuffle: Send them in random order.
+        forge: Sign each with a secret that nobody knows.
+        rate: Deliveries per second at most.
+
     """
-    queue = [letter for letter in letters for _ in range(2 if duplicate else 1)]
+    queue = [delivery for delivery in deliveries for _ in range(2 if duplicate else 1)]
     if shuffle:
         random.shuffle(queue)
-    begun = time.monotonic()
-    # Svix waits 15 s, and takes a 3xx as failure. No proxy of the environment leads to this machine.
+    started = time.monotonic()
+    # A proxy that the environment names does not reach this machine.
     local = re.match(r"https?://(127\.0\.0\.1|localhost|\[::1\])(:|/|$)", url) is not None
-    with httpx.Client(timeout=15, follow_redirects=False, trust_env=not local) as client:
-        for number, letter in enumerate(queue):
+    # Like Svix, it takes a redirect as a failure.
+    with httpx.Client(timeout=TIMEOUT_SECONDS, follow_redirects=False, trust_env=not local) as client:
+        for number, delivery in enumerate(queue):
             if rate:
-                time.sleep(max(0.0, begun + number / rate - time.monotonic()))
+                time.sleep(max(0.0, started + number / rate - time.monotonic()))
             key = simulator.new_secret() if forge else secret
-            headers = simulator.sign(key, letter.body, message_id=letter.message_id)
+            headers = simulator.sign(key, delivery.body, message_id=delivery.message_id)
             try:
-                response = client.post(url, content=letter.body, headers=headers)
+                response = client.post(url, content=delivery.body, headers=headers)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
-                yield Answer(letter, 0, {"detail": f"no answer: {error}"})
-                continue
-            yield Answer(letter, response.status_code, _json(response))
+                yield Response(delivery, 0, {"detail": f"no response: {error}"})
+            else:
+                yield Response(delivery, response.status_code, _json(response))
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:
@@ -94,6 +115,6 @@ def _json(response: httpx.Response) -> dict[str, Any]:
         body = response.json()
     except ValueError:
         body = None
-    return (
-        body if isinstance(body, dict) else {"detail": "the answer is not a JSON object; is this the relay?"}
-    )
+    if isinstance(body, dict):
+        return body
+    return {"detail": "the response is not a JSON object; is this the relay?"}

@@ -1,4 +1,4 @@
-"""Builds and signs deliveries as Clerk and Svix would: for `send`, `dev` and the tests."""
+"""Builds events as Clerk does and signs them as Svix does: for `send`, `dev` and the tests."""
 
 import base64
 import copy
@@ -11,13 +11,6 @@ from typing import Any, Final
 
 from clerk_session_feed.models import STATUSES
 
-SESSION_TYPES: Final = (
-    "session.created",
-    "session.pending",
-    "session.ended",
-    "session.removed",
-    "session.revoked",
-)
 _WEEK_MS: Final = 7 * 86_400_000
 _ALPHABET: Final = string.ascii_letters + string.digits
 
@@ -28,6 +21,7 @@ def new_id(prefix: str) -> str:
 
 
 def new_secret() -> str:
+    """Return a signing secret: `whsec_` and the base64 of 24 bytes."""
     return f"whsec_{base64.b64encode(secrets.token_bytes(24)).decode()}"
 
 
@@ -38,9 +32,14 @@ def sample(
     user_id: str | None = None,
     now_ms: int | None = None,
 ) -> dict[str, Any]:
-    """Return the body of a delivery as Clerk sends it: about a session, the user in it; else about a user.
+    """Return an event as Clerk sends it: about a session, with its user in it, or about a user.
 
-    now_ms: when it happened, in Unix milliseconds; now, if left out. Ids left out are made up.
+    Args:
+        type_: The event's type; one that does not begin with `session.` makes an event about a user.
+        session_id: Made up, if left out.
+        user_id: Made up, if left out.
+        now_ms: When it happened, in Unix milliseconds; now, if left out.
+
     """
     now_ms = now_ms or time.time_ns() // 1_000_000
     user_id = user_id or new_id("user")
@@ -87,9 +86,11 @@ def sample(
 
 
 def with_values(event: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy with values set by dotted path: `data.latest_activity.city`.
+    """Return a copy of an event with values set by dotted path, like `data.latest_activity.city`.
 
-    Raises KeyError if a path leads through something that is no object.
+    Raises:
+        KeyError: A path leads through something that is no object.
+
     """
     event = copy.deepcopy(event)
     for path, value in values.items():
@@ -104,7 +105,7 @@ def with_values(event: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]
 
 
 def encode(event: dict[str, Any]) -> bytes:
-    """Write it as JSON, whatever `with_values` put in: lone surrogates, NaN, any integer."""
+    """Return an event as JSON, whatever `with_values` put in: lone surrogates, NaN, any integer."""
     return json.dumps(event, separators=(",", ":")).encode()
 
 
@@ -113,12 +114,17 @@ def sign(
 ) -> dict[str, str]:
     """Return the headers of a delivery.
 
-    secret: `whsec_…`. at: Unix seconds; now, if left out.
+    Args:
+        secret: `whsec_…`
+        body: What is signed.
+        message_id: Made up, if left out.
+        at: Unix seconds; now, if left out.
+
     """
     message_id = message_id or new_id("msg")
     sent_at = int(time.time() if at is None else at)
     # By hand (https://docs.svix.com/receiving/verifying-payloads/how-manual): the svix package signs text
-    # only, and a body that is not UTF-8 has to be sent too, to see that it is refused.
+    # only, and tests also send bodies that are not UTF-8, to see that they are refused.
     key = base64.b64decode(secret.removeprefix("whsec_"))
     digest = hmac.digest(key, f"{message_id}.{sent_at}.".encode() + body, "sha256")
     return {

@@ -1,4 +1,4 @@
-"""How messages look to a person in a terminal."""
+"""How session updates look in a terminal: for the commands that show some."""
 
 import contextlib
 import datetime
@@ -15,30 +15,29 @@ STATUS_STYLES = {"active": "bold green", "pending": "yellow", "revoked": "bold r
 
 
 def line(update: SessionUpdate) -> Text:
-    """Return one line: when, what, whose, and what changed from what."""
-    text = _what(update)
-    return text.append(f"  {update.session.id}  {update.session.user_id}", "dim")
+    """Return one line: time, type, the status before and now, session and user."""
+    return _summary(update).append(f"  {update.session.id}  {update.session.user_id}", "dim")
 
 
 def history(updates: Sequence[SessionUpdate]) -> Text:
-    """Return a line for each event of one session: its revision, when, what, and what changed from what."""
+    """Return a line for each event of one session: revision, time, type, status before and now, event id."""
     rows = [Text("revision", "bold")]
     for update in updates:
         number = "-" if update.revision is None else str(update.revision)
-        rows.append(Text(f"{number:>8}  ").append(_what(update)).append(f"  {update.event.id}", "dim"))
+        rows.append(Text(f"{number:>8}  ").append(_summary(update)).append(f"  {update.event.id}", "dim"))
     return Text("\n").join(rows)
 
 
-def _what(update: SessionUpdate) -> Text:
+def _summary(update: SessionUpdate) -> Text:
     is_stale = update.outcome == "stale"
     text = Text(no_wrap=True, overflow="ellipsis", style="dim" if is_stale else "")
-    text.append(when(update.event.occurred_at), "dim").append("  ")
+    text.append(utc(update.event.occurred_at), "dim").append("  ")
     text.append(f"{printable(update.event.type):<17}").append("  ")
     return text.append(f"{update.session.status} (stale)" if is_stale else change(update))
 
 
 def change(update: SessionUpdate) -> Text:
-    """Return what the session is now, and what it was before."""
+    """Return the status before and now, and whether the session is live."""
     status = update.session.status
     text = Text()
     if update.previous_status:
@@ -48,7 +47,7 @@ def change(update: SessionUpdate) -> Text:
 
 
 def details(update: SessionUpdate) -> Text:
-    """Return the state held of one session, a line for each field."""
+    """Return the state of one session, a line for each field."""
     rows = []
     for name, value in lenient_json.loads(update.json)["session"].items():
         shown, style = value if isinstance(value, str) else lenient_json.dumps(value), ""
@@ -57,12 +56,12 @@ def details(update: SessionUpdate) -> Text:
         elif name == "status":
             style = STATUS_STYLES.get(value, "red")
         elif name.endswith("_at") and value is not None:
-            shown = f"{when(value)}  ({value})"
+            shown = f"{utc(value)}  ({value})"
         rows.append(_row(name, shown, style))
     event = update.event
     rows.append(_row("revision", str(update.revision)))
     rows.append(_row("cursor", update.cursor))
-    rows.append(_row("last event", f"{event.type}  {event.id}  {when(event.occurred_at)}"))
+    rows.append(_row("last event", f"{event.type}  {event.id}  {utc(event.occurred_at)}"))
     return Text("\n").join(rows)
 
 
@@ -71,13 +70,14 @@ def _row(name: str, value: str, style: str = "") -> Text:
 
 
 def indented(body: str) -> str:
-    """Return JSON in many lines; what Python can't write in that way (or at all) stays as it is."""
+    """Return JSON with one value on each line; what Python can't read as JSON stays as it is."""
     with contextlib.suppress(ValueError, RecursionError):
         body = json.dumps(json.loads(body), indent=2, ensure_ascii=False)
     return "\n".join(map(printable, body.split("\n")))
 
 
-def when(unix_ms: int) -> str:
+def utc(unix_ms: int) -> str:
+    """Return a time as `2026-11-29 09:17:25`; one that Python can't show, as Unix milliseconds."""
     try:
         return datetime.datetime.fromtimestamp(unix_ms / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
     except (OverflowError, ValueError):
