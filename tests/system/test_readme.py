@@ -1,53 +1,36 @@
-"""README.md keeps its promises: its snippets run, its message and settings are the real ones."""
+"""The documents keep their promises: snippets run, messages, keys and rights are the real ones.
+
+What can be checked without a Redis is in tests/unit/test_docs.py.
+"""
 
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import redis
 from clerk_session_feed.feed import SessionFeed
-from pydantic import SecretStr
 from support.children import started
 from support.clock import eventually
-from support.constants import ROOT, SECRET
+from support.documents import CONTRACT, README, REDIS, fenced, section, table
 from support.redis_clients import client_of, subscribed
 from support.relay import make_settings
 from support.services import ServiceProcess, run_plain_wsgi
 
-from service.cli import commands as cli
-from service.config import Settings, load
 from service.dev import simulator
 from service.dev.embedded import EmbeddedRedis
-
-README = (ROOT / "README.md").read_text()
-
-
-def fenced(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-
-
-def section(title: str) -> str:
-    match = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
-    assert match is not None
-    return match[1]
-
-
-def table(title: str) -> list[list[str]]:
-    rows = [line.strip("|").split("|") for line in section(title).splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in row] for row in rows[2:]]
-
 
 # The subscribers
 
 
 def snippets(language: str) -> list[Any]:
-    return [pytest.param(code, id=f"{language}-{n}") for n, code in enumerate(fenced(language), start=1)]
+    return [
+        pytest.param(code, id=f"{language}-{n}") for n, code in enumerate(fenced(README, language), start=1)
+    ]
 
 
 @pytest.mark.parametrize("code", snippets("python"))
@@ -69,7 +52,7 @@ def test_the_python_snippet_drops_who_is_signed_out(
 
 @pytest.fixture
 def example() -> Any:
-    (text,) = fenced("json")
+    (text,) = fenced(CONTRACT, "json")
     return json.loads(text)
 
 
@@ -78,7 +61,6 @@ def published(service: ServiceProcess, http_client: Any) -> Any:
     """What is published of a session that ended, as in the example."""
     created = simulator.sample()
     ended = simulator.sample("session.ended", session_id=created["data"]["id"])
-    ended["data"]["latest_activity"] = None
     with subscribed(http_client, "clerk:sessions") as subscriber:
         for body in (created, ended):
             assert service.deliver(body).json()["outcome"] == "applied"
@@ -99,7 +81,7 @@ def test_the_message_has_values_of_the_types_that_are_published(example: Any, pu
     assert types(example) == types(published)
 
 
-# What it says of Redis
+# Keys and rights in Redis
 
 
 def test_each_key_in_the_table_is_there_with_its_type(service: ServiceProcess, http_client: Any) -> None:
@@ -110,7 +92,7 @@ def test_each_key_in_the_table_is_there_with_its_type(service: ServiceProcess, h
     ids = {"<session id>": live["data"]["id"], "<user id>": live["data"]["user_id"]}
     redis_types = {"hash": "hash", "sorted set": "zset", "stream": "stream"}
     promised = {}
-    for key, type_, _ in table("Read"):
+    for key, type_, _ in table(CONTRACT, "5. Keys and channels"):
         name = re.sub("<.*?>", lambda match: ids[match[0]], key.strip("`"))
         promised[name] = redis_types[type_]
     assert {key: http_client.type(key) for key in http_client.scan_iter("*")} == promised
@@ -118,20 +100,20 @@ def test_each_key_in_the_table_is_there_with_its_type(service: ServiceProcess, h
 
 def test_the_fields_named_of_a_session_are_those_it_has(service: ServiceProcess, http_client: Any) -> None:
     answer = service.deliver(simulator.sample()).json()
-    (holds,) = [holds for key, _, holds in table("Read") if ":session:" in key]
+    (holds,) = [holds for key, _, holds in table(CONTRACT, "5. Keys and channels") if ":session:" in key]
     named = set(re.findall("`([a-z_]+)`", holds))
     held = set(http_client.hgetall(f"{{clerk}}:session:{answer['session_id']}"))
     assert named == {field for field in held if not field.startswith("_")}
 
 
 def acl_line() -> str:
-    (line,) = re.findall(r"^ACL SETUSER relay .*$", README, re.MULTILINE)
+    (line,) = re.findall(r"^ACL SETUSER relay .*$", section(REDIS, "Rights"), re.MULTILINE)
     return str(line)
 
 
 @pytest.fixture
 def restricted(own_redis: EmbeddedRedis, own_client: Any) -> str:
-    """Return the URL of a Redis for the user that README makes."""
+    """Return the URL of a Redis for the relay's user."""
     own_client.execute_command(*acl_line().split())
     return own_redis.url.replace("//", "//relay:password@")
 
@@ -192,7 +174,7 @@ def test_the_user_that_it_makes_may_not_read_other_keys(restricted: str, own_cli
 def test_the_reader_that_it_makes_suffices_for_every_method_of_a_feed(
     own_redis: EmbeddedRedis, own_client: Any
 ) -> None:
-    (line,) = re.findall(r"^ACL SETUSER reader .*$", README, re.MULTILINE)
+    (line,) = re.findall(r"^ACL SETUSER reader .*$", section(REDIS, "Rights"), re.MULTILINE)
     own_client.execute_command(*line.split())
     session = simulator.sample()["data"]
     with run_plain_wsgi(make_settings(own_redis.url)) as service:
@@ -228,7 +210,7 @@ def test_the_reader_that_it_makes_suffices_for_every_method_of_a_feed(
 
 
 def test_the_reader_that_it_makes_may_not_write(own_redis: EmbeddedRedis, own_client: Any) -> None:
-    (line,) = re.findall(r"^ACL SETUSER reader .*$", README, re.MULTILINE)
+    (line,) = re.findall(r"^ACL SETUSER reader .*$", section(REDIS, "Rights"), re.MULTILINE)
     own_client.execute_command(*line.split())
     with client_of(own_redis.url.replace("//", "//reader:password@")) as client:
         for write in (
@@ -237,81 +219,3 @@ def test_the_reader_that_it_makes_may_not_write(own_redis: EmbeddedRedis, own_cl
         ):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.execute_command(*write)
-
-
-# Settings and commands
-
-
-def promised_defaults() -> Iterator[tuple[str, str]]:
-    for names, defaults in table("Settings"):
-        variables = re.findall("`([A-Z_]+)`", names)
-        values = re.findall("`(.*?)`", defaults)
-        if "required" in defaults or defaults == "none":
-            values = [defaults.partition(";")[0]] * len(variables)
-        assert len(values) == len(variables), f"{names} | {defaults}"
-        yield from zip(variables, values, strict=True)
-
-
-def real_defaults() -> dict[str, str]:
-    settings = load(Settings, _env_file=None, clerk_webhook_signing_secret=SECRET, redis_url="redis://x")
-    defaults = {}
-    for name, field in Settings.model_fields.items():
-        value = getattr(settings, name)
-        if field.is_required():
-            defaults[name.upper()] = "required"
-        elif isinstance(value, bool):
-            defaults[name.upper()] = str(value).lower()
-        elif isinstance(value, frozenset | SecretStr):
-            assert not value
-            defaults[name.upper()] = "none"
-        elif isinstance(value, float):
-            defaults[name.upper()] = f"{value:g}"
-        else:
-            defaults[name.upper()] = str(value)
-    return defaults
-
-
-def test_every_setting_is_there_with_its_default() -> None:
-    assert dict(promised_defaults()) == real_defaults()
-
-
-def test_every_setting_is_there_once() -> None:
-    names = [name for name, _ in promised_defaults()]
-    assert sorted(names) == sorted(set(names))
-
-
-def shell_lines() -> str:
-    return "\n".join([*fenced("sh"), *re.findall(r"`(session-relay [^`]+)`", README)])
-
-
-CONTEXT = click.Context(cli.main)
-
-
-def test_every_command_that_it_names_is_there() -> None:
-    named = set(re.findall(r"session-relay ([a-z-]+)", shell_lines()))
-    assert named
-    assert named <= {*cli.main.list_commands(CONTEXT)}
-
-
-def test_every_option_that_it_names_is_there() -> None:
-    for name in cli.main.list_commands(CONTEXT):
-        command = cli.main.get_command(CONTEXT, name)
-        assert command is not None
-        options = {option for parameter in command.params for option in parameter.opts}
-        for line in shell_lines().splitlines():
-            if f"session-relay {name} " in line:
-                assert set(re.findall(r"--[a-z-]+", line)) <= options, line
-
-
-def test_every_make_target_that_it_names_is_there() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(
-        re.findall(r"\bmake ([a-z]+)\b", shell_lines() + "".join(re.findall("`make [a-z]+`", README)))
-    )
-    assert {"run", "test"} <= named <= targets
-
-
-def test_every_file_that_it_links_is_there() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []

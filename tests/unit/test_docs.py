@@ -1,0 +1,102 @@
+"""What the documents say of settings, commands and files is so."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from pydantic import SecretStr
+from support.constants import ROOT, SECRET
+from support.documents import CONTRACT, DOCUMENTS, README, broken_links, fenced, table
+
+from service.cli import main
+from service.config import Settings, load
+from service.models import RANKS, Reason
+
+CONTEXT = click.Context(main)
+
+
+def documented_defaults() -> Iterator[tuple[str, str]]:
+    for name, default, _ in table(CONTRACT, "2. Settings"):
+        yield name.strip("`"), default.strip("`")
+
+
+def real_defaults() -> dict[str, str]:
+    settings = load(Settings, _env_file=None, clerk_webhook_signing_secret=SECRET, redis_url="redis://x")
+    defaults = {}
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        if field.is_required():
+            defaults[name.upper()] = "required"
+        elif isinstance(value, bool):
+            defaults[name.upper()] = str(value).lower()
+        elif isinstance(value, frozenset | SecretStr):
+            assert not value
+            defaults[name.upper()] = "none"
+        elif isinstance(value, float):
+            defaults[name.upper()] = f"{value:g}"
+        else:
+            defaults[name.upper()] = str(value)
+    return defaults
+
+
+def test_every_setting_is_in_the_contract_with_its_default() -> None:
+    assert dict(documented_defaults()) == real_defaults()
+
+
+def test_every_setting_is_in_the_contract_once() -> None:
+    names = [name for name, _ in documented_defaults()]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_the_readme_lists_the_required_settings() -> None:
+    required = {name for name, default in real_defaults().items() if default == "required"}
+    assert {name.strip("`") for name, _ in table(README, "Configure")} == required
+
+
+def test_every_command_is_in_the_contract() -> None:
+    documented = [
+        command.strip("`").removeprefix("session-relay ") for command, _ in table(CONTRACT, "8. Commands")
+    ]
+    assert sorted(documented) == sorted(main.list_commands(CONTEXT))
+
+
+def test_every_reason_of_a_dead_letter_is_in_the_contract_in_order_of_precedence() -> None:
+    (sentence,) = re.findall(r"one of these reasons: (.*?)\.", CONTRACT.read_text(), re.DOTALL)
+    assert tuple(re.findall(r"`(\w+)`", sentence)) == Reason.__args__  # type: ignore[attr-defined]
+
+
+def test_the_ranks_of_statuses_are_in_the_contract() -> None:
+    (ranks,) = re.findall(r"the rank of the status: (.*);", CONTRACT.read_text())
+    assert tuple(ranks.split(" < ")) == RANKS
+
+
+def command_lines(document: Path) -> str:
+    return "\n".join([*fenced(document, "sh"), *re.findall(r"`(session-relay [^`]+)`", document.read_text())])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+class TestEachDocument:
+    def test_names_commands_that_are_there(self, document: Path) -> None:
+        named = set(re.findall(r"session-relay ([a-z][a-z-]+)", command_lines(document)))
+        assert named <= {*main.list_commands(CONTEXT)}
+
+    def test_names_options_that_are_there(self, document: Path) -> None:
+        for name in main.list_commands(CONTEXT):
+            command = main.get_command(CONTEXT, name)
+            assert command is not None
+            options = {option for parameter in command.params for option in parameter.opts}
+            for line in command_lines(document).splitlines():
+                if f"session-relay {name} " in line:
+                    assert set(re.findall(r"--[a-z-]+", line)) <= options, line
+
+    def test_names_targets_of_make_that_are_there(self, document: Path) -> None:
+        targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        text = document.read_text()
+        code = "\n".join([*re.findall(r"^```(?:sh)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL),
+                          *re.findall(r"`(make [^`]+)`", text)])  # fmt: skip
+        assert set(re.findall(r"\bmake ([a-z-]+)\b", code)) <= targets
+
+    def test_links_to_what_is_there(self, document: Path) -> None:
+        assert broken_links(document) == []
