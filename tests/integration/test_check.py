@@ -176,7 +176,7 @@ def test_a_user_without_a_right_that_it_needs_is_an_error(
     found = problems(findings(good_redis.url.replace("//", "//relay:secret@")))
 
     assert found.startswith("error Redis takes no deliveries")
-    assert "the README lists" in found
+    assert "docs/redis.md lists" in found
 
 
 @pytest.mark.parametrize("key", ["{clerk}:events", "{clerk}:expiry", "{clerk}:dead-letters"])

@@ -184,7 +184,7 @@ def test_a_password(own_redis: EmbeddedRedis, own_client: Any) -> None:
 
 
 def test_a_user_with_no_more_rights_than_the_relay_needs(own_redis: EmbeddedRedis, own_client: Any) -> None:
-    """The rights that the README may ask for."""
+    """The rights that docs/redis.md may ask for."""
     own_client.execute_command(
         *(
             "ACL",

@@ -250,9 +250,9 @@ def test_a_wrong_setting_ends_it_with_status_2(settings: dict[str, str], named: 
 # What trying again can't mend
 
 (RIGHTS,) = re.findall(
-    r"^ACL SETUSER relay on >password (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE
+    r"^ACL SETUSER relay on >password (.*)$", (ROOT / "docs/redis.md").read_text(), re.MULTILINE
 )
-"""Those that README gives the relay's user."""
+"""Those that docs/redis.md gives the relay's user."""
 
 
 @pytest.fixture

@@ -281,10 +281,10 @@ def test_a_failover_that_was_asked_for_costs_nothing(cluster: Cluster, nodes: li
             assert client.xlen("{clerk}:events") == 2
 
 
-def test_the_readmes_user_needs_one_right_more_on_a_cluster(cluster: Cluster, nodes: list[Any]) -> None:
-    (readme,) = re.findall(r"^ACL SETUSER relay (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+def test_the_relays_user_needs_one_right_more_on_a_cluster(cluster: Cluster, nodes: list[Any]) -> None:
+    (rights,) = re.findall(r"^ACL SETUSER relay (.*)$", (ROOT / "docs/redis.md").read_text(), re.MULTILINE)
     for client in nodes:
-        client.execute_command("ACL", "SETUSER", "relay", *readme.split(), "+cluster|slots")
+        client.execute_command("ACL", "SETUSER", "relay", *rights.split(), "+cluster|slots")
     try:
         with run_relay(cluster.url.replace("//", "//relay:password@")) as relay:
             assert relay.take(clerk_event(), "msg_1").outcome == "applied"
