@@ -1,5 +1,6 @@
 # make run    the relay with nothing set up: its own Redis, its own secret, sample deliveries
 # make test   the whole test suite
+# make test-unit  its part without Redis, sockets and processes (seconds)
 # make soak   every fault of production in one long load, and the counts at its end (one minute)
 # make lint   style, types and the direction of imports
 # make schemas  write docs/schema anew, after a change of what is published or answered
@@ -15,7 +16,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # Twice --quiet: errors only.
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help run test soak bench bench-growth lint schemas pins clean
+.PHONY: help run test test-unit soak bench bench-growth lint schemas pins clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -27,9 +28,12 @@ run: .venv/.installed
 test: .venv/.installed .venv/.node
 	@exec .venv/bin/python -m pytest $(ARGS)
 
+test-unit: .venv/.installed
+	@exec .venv/bin/python -m pytest tests/unit $(ARGS)
+
 # SOAK_DELIVERIES, SOAK_SESSIONS and SOAK_SEED make it longer, or another one.
 soak: .venv/.installed
-	@exec .venv/bin/python -m pytest -n 0 -s tests/soak.py $(ARGS)
+	@exec .venv/bin/python -m pytest -n 0 -s tests/system/soak.py $(ARGS)
 
 # ARGS="--rounds 1 --body-bytes 500-20000" and more: make bench ARGS=--help
 # ARGS="--against REV" measures the work tree beside the build at that git revision, in place of the contenders.

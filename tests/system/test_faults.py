@@ -1,6 +1,6 @@
 """Nothing acknowledged is lost, whatever happens meanwhile: `serve` with two workers, and what Svix does.
 
-The short form of each fault. `make soak` runs the long one (tests/soak.py).
+The short form of each fault. `make soak` runs the long one (soak.py).
 """
 
 import pytest

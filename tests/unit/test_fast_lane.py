@@ -14,12 +14,12 @@ import structlog
 from flask import Flask, Response, signals
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.asgi import Client, chunk, scope
 from support.constants import NO_REDIS, SECRET
 from support.events import IGNORED, clerk_event
 from support.relay import make_settings
 from support.services import metric, run_service
 from support.signing import signed
-from test_asgi import Client, chunk, scope
 
 from service.app.factory import RelayFlask, create_app
 from service.dev.embedded import EmbeddedRedis

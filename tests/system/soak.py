@@ -1,4 +1,4 @@
-"""The long form of tests/system/test_faults.py: `make soak`. One load of thousands of deliveries, and every fault in it.
+"""The long form of test_faults.py: `make soak`. One load of thousands of deliveries, and every fault in it.
 
 Not collected by `make test`: it takes a minute, and its counts are there to be read.
 """

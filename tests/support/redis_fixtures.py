@@ -1,0 +1,121 @@
+"""Fixtures with Redis, which conftest.py of `integration` and of `system` import.
+
+A redis-server of the tests' own where there is one, and fakeredis' stand-in. Nothing here ever talks to a Redis
+that it did not start.
+"""
+
+import contextlib
+import functools
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from service.dev.embedded import EmbeddedRedis, run_stand_in
+from support.feeds import KINDS, OpenFeed, feeds
+from support.redis_clients import (
+    assert_messages_keep_to_the_schema,
+    assert_sessions_and_users_expire,
+    client_of,
+)
+from support.redis_servers import redis_server
+from support.relay import Relay, run_relay
+
+__all__ = [
+    "any_redis",
+    "client",
+    "lasting_client",
+    "open_feed",
+    "own_client",
+    "own_redis",
+    "real_redis",
+    "redis_binary",
+    "relay",
+    "relay_redis",
+    "stand_in",
+    "start_redis",
+]
+
+
+@pytest.fixture(scope="session")
+def redis_binary() -> str:
+    binary = shutil.which("redis-server")
+    assert binary is not None
+    return binary
+
+
+@pytest.fixture(scope="session")
+def real_redis(redis_binary: str) -> Iterator[EmbeddedRedis]:
+    """One redis-server for all tests of this process that leave it as it is."""
+    with redis_server(redis_binary) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def stand_in() -> Iterator[EmbeddedRedis]:
+    with run_stand_in() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def any_redis(request: pytest.FixtureRequest) -> EmbeddedRedis:
+    """The real one if there is one: for tests of what lies before Redis."""
+    name = "stand_in" if shutil.which("redis-server") is None else "real_redis"
+    server: EmbeddedRedis = request.getfixturevalue(name)
+    return server
+
+
+@pytest.fixture(params=[pytest.param("real_redis", marks=pytest.mark.real_redis), "stand_in"])
+def relay_redis(request: pytest.FixtureRequest) -> EmbeddedRedis:
+    """Each of the two, for tests of what the Lua scripts do."""
+    server: EmbeddedRedis = request.getfixturevalue(request.param)
+    return server
+
+
+@pytest.fixture(scope="session")
+def lasting_client() -> Iterator[Callable[[EmbeddedRedis], Any]]:
+    """One client for each Redis that lasts: to connect takes longer than most tests."""
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(lambda server: stack.enter_context(client_of(server.url)))
+
+
+@pytest.fixture
+def client(relay_redis: EmbeddedRedis, lasting_client: Callable[[EmbeddedRedis], Any]) -> Iterator[Any]:
+    """A client of the Redis under test, which is empty at first. Afterwards, what it holds is looked at."""
+    client = lasting_client(relay_redis)
+    client.flushall()
+    yield client
+    assert_sessions_and_users_expire(client)
+    assert_messages_keep_to_the_schema(client)
+
+
+@pytest.fixture
+def relay(relay_redis: EmbeddedRedis, client: Any) -> Iterator[Relay]:
+    with run_relay(relay_redis.url) as relay:
+        yield relay
+
+
+@pytest.fixture
+def start_redis(redis_binary: str) -> Iterator[Callable[..., EmbeddedRedis]]:
+    """Start redis-servers for this test alone, which may do with them what it likes."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *options, **named: stack.enter_context(redis_server(redis_binary, *options, **named))
+
+
+@pytest.fixture
+def own_redis(start_redis: Callable[..., EmbeddedRedis]) -> EmbeddedRedis:
+    return start_redis()
+
+
+@pytest.fixture
+def own_client(own_redis: EmbeddedRedis) -> Iterator[Any]:
+    with client_of(own_redis.url) as client:
+        yield client
+
+
+@pytest.fixture(params=KINDS)
+def open_feed(request: pytest.FixtureRequest) -> Iterator[OpenFeed]:
+    """Open a SessionFeed, and in another run of the test an AsyncSessionFeed; they are closed afterwards."""
+    with feeds(KINDS[request.param]) as open_feed:
+        yield open_feed

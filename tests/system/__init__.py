@@ -1,0 +1,1 @@
+"""Tests of processes, over HTTP, and of several Redis servers."""

@@ -1,0 +1,1 @@
+"""Tests without Redis, sockets and processes."""
