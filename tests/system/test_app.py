@@ -4,7 +4,6 @@ Most tests run twice: under the production server, and under a plain WSGI server
 `create_app()` is what anyone may run as they like.
 """
 
-import io
 import json
 import time
 from pathlib import Path
@@ -12,13 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
-from clerk_session_feed.errors import ConfigurationError
-from support.constants import DEAD_LETTERS_KEY, EVENTS_KEY, NO_REDIS, SECRET
+from support.constants import DEAD_LETTERS_KEY, EVENTS_KEY, SECRET
 from support.raw_http import exchange, request_head
 from support.relay import make_settings
 from support.services import Endpoint, ServiceProcess, run_plain_wsgi
 from support.signing import signature, signed
-from werkzeug.test import create_environ, run_wsgi_app
 
 from service.app.factory import create_app
 from service.dev import simulator
@@ -449,34 +446,6 @@ def test_a_body_too_large(service: ServiceProcess, size: int, chunked: bool) -> 
     assert_problem(response, 413, "body_too_large")
 
 
-class Endless(io.RawIOBase):
-    """A request's body without an end."""
-
-    def __init__(self) -> None:
-        self.taken = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self.taken += len(buffer)
-        assert self.taken <= 8 * MAX_BODY_BYTES, "reads on, after it is clear that the body is too large"
-        return len(buffer)
-
-
-@pytest.mark.parametrize("chunked", [False, True], ids=["with length", "chunked"])
-def test_under_any_server_no_more_is_read_of_a_body_than_may_be(chunked: bool) -> None:
-    app = create_app(make_settings(NO_REDIS))
-    environ = create_environ("/webhooks/clerk", method="POST", headers=signed(IGNORED))
-    environ |= {"wsgi.input": Endless(), "wsgi.input_terminated": True}
-    if not chunked:
-        environ["CONTENT_LENGTH"] = str(2**40)
-
-    body, status, _ = run_wsgi_app(app, environ)
-
-    assert (status, json.loads(b"".join(body))["code"]) == ("413 REQUEST ENTITY TOO LARGE", "body_too_large")
-
-
 # What is wrong first is what is answered
 
 OLD = str(int(time.time()) - 3600)
@@ -544,16 +513,6 @@ def test_without_arguments_the_application_is_as_the_environment_says(
     assert (response.status_code, response.get_json()["outcome"]) == (200, "applied")
     assert http_client.exists("{elsewhere}:session:sess_1")
     app.store.close()
-
-
-def test_without_settings_there_is_no_application(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    with pytest.raises(ConfigurationError) as error:
-        create_app()
-
-    missing = {fault.split(":")[0] for fault in error.value.faults}
-    assert missing == {"CLERK_WEBHOOK_SIGNING_SECRET", "REDIS_URL"}
 
 
 def test_no_answer_quotes_the_body(endpoint: Endpoint) -> None:

@@ -6,12 +6,10 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-import click
 import pytest
 from clerk_session_feed.feed import SessionFeed
 from support.clock import eventually
@@ -23,65 +21,13 @@ from support.redis_clients import client_of
 from support.relay import make_settings, run_relay
 from support.services import ServiceProcess
 
-from service.cli import commands as cli
-from service.cli.check import check
-from service.config import Settings
+from service.cli.check import run_checks
 from service.dev.embedded import EmbeddedRedis
 from service.expiry.worker import ExpiryWorker
 
 DOCS: Final = (ROOT / "docs" / "deploy.md").read_text()
 DOCKERFILE: Final = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
-COMPOSE: Final = (ROOT / "compose.yaml").read_text()
-APP: Final = json.loads((ROOT / "app.json").read_text())
-PROCFILE: Final = dict(line.split(": ") for line in (ROOT / "Procfile").read_text().splitlines())
 PLAN: Final = 20
-
-
-def test_every_variable_that_is_set_is_a_setting() -> None:
-    blocks = "\n".join(re.findall(r"^```.*?^```", DOCS, re.MULTILINE | re.DOTALL))
-    named = {
-        *APP["env"],
-        *re.findall(r"^ +([A-Z_]+): ", COMPOSE, re.MULTILINE),
-        *re.findall(r"\$\{([A-Z_]+)", COMPOSE),
-        *re.findall(r"\bkey: ([A-Z_]+)", blocks),
-        *re.findall(r"\b([A-Z_]{4,})=(?!$)", blocks, re.MULTILINE),
-    }
-
-    assert {"CLERK_WEBHOOK_SIGNING_SECRET", "REDIS_URL", "PORT", "WEB_CONCURRENCY"} <= named
-    assert named <= {name.upper() for name in Settings.model_fields}
-
-
-def test_every_command_is_there() -> None:
-    named = re.findall(r"session-relay[\", ]+([a-z-]+)", DOCKERFILE + COMPOSE + DOCS)
-
-    assert {"serve", "expire", "check"} <= set(named)
-    assert set(named) <= {*cli.main.list_commands(click.Context(cli.main))}
-
-
-def test_the_button_makes_what_the_procfile_names() -> None:
-    assert APP["formation"].keys() == PROCFILE.keys()
-    assert APP["env"]["CLERK_WEBHOOK_SIGNING_SECRET"]["required"]
-    assert APP["env"]["REDIS_TLS_VERIFY"]["value"] == "false"
-
-
-def test_the_image_is_built_from_what_is_not_ignored() -> None:
-    ignored, *others = (ROOT / ".dockerignore").read_text().splitlines()[1:]
-    kept = {line.removeprefix("!") for line in others if line.startswith("!")}
-    copied = {
-        name
-        for line in re.findall(r"^COPY (?!--)(.*) \S+$", DOCKERFILE, re.MULTILINE)
-        for name in line.split()
-    }
-
-    assert ignored == "*"
-    assert copied == kept
-    assert all((ROOT / name).exists() for name in kept)
-
-
-def test_fly_runs_what_the_procfile_names() -> None:
-    (fly,) = re.findall(r"^```toml\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
-
-    assert tomllib.loads(fly)["processes"] == PROCFILE
 
 
 def test_the_images_health_is_that_of_the_service(service: ServiceProcess) -> None:
@@ -113,10 +59,10 @@ def test_what_is_said_of_the_smallest_plan_is_what_check_says(
     workers, running, deploy, left = map(int, row)
     server = start_redis("--appendonly", "yes", "--maxclients", str(deploy))
     settings = make_settings(server.url, web_concurrency=workers)
-    fits = list(check(settings))
+    fits = list(run_checks(settings))
     with client_of(server.url) as client:
         client.config_set("maxclients", deploy - 1)
-        does_not = [finding.text for finding in check(settings) if finding.level == "warning"]
+        does_not = [finding.text for finding in run_checks(settings) if finding.level == "warning"]
 
     assert left == PLAN - deploy
     assert f": {running} needed" in "".join(finding.text for finding in fits)

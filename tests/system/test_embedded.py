@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 
 import pytest
@@ -51,16 +50,6 @@ def test_it_takes_the_stand_in_where_there_is_none(monkeypatch: pytest.MonkeyPat
         assert server.process is None
         with client_of(server.url) as client:
             assert client.ping()
-
-
-def test_it_says_what_to_install_where_there_is_neither(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setitem(sys.modules, "fakeredis", None)
-
-    with pytest.raises(StartError, match=r"redis-server.*clerk-session-relay\[dev\]"), embedded.run():
-        pass
 
 
 def test_two_servers_share_nothing(redis_binary: str) -> None:

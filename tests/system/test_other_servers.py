@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import io
 import json
 import logging
 import os
@@ -23,7 +22,6 @@ from support.raw_http import exchange, request_head, with_length
 from support.relay import make_settings
 from support.services import ServiceProcess
 from support.signing import signed
-from werkzeug.test import create_environ, run_wsgi_app
 
 from service.app.factory import create_app
 from service.app.webhook import WEBHOOK_PATH
@@ -333,30 +331,6 @@ def _recorded(name: str) -> Iterator[list[logging.LogRecord]]:
 
 
 # Chunks, under a server as PEP 3333 has it
-
-
-def chunked_environ(body: bytes, **more: Any) -> dict[str, Any]:
-    """Return what a server passes that neither reads chunks itself nor says where the body ends."""
-    environ = create_environ(
-        WEBHOOK_PATH, method="POST", headers=signed(body) | {"transfer-encoding": "chunked"}
-    )
-    environ.pop("CONTENT_LENGTH", None)
-    return environ | {"wsgi.input": io.BytesIO(body)} | more
-
-
-@pytest.mark.parametrize("terminated", [False, True])
-def test_chunks_that_the_server_leaves_unread_need_a_length(terminated: bool) -> None:
-    app = create_app(make_settings(NO_REDIS))
-    environ = chunked_environ(IGNORED, **({"wsgi.input_terminated": True} if terminated else {}))
-
-    body, status, headers = run_wsgi_app(app, environ, buffered=True)
-
-    answer = json.loads(b"".join(body))
-    if terminated:
-        assert (status, answer) == ("200 OK", {"outcome": "ignored"})
-    else:
-        assert (int(status[:3]), answer["code"]) == (411, "length_required")
-        assert headers["Content-Type"] == "application/problem+json"
 
 
 # Logs

@@ -29,7 +29,7 @@ from support.strategies import json_values, patient
 from service import errors
 from service.app import responses as replies
 from service.app.factory import create_app
-from service.cli.commands import main
+from service.cli import main
 from service.dev.embedded import EmbeddedRedis
 from service.models import OMITTABLE_FIELDS, SessionChange, omit
 from service.schema import json_schema as schema
