@@ -1,45 +1,64 @@
-"""`check`: can this configuration work? What is found, and what to do about it."""
+"""The command `check`: can this configuration work, and what is to be done if not?"""
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
+import click
 import redis
 from clerk_session_feed import connections
 from clerk_session_feed.keys import Keys, has_hash_tag, partition_of
 from clerk_session_feed.redis_url import RedisUrl
 
-from service.cli.checks import Finding, Needed, explain, judge
-from service.config import Settings, misspelt
+from service.cli.diagnosis import CheckResult, Connections, check_info, explain
+from service.config import Settings, load, misspelt
 from service.dev import simulator
 from service.errors import DeadLettersFullError, RelayError
 from service.ingest import Ingest
 from service.models import Delivery
 from service.store.sessions import SessionStore
+from service.telemetry import log, printable
 
 CLOCK_SECONDS: Final = 60
+"""How far the clocks of Redis and of this machine may differ without a warning."""
 SAMPLE: Final = 100
-"""Entries of each stream that are looked at, to tell whether they belong there."""
+"""Entries of each stream that are checked for belonging to its partition."""
 
 
-def check(settings: Settings) -> Iterator[Finding]:
-    """Look at one thing after the other. With an `error` among the findings, the service can't work."""
-    yield Finding("ok", f"signing secrets: {len(settings.secrets)}, well-formed")
+@click.command(short_help="Tell whether this configuration can work.")
+def check() -> None:
+    """Tell whether this configuration can work, and what to do if not.
+
+    The exit status is 1 if the service can't work.
+    """
+    settings = load(Settings)
+    log.configure(settings.model_copy(update={"log_level": "critical"}))
+    can_work = True
+    for result in run_checks(settings):
+        can_work &= result.level != "error"
+        click.echo(f"{result.level:<9}{printable(result.text)}")
+    sys.exit(not can_work)
+
+
+def run_checks(settings: Settings) -> Iterator[CheckResult]:
+    """Check one thing after the other. If one result is an `error`, the service can't work."""
+    yield CheckResult("ok", f"signing secrets: {len(settings.secrets)}, well-formed")
     for name, alike in misspelt(Settings.model_fields.keys() - settings.model_fields_set).items():
-        yield Finding("warning", f"{alike} is no setting: if it is meant for {name.upper()}, rename it")
+        yield CheckResult("warning", f"{alike} is no setting: if it is meant for {name.upper()}, rename it")
     yield _check_tls(settings)
-    finding = _check_writing(settings)
-    yield finding
+    writing = _check_writing(settings)
+    yield writing
     try:
         yield from _check_servers(settings)
         yield from _check_types(settings)
         yield _check_partitions(settings)
     except redis.RedisError as error:
-        if finding.level == "ok":
-            yield Finding("warning", f"can't look any further: {explain(error)}")
+        if writing.level == "ok":
+            yield CheckResult("warning", f"the other checks can't be done: {explain(error)}")
 
 
 def _keys(settings: Settings) -> Keys:
@@ -55,26 +74,25 @@ def _client_at(settings: Settings, key: str) -> Any:
     )
 
 
-def _check_tls(settings: Settings) -> Finding:
+def _check_tls(settings: Settings) -> CheckResult:
     url = RedisUrl.parse(settings.redis_url.get_secret_value()).server_url
     if not url.startswith("rediss:"):
-        return Finding("ok", "TLS: off; across a network that is not yours, use rediss://")
+        return CheckResult("ok", "TLS: off; use rediss:// across any network that is not your own")
     if not settings.redis_tls_verify or "ssl_cert_reqs=none" in url:
-        return Finding("ok", "TLS: on; who is at the other end is not checked, as you set it")
-    return Finding("ok", "TLS: on, with the certificate checked")
+        return CheckResult("ok", "TLS: on, with the certificate not checked, as it is set")
+    return CheckResult("ok", "TLS: on, with the certificate checked")
 
 
-def _check_writing(settings: Settings) -> Finding:
-    """Take an event for each partition, and a dead letter, beside the real ones; then take them back."""
+def _check_writing(settings: Settings) -> CheckResult:
+    """Store an event in each partition, and a dead letter, under keys of its own; then delete them."""
     trial = settings.model_copy(
         update={
             "redis_key_prefix": f"{settings.redis_key_prefix}:check",
             "redis_channel": f"{settings.redis_channel}:check",
         }
     )
-    users = {
-        partition_of(user := f"user_{n}", settings.partitions): user for n in range(20 * settings.partitions)
-    }
+    many = (f"user_{number}" for number in range(20 * settings.partitions))
+    users = {partition_of(user, settings.partitions): user for user in many}
     store = SessionStore(trial)
     try:
         store.probe()
@@ -82,75 +100,69 @@ def _check_writing(settings: Settings) -> Finding:
         for user in users.values():
             event = simulator.sample("session.pending", session_id="sess_check", user_id=user)
             ingest(_delivery(simulator.encode(event)))
-        with contextlib.suppress(DeadLettersFullError):  # as DEAD_LETTER_MAX=0 wants it
+        with contextlib.suppress(DeadLettersFullError):  # with DEAD_LETTER_MAX=0
             ingest(_delivery(b'{"type":"session.check"}'))
     except RelayError as error:
-        return Finding("error", f"Redis takes no deliveries: {explain(error.__cause__ or error)}")
+        return CheckResult("error", f"Redis takes no deliveries: {explain(error.__cause__ or error)}")
     finally:
         store.close()
         with contextlib.suppress(redis.RedisError):
-            _forget(trial, users)
-    return Finding("ok", "Redis takes deliveries")
+            _delete(trial, users)
+    return CheckResult("ok", "Redis takes deliveries")
 
 
 def _delivery(body: bytes) -> Delivery:
     return Delivery(simulator.new_id("msg"), int(time.time()), body)
 
 
-def _forget(trial: Settings, users: dict[int, str]) -> None:
+def _delete(trial: Settings, users: dict[int, str]) -> None:
     keys = _keys(trial)
     for number, part in enumerate(keys.split(trial.partitions)):
         with _client_at(trial, part.events) as client:
-            client.delete(
-                part.session("sess_check"), part.user_sessions(users[number]), part.events, part.expiry
-            )
+            user_key = part.user_sessions(users[number])
+            client.delete(part.session("sess_check"), user_key, part.events, part.expiry)
     with _client_at(trial, keys.dead_letters) as client:
         client.delete(keys.dead_letters)
 
 
-def _check_servers(settings: Settings) -> Iterator[Finding]:
+def _check_servers(settings: Settings) -> Iterator[CheckResult]:
     keys, url = _keys(settings), settings.redis_url.get_secret_value()
     parts = keys.split(settings.partitions)
-    # A web worker has a connection for each lane; an expiry worker two, but none for the dead letters.
+    # A web worker has one connection for each slot; an expiry worker two, but none for the dead letters.
     expiring = {connections.lane(url, part.probe) for part in parts}
     web: Counter[str] = Counter()
     expiry: Counter[str] = Counter()
     key_at = {}
-    for lane, key in {connections.lane(url, part.probe): part.probe for part in (keys, *parts)}.items():
+    for slot, key in {connections.lane(url, part.probe): part.probe for part in (keys, *parts)}.items():
         with _client_at(settings, key) as client:
             address = _address(client)
         web[address] += settings.web_concurrency
-        expiry[address] += 2 * (lane in expiring)
+        expiry[address] += 2 * (slot in expiring)
         key_at[address] = key
     for address, key in key_at.items():
         with _client_at(settings, key) as client:
-            for finding in _check_server(client, Needed(web[address], expiry[address]), settings):
-                yield dataclasses.replace(finding, text=f"{address}: {finding.text}")
+            for result in _check_server(client, Connections(web[address], expiry[address]), settings):
+                yield dataclasses.replace(result, text=f"{address}: {result.text}")
 
 
-def _check_server(client: Any, needed: Needed, settings: Settings) -> Iterator[Finding]:
+def _check_server(client: Any, needed: Connections, settings: Settings) -> Iterator[CheckResult]:
     try:
-        about = client.info()
+        info = client.info()
     except redis.ResponseError as error:
-        yield Finding(
-            "warning",
-            f"can't be looked into, INFO says {connections.explain(error)}: allow +info, or see yourself to "
-            "its version, maxmemory-policy, persistence and connections",
-        )
+        text = f"can't be checked, INFO says {connections.explain(error)}"
+        advice = "allow +info, or check its version, maxmemory-policy, persistence and connections yourself"
+        yield CheckResult("warning", f"{text}: {advice}")
         return
     with contextlib.suppress(redis.ResponseError):  # few managed servers allow it
-        about |= client.config_get("save")
-    yield from judge(about, needed, settings.redis_min_replicas)
+        info |= client.config_get("save")
+    yield from check_info(info, needed, settings.redis_min_replicas)
     with contextlib.suppress(redis.ResponseError):
         seconds, microseconds = client.time()
         ahead = seconds + microseconds / 1e6 - time.time()
         if abs(ahead) > CLOCK_SECONDS:
-            which = "ahead of" if ahead > 0 else "behind"
-            yield Finding(
-                "warning",
-                f"its clock is {abs(ahead):.0f} s {which} this machine's: set both by NTP. "
-                "With more than 300 s off, this machine refuses every delivery",
-            )
+            text = f"its clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
+            why = "With more than 300 s off, this machine refuses every delivery"
+            yield CheckResult("warning", f"{text}: set both by NTP. {why}")
 
 
 def _address(client: Any) -> str:
@@ -159,26 +171,24 @@ def _address(client: Any) -> str:
     return getattr(connection, "path", None) or f"{connection.host}:{connection.port}"
 
 
-def _check_types(settings: Settings) -> Iterator[Finding]:
+def _check_types(settings: Settings) -> Iterator[CheckResult]:
     keys = _keys(settings)
     types = {keys.dead_letters: b"hash"}
     for part in keys.split(settings.partitions):
         types |= {part.events: b"stream", part.expiry: b"zset"}
-    for key, type_ in types.items():
+    for key, expected in types.items():
         with _client_at(settings, key) as client:
             found: Any = client.type(key)
-        if found not in {b"none", type_}:
-            yield Finding(
-                "error",
-                f"{key} is a {found.decode()}, not a {type_.decode()}: see whose it is; rename or delete it",
-            )
+        if found not in {b"none", expected}:
+            text = f"{key} is a {found.decode()}, not a {expected.decode()}"
+            yield CheckResult("error", f"{text}: find out whose it is; rename or delete it")
 
 
-def _check_partitions(settings: Settings) -> Finding:
-    """Compare PARTITIONS with what is there.
+def _check_partitions(settings: Settings) -> CheckResult:
+    """Compare PARTITIONS with what is stored.
 
-    Each stream's users have to belong to it. They also do where the true number is a multiple of PARTITIONS;
-    but then there are streams of the next numbers, too.
+    The users of each stream have to belong to its partition. They also do so if the data has a multiple of
+    PARTITIONS, but then there are streams of the next numbers, too.
     """
     count, keys = settings.partitions, _keys(settings)
     others = [keys] if count > 1 else [*keys.split(2)] if has_hash_tag(keys.prefix) else []
@@ -196,9 +206,7 @@ def _check_partitions(settings: Settings) -> Finding:
         if any(partition_of(user, count) != number for user in users):
             wrong.append(part.events)
     if wrong:
-        return Finding(
-            "error",
-            f"PARTITIONS={count} does not fit the data: {', '.join(wrong[:3])} is of another number. "
-            "Set it to what it was, or let the service begin anew under another REDIS_KEY_PREFIX",
-        )
-    return Finding("ok", f"PARTITIONS={count} fits the data")
+        text = f"PARTITIONS={count} does not fit the data: {', '.join(wrong[:3])} is of another number"
+        advice = "Set it to what it was, or let the service start anew under another REDIS_KEY_PREFIX"
+        return CheckResult("error", f"{text}. {advice}")
+    return CheckResult("ok", f"PARTITIONS={count} fits the data")

@@ -1,25 +1,23 @@
-"""The command that prints the contract for machines."""
+"""The command `schema`."""
 
 from typing import Final
 
 import click
 
-from service.schema import asyncapi as schema_asyncapi
-from service.schema import json_schema
-from service.schema import openapi as schema_openapi
+from service.schema import asyncapi, json_schema, openapi
 
 DOCUMENTS: Final = {
     "json-schema": json_schema.document,
-    "asyncapi": schema_asyncapi.document,
-    "openapi": schema_openapi.document,
+    "asyncapi": asyncapi.document,
+    "openapi": openapi.document,
 }
 
 
 @click.command()
 @click.argument("which", type=click.Choice([*DOCUMENTS]), default="json-schema")
 def schema(which: str) -> None:
-    """Print the contract for machines.
+    """Print a schema of what is published and what is served.
 
-    json-schema: the message as published. asyncapi: channels and stream. openapi: what is asked over HTTP.
+    json-schema: the published message. asyncapi: channels and stream. openapi: the HTTP endpoints.
     """
     click.echo(json_schema.text(DOCUMENTS[which]()))

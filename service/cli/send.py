@@ -1,4 +1,4 @@
-"""The command that makes deliveries."""
+"""The command `send`."""
 
 import re
 import sys
@@ -9,10 +9,9 @@ import click
 from clerk_session_feed import lenient_json
 
 from service.config import ListenSettings, SigningSettings, load
-from service.dev import run as dev_mode
 from service.dev import sender, simulator
-from service.dev.sender import Answer, Letter
-from service.telemetry.text import printable
+from service.dev.sender import OutgoingDelivery
+from service.telemetry import printable
 
 
 def _parse_assignment(_: click.Context, __: click.Parameter, assignments: tuple[str, ...]) -> dict[str, Any]:
@@ -36,20 +35,20 @@ def _parse_assignment(_: click.Context, __: click.Parameter, assignments: tuple[
     metavar="PATH=VALUE",
     multiple=True,
     callback=_parse_assignment,
-    help="Set a value in the event: data.status=active. JSON, or else text. Repeatable.",
+    help="Set a value in the event, like data.status=active. The value is JSON, or else text. Repeatable.",
 )
 @click.option(
     "--count",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="How many times; a sample is a new session each time.",
+    help="How many times; samples are of a new session each time.",
 )
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Deliveries per second at most.")
 @click.option("--duplicate", is_flag=True, help="Send each delivery twice.")
-@click.option("--shuffle", is_flag=True, help="Send them in any order.")
-@click.option("--forge", is_flag=True, help="Sign with a secret that nobody knows; a 400 is success then.")
-@click.option("--url", help="Where to.  [default: http://127.0.0.1:$PORT/webhooks/clerk]")
+@click.option("--shuffle", is_flag=True, help="Send them in random order.")
+@click.option("--forge", is_flag=True, help="Sign with a secret that nobody knows; then, a 400 is success.")
+@click.option("--url", help="Where to send them.  [default: http://127.0.0.1:$PORT/webhooks/clerk]")
 def send(
     what: tuple[str, ...],
     values: dict[str, Any],
@@ -60,34 +59,34 @@ def send(
     forge: bool,
     url: str | None,
 ) -> None:
-    """Sign samples or files as Clerk would, and post them.
+    """Sign samples or files as Clerk does, and post them.
 
-    TYPE is an event type, session.created if none is given; several make the life of one session.
-    FILE holds an event as JSON (- for standard input); without --set its bytes are sent as they are.
+    TYPE is an event type, by default session.created; several types make the life of one session.
+    FILE holds an event as JSON (- is standard input); without --set, its bytes are sent unchanged.
     """
     secret = "" if forge else load(SigningSettings).secrets[0]
-    url = url or f"http://127.0.0.1:{load(ListenSettings).port}{dev_mode.WEBHOOK_PATH}"
+    url = url or f"http://127.0.0.1:{load(ListenSettings).port}{sender.WEBHOOK_PATH}"
     files = {name: _read_file(name) for name in what if not _is_type(name)}
-    letters = [
-        letter for _ in range(count) for letter in _letters(what or ("session.created",), files, values)
-    ]
-    answers = sender.deliver(
-        letters, url=url, secret=secret, duplicate=duplicate, shuffle=shuffle, forge=forge, rate=rate
-    )
-    failed = 0
-    for answer in answers:
-        failed += (answer.status != 400) if forge else not 200 <= answer.status < 300  # noqa: PLR2004
-        _print_answer(answer)
-    sys.exit(1 if failed else 0)
+    what = what or ("session.created",)
+    deliveries = [delivery for _ in range(count) for delivery in _deliveries(what, files, values)]
+    failed = False
+    for response in sender.send(
+        deliveries, url=url, secret=secret, duplicate=duplicate, shuffle=shuffle, forge=forge, rate=rate
+    ):
+        failed |= (response.status != 400) if forge else not 200 <= response.status < 300  # noqa: PLR2004
+        sent = response.delivery
+        words = [str(response.status or "---"), f"{printable(response.summary):<14}", sent.type]
+        words += [sent.message_id, str(response.body.get("session_id") or "")]
+        click.echo("  ".join(words).rstrip())
+    sys.exit(failed)
 
 
-def _letters(what: tuple[str, ...], files: dict[str, bytes], values: dict[str, Any]) -> list[Letter]:
-    types = [name for name in what if _is_type(name)]
+def _deliveries(
+    what: tuple[str, ...], files: dict[str, bytes], values: dict[str, Any]
+) -> list[OutgoingDelivery]:
     try:
-        life = iter(sender.one_life(types, values))
-        return [
-            next(life) if _is_type(name) else _letter_from_file(name, files[name], values) for name in what
-        ]
+        samples = iter(sender.one_life([name for name in what if name not in files], values))
+        return [_from_file(name, files[name], values) if name in files else next(samples) for name in what]
     except KeyError as error:
         raise click.BadParameter(f"--set {error.args[0]}: leads through no object") from None
 
@@ -107,19 +106,13 @@ def _read_file(name: str) -> bytes:
         ) from None
 
 
-def _letter_from_file(name: str, body: bytes, values: dict[str, Any]) -> Letter:
+def _from_file(name: str, body: bytes, values: dict[str, Any]) -> OutgoingDelivery:
     if not values:
-        return Letter(body, name)
+        return OutgoingDelivery(body, name)
     try:
         event = lenient_json.loads(body)
     except ValueError:
         event = None
     if not isinstance(event, dict):
         raise click.BadParameter(f"{name}: --set needs a JSON object")
-    return Letter(simulator.encode(simulator.with_values(event, values)), name)
-
-
-def _print_answer(answer: Answer) -> None:
-    about = [answer.letter.type, answer.letter.message_id, str(answer.body.get("session_id") or "")]
-    said = printable(answer.said)
-    click.echo("  ".join([str(answer.status or "---"), f"{said:<14}", *about]).rstrip())
+    return OutgoingDelivery(simulator.encode(simulator.with_values(event, values)), name)

@@ -7,11 +7,17 @@ from collections.abc import Sequence
 
 from clerk_session_feed import lenient_json
 from clerk_session_feed.updates import SessionUpdate
+from rich.console import Console
 from rich.text import Text
 
-from service.telemetry.text import printable
+from service.telemetry import printable
 
 STATUS_STYLES = {"active": "bold green", "pending": "yellow", "revoked": "bold red"}
+
+
+def console() -> Console:
+    """Return a terminal whose lines are not cut, and in which nothing but our own styles is coloured."""
+    return Console(soft_wrap=True, highlight=False)
 
 
 def line(update: SessionUpdate) -> Text:

@@ -15,18 +15,18 @@ from support.redis_clients import client_of, contents
 from support.relay import make_settings, run_relay
 from support.topologies import Cluster, cluster_of
 
-from service.cli.check import check
-from service.cli.checks import Finding, Needed, judge
+from service.cli.check import run_checks
+from service.cli.diagnosis import CheckResult, Connections, check_info
 from service.dev.embedded import EmbeddedRedis
 
 StartRedis = Callable[..., EmbeddedRedis]
 
 
-def findings(redis_url: str, **settings: Any) -> list[Finding]:
-    return list(check(make_settings(redis_url, **settings)))
+def findings(redis_url: str, **settings: Any) -> list[CheckResult]:
+    return list(run_checks(make_settings(redis_url, **settings)))
 
 
-def problems(found: list[Finding]) -> str:
+def problems(found: list[CheckResult]) -> str:
     """Return what is not as it should be, a line for each."""
     return "\n".join(f"{finding.level} {finding.text}" for finding in found if finding.level != "ok")
 
@@ -69,7 +69,7 @@ def test_where_all_is_well_everything_is_ok(good_redis: EmbeddedRedis, good_clie
             "appendonly",
             "no",
             "warning",
-            "so are snapshots: a restart loses all that it holds: set appendonly",
+            "so are snapshots: a restart loses all that is stored: set appendonly",
         ),
         ("maxmemory", "1", "error", "more memory"),
         ("requirepass", "s3cr3t", "error", "REDIS_URL be like redis://:password@"),
@@ -112,7 +112,7 @@ def test_a_trap_of_the_server_is_found(
 def test_what_a_server_says_of_itself_is_judged(about: dict[str, Any], level: str, advice: str) -> None:
     good = {"redis_version": "7.0.15", "role": "master", "connected_slaves": 2}
 
-    found = problems(list(judge(good | about, Needed(1, 2), 2)))
+    found = problems(list(check_info(good | about, Connections(1, 2), 2)))
 
     assert found.startswith(level)
     assert advice in found

@@ -21,7 +21,7 @@ from support.redis_servers import scripted_redis, start_durable_redis
 from support.relay import run_relay
 from support.services import run_service
 
-from service.cli import commands as cli
+from service.cli import main
 from service.dev.embedded import EmbeddedRedis
 from service.store import dead_letters
 from service.store.dead_letters import DeadLetters
@@ -43,7 +43,7 @@ Command = Callable[..., Result]
 def run(redis_url: str, *arguments: str | bytes, **settings: str) -> Result:
     """Run a command in this process; a traceback fails the test."""
     result = CliRunner().invoke(
-        cli.main,
+        main,
         ["dead-letters", *map(os.fsdecode, arguments)],
         env={"REDIS_URL": redis_url, **settings},
     )
@@ -290,7 +290,7 @@ def test_replay_moves_what_works_into_the_state(command: Command, http_client: A
         "applied     msg_1  sess_1",
         "stale       msg_2  sess_1",
         "applied     msg_3  sess_2",
-        "3 moved out of the box, 0 kept.",
+        "3 replayed and removed, 0 kept.",
     ]
     assert [message["event"]["id"] for message in published] == ["msg_1", "msg_3"]
     assert http_client.hget("{clerk}:session:sess_1", "status") == "ended"
@@ -327,7 +327,7 @@ def test_replay_keeps_what_still_can_not_be_read_as_it_was_written(
     assert result.stdout.splitlines() == [
         "kept        msg_1  invalid_status",
         "kept        msg_2  The body is not JSON.",
-        "0 moved out of the box, 2 kept.",
+        "0 replayed and removed, 2 kept.",
     ]
     assert contents(http_client) == before
 
@@ -348,13 +348,13 @@ def test_replay_names_those_that_are_not_there(command: Command, http_client: An
     assert result.stdout.splitlines() == [
         "missing     msg_2  It is not in the box.",
         "applied     msg_1  sess_1",
-        "1 moved out of the box, 0 kept.",
+        "1 replayed and removed, 0 kept.",
     ]
 
 
 def test_replay_of_an_empty_box_is_a_success(command: Command) -> None:
     result = command("replay")
-    assert (result.exit_code, result.output) == (0, "0 moved out of the box, 0 kept.\n")
+    assert (result.exit_code, result.output) == (0, "0 replayed and removed, 0 kept.\n")
 
 
 def test_replay_goes_by_the_time_of_now(command: Command, any_redis: EmbeddedRedis, http_client: Any) -> None:
@@ -457,7 +457,7 @@ def test_nothing_is_lost_when_redis_goes_away_between_state_and_box(
         patched.setattr(DeadLetters, "drop", drop_at_the_wrong_time)
         cut = run(server.url, "replay")
     assert cut.exit_code == 1
-    assert cut.stdout.splitlines() == ["applied     msg_1  sess_1", "1 moved out of the box, 2 kept."]
+    assert cut.stdout.splitlines() == ["applied     msg_1  sess_1", "1 replayed and removed, 2 kept."]
     (line,) = cut.stderr.splitlines()
     assert line.startswith("Redis: ")
 
@@ -480,7 +480,7 @@ def test_a_letter_that_redis_does_not_take_stops_no_other(own_redis: EmbeddedRed
     assert done.stdout.splitlines() == [
         "kept        msg_1  Redis did not take it (WRONGTYPE).",
         "applied     msg_2  sess_2",
-        "1 moved out of the box, 1 kept.",
+        "1 replayed and removed, 1 kept.",
     ]
 
 
@@ -573,7 +573,7 @@ def test_what_is_no_letter_does_not_stop_replay_and_stays(command: Command, http
     result = command("replay")
     assert result.exit_code == 1
     assert "applied     msg_1  sess_1" in result.stdout
-    assert result.stdout.count("It is no letter of the relay's.") == len(NO_LETTERS)
+    assert result.stdout.count("It was not stored by the relay.") == len(NO_LETTERS)
     assert http_client.hlen(DEAD_LETTERS_KEY) == len(NO_LETTERS)
     assert http_client.exists("{clerk}:session:sess_1")
 
@@ -602,7 +602,7 @@ ALL = [["list"], ["show", "msg_1"], ["replay"], ["replay", "msg_1"], ["drop", "m
 def test_redis_away_is_told_in_one_line(arguments: list[str]) -> None:
     result = run("unix://relay:hunter-two@/nonexistent/redis.sock", *arguments)
     assert result.exit_code == 1
-    assert result.stdout in {"", "0 moved out of the box, 1 kept.\n"}
+    assert result.stdout in {"", "0 replayed and removed, 1 kept.\n"}
     (line,) = result.stderr.splitlines()
     assert line.startswith("Redis: ")
     assert "hunter" not in result.output

@@ -15,8 +15,8 @@ from support.redis_clients import client_of
 from support.redis_servers import redis_server
 from support.topologies import await_sync
 
-from service.cli import check
-from service.cli import commands as cli
+from service.cli import main
+from service.cli.check import run_checks
 from service.config import Settings, load
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StartError
@@ -45,7 +45,7 @@ def _nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def said_by(command: str, environment: Environment) -> str:
-    result = CliRunner().invoke(cli.main, [command], env=GOOD | environment)
+    result = CliRunner().invoke(main, [command], env=GOOD | environment)
     assert (result.exit_code, result.stdout) == (2, "")
     assert BARE[:8] not in result.stderr
     assert PASSWORD not in result.stderr
@@ -238,7 +238,7 @@ def findings(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> li
     """Return the errors and warnings of `check`."""
     for name, value in {SIGNING: SECRET, **environment}.items():
         monkeypatch.setenv(name, value)
-    found = [f"{each.level}: {each.text}" for each in check.check(load(Settings)) if each.level != "ok"]
+    found = [f"{each.level}: {each.text}" for each in run_checks(load(Settings)) if each.level != "ok"]
     assert PASSWORD not in "".join(found)
     assert "hunter2" not in "".join(found)
     return found

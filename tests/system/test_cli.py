@@ -32,7 +32,7 @@ from support.redis_servers import start_durable_redis
 from support.relay import run_relay
 from support.services import ServiceProcess
 
-from service.cli import commands as cli
+from service.cli import main
 from service.dev import simulator
 from service.dev.embedded import EmbeddedRedis
 from service.server import processes as server
@@ -60,7 +60,7 @@ Environment = Mapping[str, str | None]
 
 def run(*arguments: str, environment: Environment | None = None, stdin: bytes | None = None) -> Result:
     """Run a command in this process; a traceback fails the test."""
-    result = CliRunner().invoke(cli.main, arguments, input=stdin, env=environment)
+    result = CliRunner().invoke(main, arguments, input=stdin, env=environment)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -86,7 +86,7 @@ def relay(
 
 
 def commands() -> list[str]:
-    return cli.main.list_commands(click.Context(cli.main))
+    return main.list_commands(click.Context(main))
 
 
 def test_each_command_of_the_contract_is_there() -> None:

@@ -24,9 +24,8 @@ from support.constants import PROC, RELAY, SECRET
 from support.network import free_port
 from support.redis_clients import client_of, subscribed
 
-from service.cli import commands as cli
-from service.dev import run as dev_mode
-from service.dev import simulator
+from service.cli import main
+from service.dev import run, simulator
 from service.dev.embedded import EmbeddedRedis
 
 READY = r"Ctrl-C stops"
@@ -161,7 +160,7 @@ def given(any_redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) ->
 def preferring(port: int) -> tuple[str, ...]:
     """Return the command, with another port in the place of 8000."""
     script = (
-        "import sys; from service.dev import run as dev; from service.cli.commands import main; "
+        "import sys; from service.dev import run as dev; from service.cli import main; "
         f"dev.PREFERRED_PORT = {port}; main(sys.argv[1:])"
     )
     return (sys.executable, "-c", script)
@@ -353,7 +352,7 @@ def test_it_ends_when_the_relay_ended_by_itself(start: Dev) -> None:
 
 
 def test_it_prefers_port_8000() -> None:
-    assert dev_mode.PREFERRED_PORT == 8000
+    assert run.PREFERRED_PORT == 8000
 
 
 def test_it_listens_on_the_preferred_port_if_that_is_free(given: GivenDev) -> None:
@@ -475,7 +474,7 @@ def test_a_wrong_setting_ends_it_with_a_line_that_names_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     wrong = {"CLERK_WEBHOOK_SIGNING_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLa"}
-    result = CliRunner().invoke(cli.main, ["dev"], env=wrong)
+    result = CliRunner().invoke(main, ["dev"], env=wrong)
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith("CLERK_WEBHOOK_SIGNING_SECRET: ")
@@ -490,7 +489,7 @@ def test_a_wrong_setting_of_the_server_ends_it_with_a_line_that_names_it(start: 
 
 
 def test_without_redis_server_and_stand_in_it_says_what_to_do(start: Dev, tmp_path: Path) -> None:
-    script = "import sys; sys.modules['fakeredis'] = None; from service.cli.commands import main; main(sys.argv[1:])"
+    script = "import sys; sys.modules['fakeredis'] = None; from service.cli import main; main(sys.argv[1:])"
     program = start(command=(sys.executable, "-c", script), **own_redis_of("fakeredis", tmp_path))
     assert program.end() == 1
     (line,) = program.stderr.splitlines()

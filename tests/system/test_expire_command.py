@@ -23,7 +23,7 @@ from support.redis_servers import start_durable_redis
 from support.relay import run_relay
 from support.topologies import cluster_of
 
-from service.cli import commands as cli
+from service.cli import main
 from service.dev.embedded import EmbeddedRedis
 
 StartRedis = Callable[..., EmbeddedRedis]
@@ -44,7 +44,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def once(redis_url: str, **settings: str) -> Result:
     """Run it in this process."""
     environment = {"REDIS_URL": redis_url, "LOG_LEVEL": "critical"} | settings
-    result = CliRunner().invoke(cli.main, ["expire", "--once"], env=environment)
+    result = CliRunner().invoke(main, ["expire", "--once"], env=environment)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

@@ -23,7 +23,7 @@ from support.signing import signed
 
 from service import errors, models
 from service.clerk import events as clerk
-from service.cli import commands as cli
+from service.cli import main
 from service.telemetry import log, metrics
 
 pytestmark = pytest.mark.real_redis
@@ -274,7 +274,7 @@ def _command(redis_url: str, *arguments: str) -> tuple[str, str]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(log, "configure", lambda _: None)
         settings = {"REDIS_URL": redis_url, "METRICS_TOKEN": TOKEN, "CLERK_WEBHOOK_SIGNING_SECRET": SECRET}
-        result = CliRunner().invoke(cli.main, arguments, env=settings)
+        result = CliRunner().invoke(main, arguments, env=settings)
     assert isinstance(result.exception, SystemExit | None), result.exception
     return " ".join(arguments), result.output
 

@@ -27,7 +27,7 @@ from support.schemas import ASYNCAPI, ENTRY, OPENAPI, PUBLISHED, STREAMED, answe
 from support.strategies import json_values, patient
 
 from service import errors
-from service.app import responses as replies
+from service.app import responses
 from service.app.factory import create_app
 from service.cli import main
 from service.dev.embedded import EmbeddedRedis
@@ -566,7 +566,7 @@ def test_the_check_of_all_answers_notices(answer: tuple[int, str, Any]) -> None:
 
 
 def test_the_check_of_all_answers_notices_a_missing_retry_after() -> None:
-    problem = replies.of(errors.StoreUnavailableError("Redis is away."))
+    problem = responses.for_error(errors.StoreUnavailableError("Redis is away."))
     headers = {name.lower(): value for name, value in problem.headers.items()}
     headers["content-type"] = problem.content_type
     checked = ("POST", "/webhooks/clerk", 503)

@@ -1,0 +1,148 @@
+"""What `check` makes of Redis' errors and of its INFO, and what to do about them.
+
+Apart from `check`, which does the I/O: so what each kind of server says can be tried without one.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any, Final, Literal
+
+from clerk_session_feed import connections
+
+OLDEST_REDIS: Final = (6, 2)
+NEARLY_FULL: Final = 0.9
+"""From this part of maxmemory on, memory is short."""
+
+_REACH: Final = "see that it runs where REDIS_URL says, and can be reached from here"
+_ADVICE: Final = (
+    ("Hostname mismatch|IP address mismatch", "let REDIS_URL name the host that the certificate is for"),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "set REDIS_TLS_VERIFY=false, as Heroku needs it, or add ?ssl_ca_certs=<CA's file> to REDIS_URL",
+    ),
+    ("No such file", "correct the path in REDIS_URL"),
+    ("cluster support disabled", "it is no cluster: let REDIS_URL begin with redis://, or rediss:// for TLS"),
+    ("command 'SENTINEL'", "it is no sentinel: let REDIS_URL name the sentinels, or begin with redis://"),
+    ("not known|name resolution", "correct the name of the host in REDIS_URL"),
+    (
+        "Nobody names the primary",
+        "let REDIS_URL name sentinels, their master, ?sentinel_password= if they want one; or cluster nodes",
+    ),
+    ("Authentication required", "give a password: let REDIS_URL be like redis://:password@host:port/0"),
+    ("without any password", "it has no password: leave it out of REDIS_URL"),
+    ("AuthenticationError", "correct user and password in REDIS_URL"),
+    (
+        "NoPermissionError|The user executing the script can't",
+        "give the user the rights that the README lists",
+    ),
+    ("OutOfMemoryError", "give Redis more memory, or keep less: STREAM_MAXLEN, DEAD_LETTER_MAX"),
+    ("ReadOnlyError", "let REDIS_URL name the primary, or the sentinels that know it"),
+    ("BusyLoadingError", "wait until it has read its data"),
+    ("BUSY ", "wait until its script has ended, or end it: SCRIPT KILL"),
+    ("MovedError", "it is a node of a cluster: use redis+cluster://"),
+    ("Cluster", "see to the cluster: redis-cli --cluster check"),
+    ("NOREPLICAS", "bring its replicas back, or lower its min-replicas-to-write"),
+    ("replicas confirmed", "bring its replicas back, or lower REDIS_MIN_REPLICAS"),
+    ("DB index", "let REDIS_URL name a database that it has, like /0"),
+    ("MISCONF", "see in its log why it can't write to its disk, and mend that"),
+    ("max number of clients", "close some connections, lower WEB_CONCURRENCY, or take a larger plan"),
+    ("unknown command", "see that this is a Redis, and that the command was not renamed"),
+    ("Protocol error", "see that there is a Redis where REDIS_URL says"),
+    ("Connection reset|Connection closed", f"{_REACH}; if it wants TLS, with rediss://"),
+    ("Timeout connecting", f"{_REACH}; with rediss:// only if it speaks TLS"),
+    ("ConnectionError|TimeoutError", _REACH),
+)
+"""What to do, by a pattern in the name or text of an error; the first one that is found."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What one check found."""
+
+    level: Literal["ok", "warning", "error"]
+    text: str
+    """What is so and, if it should not be, what to do. Never a secret."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Connections:
+    """How many connections to one server a release needs; during a deploy, two releases run for a while."""
+
+    web: int
+    """Those of all web workers: WEB_CONCURRENCY."""
+    expiry: int
+    """Those of one expiry worker."""
+
+
+def explain(error: BaseException) -> str:
+    """Return what an error of Redis or the network says and, where that is known, what to do."""
+    text = connections.explain(error)
+    said = f"{type(error).__name__} {text}"
+    advice = next((advice for pattern, advice in _ADVICE if re.search(pattern, said)), None)
+    return f"{text.rstrip('.')}: {advice}" if advice else text
+
+
+def check_info(info: dict[str, Any], needed: Connections, min_replicas: int) -> Iterator[CheckResult]:
+    """Check what a server says of itself.
+
+    Args:
+        info: What INFO returns (https://redis.io/docs/latest/commands/info/), of which managed servers leave
+            out parts; and `save` of CONFIG, if that may be asked.
+        needed: Connections that the service makes to this server.
+        min_replicas: REDIS_MIN_REPLICAS.
+
+    """
+    version = info.get("redis_version")
+    if version is None:
+        yield CheckResult("ok", "Redis of a version that it does not tell; 6.2 is the oldest that serves")
+    elif tuple(int(part) for part in str(version).split(".")[:2]) < OLDEST_REDIS:
+        yield CheckResult("error", f"Redis {version} is too old: use 6.2 or newer")
+    else:
+        yield CheckResult("ok", f"Redis {version}")
+    if info.get("role") == "slave":
+        advice = "let REDIS_URL name the primary, or the sentinels that know it"
+        yield CheckResult("error", f"is a replica: {advice}")
+    if (policy := info.get("maxmemory_policy", "noeviction")) != "noeviction":
+        advice = "set it to noeviction"
+        yield CheckResult(
+            "warning", f"maxmemory-policy {policy} deletes sessions when memory is short: {advice}"
+        )
+    yield _check_memory(info.get("used_memory", 0), info.get("maxmemory", 0))
+    if not info.get("aof_enabled", 1):
+        lost = {
+            None: "a restart loses what came since the last snapshot, if there is one at all",
+            "": "and so are snapshots: a restart loses all that is stored",
+        }.get(info.get("save"), "a restart loses what came since the last snapshot")
+        yield CheckResult("warning", f"appendonly is off, {lost}: set appendonly yes")
+    if (replicas := info.get("connected_slaves", min_replicas)) < min_replicas:
+        has = f"has {replicas} replicas, REDIS_MIN_REPLICAS is {min_replicas}"
+        yield CheckResult("error", f"{has}: bring them back, or lower it")
+    yield _check_connections(info, needed)
+
+
+def _check_memory(used: int, limit: int) -> CheckResult:
+    text = f"memory: {used / 2**20:.0f} MiB used of {f'{limit / 2**20:.0f} MiB' if limit else 'no limit'}"
+    if limit and used > NEARLY_FULL * limit:
+        return CheckResult("warning", f"{text}; when it is full, deliveries get 503: give it more")
+    return CheckResult("ok", text)
+
+
+def _check_connections(info: dict[str, Any], needed: Connections) -> CheckResult:
+    count = needed.web + needed.expiry
+    both = f"{needed.web} by the web workers, {needed.expiry} by an expiry worker"
+    text = f"connections: {count} needed ({both})"
+    if "maxclients" not in info or "connected_clients" not in info:
+        return CheckResult("ok", f"{text}, during a deploy twice that")
+    limit = info["maxclients"]
+    left = limit - info["connected_clients"]
+    advice = "lower WEB_CONCURRENCY, or take a larger plan"
+    if limit < count:
+        return CheckResult("error", f"{text}, and it takes {limit} at most: {advice}")
+    if limit < 2 * count:
+        text += f", during a deploy twice that, and it takes {limit} at most"
+        return CheckResult("warning", f"{text}: stop the old release first, {advice}")
+    if left < count:
+        text += f", and {left} of {limit} are left; while the service runs, that is for the next deploy"
+        return CheckResult("warning", f"{text}: close some, {advice}")
+    return CheckResult("ok", f"{text}, during a deploy twice that; {left} of {limit} left")
