@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 FROM python:3.13-slim AS build
 WORKDIR /build
-# Without pip: nothing in it is needed but what runs. What is pinned seldom changes, and has a layer of its own.
+# The image needs no pip. The pinned dependencies change rarely, so they have a layer of their own.
 COPY requirements.txt requirements-dev.txt ./
 RUN python -m venv --without-pip /app \
  && grep --invert-match --line-regexp --regexp '\.' --regexp '\./clients/python' requirements.txt > pins.txt \
@@ -17,7 +17,7 @@ RUN python -m hatchling build --target wheel --directory dist \
 FROM python:3.13-slim
 COPY --from=build /app /app
 ENV PATH=/app/bin:$PATH
-# A number, so that whoever runs it can see that it is not root.
+# A numeric id, so that Kubernetes can verify that the user is not root (runAsNonRoot).
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
