@@ -72,6 +72,15 @@ def test_the_ranks_of_statuses_are_in_the_contract() -> None:
     assert tuple(ranks.split(" < ")) == RANKS
 
 
+def test_the_code_refers_to_sections_of_the_contract_that_are_there() -> None:
+    there = set(re.findall(r"^## (\d+)\.", CONTRACT.read_text(), re.MULTILINE))
+    sources = [path for folder in ("service", "clients", "tests") for path in (ROOT / folder).rglob("*.py")]
+    text = "".join(path.read_text() for path in sources)
+    named = re.findall(r"docs/contract\.md,\s+sections?\s+([\d, and]+)", text)
+
+    assert set(re.findall(r"\d+", " ".join(named))) <= there
+
+
 def command_lines(document: Path) -> str:
     return "\n".join([*fenced(document, "sh"), *re.findall(r"`(session-relay [^`]+)`", document.read_text())])
 
