@@ -34,7 +34,7 @@ _ADVICE: Final = (
     ("AuthenticationError", "correct user and password in REDIS_URL"),
     (
         "NoPermissionError|The user executing the script can't",
-        "give the user the rights that the README lists",
+        "give the user the rights that docs/redis.md lists",
     ),
     ("OutOfMemoryError", "give Redis more memory, or keep less: STREAM_MAXLEN, DEAD_LETTER_MAX"),
     ("ReadOnlyError", "let REDIS_URL name the primary, or the sentinels that know it"),

@@ -1,1 +1,1 @@
-"""What is published and answered, for machines: JSON Schema, AsyncAPI and OpenAPI."""
+"""What is published and served, for programs: JSON Schema, AsyncAPI and OpenAPI."""

@@ -1,10 +1,10 @@
-"""The contract for machines: channels and stream as AsyncAPI 3.0.
+"""Channels and stream as AsyncAPI 3.0.
 
-It is written for a consumer: `receive` is what the reader's own program does.
+It is written for a consumer: `receive` is what the consumer's program does.
 """
 
 import dataclasses
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import orjson
 from clerk_session_feed.keys import Keys
@@ -14,7 +14,7 @@ from pydantic import Json
 from service.schema.json_schema import EXAMPLE, Schema, json_of, schemas
 
 _SCHEMAS: Final = "#/components/schemas/"
-# https://github.com/asyncapi/bindings/tree/master/redis: no field of it has a meaning yet.
+# https://github.com/asyncapi/bindings/tree/master/redis: it defines no field yet.
 _BINDINGS: Final[Schema] = {"redis": {}}
 
 
@@ -30,7 +30,15 @@ class StreamEntry:
 
 
 def document() -> Schema:
+    """Return the AsyncAPI document of what a consumer gets from Redis."""
     keys = Keys()
+    user_id = {"description": "Clerk's id of the user.", "location": "$message.payload#/session/user_id"}
+    prefix = {
+        "description": "REDIS_KEY_PREFIX, braces included. With PARTITIONS, each has a "
+        "stream of its own: {clerk:0}, {clerk:1} and so on.",
+        "default": keys.prefix,
+        "examples": [keys.prefix, *(part.prefix for part in keys.split(2))],
+    }
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -46,41 +54,21 @@ def document() -> Schema:
             "rediss": _server("rediss", "The same, over TLS."),
         },
         "channels": {
-            "sessions": {
-                "address": keys.channel,
-                "title": "Pub/sub: every applied message",
-                "messages": {"sessionMessage": _ref("#/components/messages/sessionMessage")},
-                "bindings": _BINDINGS,
-            },
-            "userSessions": {
-                "address": keys.user_channel("{userId}"),
-                "title": "Pub/sub: the applied messages of one user",
-                "parameters": {
-                    "userId": {
-                        "description": "Clerk's id of the user.",
-                        "location": "$message.payload#/session/user_id",
-                    }
-                },
-                "messages": {"sessionMessage": _ref("#/components/messages/sessionMessage")},
-                "bindings": _BINDINGS,
-            },
-            "events": {
-                "address": keys.events,
-                "title": "Stream: every session event, applied or stale, once, in the order taken",
-                "description": "Read it with XREAD after the last cursor seen, or with XREADGROUP. "
+            "sessions": _channel("sessionMessage", keys.channel, "Pub/sub: every applied message"),
+            "userSessions": _channel(
+                "sessionMessage",
+                keys.user_channel("{userId}"),
+                "Pub/sub: the applied messages of one user",
+                parameters={"userId": user_id},
+            ),
+            "events": _channel(
+                "streamEntry",
+                keys.events,
+                "Stream: every session event, applied or stale, once, in the order taken",
+                description="Read it with XREAD after the last cursor seen, or with XREADGROUP. "
                 "About the last STREAM_MAXLEN entries are kept.",
-                "parameters": {
-                    # An address has no other way to say that it has braces in it.
-                    "clerk": {
-                        "description": "REDIS_KEY_PREFIX, braces included. With PARTITIONS, each has a "
-                        "stream of its own: {clerk:0}, {clerk:1} and so on.",
-                        "default": keys.prefix,
-                        "examples": [keys.prefix, *(part.prefix for part in keys.split(2))],
-                    }
-                },
-                "messages": {"streamEntry": _ref("#/components/messages/streamEntry")},
-                "bindings": _BINDINGS,
-            },
+                parameters={"clerk": prefix},  # an address can't have braces that are not a parameter's
+            ),
         },
         "operations": {
             "followSessions": _receive("sessions", "sessionMessage", "SUBSCRIBE"),
@@ -89,21 +77,13 @@ def document() -> Schema:
         },
         "components": {
             "messages": {
-                "sessionMessage": {
-                    "name": SessionMessage.__name__,
-                    "title": "What a session is, and what made it so",
-                    "contentType": "application/json",
-                    "payload": _ref(f"{_SCHEMAS}{SessionMessage.__name__}"),
-                    "examples": [{"name": "ended", "payload": json_of(EXAMPLE)}],
-                    "bindings": _BINDINGS,
-                },
-                "streamEntry": {
-                    "name": StreamEntry.__name__,
-                    "title": "An entry of the stream",
-                    "payload": _ref(f"{_SCHEMAS}{StreamEntry.__name__}"),
-                    "examples": [{"name": "ended", "payload": _entry()}],
-                    "bindings": _BINDINGS,
-                },
+                "sessionMessage": _message(
+                    SessionMessage,
+                    "What a session is, and what made it so",
+                    json_of(EXAMPLE),
+                    contentType="application/json",
+                ),
+                "streamEntry": _message(StreamEntry, "An entry of the stream", _entry()),
             },
             "schemas": schemas(SessionMessage, StreamMessage, StreamEntry, at=_SCHEMAS),
         },
@@ -124,6 +104,11 @@ def _server(protocol: str, description: str) -> Schema:
     }
 
 
+def _channel(message: str, address: str, title: str, **more: Any) -> Schema:
+    messages = {message: _ref(f"#/components/messages/{message}")}
+    return {"address": address, "title": title, **more, "messages": messages, "bindings": _BINDINGS}
+
+
 def _receive(channel: str, message: str, command: str) -> Schema:
     return {
         "action": "receive",
@@ -134,12 +119,17 @@ def _receive(channel: str, message: str, command: str) -> Schema:
     }
 
 
-def _entry() -> dict[str, str]:
-    message = orjson.dumps(json_of(EXAMPLE) | {"cursor": None})
-    session = EXAMPLE.session
+def _message(model: type, title: str, example: Any, **more: Any) -> Schema:
     return {
-        "outcome": "applied",
-        "session_id": session.id,
-        "user_id": session.user_id,
-        "message": message.decode(),
+        "name": model.__name__,
+        "title": title,
+        **more,
+        "payload": _ref(f"{_SCHEMAS}{model.__name__}"),
+        "examples": [{"name": "ended", "payload": example}],
+        "bindings": _BINDINGS,
     }
+
+
+def _entry() -> dict[str, str]:
+    session, message = EXAMPLE.session, orjson.dumps(json_of(EXAMPLE) | {"cursor": None}).decode()
+    return {"outcome": "applied", "session_id": session.id, "user_id": session.user_id, "message": message}

@@ -1,33 +1,37 @@
-"""The contract for machines: the message as JSON Schema 2020-12.
+"""The published message as JSON Schema 2020-12.
 
-What each field is, the models say (`contract.py`); what holds between fields is said here. The schema is
-strict, where readers (`update.py`) are tolerant: it tells what this version publishes, and no more.
+Fields and their descriptions come from `clerk_session_feed.models`; the rules between fields are here. The
+schema is strict, and consumers are lenient: it tells what this version publishes, and nothing more.
 """
 
 import json
 from typing import Any, Final
 
 import orjson
-from clerk_session_feed.models import (
-    OPEN_STATUSES,
-    SCHEMA_VERSION,
-    STATUSES,
-    Event,
-    ExpiryId,
-    Id,
-    Session,
-    SessionActivity,
-    SessionMessage,
-)
+from clerk_session_feed.models import OPEN_STATUSES, SCHEMA_VERSION, STATUSES, ExpiryId, Id, SessionMessage
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 Schema = dict[str, Any]
 
+EXAMPLE: Final = TypeAdapter(SessionMessage).validate_json("""
+{"schema_version": 1, "cursor": "1795422761000-0", "revision": 2, "previous_status": "active",
+ "event": {"id": "msg_2xample", "type": "session.ended", "occurred_at": 1795422761000,
+  "instance_id": "ins_2xample", "source": "clerk"},
+ "session": {"object": "session", "id": "sess_2xample", "user_id": "user_2xample",
+  "client_id": "client_2xample", "actor": null, "status": "ended", "live": false,
+  "last_active_organization_id": null, "last_active_at": 1795422700000,
+  "latest_activity": {"object": "session_activity", "id": "sess_activity_2xample",
+   "device_type": "desktop", "is_mobile": false, "browser_name": "Chrome",
+   "browser_version": "128.0", "ip_address": "192.0.2.7", "city": "Oslo", "country": "NO"},
+  "expire_at": 1796027500000, "abandon_at": 1798014700000, "updated_at": 1795422760950,
+  "created_at": 1795422700000, "tasks": []}}
+""")
+
 
 def document() -> Schema:
-    """Return the JSON Schema of a message as it is published, and kept as a session's state."""
+    """Return the JSON Schema of a message as it is published, and stored as a session's state."""
     definitions = schemas(SessionMessage, at="#/$defs/")
     message = definitions.pop(SessionMessage.__name__)
     return {
@@ -40,13 +44,17 @@ def document() -> Schema:
 
 
 def text(document: Schema) -> str:
+    """Return a document as it is printed."""
     return json.dumps(document, indent=2, ensure_ascii=False)
 
 
 def schemas(*models: type, at: str) -> dict[str, Schema]:
-    """Return the schema of each of these dataclasses, and of those in them, by name.
+    """Return the schemas of these dataclasses and of those in their fields, by name.
 
-    at: where in the document they will be, to refer to each other: `#/$defs/`.
+    Args:
+        models: Dataclasses.
+        at: Where in the document they will be, for the references between them: `#/$defs/`.
+
     """
     every: Any = tuple[models]  # type: ignore[valid-type]  # they are known at run time only
     made = TypeAdapter(every, config=_STRICT).json_schema(
@@ -59,12 +67,12 @@ def schemas(*models: type, at: str) -> dict[str, Schema]:
 
 
 def schema(annotation: Any) -> Schema:
-    """Return the schema of what is no dataclass."""
+    """Return the schema of a type that is not a dataclass."""
     return TypeAdapter[Any](annotation).json_schema(schema_generator=_Generator)
 
 
 def json_of(model: object) -> Any:
-    """Return a model as a reader of its JSON has it."""
+    """Return a dataclass as its JSON is read."""
     return orjson.loads(orjson.dumps(model))
 
 
@@ -76,11 +84,11 @@ class _Generator(GenerateJsonSchema):
     def str_schema(self, schema: core_schema.StringSchema) -> JsonSchemaValue:
         made = super().str_schema(schema)
         if made.get("pattern", "").endswith("$"):
-            # Python's `$`, and so that of validators in Python, matches before a last line feed, too.
+            # In Python, also for validators written in it, `$` matches before a last line feed, too.
             made["not"] = {"pattern": r"\n"}
         return made
 
-    # Defaults are for whoever makes a message: no key is left out of one.
+    # No field is left out of a message, so each is required, and none has a default.
 
     def field_is_required(self, *_: object, **__: object) -> bool:
         return True
@@ -93,19 +101,19 @@ class _Generator(GenerateJsonSchema):
 
 
 def _rules() -> dict[str, list[Schema]]:
-    """Return what holds between the fields of a model, by its name."""
-    none, one = _has(previous_status={"type": "null"}), _has(previous_status={"type": "string"})
-    first = "The first state has none before it, each later one has."
+    """Return the rules between the fields of a model, by its name."""
+    over = sorted(STATUSES - OPEN_STATUSES)
+    is_over = _has(session=_has(status={"enum": over}))
     message = [
         _rule(
             "An end that Clerk reports outweighs a status that is open.",
             _has(event=_has(type={"enum": ["session.ended", "session.removed", "session.revoked"]})),
-            _has(session=_has(status={"enum": _OVER})),
+            is_over,
         ),
         _rule(
             "A session that is over never comes back; but that it expired, the relay may have found itself.",
-            _has(previous_status={"enum": [status for status in _OVER if status != "expired"]}),
-            _has(session=_has(status={"enum": _OVER})),
+            _has(previous_status={"enum": [status for status in over if status != "expired"]}),
+            is_over,
         ),
         _rule(
             "What the relay finds itself are expiries of open sessions, and nothing else.",
@@ -121,10 +129,16 @@ def _rules() -> dict[str, list[Schema]]:
         ),
     ]
     live = _rule("Only what is active is live.", _has(live={"const": True}), _has(status={"const": "active"}))
+
+    def first(revision: Schema) -> Schema:
+        comment = "The first state has none before it, each later one has."
+        none, one = _has(previous_status={"type": "null"}), _has(previous_status={"type": "string"})
+        return _rule(comment, _has(revision=revision), none, one)
+
     return {
         "Session": [live],
-        "SessionMessage": [_rule(first, _has(revision={"const": 1}), none, one), *message],
-        "StreamMessage": [_rule(first, _has(revision={"enum": [1, None]}), none, one), *message],
+        "SessionMessage": [first({"const": 1}), *message],
+        "StreamMessage": [first({"enum": [1, None]}), *message],
     }
 
 
@@ -135,46 +149,3 @@ def _has(**properties: Schema) -> Schema:
 def _rule(comment: str, if_: Schema, then: Schema, else_: Schema | None = None) -> Schema:
     made = {"$comment": comment, "if": if_, "then": then}
     return made if else_ is None else made | {"else": else_}
-
-
-_OVER: Final = sorted(STATUSES - OPEN_STATUSES)
-
-
-EXAMPLE: Final = SessionMessage(
-    cursor="1795422761000-0",
-    revision=2,
-    previous_status="active",
-    event=Event(
-        id="msg_2xample",
-        type="session.ended",
-        occurred_at=1_795_422_761_000,
-        instance_id="ins_2xample",
-        source="clerk",
-    ),
-    session=Session(
-        id="sess_2xample",
-        user_id="user_2xample",
-        client_id="client_2xample",
-        actor=None,
-        status="ended",
-        live=False,
-        last_active_organization_id=None,
-        last_active_at=1_795_422_700_000,
-        latest_activity=SessionActivity(
-            object="session_activity",
-            id="sess_activity_2xample",
-            device_type="desktop",
-            is_mobile=False,
-            browser_name="Chrome",
-            browser_version="128.0",
-            ip_address="192.0.2.7",
-            city="Oslo",
-            country="NO",
-        ),
-        expire_at=1_796_027_500_000,
-        abandon_at=1_798_014_700_000,
-        updated_at=1_795_422_760_950,
-        created_at=1_795_422_700_000,
-        tasks=(),
-    ),
-)

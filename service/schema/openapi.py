@@ -1,9 +1,8 @@
-"""The contract for machines: the HTTP side as OpenAPI 3.1. Outcomes and problems are those of the code.
+"""The HTTP endpoints as OpenAPI 3.1; outcomes and problems are derived from `models` and `errors`."""
 
-A long module, since most of it is the document.
-"""
-
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Final, get_args, get_type_hints
 
 from clerk_session_feed.models import ID, SCHEMA_VERSION, Cursor, Id, Revision
@@ -13,14 +12,23 @@ from service.clerk.events import MAX_TYPE
 from service.clerk.signature import TIMESTAMP, TOLERANCE_SECONDS
 from service.errors import RelayError, StoreUnavailableError, UnauthorizedError
 from service.models import Outcome, Reason
-from service.schema.json_schema import EXAMPLE, Schema, schema
+from service.schema.json_schema import EXAMPLE, Schema, json_of, schema
 
 _SCHEMAS: Final = "#/components/schemas/"
+_OUTCOMES: Final = {
+    "applied": "It is the session's state now.",
+    "duplicate": "This message was taken before; cursor and revision are those of the first time.",
+    "stale": "It is older than the stored state.",
+    "ignored": "It is not about a session.",
+    "dead_lettered": "It can't be read, and is kept as a dead letter.",
+}
 
 
 def document() -> Schema:
+    """Return the OpenAPI document of the service."""
     every = list(_errors(RelayError))
     refused = [error for error in every if error is not UnauthorizedError]
+    outcomes = [Outcome(name) for name in get_args(get_type_hints(Outcome)["outcome"])]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -38,32 +46,27 @@ def document() -> Schema:
                     "security": [{"svix": []}, {"standardWebhooks": []}],
                     "parameters": [*_signature_headers("svix"), *_signature_headers("webhook")],
                     "requestBody": {"required": True, "content": _content({"$ref": f"{_SCHEMAS}Envelope"})},
-                    "responses": _outcomes() | _problems(refused),
+                    "responses": _outcome_responses(outcomes) | _problem_responses(refused),
                 }
             },
-            "/healthz": _get("healthz", "Tell whether the process lives", {"200": _ok()}),
+            "/healthz": _get("healthz", "Tell whether the process lives", _ok()),
             "/readyz": _get(
                 "readyz",
                 "Tell whether Redis would take a write now",
-                {"200": _ok()} | _problems([StoreUnavailableError]),
+                _ok() | _problem_responses([StoreUnavailableError]),
             ),
             "/metrics": _get(
                 "metrics",
                 "Counters and histograms for Prometheus",
-                {
-                    "200": {
-                        "description": "Prometheus' text format",
-                        "content": _content({"type": "string"}, "text/plain"),
-                    }
-                }
-                | _problems([UnauthorizedError]),
+                _response("200", "Prometheus' text format", {"type": "string"}, "text/plain")
+                | _problem_responses([UnauthorizedError]),
                 security=[{}, {"metricsToken": []}],
             ),
         },
         "components": {
             "schemas": {
-                "Envelope": _ENVELOPE,
-                **{f"Outcome_{name}": _outcome(Outcome(name)) for name in _OUTCOMES},
+                "Envelope": _envelope(),
+                **{f"Outcome_{outcome.outcome}": _outcome(outcome) for outcome in outcomes},
                 **{f"Problem_{error.code}": _problem(error) for error in every},
             },
             "securitySchemes": {
@@ -84,110 +87,81 @@ def _get(name: str, summary: str, responses: Schema, security: Sequence[Schema] 
     return {"get": operation}
 
 
-# The request
-
-_ENVELOPE: Final[Schema] = {
-    "description": "An event as Clerk sends it. If its type begins with `session.`, `data` is read, "
-    "leniently; one of another type is ignored.",
-    "type": "object",
-    "required": ["type"],
-    "properties": {
-        "type": {"type": "string", "description": f"Of a session event, up to {MAX_TYPE} characters."},
-        "timestamp": {"description": "When it happened: Unix milliseconds, or seconds."},
-        "instance_id": {},
-        "event_attributes": {},
-        "data": {"description": "The session, with `id`, `user_id` and `status`."},
-    },
-    "examples": [
-        {
-            "object": "event",
-            "type": EXAMPLE.event.type,
-            "timestamp": EXAMPLE.event.occurred_at,
-            "instance_id": EXAMPLE.event.instance_id,
-            "data": {
-                "object": "session",
-                "id": EXAMPLE.session.id,
-                "user_id": EXAMPLE.session.user_id,
-                "status": EXAMPLE.session.status,
-                "updated_at": EXAMPLE.session.updated_at,
-            },
-        }
-    ],
-}
+def _envelope() -> Schema:
+    event, session = json_of(EXAMPLE.event), json_of(EXAMPLE.session)
+    read = ("object", "id", "user_id", "status", "updated_at")
+    example = {"object": "event", "type": event["type"], "timestamp": event["occurred_at"]}
+    example |= {"instance_id": event["instance_id"], "data": {name: session[name] for name in read}}
+    return {
+        "description": "An event as Clerk sends it. If its type begins with `session.`, `data` is read, "
+        "leniently; one of another type is ignored.",
+        "type": "object",
+        "required": ["type"],
+        "properties": {
+            "type": {"type": "string", "description": f"Of a session event, up to {MAX_TYPE} characters."},
+            "timestamp": {"description": "When it happened: Unix milliseconds, or seconds."},
+            "instance_id": {},
+            "event_attributes": {},
+            "data": {"description": "The session, with `id`, `user_id` and `status`."},
+        },
+        "examples": [example],
+    }
 
 
 def _signature_headers(family: str) -> list[Schema]:
-    described = {
-        "id": ("The message: the same for every retry.", {"type": "string", "pattern": f"^{ID.pattern}$"}),
-        "timestamp": (
-            f"Unix seconds, at most {TOLERANCE_SECONDS} away from now.",
-            {"type": "string", "pattern": f"^{TIMESTAMP.pattern}$"},
-        ),
-        "signature": (
-            "Entries between spaces; one at least is `v1,` and the base64 of an HMAC-SHA256.",
-            {"type": "string"},
-        ),
+    rule = "One family of headers is needed; svix- counts if both are there."
+    text = {"type": "string"}
+    within = f"Unix seconds, at most {TOLERANCE_SECONDS} away from now."
+    entries = "Entries between spaces; one at least is `v1,` and the base64 of an HMAC-SHA256."
+    headers = {
+        "id": ("The message: the same for every retry.", text | {"pattern": f"^{ID.pattern}$"}),
+        "timestamp": (within, text | {"pattern": f"^{TIMESTAMP.pattern}$"}),
+        "signature": (entries, text),
     }
     return [
-        {
-            "name": f"{family}-{name}",
-            "in": "header",
-            "description": f"{description} One family of headers is needed; svix- counts if both are there.",
-            "schema": schema,
-        }
-        for name, (description, schema) in described.items()
+        {"name": f"{family}-{name}", "in": "header", "description": f"{description} {rule}", "schema": schema}
+        for name, (description, schema) in headers.items()
     ]
 
 
 def _signature(family: str) -> Schema:
+    signed = f"{family}-id, {family}-timestamp and the raw body"
     return {
         "type": "apiKey",
         "in": "header",
         "name": f"{family}-signature",
-        "description": f"Over {family}-id, {family}-timestamp and the raw body: https://www.standardwebhooks.com",
+        "description": f"Over {signed}: https://www.standardwebhooks.com",
     }
 
 
-# The answers
-
-_OUTCOMES: Final = get_args(get_type_hints(Outcome)["outcome"])
-_MEANINGS: Final = {
-    "applied": "It is the session's state now.",
-    "duplicate": "This message was taken before; cursor and revision are those of the first time.",
-    "stale": "It is older than the state held.",
-    "ignored": "It is not about a session.",
-    "dead_lettered": "It can't be read, and is kept as a dead letter.",
-}
-
-
 def _outcome(outcome: Outcome) -> Schema:
-    revision = schema(Revision)
+    revision, null = schema(Revision), {"type": "null"}
     known = {
         "outcome": {"const": outcome.outcome},
         "session_id": schema(Id),
         "cursor": schema(Cursor),
-        "revision": {
-            "applied": revision,
-            "stale": {"type": "null"},
-        }.get(outcome.outcome, {"anyOf": [revision, {"type": "null"}]}),
+        "revision": {"applied": revision, "stale": null}.get(outcome.outcome, {"anyOf": [revision, null]}),
         "reason": {"enum": list(get_args(Reason))},
     }
-    return _object({name: known[name] for name in outcome.body()}) | {
-        "description": _MEANINGS[outcome.outcome]
-    }
+    described = {"description": _OUTCOMES[outcome.outcome]}
+    return _object({name: known[name] for name in outcome.body()}) | described
 
 
-def _outcomes() -> Schema:
-    names: dict[int, list[str]] = {}
-    for name in _OUTCOMES:
-        names.setdefault(Outcome(name).status, []).append(name)
-    return {
-        str(status): {
-            "description": f"Genuine: {', '.join(of_status)}",
-            "content": _content(_one_of(f"Outcome_{name}" for name in of_status)),
-        }
-        for status, of_status in names.items()
-    }
+def _outcome_responses(outcomes: Iterable[Outcome]) -> Schema:
+    responses = {}
+    for status, group in itertools.groupby(outcomes, key=attrgetter("status")):
+        names = [outcome.outcome for outcome in group]
+        schema = _one_of(f"Outcome_{name}" for name in names)
+        responses |= _response(str(status), f"Genuine: {', '.join(names)}", schema)
+    return responses
+
+
+def _errors(kind: type[RelayError]) -> Iterator[type[RelayError]]:
+    """Return the errors that have a code of their own."""
+    for error in kind.__subclasses__():
+        if error.__module__ == errors.__name__ and "code" in vars(error):
+            yield error
+        yield from _errors(error)
 
 
 def _problem(error: type[RelayError]) -> Schema:
@@ -202,40 +176,34 @@ def _problem(error: type[RelayError]) -> Schema:
     )
 
 
-def _problems(refusals: Iterable[type[RelayError]]) -> Schema:
-    """Return the answers of these errors, by status."""
-    of_status: dict[int, list[type[RelayError]]] = {}
-    for error in sorted(refusals, key=lambda error: error.status):
-        of_status.setdefault(error.status, []).append(error)
-    return {
-        str(status): {
-            "description": "; ".join(error.title for error in of_one),
-            "content": _content(
-                _one_of(f"Problem_{error.code}" for error in of_one), "application/problem+json"
-            ),
-        }
-        | _headers(of_one)
-        for status, of_one in of_status.items()
-    }
-
-
-def _headers(kinds: Iterable[type[RelayError]]) -> Schema:
-    """Return those that the answers of all these errors have."""
-    (headers,) = [dict(pairs) for pairs in {tuple(error.headers.items()) for error in kinds}]
-    described = {name: {"required": True, "schema": {"const": value}} for name, value in headers.items()}
-    return {"headers": described} if described else {}
-
-
-def _errors(kind: type[RelayError]) -> Iterator[type[RelayError]]:
-    """Return the errors that have a code of their own."""
-    for error in kind.__subclasses__():
-        if error.__module__ == errors.__name__ and "code" in vars(error):
-            yield error
-        yield from _errors(error)
+def _problem_responses(refusals: Iterable[type[RelayError]]) -> Schema:
+    """Return the responses of these errors, by status."""
+    responses = {}
+    by_status = attrgetter("status")
+    for status, group in itertools.groupby(sorted(refusals, key=by_status), key=by_status):
+        kinds = list(group)
+        titles = "; ".join(error.title for error in kinds)
+        schema = _one_of(f"Problem_{error.code}" for error in kinds)
+        response = _response(str(status), titles, schema, "application/problem+json")
+        # All errors of one status have the same headers.
+        ((*headers,),) = {tuple(error.headers.items()) for error in kinds}
+        if headers:
+            described = {name: {"required": True, "schema": {"const": value}} for name, value in headers}
+            response[str(status)]["headers"] = described
+        responses |= response
+    return responses
 
 
 def _ok() -> Schema:
-    return {"description": "Yes", "content": _content(_object({"status": {"const": "ok"}}))}
+    return _response("200", "Yes", _object({"status": {"const": "ok"}}))
+
+
+def _response(status: str, description: str, schema: Schema, media_type: str = "application/json") -> Schema:
+    return {status: {"description": description, "content": _content(schema, media_type)}}
+
+
+def _content(schema: Schema, media_type: str = "application/json") -> Schema:
+    return {media_type: {"schema": schema}}
 
 
 def _object(properties: Schema) -> Schema:
@@ -250,7 +218,3 @@ def _object(properties: Schema) -> Schema:
 def _one_of(names: Iterable[str]) -> Schema:
     refs = [{"$ref": f"{_SCHEMAS}{name}"} for name in names]
     return refs[0] if len(refs) == 1 else {"oneOf": refs}
-
-
-def _content(schema: Schema, media_type: str = "application/json") -> Schema:
-    return {media_type: {"schema": schema}}
