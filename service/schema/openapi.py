@@ -148,7 +148,7 @@ def _outcome(outcome: Outcome) -> Schema:
 
 
 def _outcome_responses(outcomes: Iterable[Outcome]) -> Schema:
-    responses = {}
+    responses: Schema = {}
     for status, group in itertools.groupby(outcomes, key=attrgetter("status")):
         names = [outcome.outcome for outcome in group]
         schema = _one_of(f"Outcome_{name}" for name in names)
@@ -178,7 +178,7 @@ def _problem(error: type[RelayError]) -> Schema:
 
 def _problem_responses(refusals: Iterable[type[RelayError]]) -> Schema:
     """Return the responses of these errors, by status."""
-    responses = {}
+    responses: Schema = {}
     by_status = attrgetter("status")
     for status, group in itertools.groupby(sorted(refusals, key=by_status), key=by_status):
         kinds = list(group)

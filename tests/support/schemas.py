@@ -10,12 +10,10 @@ from typing import Any, Final
 import jsonschema_rs
 from clerk_session_feed import lenient_json
 
-from service.schema import asyncapi as schema_asyncapi
-from service.schema import json_schema as schema
-from service.schema import openapi as schema_openapi
+from service.schema import asyncapi, json_schema, openapi
 
-ASYNCAPI: Final = schema_asyncapi.document()
-OPENAPI: Final = schema_openapi.document()
+ASYNCAPI: Final = asyncapi.document()
+OPENAPI: Final = openapi.document()
 
 
 def component(document: dict[str, Any], of: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
@@ -23,7 +21,7 @@ def component(document: dict[str, Any], of: dict[str, Any]) -> jsonschema_rs.Dra
     return jsonschema_rs.Draft202012Validator({"components": document["components"], **of})
 
 
-PUBLISHED: Final = jsonschema_rs.Draft202012Validator(schema.document())
+PUBLISHED: Final = jsonschema_rs.Draft202012Validator(json_schema.document())
 STREAMED: Final = component(ASYNCAPI, {"$ref": "#/components/schemas/StreamMessage"})
 ENTRY: Final = component(ASYNCAPI, {"$ref": "#/components/schemas/StreamEntry"})
 

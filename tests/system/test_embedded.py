@@ -14,7 +14,7 @@ from support.redis_clients import client_of, subscribed
 from service.dev import embedded
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StartError
-from service.schema import json_schema as schema
+from service.schema import json_schema
 
 
 def listens(port: int) -> bool:
@@ -26,7 +26,7 @@ def test_it_takes_commands_and_publishes_to_any_client(relay_redis: EmbeddedRedi
     with client_of(relay_redis.url) as one, client_of(relay_redis.url) as other:
         one.set("{clerk}:greeting", "hello")
         assert other.get("{clerk}:greeting") == "hello"
-        message = json.dumps(schema.json_of(schema.EXAMPLE))
+        message = json.dumps(json_schema.json_of(json_schema.EXAMPLE))
         with subscribed(other, "clerk:sessions") as subscriber:
             one.publish("clerk:sessions", message)
             assert subscriber.next() == ("clerk:sessions", message)

@@ -18,21 +18,19 @@ from clerk_session_feed.updates import published
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from support.constants import CLERK, EVENTS_KEY, NO_REDIS, NOW_MS, PAYLOADS, ROOT, SESSION_KEY
-from support.events import ABSENT, EVENT_PATHS, clerk_event, event
+from support.constants import CLERK, NO_REDIS, PAYLOADS, ROOT
+from support.events import ABSENT, EVENT_PATHS, event
 from support.parsing import try_change
-from support.redis_clients import subscribed
-from support.relay import Relay, make_settings, run_relay
-from support.schemas import ASYNCAPI, ENTRY, OPENAPI, PUBLISHED, STREAMED, answer_faults, faults, faults_held
+from support.relay import make_settings
+from support.schemas import ASYNCAPI, ENTRY, OPENAPI, PUBLISHED, STREAMED, answer_faults, faults
 from support.strategies import json_values, patient
 
 from service import errors
 from service.app import responses
 from service.app.factory import create_app
 from service.cli import main
-from service.dev.embedded import EmbeddedRedis
 from service.models import OMITTABLE_FIELDS, SessionChange, omit
-from service.schema import json_schema as schema
+from service.schema import json_schema
 
 DOCUMENTS: Final = {
     "json-schema": "session-message.schema.json",
@@ -40,7 +38,7 @@ DOCUMENTS: Final = {
     "openapi": "openapi.json",
 }
 COMMITTED: Final = ROOT / "docs" / "schema"
-MESSAGE_SCHEMA: Final = schema.document()
+MESSAGE_SCHEMA: Final = json_schema.document()
 PYTHONS: Final = jsonschema.Draft202012Validator(MESSAGE_SCHEMA)
 """Another validator: that of Python, whose regular expressions differ."""
 
@@ -203,7 +201,7 @@ def message_of(made: SessionChange, omitted: frozenset[str] = frozenset()) -> An
         "cursor": "1795422761000-0",
         "revision": 1,
         "previous_status": None,
-        **schema.json_of({"event": made.event, "session": omit(made.session, omitted)}),
+        **json_schema.json_of({"event": made.event, "session": omit(made.session, omitted)}),
     }
 
 
@@ -574,42 +572,3 @@ def test_the_check_of_all_answers_notices_a_missing_retry_after() -> None:
     assert answer_faults(*checked, headers, problem.body) == []
     del headers["retry-after"]
     assert answer_faults(*checked, headers, problem.body) == ["Retry-After: None"]
-
-
-# The relay itself
-
-
-@pytest.mark.parametrize("publish_http_request", [False, True])
-def test_it_accepts_what_the_relay_publishes_holds_and_streams(
-    relay_redis: EmbeddedRedis, client: Any, publish_http_request: bool
-) -> None:
-    """Besides, `client`, `http_client` and `Subscriber` do this to whatever any test makes the relay say."""
-    settings = {
-        "omit_fields": "updated_at,tasks,latest_activity.city",
-        "publish_http_request": publish_http_request,
-    }
-    statuses = ("pending", "active", "pending", "ended", "revoked", "expired")
-    with run_relay(relay_redis.url, **settings) as relay, subscribed(client, "clerk:sessions") as subscriber:
-        for number, status in enumerate(statuses):
-            message_id = f"msg_{number}"
-            relay.take(clerk_event(status, updated_at=NOW_MS - 1000 * abs(number - 1)), message_id)
-        messages = [json.loads(text) for _, text in subscriber.rest()]
-
-    assert [one["revision"] for one in messages] == list(range(1, len(messages) + 1))
-    assert [faults(PUBLISHED, one) for one in messages] == [[]] * len(messages)
-    assert faults_held(client) == []
-    assert {fields["outcome"] for _, fields in client.xrange(EVENTS_KEY)} == {"applied", "stale"}
-
-
-def test_the_check_of_what_redis_holds_notices(client: Any, relay: Relay) -> None:
-    relay.take(clerk_event(), "msg_1")
-    [fields] = [fields for _, fields in client.xrange(EVENTS_KEY)]
-    state = client.hget(SESSION_KEY, "state")
-    client.hset(SESSION_KEY, "state", fields["message"])
-    of_another_outcome = client.xadd(EVENTS_KEY, fields | {"outcome": "new"})
-    with_a_cursor = client.xadd(EVENTS_KEY, fields | {"message": state})
-
-    places = {fault.split(": ")[0] for fault in faults_held(client)}
-
-    client.flushall()
-    assert places == {SESSION_KEY, f"{EVENTS_KEY} {of_another_outcome}", f"{EVENTS_KEY} {with_a_cursor}"}
