@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from clerk_session_feed.feed import AsyncSessionFeed, RedisError
+from clerk_session_feed import AsyncSessionFeed, RedisError
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 

@@ -13,7 +13,7 @@ import signal
 from collections import defaultdict
 from urllib.parse import parse_qs, urlsplit
 
-from clerk_session_feed.feed import AsyncSessionFeed, CursorLostError, RedisError
+from clerk_session_feed import AsyncSessionFeed, CursorLostError, RedisError
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode

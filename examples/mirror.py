@@ -12,7 +12,7 @@ import signal
 import sqlite3
 import sys
 
-from clerk_session_feed.feed import SessionFeed, SessionUpdate
+from clerk_session_feed import SessionFeed, SessionUpdate
 
 # Rows stay when their session ends: an update that comes again, late, must find that there was a later one.
 SCHEMA = """

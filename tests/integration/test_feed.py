@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import pickle
 import re
 import subprocess
 import sys
@@ -15,9 +14,7 @@ from typing import Any
 
 import pytest
 import redis
-from clerk_session_feed import feed_stream
-from clerk_session_feed.errors import ConfigurationError
-from clerk_session_feed.feed import (
+from clerk_session_feed import (
     AsyncSessionFeed,
     CursorLostError,
     EventWithRequest,
@@ -26,9 +23,11 @@ from clerk_session_feed.feed import (
     SessionFeed,
     SessionUpdate,
     UnreadableMessageError,
+    stream,
+    transport,
 )
 from support.clock import eventually
-from support.constants import DAY_MS, EVENTS_KEY, NO_REDIS, NOW_MS, ROOT, SESSION_KEY, USER_KEY
+from support.constants import DAY_MS, EVENTS_KEY, NOW_MS, ROOT, SESSION_KEY, USER_KEY
 from support.events import clerk_event
 from support.feeds import PATIENCE, EndedError, Feed, OpenFeed, Updates, block_shortly
 from support.redis_clients import client_of, monitored, subscribed
@@ -292,7 +291,7 @@ def test_the_history_of_a_session_has_its_late_events_too(feed: Feed, relay: Rel
 def test_the_history_goes_on_past_what_one_read_returns(
     feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clerk_session_feed.feed_steps.BATCH", 2)
+    monkeypatch.setattr("clerk_session_feed.reads.BATCH", 2)
     for number in range(5):
         relay.take(clerk_event(updated_at=NOW_MS - 100 + number), f"msg_{number}")
     assert [update.revision for update in feed.history("sess_1")] == [1, 2, 3, 4, 5]
@@ -353,21 +352,6 @@ def test_following_from_now_on(feed: Feed, relay: Relay, held: int) -> None:
     assert updates.next().cursor == later.cursor
 
 
-@pytest.mark.parametrize(
-    "after",
-    [
-        *("", "-", "now", "1-", "-1", "1-2-3", "1-2\n", " 1-2", "\u0661-\u0662", "$", ">", "+", "(1-1"),
-        *("18446744073709551616", "0-18446744073709551616", {1: "0-0"}, {-1: "0-0"}, {0: "x"}),
-    ],
-)
-def test_what_is_no_cursor_is_an_error_at_once(after: Any) -> None:
-    with SessionFeed.from_url(NO_REDIS) as feed:
-        with pytest.raises(ValueError, match=r"cursor|partition"):
-            feed.follow(after)
-        with pytest.raises(ValueError, match=r"cursor|partition"):
-            feed.consume("group", "name", after=after)
-
-
 def test_a_cursor_that_no_entry_has_is_lost(feed: Feed, relay: Relay) -> None:
     """Redis may have been restarted with an older dump: then others are missing, too."""
     (cursor,) = take_several(relay, "sess_1")
@@ -404,7 +388,7 @@ def test_following_waits_for_what_comes_later(feed: Feed, relay: Relay, client: 
 def test_waiting_longer_than_one_read_blocks_is_no_failure(
     feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed_stream, "BLOCK_MS", 10)
+    monkeypatch.setattr(transport, "BLOCK_MS", 10)
     reads = client.info("commandstats").get("cmdstat_xread", {"calls": 0})["calls"]
     later = feed.follow("0-0").begin()
     eventually(lambda: client.info("commandstats")["cmdstat_xread"]["calls"] > reads + 3)
@@ -423,18 +407,6 @@ def test_names_are_those_that_are_set(open_feed: OpenFeed, relay_redis: Embedded
     assert feed.live_ids() == ["sess_1"]
     assert feed.follow("0-0").next().session == feed.follow().next().session == feed.state().session
     assert sessions(published.result(10)) == ["sess_1"]
-
-
-def test_a_setting_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="STREAM_MAXLEN"):
-        SessionFeed.from_url("redis://127.0.0.1:1/0", stream_maxlen=1)  # type: ignore[call-arg]
-
-
-def test_the_environment_is_read_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REDIS_TIMEOUT", "soon")
-    SessionFeed.from_url("redis://127.0.0.1:1/0").close()
-    with pytest.raises(ConfigurationError, match="REDIS_TIMEOUT"):
-        SessionFeed.from_env()
 
 
 def test_a_feed_from_the_environment(
@@ -485,7 +457,7 @@ class Whole:
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few keys in one reply, so that the snapshots take several."""
-    monkeypatch.setattr(feed_stream, "BATCH", 4)
+    monkeypatch.setattr(stream, "BATCH", 4)
 
 
 def begin_sessions(relay: Relay, count: int) -> None:
@@ -767,7 +739,9 @@ def test_a_read_that_is_given_up_costs_the_others_nothing(relay_redis: EmbeddedR
 
 
 def test_neither_flask_nor_svix_is_imported() -> None:
-    program = "import clerk_session_feed.feed, sys; print({'flask', 'svix', 'werkzeug', 'uvicorn'} & set(sys.modules))"
+    program = (
+        "import clerk_session_feed, sys; print({'flask', 'svix', 'werkzeug', 'uvicorn'} & set(sys.modules))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
@@ -778,7 +752,7 @@ PROGRAM = """
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 
-from clerk_session_feed.feed import AsyncSessionFeed, CursorLostError, SessionFeed, SessionUpdate
+from clerk_session_feed import AsyncSessionFeed, CursorLostError, SessionFeed, SessionUpdate
 
 
 def main() -> None:
@@ -831,9 +805,3 @@ def test_a_program_that_uses_it_passes_a_strict_type_check(tmp_path: Path) -> No
 def test_a_position_that_is_none_is_that_of_the_snapshots(feed: Feed, relay: Relay) -> None:
     relay.take(clerk_event(), "msg_1")
     assert feed.follow({0: None}).next().is_snapshot
-
-
-def test_an_error_survives_being_handed_to_another_process() -> None:
-    lost = pickle.loads(pickle.dumps(CursorLostError("5-0", 3)))
-    assert (lost.cursor, lost.partition) == ("5-0", 3)
-    assert "5-0" in str(lost)

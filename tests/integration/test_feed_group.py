@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from clerk_session_feed import feed_group
-from clerk_session_feed.feed import CursorLostError, SessionUpdate, UnreadableMessageError
+from clerk_session_feed import CursorLostError, SessionUpdate, UnreadableMessageError
+from clerk_session_feed import group as group_rules
 from support.children import started
 from support.clock import eventually
 from support.constants import EVENTS_KEY, NOW_MS
@@ -174,7 +174,7 @@ def test_what_is_no_message_is_an_error_for_whoever_gets_it(feed: Feed, relay: R
 def test_consumers_of_a_group_share_the_stream(
     feed: Feed, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed_group, "BATCH", 2)
+    monkeypatch.setattr(group_rules, "BATCH", 2)
     begin_sessions(relay, *range(8))
     one, other = feed.consume(name="one", after="0-0"), feed.consume(name="other")
     taken = [number for _ in range(4) for updates in (one, other) for number in numbers(updates.take(1))]
@@ -194,7 +194,7 @@ def test_the_work_of_a_consumer_that_died_goes_to_another(
 
 CONSUMER = """
 import sys, time
-from clerk_session_feed.feed import SessionFeed
+from clerk_session_feed import SessionFeed
 
 with SessionFeed.from_url(sys.argv[1]) as feed:
     for update in feed.consume("group", "killed", after="0-0", claim_after=0.3):
@@ -223,7 +223,9 @@ def test_what_a_killed_process_was_at_goes_to_another(
 def clock_of_the_group(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Let a test set by how many seconds the consumer's clock is ahead."""
     clock = SimpleNamespace(ahead=0.0)
-    monkeypatch.setattr(feed_group, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + clock.ahead))
+    monkeypatch.setattr(
+        group_rules, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + clock.ahead)
+    )
     return clock
 
 
@@ -451,13 +453,13 @@ def test_what_is_trimmed_just_before_it_is_read_is_not_missed(
     feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, *_ = begin_sessions(relay, 1, 2, 3, 4)
-    join = feed_group._join
+    take = group_rules._Share.take
 
-    def join_too_early(*arguments: Any, **named: Any) -> Any:
-        yield from join(*arguments, **named)
+    async def take_too_late(share: Any) -> Any:
         trim(client, 1)
+        return await take(share)
 
-    monkeypatch.setattr(feed_group, "_join", join_too_early)
+    monkeypatch.setattr(group_rules._Share, "take", take_too_late)
     for _ in range(2):
         with pytest.raises(CursorLostError, match=first):
             feed.consume(after=first).next()

@@ -9,8 +9,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import pytest
-from clerk_session_feed import feed_lines, feed_steps, feed_stream
-from clerk_session_feed.feed import AsyncSessionFeed, SessionFeed, SessionUpdate
+from clerk_session_feed import AsyncSessionFeed, SessionFeed, SessionUpdate, transport
 
 T = TypeVar("T")
 
@@ -210,8 +209,8 @@ class Reconnects:
     """Collects why, and has each new try soon; ends a test that would try for ever."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at_most: int = 1000) -> None:
-        monkeypatch.setattr(feed_steps, "FIRST_PAUSE", 0.02)
-        monkeypatch.setattr(feed_steps, "LONGEST_PAUSE", 0.05)
+        monkeypatch.setattr(transport, "FIRST_PAUSE", 0.02)
+        monkeypatch.setattr(transport, "LONGEST_PAUSE", 0.05)
         self._at_most = at_most
         self.errors: list[Exception] = []
         self.first = threading.Event()
@@ -224,5 +223,4 @@ class Reconnects:
 
 def block_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let what waits at Redis look around after 50 ms, and give a silent connection up soon after."""
-    monkeypatch.setattr(feed_stream, "BLOCK_MS", 50)
-    monkeypatch.setattr(feed_lines, "BLOCK_MS", 50)
+    monkeypatch.setattr(transport, "BLOCK_MS", 50)

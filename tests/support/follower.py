@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import IO
 
-from clerk_session_feed.feed import AsyncSessionFeed, SessionFeed, SessionUpdate
+from clerk_session_feed import AsyncSessionFeed, SessionFeed, SessionUpdate
 
 
 def note(lines: IO[str], update: SessionUpdate) -> None:

@@ -1,6 +1,6 @@
 """Redis killed and restarted, again and again, while events pass and programs follow. CONTRACT: nothing is lost.
 
-By hand, for long: python tests/killing.py EVENTS KILLS
+By hand, for long: python -m support.killing EVENTS KILLS    (in tests/)
 """
 
 import collections
@@ -57,7 +57,7 @@ def suffer(server: DurableRedis, directory: Path, *, events: int, kills: int) ->
     paths = {kind: directory / kind for kind in KINDS}
     with contextlib.ExitStack() as stack:
         for kind, path in paths.items():
-            program = (sys.executable, ROOT / "tests" / "follower.py", kind, server.url, path)
+            program = (sys.executable, ROOT / "tests" / "support" / "follower.py", kind, server.url, path)
             stack.enter_context(started(program, directory))
         relay = stack.enter_context(run_relay(server.url, stream_maxlen=1_000_000))
         for revision in range(1, revisions + 1):

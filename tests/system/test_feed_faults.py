@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 import redis
-from clerk_session_feed import connections, feed_stream
-from clerk_session_feed.errors import CursorLostError, FeedClosedError
-from clerk_session_feed.feed import AsyncSessionFeed, SessionFeed, SessionUpdate
+from clerk_session_feed import AsyncSessionFeed, SessionFeed, SessionUpdate, stream, transport
+from clerk_session_feed.errors import CursorLostError
 from support.children import started
 from support.clock import eventually
 from support.constants import EVENTS_KEY, NO_REDIS, NOW_MS
@@ -111,7 +110,7 @@ def test_snapshots_that_are_interrupted_come_once_each(
     how: str,
 ) -> None:
     """How far a scan was means nothing to a server that was restarted."""
-    monkeypatch.setattr(feed_stream, "BATCH", 4)
+    monkeypatch.setattr(stream, "BATCH", 4)
     port = free_port()
     server = start_durable_redis(start_redis, tmp_path / "redis", port)
     updates = open_feed(server.url).follow(on_reconnect=reconnects)
@@ -400,7 +399,7 @@ def test_closing_does_not_wait_for_a_redis_that_hangs(
 
 
 def test_closing_does_not_wait_for_the_next_try(open_feed: OpenFeed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clerk_session_feed.feed_steps.FIRST_PAUSE", 600.0)
+    monkeypatch.setattr("clerk_session_feed.transport.FIRST_PAUSE", 600.0)
     told = threading.Event()
     feed = open_feed(NO_REDIS)
     waiting = feed.follow(on_reconnect=lambda _: told.set()).begin()
@@ -417,7 +416,7 @@ def test_closing_at_any_moment_is_an_end_and_no_error(
     own_intake: Relay,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(feed_stream, "BLOCK_MS", 60_000)
+    monkeypatch.setattr(transport, "BLOCK_MS", 60_000)
     begin_sessions(own_intake, *range(20))
     for moment in range(15):
         feed = open_feed(own_redis.url)
@@ -458,22 +457,9 @@ def test_a_task_that_is_cancelled_ends(
     asyncio.run(cancel())
 
 
-def test_what_begins_while_the_feed_is_closed_is_closed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    feed = SessionFeed.from_url(NO_REDIS)
-    connect = connections.connect
-
-    def close_meanwhile(*arguments: Any, **named: Any) -> Any:
-        feed.close()
-        return connect(*arguments, **named)
-
-    monkeypatch.setattr(connections, "connect", close_meanwhile)
-    with pytest.raises(FeedClosedError):
-        feed.follow()
-
-
 PROGRAM = """
 import sys
-from clerk_session_feed.feed import SessionFeed
+from clerk_session_feed import SessionFeed
 
 with SessionFeed.from_url(sys.argv[1]) as feed:
     print("begun", flush=True)
@@ -622,29 +608,3 @@ def test_a_redis_that_was_restarted_from_an_older_dump(
 
 
 # Where Redis is
-
-
-def test_several_may_ask_for_the_primary_at_once() -> None:
-    """Each asks the next host first; the list of them is never empty on the way."""
-    hosts = [("127.0.0.1", 1)]
-    options = {"socket_timeout": 1, "socket_connect_timeout": 1}
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    errors: list[BaseException] = []
-
-    def ask() -> None:
-        for _ in range(100):
-            try:
-                connections._locate(hosts, options, lambda *_: ("127.0.0.1", 2))
-            except BaseException as error:  # noqa: BLE001  # the test looks at it
-                errors.append(error)
-
-    try:
-        threads = [threading.Thread(target=ask) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert errors == []

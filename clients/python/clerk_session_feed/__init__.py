@@ -1,4 +1,6 @@
-"""What the relay's Redis holds of Clerk's sessions: read a state, and follow what happens without missing anything."""
+"""Reads the state of Clerk's sessions that clerk-session-relay keeps in Redis, and follows what happens to them."""
+
+from redis import RedisError
 
 from clerk_session_feed.errors import (
     ConfigurationError,
@@ -7,7 +9,7 @@ from clerk_session_feed.errors import (
     FeedError,
     UnreadableMessageError,
 )
-from clerk_session_feed.feed import AsyncSessionFeed, RedisError, SessionFeed
+from clerk_session_feed.feed import AsyncSessionFeed, SessionFeed
 from clerk_session_feed.models import (
     Event,
     EventWithRequest,

@@ -6,16 +6,30 @@ connection is made. So whoever uses a client has nothing to know of failovers, b
 says that it is not the right one any more.
 """
 
+import asyncio
+import contextlib
+import inspect
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
 import redis
+from redis import asyncio as aioredis
+from redis.asyncio import connection as aio
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.connection import BlockingConnectionPool, Connection, ConnectionPool, SSLConnection, parse_url
+from redis.connection import (
+    AbstractConnection,
+    BlockingConnectionPool,
+    Connection,
+    ConnectionPool,
+    SSLConnection,
+    UnixDomainSocketConnection,
+    parse_url,
+)
 from redis.crc import key_slot
 from redis.retry import Retry
 
@@ -23,11 +37,11 @@ from clerk_session_feed.errors import ConfigurationError
 from clerk_session_feed.redis_url import Host, RedisUrl
 
 ASK_SECONDS: Final = 0.5
-"""For a sentinel or a node to say where a server is."""
+"""Seconds that a sentinel or a node has to say where a server is."""
 ASK_ALL_SECONDS: Final = 2.0
-"""For several of them. Whoever connects next begins with those that were not asked yet."""
+"""Seconds that several of them have. The next connection begins with those that were not asked yet."""
 
-OnConnect = Callable[[Connection], None]
+OnConnect = Callable[[Any], Awaitable[None] | None]
 Ask = Callable[[Any, str], Host | None]
 """Asks over a client of the host; returns None if that host does not know."""
 
@@ -43,51 +57,96 @@ def connect(
 ) -> redis.Redis:
     """Return a client for the server that holds a key; it connects when it is first used.
 
-    url: in one of the forms of `redis_url`. key: matters for a cluster only.
-    timeout: seconds, for connecting and for one command; None waits for ever (for blocking reads).
-    max_connections: whoever needs one more waits for it, as long as for a command.
-    on_connect: is called with each new connection, after its handshake.
-    Raises ConfigurationError if the URL can't be used.
+    Args:
+        url: In one of the forms of `redis_url`.
+        key: Matters for a cluster only.
+        tls_verify: Whether the server's certificate is verified.
+        timeout: Seconds, for connecting and for one command; None waits for ever.
+        max_connections: Who needs one more waits for it, as long as for a command.
+        on_connect: Called with each new connection, after its handshake.
+
+    Raises:
+        ConfigurationError: If the URL can't be used.
+
     """
-    try:
-        target = RedisUrl.parse(url)
-        options = with_defaults(parse_url(target.server_url), SSLConnection, tls_verify, timeout)  # type: ignore[no-untyped-call]
-        # A script sent again by the client would be a second delivery: the sender does the retrying.
-        options["retry"] = Retry(NoBackoff(), 0)
-        if target.kind != "server":
-            locate = locator(target, key, options)
-            kind = _LocatedSSLConnection if "connection_class" in options else _LocatedConnection
-            options |= {"connection_class": kind, "locate": locate}
-        return _client(options, on_connect, max_connections)
-    except Exception:  # noqa: BLE001  # options are redis-py's own affair, and so is how it refuses them
-        raise unusable() from None
+    with _refusing_unusable_options():
+        return _client(_options(url, key, tls_verify, timeout), on_connect, max_connections)
 
 
-def with_defaults(
-    options: Any, ssl_connection: type, tls_verify: bool, timeout: float | None
-) -> dict[str, Any]:
-    options = options | {
+def connect_async(
+    url: str,
+    key: str = "",
+    *,
+    tls_verify: bool = True,
+    timeout: float | None = 2.0,
+    max_connections: int | None = None,
+    on_connect: OnConnect | None = None,
+) -> aioredis.Redis:
+    """Return a client for asyncio; see `connect`. Where its server is, it asks in a thread."""
+
+    async def greet(connection: aio.AbstractConnection) -> None:
+        await connection.on_connect()
+        if on_connect is not None and (more := on_connect(connection)) is not None:
+            await more
+
+    with _refusing_unusable_options():
+        options = _options(url, key, tls_verify, timeout)
+        kind = _ASYNC[options.pop("connection_class", Connection)]
+        options |= {
+            "connection_class": kind,
+            "retry": AsyncRetry(NoBackoff(), 0),
+            "redis_connect_func": greet,
+        }
+        if max_connections is None:
+            pool = aio.ConnectionPool(**options)
+        else:
+            pool = aio.BlockingConnectionPool(max_connections, timeout, **options)
+        pool.connection_class(**pool.connection_kwargs)  # refuses options that it does not know
+        return aioredis.Redis.from_pool(pool)
+
+
+def _options(url: str, key: str, tls_verify: bool, timeout: float | None) -> dict[str, Any]:
+    target = RedisUrl.parse(url)
+    options: dict[str, Any] = parse_url(target.server_url) | _NO_CLIENT_SETINFO  # type: ignore[no-untyped-call]
+    options |= {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout or 5.0,
-        # RESP2 needs no HELLO, and no further word on connecting than what the URL asks for.
-        "protocol": 2,
-        "driver_info": None,
+        "protocol": 2,  # RESP2 needs no HELLO
         # A URL shared with other programs may ask for text.
         "decode_responses": False,
         "encoding": "utf-8",
+        # A script sent again by the client would be a second delivery: the sender does the retrying.
+        "retry": Retry(NoBackoff(), 0),
     }
-    if not tls_verify and options.get("connection_class") is ssl_connection:
+    kind = options.get("connection_class", Connection)
+    if not tls_verify and kind is SSLConnection:
         options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
-    return dict(options)
+    if target.kind != "server":
+        locate = locator(target, key, options)
+        located = _LocatedSSLConnection if kind is SSLConnection else _LocatedConnection
+        options |= {"connection_class": located, "locate": locate}
+    return options
 
 
-def unusable() -> ConfigurationError:
-    # The error's own text may quote a part of a password.
-    unknown = "redis-py does not know an option in it, or its value"
-    return ConfigurationError([f"REDIS_URL: {unknown}: correct what follows the ?"])
+_NO_CLIENT_SETINFO: Final[dict[str, None]] = (
+    {"driver_info": None}
+    if "driver_info" in inspect.signature(AbstractConnection).parameters
+    else {"lib_name": None, "lib_version": None}  # redis-py before 7.1
+)
+"""Options by which a new connection sends no more than the URL asks for."""
 
 
-def lane(url: str, key: str) -> int:
+@contextlib.contextmanager
+def _refusing_unusable_options() -> Iterator[None]:
+    try:
+        yield
+    except Exception:  # noqa: BLE001  # options are redis-py's own affair, and so is how it refuses them
+        # The error's own text may quote a part of a password.
+        unknown = "redis-py does not know an option in it, or its value"
+        raise ConfigurationError([f"REDIS_URL: {unknown}: correct what follows the ?"]) from None
+
+
+def slot(url: str, key: str) -> int:
     """Return a number that is the same for keys that one client can serve, wherever they move."""
     return int(key_slot(key.encode())) if RedisUrl.parse(url).kind == "cluster" else 0
 
@@ -109,7 +168,7 @@ def _client(
     def greet(connection: Connection) -> None:
         connection.on_connect()  # type: ignore[no-untyped-call]
         if isinstance(connection, SSLConnection):
-            # TLS 1.3 sends session tickets. redis-py takes them for a reply that nobody asked for, and gives
+            # TLS 1.3 sends session tickets. redis-py takes them for a response that nobody asked for, and gives
             # the connection up, unless something is read first.
             connection.send_command("PING")  # type: ignore[no-untyped-call]
             connection.read_response()
@@ -120,14 +179,29 @@ def _client(
     if max_connections is None:
         pool = ConnectionPool(**options)
     else:
-        pool = BlockingConnectionPool(max_connections, options["socket_timeout"], **options)  # type: ignore[no-untyped-call]
+        pool = _BoundedPool(max_connections, options["socket_timeout"], **options)  # type: ignore[no-untyped-call]
     # Connects to nothing yet, but refuses options that it does not know.
     pool.connection_class(**pool.connection_kwargs)
     return redis.Redis.from_pool(pool)  # closing it closes the connections
 
 
+class _BoundedPool(BlockingConnectionPool):
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        """Disconnect; redis-py before 5.3 can't leave connections alone that are in use."""
+        if inuse_connections:
+            super().disconnect()
+            return
+        for connection in list(self.pool.queue):
+            if connection is not None:
+                connection.disconnect()
+
+
 class _Located:
-    """A connection that asks where its server is, each time it connects."""
+    """A connection that asks where its server is, each time it connects.
+
+    It overrides a private method, since redis-py connects again by itself in several places; the tests run
+    with the oldest redis-py that is allowed, and with the newest.
+    """
 
     def __init__(self, *, locate: Callable[[], Host], **options: Any) -> None:
         super().__init__(**options)
@@ -144,6 +218,29 @@ class _LocatedConnection(_Located, Connection):
 
 class _LocatedSSLConnection(_Located, SSLConnection):
     pass
+
+
+class _AsyncLocated(_Located):
+    async def _connect(self) -> None:
+        self.host, self.port = await asyncio.to_thread(self._locate)
+        await super(_Located, self)._connect()  # type: ignore[misc]  # likewise
+
+
+class _AsyncLocatedConnection(_AsyncLocated, aio.Connection):
+    pass
+
+
+class _AsyncLocatedSSLConnection(_AsyncLocated, aio.SSLConnection):
+    pass
+
+
+_ASYNC: Final[dict[type, type[aio.AbstractConnection]]] = {
+    Connection: aio.Connection,
+    SSLConnection: aio.SSLConnection,
+    UnixDomainSocketConnection: aio.UnixDomainSocketConnection,
+    _LocatedConnection: _AsyncLocatedConnection,
+    _LocatedSSLConnection: _AsyncLocatedSSLConnection,
+}
 
 
 def locator(target: RedisUrl, key: str, options: dict[str, Any]) -> Callable[[], Host]:

@@ -1,8 +1,9 @@
-"""A message of the relay, read: what the feed hands to those who follow it."""
+"""SessionUpdate, and how it is read from a message of the relay."""
 
 import dataclasses
+import functools
 import time
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -13,9 +14,9 @@ from clerk_session_feed.models import Event, Session, SessionMessage, Status, St
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SessionUpdate:
-    """What a session is, and what made it so.
+    """The state of a session, and the event that led to it.
 
-    The fields are those of the message (README, "Consume"). Times are Unix milliseconds.
+    The fields are those of the message: docs/contract.md, section 4. Times are Unix milliseconds.
     """
 
     outcome: Literal["applied", "stale"]
@@ -29,20 +30,20 @@ class SessionUpdate:
     """An `EventWithRequest`, if the relay has PUBLISH_HTTP_REQUEST."""
     session: Session
     partition: int = 0
-    """Which stream its cursor counts in; always 0 unless the relay has PARTITIONS."""
+    """The stream that its cursor belongs to; always 0 unless the relay has PARTITIONS."""
     is_snapshot: bool = False
-    """It is the state held when the feed began, and not news."""
+    """It is the state stored when the feed began, and not news."""
     json: bytes = dataclasses.field(repr=False)
     """The message itself, as it was published."""
 
     @property
     def position(self) -> str | None:
-        """What `follow(after=…)` goes on from; None as long as snapshots come, since they have no order."""
+        """Where `follow(after=…)` goes on; None for a snapshot, since snapshots have no order."""
         return None if self.is_snapshot else self.cursor
 
     @property
     def is_live(self) -> bool:
-        """Tell whether the session is live by now: it may have run out since it was published."""
+        """Tell whether the session is live now: it may have expired since it was published."""
         session = self.session
         return session.live and (session.expire_at is None or session.expire_at > now_ms())
 
@@ -51,15 +52,28 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def published(message: bytes, **more: Any) -> SessionUpdate:
-    """Read what was published, or is kept as a session's state.
+def published(message: bytes, *, partition: int = 0, is_snapshot: bool = False) -> SessionUpdate:
+    """Return what was published, or is stored as a session's state.
 
-    Raises UnreadableMessageError.
+    Raises:
+        UnreadableMessageError: If another version of the relay has written it.
+
     """
-    read = _read(_PUBLISHED, message)
+    read = _read(SessionMessage, message)
+    return _update(read, "applied", read.cursor, message, partition=partition, is_snapshot=is_snapshot)
+
+
+def streamed(cursor: str, outcome: Any, message: bytes, partition: int) -> SessionUpdate:
+    """Return the update in an entry of the stream. Raises like `published`."""
+    read = _read(StreamMessage, message)
+    complete = message.replace(b'"cursor":null', f'"cursor":"{cursor}"'.encode(), 1)
+    return _update(read, outcome, cursor, complete, partition=partition)
+
+
+def _update(read: Any, outcome: Any, cursor: str, message: bytes, **more: Any) -> SessionUpdate:
     return SessionUpdate(
-        outcome="applied",
-        cursor=read.cursor,
+        outcome=outcome,
+        cursor=cursor,
         revision=read.revision,
         previous_status=read.previous_status,
         event=read.event,
@@ -69,27 +83,9 @@ def published(message: bytes, **more: Any) -> SessionUpdate:
     )
 
 
-def streamed(cursor: str, outcome: Any, message: bytes, partition: int) -> SessionUpdate:
-    """Read an entry of the stream.
-
-    Raises UnreadableMessageError.
-    """
-    read = _read(_STREAMED, message)
-    return SessionUpdate(
-        outcome=outcome,
-        cursor=cursor,
-        revision=read.revision,
-        previous_status=read.previous_status,
-        event=read.event,
-        session=read.session,
-        partition=partition,
-        json=message.replace(b'"cursor":null', f'"cursor":"{cursor}"'.encode(), 1),
-    )
-
-
-def _read(kind: TypeAdapter[Any], message: bytes) -> Any:
+def _read(kind: type, message: bytes) -> Any:
     try:
-        return kind.validate_python(lenient_json.loads(message))
+        return _reader(kind).validate_python(lenient_json.loads(message))
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(map(str, fault["loc"]))
@@ -98,5 +94,6 @@ def _read(kind: TypeAdapter[Any], message: bytes) -> Any:
         raise UnreadableMessageError("it is no JSON") from None
 
 
-_PUBLISHED: Final = TypeAdapter(SessionMessage)
-_STREAMED: Final = TypeAdapter(StreamMessage)
+@functools.cache  # not at import: it takes 30 ms to make them
+def _reader(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

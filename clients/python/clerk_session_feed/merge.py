@@ -6,37 +6,32 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Generator, Sequence
 
-from clerk_session_feed.feed_lines import AsyncLine, Line, OnReconnect
-from clerk_session_feed.feed_steps import Steps
+from clerk_session_feed.transport import AsyncConnection, BlockingConnection, iterate, run
 from clerk_session_feed.updates import SessionUpdate
 
+_Updates = AsyncGenerator[SessionUpdate, None]
 _Gate = queue.SimpleQueue[bool]
 _Ready = queue.SimpleQueue[tuple[SessionUpdate, _Gate] | BaseException | None]
 _AsyncReady = asyncio.Queue[tuple[SessionUpdate, asyncio.Event] | Exception | None]
 
 
 def merge(
-    lines: Sequence[tuple[Line, Steps[None]]], on_reconnect: OnReconnect
+    followers: Sequence[tuple[BlockingConnection, _Updates]],
 ) -> Generator[SessionUpdate, None, None]:
-    """Yield from all, as it comes. Each has a thread, which goes on once its last update is done with."""
-    if len(lines) == 1:
-        return lines[0][0].follow(lines[0][1], on_reconnect)
-    return _merge(lines, on_reconnect)
+    """Yield from all as updates come. Each has a thread, which goes on when its last update is done with."""
+    return _merge(followers) if len(followers) > 1 else iterate(followers[0][1])
 
 
 def _merge(
-    lines: Sequence[tuple[Line, Steps[None]]], on_reconnect: OnReconnect
+    followers: Sequence[tuple[BlockingConnection, _Updates]],
 ) -> Generator[SessionUpdate, None, None]:
     ready: _Ready = queue.SimpleQueue()
-    gates: list[_Gate] = [queue.SimpleQueue() for _ in lines]
+    gates: list[_Gate] = [queue.SimpleQueue() for _ in followers]
     threads = [
         threading.Thread(
-            target=_hand_over,
-            args=(line.follow(steps, on_reconnect), ready, gate),
-            name="session-feed",
-            daemon=True,
+            target=_hand_over, args=(iterate(updates), ready, gate), name="session-feed", daemon=True
         )
-        for (line, steps), gate in zip(lines, gates, strict=True)
+        for (_, updates), gate in zip(followers, gates, strict=True)
     ]
     for thread in threads:
         thread.start()
@@ -44,7 +39,7 @@ def _merge(
         running = len(threads)
         while running:
             item = ready.get()
-            if lines[0][0].is_closed:  # and so are all
+            if followers[0][0].is_closed:  # and so are all
                 return
             if item is None:
                 running -= 1
@@ -55,9 +50,9 @@ def _merge(
                 yield update
                 gate.put(True)
     finally:
-        for (line, _), gate in zip(lines, gates, strict=True):
+        for (connection, _), gate in zip(followers, gates, strict=True):
             gate.put(False)
-            line.close()
+            run(connection.close)
         for thread in threads:
             thread.join()
 
@@ -75,28 +70,21 @@ def _hand_over(updates: Generator[SessionUpdate, None, None], ready: _Ready, gat
         ready.put(None)
 
 
-def merge_async(
-    lines: Sequence[tuple[AsyncLine, Steps[None]]], on_reconnect: OnReconnect
-) -> AsyncGenerator[SessionUpdate, None]:
-    """Yield from all, as it comes. Each has a task, which goes on once its last update is done with."""
-    if len(lines) == 1:
-        return lines[0][0].follow(lines[0][1], on_reconnect)
-    return _merge_async(lines, on_reconnect)
+def merge_async(followers: Sequence[tuple[AsyncConnection, _Updates]]) -> _Updates:
+    """Yield from all as updates come. Each has a task, which goes on when its last update is done with."""
+    return _merge_async(followers) if len(followers) > 1 else followers[0][1]
 
 
-async def _merge_async(
-    lines: Sequence[tuple[AsyncLine, Steps[None]]], on_reconnect: OnReconnect
-) -> AsyncGenerator[SessionUpdate, None]:
+async def _merge_async(followers: Sequence[tuple[AsyncConnection, _Updates]]) -> _Updates:
     ready: _AsyncReady = asyncio.Queue()
     tasks = [
-        asyncio.create_task(_hand_over_async(line.follow(steps, on_reconnect), ready), name="session-feed")
-        for line, steps in lines
+        asyncio.create_task(_hand_over_async(updates, ready), name="session-feed") for _, updates in followers
     ]
     try:
         running = len(tasks)
         while running:
             item = await ready.get()
-            if lines[0][0].is_closed:
+            if followers[0][0].is_closed:
                 return
             if item is None:
                 running -= 1
@@ -107,13 +95,13 @@ async def _merge_async(
                 yield update
                 is_done.set()
     finally:
-        for (line, _), task in zip(lines, tasks, strict=True):
+        for (connection, _), task in zip(followers, tasks, strict=True):
             task.cancel()
-            await line.close()
+            await connection.close()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _hand_over_async(updates: AsyncGenerator[SessionUpdate, None], ready: _AsyncReady) -> None:
+async def _hand_over_async(updates: _Updates, ready: _AsyncReady) -> None:
     try:
         async with contextlib.aclosing(updates):
             async for update in updates:

@@ -1,0 +1,33 @@
+"""Cursors: ids of stream entries, such as `1795422761000-0`.
+
+https://redis.io/docs/latest/develop/data-types/streams/#entry-ids
+"""
+
+import re
+from typing import Final
+
+START: Final = "0-0"
+"""The cursor before everything that the stream holds, whatever was trimmed."""
+NOTHING: Final = "0-1"
+"""The cursor of a stream that was empty. No entry has it; what is trimmed later was missed."""
+MAX_PART: Final = 2**64 - 1
+"""The greatest number on either side of the hyphen."""
+
+
+def whole_cursor(cursor: str) -> str:
+    """Return the cursor; for a time alone (Unix milliseconds), the one before all entries of that time.
+
+    Raises:
+        ValueError: If it is neither.
+
+    """
+    parts = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", cursor)
+    if parts is None or any(int(part or 0) > MAX_PART for part in parts.groups()):
+        raise ValueError(f"{cursor!r} is no cursor like 1795422761000-0")
+    return cursor if "-" in cursor else f"{cursor}-0"
+
+
+def position(cursor: str) -> tuple[int, int]:
+    """Return the two numbers by which cursors compare."""
+    ms, _, sequence = cursor.partition("-")
+    return int(ms), int(sequence)

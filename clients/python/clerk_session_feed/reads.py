@@ -1,0 +1,67 @@
+"""Short reads: the state of sessions, and what the stream says about one."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from clerk_session_feed.cursors import START
+from clerk_session_feed.stream import Partition, newest
+from clerk_session_feed.transport import Connection
+from clerk_session_feed.updates import SessionUpdate, now_ms, published
+
+BATCH: Final = 500
+"""Entries in one response."""
+
+Sources = Sequence[tuple[Connection, Partition]]
+"""The partitions that may know, each with a connection to it."""
+
+
+async def get(sources: Sources, session_id: str) -> SessionUpdate | None:
+    for connection, partition in sources:
+        ((state,),) = await connection.ask_twice(("HMGET", partition.keys.session(session_id), "state"))
+        if state is not None:
+            return published(state, partition=partition.number)
+    return None
+
+
+async def is_live(sources: Sources, session_id: str) -> bool:
+    for connection, partition in sources:
+        key = partition.keys.session(session_id)
+        ((live, expire_at),) = await connection.ask_twice(("HMGET", key, "live", "_expire_at"))
+        if live is not None:
+            return bool(live == b"1" and (not expire_at or int(expire_at) > now_ms()))
+    return False
+
+
+async def live_sessions(sources: Sources, user_id: str) -> list[SessionUpdate]:
+    ((connection, partition),) = sources
+    keys = partition.keys
+    alive = ("ZRANGEBYSCORE", keys.user_sessions(user_id), f"({now_ms()}", "+inf")
+    (ids,) = await connection.ask_twice(alive)
+    if not ids:
+        return []
+    states = await connection.ask_twice(*(("HMGET", keys.session(each.decode()), "state") for each in ids))
+    updates = [published(state, partition=partition.number) for (state,) in states if state is not None]
+    return [update for update in updates if update.is_live]  # it may have ended in between
+
+
+async def history(sources: Sources, session_id: str) -> list[SessionUpdate]:
+    updates = []
+    for connection, partition in sources:
+        after = START
+        while True:
+            read = ("XRANGE", partition.keys.events, f"({after}", "+", "COUNT", BATCH)
+            (entries,) = await connection.ask_twice(read)
+            for entry in map(partition.entry, entries):
+                after = entry.cursor
+                if entry.session_id == session_id:
+                    updates.append(entry.update())
+            if len(entries) < BATCH:
+                break
+    return updates
+
+
+async def now(sources: Sources) -> dict[int, str]:
+    return {
+        partition.number: await newest(connection.ask_twice, partition.keys.events)
+        for connection, partition in sources
+    }

@@ -1,0 +1,228 @@
+"""The state of every session, then the stream, without a gap; or the channel, whose messages get lost."""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import redis
+
+from clerk_session_feed import transport
+from clerk_session_feed.cursors import NOTHING, START, position, whole_cursor
+from clerk_session_feed.errors import CursorLostError, UnreadableMessageError
+from clerk_session_feed.keys import Keys
+from clerk_session_feed.transport import Connection
+from clerk_session_feed.updates import SessionUpdate, published, streamed
+
+BATCH: Final = 500
+"""Entries, or keys, in one response."""
+
+Entries = list[tuple[bytes, Sequence[bytes]]]
+"""Entries of a stream as Redis sends them: the id, then names and values in turns."""
+Updates = AsyncGenerator[SessionUpdate, None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry of the stream: docs/contract.md, section 4."""
+
+    cursor: str
+    outcome: str
+    session_id: str
+    message: bytes
+    partition: "Partition"
+
+    def update(self) -> SessionUpdate:
+        """Raises UnreadableMessageError."""
+        try:
+            return streamed(self.cursor, self.outcome, self.message, self.partition.number)
+        except UnreadableMessageError as error:
+            raise UnreadableMessageError(f"{self.partition.keys.events} {self.cursor}: {error}") from None
+
+
+@dataclasses.dataclass(slots=True)
+class Partition:
+    """A stream, the keys that belong to it, and how far it was read."""
+
+    number: int
+    keys: Keys
+    cursor: str | None = None
+    """None: the snapshots come first."""
+    is_entry: bool = False
+    """There was an entry with this id: if it is gone, entries after it may be gone too."""
+    ahead: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    """Sessions whose snapshot was newer than the cursor, and up to where they are known."""
+    ahead_until: tuple[int, int] = (0, 0)
+    """The greatest position in `ahead`."""
+
+    def go_to(self, cursor: str) -> None:
+        """Raises ValueError if it is no cursor."""
+        self.cursor = whole_cursor(cursor)
+        self.is_entry = "-" in cursor and cursor not in {START, NOTHING}
+
+    def entry(self, entry: tuple[bytes, Sequence[bytes]]) -> Entry:
+        entry_id, fields = entry
+        named = dict(zip(fields[::2], fields[1::2], strict=False))
+        outcome, session_id = named.get(b"outcome", b""), named.get(b"session_id", b"")
+        return Entry(
+            entry_id.decode(), outcome.decode(), session_id.decode(), named.get(b"message", b""), self
+        )
+
+    def snapshot(self, key: bytes, state: bytes) -> SessionUpdate:
+        """Raises UnreadableMessageError."""
+        try:
+            return published(state, partition=self.number, is_snapshot=True)
+        except UnreadableMessageError as error:
+            raise UnreadableMessageError(f"{key.decode()}: {error}") from None
+
+    def is_known(self, entry: Entry) -> bool:
+        """Tell whether the session's snapshot was made after this entry."""
+        at = position(entry.cursor)
+        if at > self.ahead_until:
+            self.ahead.clear()
+        return at <= self.ahead.get(entry.session_id, (0, 0))
+
+
+async def follow(
+    connection: Connection, partitions: Sequence[Partition], *, stale: bool, resync: bool
+) -> Updates:
+    """Yield the snapshots of partitions without a cursor, then every entry behind the cursors; never end.
+
+    Raises:
+        CursorLostError: Unless `resync` is set: then the snapshots come again.
+
+    """
+    awake = list(partitions)
+    while True:
+        for partition in awake:
+            if partition.cursor is None:
+                # Before the snapshots: what happens meanwhile comes after this cursor.
+                partition.go_to(await newest(connection.ask, partition.keys.events))
+                async with contextlib.aclosing(snapshots(connection, partition)) as updates:
+                    async for update in updates:
+                        yield update
+        for partition in awake:
+            while entries := await _read_on(connection, partition, resync=resync):
+                for entry in map(partition.entry, entries):
+                    partition.cursor, partition.is_entry = entry.cursor, True
+                    if stale if entry.outcome != "applied" else not partition.is_known(entry):
+                        yield entry.update()
+        awake = [partition for partition in awake if partition.cursor is None]
+        awake = awake or await sleep(connection, partitions, [str(each.cursor) for each in partitions])
+
+
+async def subscribe(connection: Connection, channel: str) -> Updates:
+    """Yield what is published from now on; never end."""
+    while True:
+        message = await connection.receive(channel)
+        if message is not None:
+            yield published(message)
+
+
+async def _read_on(connection: Connection, partition: Partition, *, resync: bool) -> Entries:
+    """Return entries behind the cursor; none, and no cursor any more, if it is lost and `resync` is set.
+
+    The range begins with the cursor's own entry: as long as that is there, nothing behind it is missing.
+    """
+    cursor = str(partition.cursor)
+    first = cursor if partition.is_entry else f"({cursor}"
+    read = ("XRANGE", partition.keys.events, first, "+", "COUNT", BATCH + 1)
+    entries: Entries
+    if partition.is_entry:
+        (entries,) = await connection.ask(read)
+        is_lost = not entries or entries[0][0].decode() != cursor
+        entries = entries[1:]
+    else:
+        try:
+            entries, stream = await connection.ask(read, ("XINFO", "STREAM", partition.keys.events))
+        except redis.ResponseError as error:
+            if "no such key" not in str(error):
+                raise
+            entries, stream = [], []
+        is_lost = is_trimmed_past(cursor, as_dict(stream))
+    if not is_lost:
+        return entries
+    if not resync:
+        raise CursorLostError(cursor, partition.number)
+    partition.cursor = None
+    return []
+
+
+async def newest(ask: Callable[..., Awaitable[list[Any]]], events: str) -> str:
+    """Return the cursor at the end of a stream.
+
+    Args:
+        ask: `ask` or `ask_twice` of a connection.
+        events: The stream's key.
+
+    """
+    (entries,) = await ask(("XREVRANGE", events, "+", "-", "COUNT", 1))
+    return entries[0][0].decode() if entries else NOTHING
+
+
+def is_trimmed_past(cursor: str, stream: dict[bytes, Any], *, if_unknown: bool = False) -> bool:
+    """Tell whether something behind the cursor was removed.
+
+    Args:
+        cursor: How far the stream was read.
+        stream: The response to XINFO STREAM.
+        if_unknown: What to return for Redis 6.2, which does not count what was ever added.
+
+    """
+    first = stream.get(b"first-entry")
+    if cursor == START or not first or position(first[0].decode()) <= position(cursor):
+        return False
+    added = stream.get(b"entries-added")
+    return if_unknown if added is None else bool(added > stream[b"length"])
+
+
+async def snapshots(connection: Connection, partition: Partition) -> Updates:
+    """Yield the state of every session, each once.
+
+    A SCAN is worth nothing on another connection, which may lead to another server, or to one that was
+    restarted: there it begins anew.
+    """
+    pattern = re.sub(r"([][*?\\^])", r"\\\1", partition.keys.session("")) + "*"
+    begun_at = position(partition.cursor) if partition.cursor else None
+    seen: set[bytes] = set()
+    partition.ahead.clear()
+    at, connections = b"0", connection.connections
+    while True:
+        ((after, keys),) = await connection.ask(("SCAN", at, "MATCH", pattern, "COUNT", BATCH))
+        if at != b"0" and connection.connections != connections:
+            at = b"0"
+            continue
+        connections = connection.connections
+        new = [key for key in dict.fromkeys(keys) if key not in seen]
+        states = await connection.ask(*(("HMGET", key, "state") for key in new)) if new else []
+        for key, (state,) in zip(new, states, strict=True):
+            if state is not None:
+                seen.add(key)
+                update = partition.snapshot(key, state)
+                reached = position(update.cursor)
+                if begun_at is not None and reached > begun_at:
+                    partition.ahead[update.session.id] = reached
+                    partition.ahead_until = max(partition.ahead_until, reached)
+                yield update
+        at = after
+        if at == b"0":
+            return
+
+
+async def sleep(
+    connection: Connection, partitions: Sequence[Partition], cursors: Sequence[str]
+) -> list[Partition]:
+    """Wait, and return the partitions to look at: those with something behind the cursor, or all."""
+    streams = [partition.keys.events for partition in partitions]
+    command = ("XREAD", "COUNT", 1, "BLOCK", transport.BLOCK_MS, "STREAMS", *streams, *cursors)
+    (response,) = await connection.ask(command)
+    if response is None:
+        return list(partitions)  # their cursors may be lost
+    awake = {stream.decode() for stream, _ in response}
+    return [partition for partition in partitions if partition.keys.events in awake]
+
+
+def as_dict(response: Sequence[Any]) -> dict[bytes, Any]:
+    """Return names and values, which come in turns, as a dict."""
+    return dict(zip(response[::2], response[1::2], strict=True))

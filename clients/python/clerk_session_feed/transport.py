@@ -1,0 +1,312 @@
+"""A connection to Redis, with one interface for threads and for asyncio.
+
+The rules of a feed (`reads`, `stream`, `group`) are written once, as `async def` over a `Connection`. With an
+`AsyncConnection` they await the asyncio client of redis-py. With a `BlockingConnection` they call its blocking
+client, so they never suspend: `run` and `iterate` execute them in any thread, without an event loop.
+"""
+
+import abc
+import asyncio
+import contextlib
+import logging
+import sys
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from typing import Any, Final, ParamSpec, TypeVar
+
+import redis
+from redis.exceptions import AskError, ClusterError, OutOfMemoryError, ReadOnlyError, TryAgainError
+
+from clerk_session_feed import connections
+from clerk_session_feed.errors import FeedClosedError
+from clerk_session_feed.settings import RedisSettings
+
+READ_CONNECTIONS: Final = 8
+"""Connections that the short reads of a feed share at most: small plans of Redis allow twenty in all."""
+BLOCK_MS: Final = 2_000
+"""Milliseconds that a read waits for something new before it looks around."""
+FIRST_PAUSE: Final = 0.1
+"""Seconds before the first new attempt to connect; each pause is twice the one before."""
+LONGEST_PAUSE: Final = 2.0
+"""Seconds between two attempts to connect at most."""
+
+T = TypeVar("T")
+P = ParamSpec("P")
+Command = tuple[Any, ...]
+"""A command's name and its arguments."""
+OnReconnect = Callable[[redis.RedisError], None]
+log = logging.getLogger("service.feed")
+
+
+def log_reconnect(error: redis.RedisError) -> None:
+    """Log why a connection is made again."""
+    log.warning("Redis: %s; trying again", connections.explain(error))
+
+
+class Connection(abc.ABC):
+    """A client of redis-py, which connects when it is first used.
+
+    Attributes:
+        connections: Number of connections made so far. A new one may lead to another server.
+
+    """
+
+    _closing: threading.Event | asyncio.Event
+
+    def __init__(
+        self, settings: RedisSettings, key: str, *, blocks: bool, on_reconnect: OnReconnect = log_reconnect
+    ) -> None:
+        """Make a client.
+
+        Args:
+            settings: Where Redis is.
+            key: A key that the connection is for; it decides which node of a cluster is asked.
+            blocks: Whether commands wait for something new. If not, the connection is for short reads, which
+                share up to READ_CONNECTIONS.
+            on_reconnect: Is called with the error before each new attempt to connect.
+
+        """
+        options: dict[str, Any] = {"timeout": settings.redis_timeout, "max_connections": READ_CONNECTIONS}
+        if blocks:
+            options = {"timeout": settings.redis_timeout + BLOCK_MS / 1000}
+        self.connections = 0
+        self._on_reconnect = on_reconnect
+        self._pubsub: Any = None
+        self._is_pinged = False
+        self._client = self._connect(
+            settings.redis_url.get_secret_value(),
+            key,
+            tls_verify=settings.redis_tls_verify,
+            on_connect=self._count,
+            **options,
+        )
+        self._client.response_callbacks.clear()  # the rules read responses as Redis sends them (RESP2)
+
+    @staticmethod
+    @abc.abstractmethod
+    def _connect(url: str, key: str, **options: Any) -> Any:
+        """Return the client."""
+
+    @abc.abstractmethod
+    async def _resolve(self, result: Any) -> Any:
+        """Return the result of a call to redis-py."""
+
+    @abc.abstractmethod
+    async def _close(self, closable: Any) -> None:
+        """Close a client, or a subscription, of redis-py."""
+
+    @abc.abstractmethod
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but no longer than until the connection is closed."""
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closing.is_set()
+
+    async def close(self) -> None:
+        """Close the connection, so that whoever waits for Redis stops at once, in other threads too."""
+        self._closing.set()
+        await self._close(self._client)
+
+    async def execute(self, *commands: Command) -> list[Any]:
+        """Send commands in one round trip and return their responses.
+
+        Raises:
+            redis.RedisError: If there is no response, or one of them is an error.
+            FeedClosedError: If the connection is closed, or was closed meanwhile.
+
+        """
+        if len(commands) == 1:
+            return [await self._call(self._client.execute_command, *commands[0])]
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        responses: list[Any] = await self._call(pipeline.execute, raise_on_error=False)
+        for response in responses:
+            if isinstance(response, Exception):
+                raise response
+        return responses
+
+    async def ask(self, *commands: Command) -> list[Any]:
+        """Return the responses, however many attempts it takes.
+
+        Raises:
+            redis.RedisError: If another attempt can't help.
+            FeedClosedError: See `execute`.
+
+        """
+        return await self._persist(self.execute, *commands)
+
+    async def ask_twice(self, *commands: Command) -> list[Any]:
+        """Return the responses. A second attempt is made where the first may have met a dead connection.
+
+        Raises:
+            redis.RedisError: If the second attempt fails too, or can't help.
+            FeedClosedError: See `execute`.
+
+        """
+        try:
+            return await self.execute(*commands)
+        except redis.RedisError as error:
+            # Who has waited once, for Redis or for one of the connections, does not wait twice.
+            has_waited = isinstance(error, redis.TimeoutError) or str(error) == "No connection available."
+            if has_waited or not may_pass(error):
+                raise
+        await self._disconnect()
+        return await self.execute(*commands)
+
+    async def receive(self, channel: str) -> bytes | None:
+        """Return the next message of the channel; None if there is none for a while. Raises like `ask`."""
+        return await self._persist(self._receive, channel)
+
+    async def until_closed(self, updates: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """Yield updates until the connection is closed; close it when the caller stops."""
+        try:
+            async with contextlib.aclosing(updates):
+                async for update in updates:
+                    yield update
+                    if self.is_closed:
+                        return
+        except FeedClosedError:
+            pass
+        finally:
+            await self.close()
+
+    async def _persist(self, attempt: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return await attempt(*arguments)
+            except redis.RedisError as error:
+                if not may_pass(error):
+                    raise
+                await self._disconnect()
+                self._on_reconnect(error)
+            await self._pause(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    async def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        result = None
+        try:
+            if not self.is_closed:
+                result = await self._resolve(function(*arguments, **options))
+        except Exception:
+            # redis-py may raise anything when another thread closes its socket.
+            if not self.is_closed:
+                raise
+        if self.is_closed:
+            raise FeedClosedError("The feed is closed.")
+        return result
+
+    async def _receive(self, channel: str) -> bytes | None:
+        if self._pubsub is None:
+            self._is_pinged = False
+            self._pubsub = self._client.pubsub()
+            await self._call(self._pubsub.subscribe, channel)
+        message = await self._call(self._pubsub.get_message, timeout=BLOCK_MS / 1000)
+        if message is None:
+            # The response to a PING tells a channel on which nothing happens from a dead connection.
+            if self._is_pinged:
+                raise redis.TimeoutError("the subscription does not respond to PING")
+            await self._call(self._pubsub.ping)
+        self._is_pinged = message is None
+        return bytes(message["data"]) if message and message["type"] == "message" else None
+
+    async def _disconnect(self) -> None:
+        """Give up connections that nobody uses: after a failover, a new one may lead to another server."""
+        if self._pubsub is not None:
+            pubsub, self._pubsub = self._pubsub, None
+            await self._close(pubsub)
+        await self._call(self._client.connection_pool.disconnect, inuse_connections=False)
+
+    def _count(self, _: object) -> None:
+        if self.is_closed:  # redis-py connects again to send what it was about to send
+            raise redis.ConnectionError("The feed is closed.")
+        self.connections += 1
+
+
+class BlockingConnection(Connection):
+    """A connection for threads. Its coroutines block instead of suspending: see `run`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._closing: threading.Event = threading.Event()
+
+    @staticmethod
+    def _connect(url: str, key: str, **options: Any) -> Any:
+        return connections.connect(url, key, **options)
+
+    async def _resolve(self, result: Any) -> Any:
+        return result
+
+    async def _close(self, closable: Any) -> None:
+        closable.close()
+
+    async def _pause(self, seconds: float) -> None:
+        self._closing.wait(seconds)
+
+
+class AsyncConnection(Connection):
+    """A connection for one event loop."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._closing: asyncio.Event = asyncio.Event()
+
+    @staticmethod
+    def _connect(url: str, key: str, **options: Any) -> Any:
+        return connections.connect_async(url, key, **options)
+
+    async def _resolve(self, result: Any) -> Any:
+        task = asyncio.current_task()
+        cancelling = task.cancelling() if task else 0
+        try:
+            return await result
+        finally:
+            # redis-py sends with asyncio.wait_for, which may swallow a cancellation in Python 3.11:
+            # https://github.com/python/cpython/issues/86296
+            if task and task.cancelling() > cancelling:
+                raise asyncio.CancelledError
+
+    async def _close(self, closable: Any) -> None:
+        await closable.aclose()
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), seconds)
+
+
+def may_pass(error: redis.RedisError) -> bool:
+    """Tell whether another attempt may succeed. A wrong password, a ConnectionError too, stays wrong."""
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        return not isinstance(error, redis.AuthenticationError)
+    return isinstance(
+        error, ClusterError | AskError | TryAgainError | ReadOnlyError | OutOfMemoryError
+    ) or str(error).startswith(("BUSY ", "UNBLOCKED ", "MASTERDOWN ", "NOREPLICAS ", "MISCONF "))
+
+
+def run(function: Callable[P, Awaitable[T]], *arguments: P.args, **options: P.kwargs) -> T:
+    """Return the result of a function whose awaitable never suspends, as over a BlockingConnection."""
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)  # an event loop of this thread must not adopt our generators
+    try:
+        function(*arguments, **options).__await__().send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+    raise RuntimeError("A coroutine over a blocking connection was suspended.")
+
+
+def iterate(updates: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+    """Yield what an asynchronous generator over a BlockingConnection yields."""
+    try:
+        while True:
+            try:
+                update = run(updates.__anext__)
+            except StopAsyncIteration:
+                return
+            yield update
+    finally:
+        run(updates.aclose)
