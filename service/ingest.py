@@ -1,4 +1,4 @@
-"""One genuine delivery, from its body to its outcome. Knows no HTTP, so it can replay dead letters too."""
+"""One genuine delivery, from its body to its outcome. It knows no HTTP, so dead letters can be replayed."""
 
 import re
 import time
@@ -16,7 +16,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LARGE_BYTES: Final = 64 * 1024
-"""Bytes from which on a body may take long to read: the event loop leaves it to a thread."""
+"""Bytes from which on reading a body may take so long that a thread does it instead of the event loop."""
 
 Event = SessionChange | Ignored | Unusable
 """What a delivery says."""
@@ -26,7 +26,7 @@ _TYPE: Final = re.compile(r"[a-z_]{1,40}(\.[a-z_]{1,40}){1,3}", re.IGNORECASE | 
 
 
 class Ingest:
-    """Turns genuine deliveries into state."""
+    """Turns genuine deliveries into session state."""
 
     def __init__(
         self,
@@ -35,12 +35,7 @@ class Ingest:
         publish_http_request: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Args:
-        store: where state is kept.
-        publish_http_request: publish where the user's request came from, too.
-        clock: returns Unix seconds.
-
-        """
+        """Take the setting PUBLISH_HTTP_REQUEST, and a clock that returns Unix seconds."""
         self._store = store
         self._publish_http_request = publish_http_request
         self._clock = clock
@@ -49,17 +44,15 @@ class Ingest:
         """Turn a genuine delivery into state; when this returns, Redis has it.
 
         Args:
-            delivery: what was verified.
-            info: is filled in with what is known of the delivery, whatever becomes of it.
+            delivery: from the verifier, or from a dead letter.
+            info: filled in with what the delivery says, even if this raises.
 
         Raises:
-            MalformedEventError: The body is no event.
-            StoreUnavailableError: Redis did not take it.
+            MalformedEventError: The body is not an event.
+            StoreUnavailableError: Redis did not take it in time.
 
         """
-        if info is None:
-            info = DeliveryInfo()
-        event = read_body(delivery.body, self._read, delivery, info)
+        event = read_body(delivery.body, self._read, delivery, info or DeliveryInfo())
         if isinstance(event, Ignored):
             return Outcome("ignored")
         if isinstance(event, Unusable):
@@ -67,7 +60,7 @@ class Ingest:
         return self._store.apply(event, delivery.body, self._now_ms())
 
     def _read(self, delivery: Delivery, info: DeliveryInfo) -> Event:
-        """Read a delivery. Does no I/O."""
+        """Parse and normalize a body."""
         event = parse(delivery.body, info.nulled.append, with_request=self._publish_http_request)
         info.type = event.type if _TYPE.fullmatch(event.type) else None
         if isinstance(event, Ignored | Unusable):
@@ -83,10 +76,10 @@ class Ingest:
 
 
 def read_body(body: bytes, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function that reads a body; for a large one in a thread, so that the event loop goes on.
+    """Call a function that reads a body: in a thread if the body is large, so that the event loop goes on.
 
     Raises:
-        StoreUnavailableError: Too many large bodies wait for a thread.
+        StoreUnavailableError: No thread was free in time.
 
     """
     if len(body) <= LARGE_BYTES:

@@ -1,11 +1,9 @@
-"""Code that blocks, on an event loop that does not.
+"""Blocking calls on an event loop.
 
 Under `serve`, Flask's view runs in a greenlet on the server's event loop. Where the view would block, `wait`
 switches to the loop, which awaits the future and switches back with its result. SQLAlchemy's asyncio support
-made this technique known (https://docs.sqlalchemy.org/en/20/orm/extensions/asyncio.html). In a thread of any
-other WSGI server, the same `wait` blocks the thread.
-
-A module of its own, since it is shared by what waits (the store, views) and by what runs them (the bridge).
+made this technique known (https://docs.sqlalchemy.org/en/20/orm/extensions/asyncio.html). In a thread, as
+under any other WSGI server, the same `wait` blocks the thread.
 """
 
 import asyncio
@@ -20,24 +18,22 @@ from greenlet import getcurrent, greenlet
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_LARGE_WORK: Final = concurrent.futures.ThreadPoolExecutor(max_workers=2, thread_name_prefix="large-body")
-"""Two threads for what computes too long to do it on the loop; started with their first work."""
-
-
+_threads: Final = concurrent.futures.ThreadPoolExecutor(max_workers=2, thread_name_prefix="large-body")
+"""For what computes too long for the loop; a thread starts with its first work."""
 IDLE_GREENLETS: Final = 64
-"""Greenlets kept for later; each takes about 20 kB."""
+"""Greenlets kept for later calls; each takes about 20 kB."""
 
 
 class _LoopGreenlet(greenlet):
-    """Runs code that blocks, one call after the other, and lets its event loop go on meanwhile."""
+    """Makes blocking calls, one after the other, while its event loop goes on."""
 
     loop: asyncio.AbstractEventLoop
     hub: greenlet
     """Runs the loop."""
     deadline: float
-    """Of the loop's clock, in seconds: no `wait` lasts longer."""
+    """No `wait` lasts longer; in seconds of the loop's clock."""
     call: Callable[[], Any] | None
-    """What to call next; None once that has returned or raised."""
+    """The call to make; None once it has returned or raised."""
     result: Any
     failure: BaseException | None
 
@@ -48,38 +44,26 @@ class _LoopGreenlet(greenlet):
         while True:
             try:
                 self.result, self.failure = self.call(), None  # type: ignore[misc]
-            except BaseException as error:  # noqa: BLE001  # raised by Greenlets.run
+            except BaseException as error:  # noqa: BLE001  # Greenlets.run raises it
                 self.result, self.failure = None, error
             self.call = None
             self.hub.switch()
 
 
 class Greenlets:
-    """Runs code that blocks on an event loop, without holding it up.
+    """Makes blocking calls on an event loop, which goes on meanwhile.
 
     Greenlets are used again: CPython maps memory for each new one, which costs more than switching does.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Args:
-        loop: the only one on which `run` is awaited.
-
-        """
         self._loop = loop
         self._idle: list[_LoopGreenlet] = []
 
     async def run(self, deadline: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that may `wait`, in a greenlet with a copy of this task's context.
 
-        Args:
-            deadline: of the loop's clock, in seconds; the function's waits end by then.
-            function: what to call.
-            *args: of the function.
-            **kwargs: of the function.
-
-        Returns:
-            What the function returns; what it raises, this raises.
-
+        Its waits end at the deadline, in seconds of the loop's clock. It has to be awaited on the loop.
         """
         worker = self._idle.pop() if self._idle else _LoopGreenlet()
         worker.gr_context = contextvars.copy_context()
@@ -89,7 +73,7 @@ class Greenlets:
         while worker.is_busy():
             try:
                 value = await awaited
-            except BaseException as error:  # noqa: BLE001  # whatever it is belongs to the function that waits
+            except BaseException as error:  # noqa: BLE001  # the function that waits gets it
                 awaited = worker.throw(error)
             else:
                 awaited = worker.switch(value)
@@ -106,9 +90,9 @@ class Greenlets:
 
 
 def new_future(loop: asyncio.AbstractEventLoop | None) -> "concurrent.futures.Future[Any]":
-    """Return a future that the caller can `wait` for, and that is completed on this loop.
+    """Return a future for the caller to `wait` for, and for code on this loop to complete.
 
-    The loop's own kind, if the caller runs in a greenlet on that loop: such a future wakes nobody else.
+    It is asyncio's kind if the caller runs in a greenlet on that loop: completing it wakes no thread.
     """
     current = getcurrent()
     if loop is not None and isinstance(current, _LoopGreenlet) and current.loop is loop:
@@ -117,14 +101,11 @@ def new_future(loop: asyncio.AbstractEventLoop | None) -> "concurrent.futures.Fu
 
 
 def wait(future: Any, timeout: float | None = None) -> Any:
-    """Block until a future is done; only the calling greenlet, if it runs on an event loop.
+    """Block this thread, or this greenlet, until a future is done; return its result or raise its error.
 
     Args:
-        future: of asyncio (of the greenlet's own loop) or of concurrent.futures.
-        timeout: in seconds; None waits for ever, or until the greenlet's deadline.
-
-    Returns:
-        The future's result; its error is raised.
+        future: of concurrent.futures, or of asyncio and the greenlet's loop.
+        timeout: in seconds. A greenlet waits until its deadline at most.
 
     Raises:
         TimeoutError: The time is over; the future is cancelled.
@@ -135,17 +116,16 @@ def wait(future: Any, timeout: float | None = None) -> Any:
         try:
             return future.result(timeout)
         except TimeoutError:
-            if (
-                not future.cancel() and future.done()
-            ):  # it was done just now, or has a TimeoutError of its own
+            # It may have been done just now, or have a TimeoutError of its own.
+            if not future.cancel() and future.done():
                 return future.result()
             raise
     if isinstance(future, concurrent.futures.Future):
         future = asyncio.wrap_future(future, loop=current.loop)
     if not future.done():
-        deadline = (
-            current.deadline if timeout is None else min(current.deadline, current.loop.time() + timeout)
-        )
+        deadline = current.deadline
+        if timeout is not None:
+            deadline = min(deadline, current.loop.time() + timeout)
         timer = current.loop.call_at(deadline, future.cancel)
         try:
             return current.hub.switch(future)
@@ -159,18 +139,18 @@ def wait(future: Any, timeout: float | None = None) -> Any:
 
 
 def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function that computes for long; in a thread, if it would hold up an event loop here.
+    """Call a function that computes for long: in a thread, if the caller runs on an event loop.
 
     Raises:
-        TimeoutError: No thread was free until the greenlet's deadline, or the function took longer.
+        TimeoutError: The function has not returned by the greenlet's deadline.
 
     """
     current = getcurrent()
     if not isinstance(current, _LoopGreenlet):
         return function(*args, **kwargs)
     context = contextvars.copy_context()
-    work = _LARGE_WORK.submit(context.run, functools.partial(function, *args, **kwargs))
-    return wait(work)  # type: ignore[no-any-return]
+    call = functools.partial(function, *args, **kwargs)
+    return wait(_threads.submit(context.run, call))  # type: ignore[no-any-return]
 
 
 def await_only(awaitable: Awaitable[T]) -> T:
@@ -187,12 +167,7 @@ def await_only(awaitable: Awaitable[T]) -> T:
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in a task of its own, and so in this greenlet's context, which has Flask's request.
-
-    Raises:
-        RuntimeError: The caller does not run in a greenlet on an event loop.
-
-    """
+    """Do as `await_only`, but in a task of its own: it has this greenlet's context, with Flask's request."""
     return await_only(asyncio.ensure_future(coroutine))
 
 

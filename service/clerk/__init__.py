@@ -1,1 +1,1 @@
-"""What Clerk sends: signatures, events, and the state that an event becomes. Does no I/O; svix enters here."""
+"""What Clerk sends: signatures, events, and the state that an event makes. Does no I/O; svix enters here."""

@@ -1,41 +1,32 @@
-"""How leniently each kind of Clerk's fields is read, in both of Clerk's spellings."""
+"""The kinds of fields in Clerk's payloads, and how strictly each is read: docs/contract.md, section 7."""
 
+import contextlib
 import decimal
 from typing import Annotated, Any, ClassVar, Final, Self
 
 import orjson
+import pydantic
 from clerk_session_feed import lenient_json
 from clerk_session_feed.models import Id, Text
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    ModelWrapValidatorHandler,
-    PlainValidator,
-    ValidationInfo,
-    model_validator,
-)
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema, core_schema
 
 MAX_ACTOR_BYTES: Final = 4096
+"""Bytes of compact JSON that an actor may have."""
 MAX_TIME: Final = 10**14
-"""Unix milliseconds; the year 5138."""
+"""The latest time that is read, in Unix milliseconds: the year 5138."""
 SECONDS_BELOW: Final = 10**11
-"""A smaller number is a time in seconds: as milliseconds it would lie before March 1973."""
+"""A smaller number is a time in seconds: in milliseconds it would be a time before March 1973."""
 
 
-def note_nulled(field: str | None, info: ValidationInfo) -> None:
+def record_nulled(field: str | None, info: pydantic.ValidationInfo) -> None:
+    """Tell the caller of `parse` that a field with an invalid value is read as null."""
     if info.context is not None:
         info.context(field)
 
 
 def to_milliseconds(value: object) -> int:
-    """Read a time in Unix seconds or milliseconds, told apart by magnitude; the fraction of a ms is cut.
-
-    Raises ValueError for anything but a number from 0 to 10^14.
-    """
+    """Return a time in Unix seconds or milliseconds as whole milliseconds; raise ValueError for no time."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("not a number")  # noqa: TRY004  # pydantic reports ValueError
     if not 0 <= value <= MAX_TIME:  # NaN too
@@ -43,35 +34,33 @@ def to_milliseconds(value: object) -> int:
     scale = 1000 if value < SECONDS_BELOW else 1
     if isinstance(value, int):
         return value * scale
-    # In decimal, as it was written: in binary, some times in seconds come out a millisecond short.
+    # In decimal, as it was written: binary arithmetic makes some times a millisecond too early.
     return int(decimal.Decimal(repr(value)) * scale)
 
 
-def _whole_actor(value: object) -> orjson.Fragment:
+def _compact_actor(value: object) -> orjson.Fragment:
     if not isinstance(value, dict) or not isinstance(value.get("sub"), str):
         raise ValueError("not an object with a string `sub`")  # noqa: TRY004  # pydantic reports ValueError
-    try:
+    with contextlib.suppress(ValueError):
         compact = lenient_json.dumps(value, at_most=MAX_ACTOR_BYTES).encode()
-    except ValueError:
-        raise ValueError("can't be written as UTF-8 JSON again, or not in 4 KiB") from None
-    if len(compact) > MAX_ACTOR_BYTES:
-        raise ValueError(f"larger than {MAX_ACTOR_BYTES} bytes of compact JSON")
-    return orjson.Fragment(compact)
+        if len(compact) <= MAX_ACTOR_BYTES:
+            return orjson.Fragment(compact)
+    raise ValueError(f"not in {MAX_ACTOR_BYTES} bytes of compact UTF-8 JSON")
 
 
-class Lenient:
-    """Metadata never costs an event: what can't be read is null, and counted (by `Wire`)."""
+class NullIfInvalid:
+    """Marks metadata, which never costs an event: an invalid value is read as null, and recorded."""
 
     @staticmethod
-    def __get_pydantic_core_schema__(source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(source: Any, handler: pydantic.GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_default_schema(handler(source), default=None, on_error="default")
 
 
 class _UnixTime:
-    """Nearly all are in milliseconds already: those never leave pydantic's own code."""
+    """A time; one in milliseconds, as nearly all are, is read without calling Python code."""
 
     @staticmethod
-    def __get_pydantic_core_schema__(_: Any, __: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(_: Any, __: pydantic.GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.union_schema(
             [
                 core_schema.int_schema(strict=True, ge=SECONDS_BELOW, le=MAX_TIME),
@@ -84,36 +73,40 @@ class _UnixTime:
         )
 
 
-LenientId = Annotated[Id | None, Lenient]
-LenientText = Annotated[Text | None, Lenient]
+OptionalId = Annotated[Id | None, NullIfInvalid]
+OptionalText = Annotated[Text | None, NullIfInvalid]
 Time = Annotated[int | None, _UnixTime]
-Actor = Annotated[Any, PlainValidator(_whole_actor)] | None
-Flag = Annotated[Annotated[bool, Field(strict=True)] | None, Lenient]
+Actor = Annotated[Any, pydantic.PlainValidator(_compact_actor)] | None
+Flag = Annotated[Annotated[bool, pydantic.Field(strict=True)] | None, NullIfInvalid]
 
 
-class Wire(BaseModel):
-    """An object of Clerk's, read in both of Clerk's spellings: null counts as missing."""
+class ClerkModel(pydantic.BaseModel):
+    """An object in a payload, read in both spellings of Clerk's; null counts as missing."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = pydantic.ConfigDict(frozen=True, extra="ignore")
     _sdk_names: ClassVar[dict[str, str]]
-    """How Clerk's SDKs spell a field, where it differs from the wire."""
-    _lenient: ClassVar[tuple[str, ...]]
+    """Names as Clerk's SDKs write them (`userId`), where they differ from the webhooks' (`user_id`)."""
+    _null_if_invalid: ClassVar[tuple[str, ...]]
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: object) -> None:
         cls._sdk_names = {sdk: name for name in cls.model_fields if (sdk := to_camel(name)) != name}
-        cls._lenient = tuple(name for name, field in cls.model_fields.items() if Lenient in field.metadata)
+        cls._null_if_invalid = tuple(
+            name for name, field in cls.model_fields.items() if NullIfInvalid in field.metadata
+        )
 
-    @model_validator(mode="wrap")
+    @pydantic.model_validator(mode="wrap")
     @classmethod
-    def _read(cls, value: Any, read: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+    def _read(
+        cls, value: Any, read: pydantic.ModelWrapValidatorHandler[Self], info: pydantic.ValidationInfo
+    ) -> Self:
         if not isinstance(value, dict):
             return read(value)
         if not cls._sdk_names.keys().isdisjoint(value):
             sdk_values = {name: value[sdk] for sdk, name in cls._sdk_names.items() if sdk in value}
             value = value | {name: each for name, each in sdk_values.items() if value.get(name) is None}
         model = read(value)
-        for name in cls._lenient:
+        for name in cls._null_if_invalid:
             if getattr(model, name) is None and value.get(name) is not None:
-                note_nulled(name, info)
+                record_nulled(name, info)
         return model

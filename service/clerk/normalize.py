@@ -1,24 +1,15 @@
-"""Clerk's event to the contract's state, and its place in the order of all events of the session. Pure."""
+"""What an event of Clerk's says about a session: docs/contract.md, sections 6 and 7. Does no I/O."""
 
-from typing import Final, Literal
+from typing import Any, Final
 
-from clerk_session_feed.models import (
-    OPEN_STATUSES,
-    Event,
-    EventWithRequest,
-    HttpRequest,
-    Session,
-    SessionActivity,
-    SessionTask,
-    Status,
-)
+from clerk_session_feed import models
+from clerk_session_feed.models import OPEN_STATUSES, Event, Session, Status
 
 from service.clerk import events as clerk
 from service.models import RANKS, OrderKey, SessionChange, Unusable
 
 DAY_MS: Final = 86_400_000
-
-
+"""How far in the future `updated_at` may lie."""
 _TERMINAL_TYPES: Final[dict[str, Status]] = {
     "session.ended": "ended",
     "session.removed": "removed",
@@ -27,6 +18,10 @@ _TERMINAL_TYPES: Final[dict[str, Status]] = {
 
 
 def normalize(event: clerk.SessionEvent, *, message_id: str, now_ms: int) -> SessionChange | Unusable:
+    """Return the state that an event gives its session, and the event's place in the session's order.
+
+    A session is live if it is active and `expire_at` is later than `now_ms`, in Unix milliseconds.
+    """
     data = event.data
     status = _status(event.type, data.status)
     if status is None:
@@ -36,7 +31,7 @@ def normalize(event: clerk.SessionEvent, *, message_id: str, now_ms: int) -> Ses
             break
     else:
         return Unusable(
-            event.type, "invalid_updated_at", "data.updated_at: missing, and no other time is there"
+            event.type, "invalid_updated_at", "data.updated_at: missing, and no other time is set"
         )
     if updated_at > now_ms + DAY_MS:
         return Unusable(event.type, "invalid_updated_at", "data.updated_at: over a day in the future")
@@ -52,40 +47,37 @@ def normalize(event: clerk.SessionEvent, *, message_id: str, now_ms: int) -> Ses
             live=status == "active" and (data.expire_at is None or data.expire_at > now_ms),
             last_active_organization_id=data.last_active_organization_id,
             last_active_at=data.last_active_at,
-            latest_activity=SessionActivity(**vars(data.latest_activity)) if data.latest_activity else None,
+            latest_activity=models.SessionActivity(**vars(data.latest_activity))
+            if data.latest_activity
+            else None,
             expire_at=data.expire_at,
             abandon_at=data.abandon_at,
             updated_at=updated_at,
             created_at=data.created_at,
-            tasks=tuple(SessionTask(key=task.key) for task in data.tasks),
+            tasks=data.tasks,
         ),
         order=OrderKey(status not in OPEN_STATUSES, updated_at, occurred_at, RANKS.index(status), message_id),
     )
 
 
 def _status(type_: str, reported: Status | None) -> Status | None:
-    """The type outranks an open status: a `session.revoked` that still says `active` is a revocation."""
+    """Return the status: the type decides if the event reports an open status, or none."""
     if type_ in _TERMINAL_TYPES and (reported is None or reported in OPEN_STATUSES):
         return _TERMINAL_TYPES[type_]
     return reported
 
 
 def _event(event: clerk.SessionEvent, message_id: str, occurred_at_ms: int) -> Event:
-    source: Literal["clerk"] = "clerk"
+    common: dict[str, Any] = {
+        "id": message_id,
+        "type": event.type,
+        "occurred_at": occurred_at_ms,
+        "instance_id": event.instance_id,
+        "source": "clerk",
+    }
     if not isinstance(event, clerk.SessionEventWithRequest):
-        return Event(
-            id=message_id,
-            type=event.type,
-            occurred_at=occurred_at_ms,
-            instance_id=event.instance_id,
-            source=source,
-        )
+        return Event(**common)
     request = event.event_attributes.http_request if event.event_attributes else None
-    return EventWithRequest(
-        id=message_id,
-        type=event.type,
-        occurred_at=occurred_at_ms,
-        instance_id=event.instance_id,
-        source=source,
-        http_request=HttpRequest(**vars(request)) if request else None,
+    return models.EventWithRequest(
+        **common, http_request=models.HttpRequest(**vars(request)) if request else None
     )

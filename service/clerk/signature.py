@@ -1,7 +1,7 @@
-"""Raw bytes and headers to a genuine delivery, or one family of errors. Does no I/O.
+"""The signature of a delivery. Does no I/O.
 
-Wraps `svix` (https://docs.svix.com/receiving/verifying-payloads/how-manual): the package lets `ValueError`,
-`binascii.Error` and `UnicodeDecodeError` out on malformed input, so only what is well-formed reaches it.
+`svix` (https://docs.svix.com/receiving/verifying-payloads/how-manual) raises `ValueError`, `binascii.Error`
+and `UnicodeDecodeError` on malformed input, so malformed headers are refused before it is called.
 """
 
 import re
@@ -21,30 +21,37 @@ from service.errors import (
 from service.models import Delivery
 
 TOLERANCE_SECONDS: Final = 300
+"""Seconds that a timestamp may differ from the time here, as Svix' own libraries have it."""
 TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
 _V1_ENTRY: Final = re.compile(r"v1,[A-Za-z0-9+/]{43}=")
 """`v1,` and the base64 of the 32 bytes of an HMAC-SHA256."""
 
 
 class Headers(Protocol):
-    """The headers of a request: a dict of them, or Flask's `request.headers`."""
+    """A request's headers: a dict with names in lower case, or Flask's `request.headers`."""
 
     def get(self, name: str, /) -> str | None:
-        """Return a header by its name in lower case."""
+        """Return the header with this name, in lower case."""
 
 
 class Verifier:
-    """Verifies deliveries against one or more secrets; any of them will do, so rotation loses nothing."""
+    """Accepts deliveries that are signed with one of its secrets; several allow for rotation."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        """secrets: `whsec_…`, as Clerk shows them; validated by the settings."""
+        """Take secrets as Clerk shows them (`whsec_…`), validated by the settings."""
         self._webhooks = [Webhook(secret) for secret in secrets]
 
     def verify(self, headers: Headers, body: bytes, now: float | None = None) -> Delivery:
-        """Check a delivery's signature over its raw bytes.
+        """Check the signature over the raw bytes of a body.
 
-        headers: of them, HEADERS are looked up. now: Unix seconds; the current time if left out.
-        Raises SignatureError, and nothing else.
+        Args:
+            headers: of the request; only HEADERS are read.
+            body: before any decoding.
+            now: Unix seconds; the current time if left out.
+
+        Raises:
+            SignatureError: The signature is missing, malformed, too old or wrong. Nothing else is raised.
+
         """
         family, names = _FAMILIES[0] if any(map(headers.get, _FAMILIES[0][1])) else _FAMILIES[1]
         message_id, timestamp, signature = (headers.get(name) or "" for name in names)
@@ -78,7 +85,7 @@ class Verifier:
             except (WebhookVerificationError, ValueError):
                 continue
             return Delivery(message_id, sent_at, body)
-        raise InvalidSignatureError("No signature in it was made with a signing secret known here.")
+        raise InvalidSignatureError("None of its signatures was made with a signing secret that is set here.")
 
 
 _FAMILIES: Final = tuple(
@@ -86,4 +93,4 @@ _FAMILIES: Final = tuple(
     for family in ("svix", "webhook")
 )
 HEADERS: Final = (*_FAMILIES[0][1], *_FAMILIES[1][1])
-"""Whichever family is there counts; the first one, if both are."""
+"""The headers that `verify` reads. If both families are there, the `svix-` one counts."""

@@ -1,4 +1,4 @@
-"""The one event that is not Clerk's: a session ran out. Made from the state that is held of it. Pure."""
+"""The expiry event, which the relay makes of a session's stored state once that ran out. Does no I/O."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -7,24 +7,31 @@ import orjson
 from clerk_session_feed import lenient_json
 from clerk_session_feed.models import ID, OPEN_STATUSES, SCHEMA_VERSION
 
-from service.models import RANKS, Expiry, OrderKey
+from service.models import RANKS, NewState, OrderKey
 
-HELD_FIELDS: Final = ("state", "cursor", "status", "user_id", "_expire_at", "_order")
-"""What has to be known of a session's hash."""
+STORED_FIELDS: Final = ("state", "cursor", "status", "user_id", "_expire_at", "_order")
+"""Fields of a session's hash that an expiry event is made from."""
 
 
 def expiry_of(
-    session_id: str, held: Sequence[bytes | None], now_ms: int, omitted: frozenset[str] = frozenset()
-) -> Expiry | None:
-    """Return what ends a session, or None if nothing is held of it, or it did not run out.
+    session_id: str, stored: Sequence[bytes | None], now_ms: int, omitted: frozenset[str] = frozenset()
+) -> NewState | None:
+    """Return the state that ends a session, or None if nothing is stored of it, or it did not run out.
 
-    held: the HELD_FIELDS of its hash. omitted: fields that are not published (any more).
-    Raises ValueError if that is no state, or no session's id, of this version of the relay's.
+    Args:
+        session_id: from the expiry set.
+        stored: the values of STORED_FIELDS.
+        now_ms: Unix milliseconds.
+        omitted: fields that are null from now on, even if they were published in the stored state.
+
+    Raises:
+        ValueError: The id or the state was not written by this version of the relay.
+
     """
     if not ID.fullmatch(session_id):
-        raise ValueError("it is no id of a session")
+        raise ValueError("it is not an id of a session")
     state, cursor, status, user_id, expire_at, order = (
-        None if value is None else value.decode() for value in held
+        None if value is None else value.decode() for value in stored
     )
     if status not in OPEN_STATUSES or not expire_at or int(expire_at) > now_ms:
         return None
@@ -46,16 +53,16 @@ def expiry_of(
             event["http_request"] = None
         published = orjson.dumps({"event": event, "session": _expired(message["session"], omitted)})
     except (KeyError, TypeError) as error:
-        raise ValueError(f"its state is no message: {type(error).__name__}") from error
-    return Expiry(session_id, user_id, int(expire_at), key, published, cursor)
+        raise ValueError(f"its state is not a message: {type(error).__name__}") from error
+    return NewState(session_id, user_id, "expired", False, int(expire_at), key, published, from_cursor=cursor)
 
 
-def _order_after(held: OrderKey, session_id: str, expire_at: int) -> OrderKey:
-    """After the open state that is held, and before all that Clerk says later: CONTRACT, section 6."""
+def _order_after(stored: OrderKey, session_id: str, expire_at: int) -> OrderKey:
+    """Return a place after the stored state and before Clerk's later events: docs/contract.md, section 6."""
     return OrderKey(
         terminal=False,
-        updated_at_ms=max(expire_at, held.updated_at_ms),
-        occurred_at_ms=max(expire_at, held.occurred_at_ms),
+        updated_at_ms=max(expire_at, stored.updated_at_ms),
+        occurred_at_ms=max(expire_at, stored.occurred_at_ms),
         rank=RANKS.index("expired"),
         message_id=f"exp_{session_id}_{expire_at}",
     )
@@ -70,6 +77,6 @@ def _expired(session: dict[str, Any], omitted: frozenset[str]) -> dict[str, Any]
         elif session[field] is not None:
             session[field][inner] = None
     if session["actor"] is not None:
-        # Its integers may be of any size, which orjson's are not.
+        # Its integers may be too large for orjson.
         session["actor"] = orjson.Fragment(lenient_json.dumps(session["actor"]))
     return session

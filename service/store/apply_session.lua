@@ -1,60 +1,65 @@
--- Applies one session event, atomically: looks for the message id, compares, writes, indexes, appends to
--- the stream and publishes.
---
--- KEYS
---   1  {clerk}:session:<session id>       hash, TTL    the state held; `_…` fields are bookkeeping:
---                                                      _order, _expire_at, _user_key (this state's KEYS[2]),
---                                                      _message:<id> = "<cursor> <revision> <digest of body>"
---   2  {clerk}:user:<user id>:sessions    zset, TTL    ids of live sessions by expire_at (ms, +inf)
---   3  {clerk}:events                     stream       outcome, session_id, user_id, message
---   4  {clerk}:expiry                     zset         ids of open sessions by expire_at (ms)
---   A session that changes its user leaves the old user's set, the key named by the hash's `_user_key`:
---   the one key that can't be passed in KEYS. It has the prefix's hash tag, so it is in the same slot.
---
--- ARGV
---   1  message id        2  order key: "<terminal 1|0> <updated_at ms> <occurred_at ms> <rank> <message id>"
---   3  session id        4  user id              5  status               6  live (1|0)
---   7  expire_at (ms, or empty)                  8  TTL (ms)             9  retention (ms)
---   10 stream length     11 channel              12 user channel
---   13 the message from `,"event":` on           14 confirm (1|0): write even for a duplicate, so that
---                                                   the WAIT that follows covers the first time's write
---   15 digest of the body: hexadecimal; empty for an event of our own
---   16 cursor of the state that the event was made from, if it was made from what is held (an expiry); else empty
+-- Applies one session event, atomically: looks for the message id, compares, writes, indexes, appends to the
+-- stream and publishes. docs/contract.md, section 6.
 --
 -- Returns {outcome, cursor, revision, remark}: applied | duplicate | stale; revision is empty for a stale event;
--- remark is `other_body` for a duplicate that is none: its id was seen with another body. Else it is empty.
--- Returns {'superseded', '', '', ''}, and has done nothing, if another state than that of ARGV 16 is held by now.
+-- remark is `other_body` for a duplicate whose id was seen with another body, else empty.
+-- Returns {'superseded', '', '', ''}, and does nothing, if the stored state is not that of `from_cursor`.
 --
--- Redis does not roll back a script. So all that can be asked is asked before the first write, and a write
--- that fails all the same undoes those before it.
+-- Redis does not roll back a script. So the script asks all that it can ask before its first write, and undoes
+-- its writes if a later one fails.
 
-local session_key, user_key, events_key, expiry_key = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local message_id, order_key, session_id, user_id, status, live = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local expire_at, ttl, retention = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
-local channel, user_channel, tail, digest = ARGV[11], ARGV[12], ARGV[13], ARGV[15]
+local
+  session_key,    -- {clerk}:session:<session id>       hash, TTL    the stored state; `_…` fields are bookkeeping:
+                  --                                    _order, _expire_at, _user_key (the user_key of this state),
+                  --                                    _message:<id> = "<cursor> <revision> <digest of body>"
+  user_key,       -- {clerk}:user:<user id>:sessions    zset, TTL    ids of live sessions by expire_at (ms, +inf)
+  events_key,     -- {clerk}:events                     stream       outcome, session_id, user_id, message
+  expiry_key      -- {clerk}:expiry                     zset         ids of open sessions by expire_at (ms)
+  -- A session whose user changes leaves the old user's set. The hash's `_user_key` names that key, which KEYS
+  -- can't: nobody knows it before. It has the prefix's hash tag, so it is in the same slot.
+  = unpack(KEYS)
+local
+  message_id,
+  order_key,      -- "<terminal 1|0> <updated_at ms> <occurred_at ms> <rank> <message id>"
+  session_id,
+  user_id,
+  status,
+  live,           -- 1 | 0
+  expire_at,      -- ms, or empty
+  ttl_ms,         -- of the session's key
+  retention_ms,   -- how long a message id is remembered at least
+  stream_maxlen,  -- entries that the stream keeps, about
+  channel,
+  user_channel,
+  message_tail,   -- the message from `,"event":` on
+  confirm,        -- 1: write even for a duplicate, so that the WAIT that follows covers the first write; else 0
+  body_digest,    -- hexadecimal; empty for an expiry
+  from_cursor     -- cursor of the stored state that an expiry was made from; else empty
+  = unpack(ARGV)
+ttl_ms, retention_ms = tonumber(ttl_ms), tonumber(retention_ms)
 
 local message_field = '_message:' .. message_id
 local FIELDS = { 'state', 'status', 'live', 'user_id', 'revision', 'cursor', '_order', '_expire_at', '_user_key' }
 
-local held_values = redis.call('HMGET', session_key, message_field, unpack(FIELDS))
-local seen = table.remove(held_values, 1)
+local values = redis.call('HMGET', session_key, message_field, unpack(FIELDS))
+local seen = table.remove(values, 1)
 if seen then
-  if ARGV[14] == '1' then
+  if confirm == '1' then
     local left = redis.call('PTTL', session_key)
-    redis.call('PEXPIRE', session_key, left > 0 and left or retention)
+    redis.call('PEXPIRE', session_key, left > 0 and left or retention_ms)
   end
   local cursor, revision, first_digest = string.match(seen, '^(%S+) (%d*) (%x*)$')
-  return { 'duplicate', cursor, revision, digest == first_digest and '' or 'other_body' }
+  return { 'duplicate', cursor, revision, body_digest == first_digest and '' or 'other_body' }
 end
 
-local held
-if held_values[1] then
-  held = {}
+local stored
+if values[1] then
+  stored = {}
   for i, field in ipairs(FIELDS) do
-    held[field] = held_values[i]
+    stored[field] = values[i]
   end
 end
-if ARGV[16] ~= '' and not (held and held.cursor == ARGV[16]) then
+if from_cursor ~= '' and not (stored and stored.cursor == from_cursor) then
   return { 'superseded', '', '', '' }
 end
 
@@ -81,16 +86,16 @@ local function is_after(a, b)
   return is_after_bytewise(x[5], y[5])
 end
 
-local applied = not held or is_after(order_key, held._order)
+local applied = not stored or is_after(order_key, stored._order)
 
 local function message(cursor, revision, previous_status)
   return '{"schema_version":1,"cursor":' .. (cursor and '"' .. cursor .. '"' or 'null')
     .. ',"revision":' .. (revision or 'null')
     .. ',"previous_status":' .. (previous_status and '"' .. previous_status .. '"' or 'null')
-    .. tail
+    .. message_tail
 end
 
--- The commands that put a session where its state says it belongs in the two sorted sets.
+-- The commands that make the two sorted sets agree with a state.
 local function index(state)
   local is_open = state.status == 'active' or state.status == 'pending'
   return
@@ -111,43 +116,44 @@ local function set_state(state)
   return command
 end
 
--- Redis 6.2 puts the place in the script before an error, and has no code for a lack of rights.
-local function as_redis_says_it(reply)
+-- The error as later versions word it: Redis 6.2 puts the place in the script before it, and has no code for a
+-- lack of rights.
+local function plain_error(reply)
   local no_right = string.match(reply.err, '@user_script: %d+: (The user executing the script .*)$')
   return redis.error_reply(
     no_right and 'NOPERM ' .. no_right or string.match(reply.err, ': %-(%u+ .*)$') or reply.err)
 end
 
--- Writes the event to the stream, then runs what `plan(cursor)` returns: commands, and what undoes them. A
--- command that fails undoes everything, and its error is what this returns; else the cursor.
+-- Appends the event to the stream, then runs the commands that `plan(cursor)` returns first. If one fails, runs
+-- those that it returns second, which undo them. Returns the cursor, or the error.
 local function write(revision, previous_status, plan)
-  local events_is_new = redis.call('EXISTS', events_key) == 0
-  -- First, because it is refused when memory is short, where a first write that frees memory is not.
-  local cursor = redis.pcall('XADD', events_key, 'MAXLEN', '~', ARGV[10], '*',
+  local is_new_stream = redis.call('EXISTS', events_key) == 0
+  -- This comes first: Redis refuses it when memory is short, but would not refuse a command that frees memory.
+  local cursor = redis.pcall('XADD', events_key, 'MAXLEN', '~', stream_maxlen, '*',
     'outcome', revision and 'applied' or 'stale', 'session_id', session_id, 'user_id', user_id,
     'message', message(nil, revision, previous_status))
   if type(cursor) == 'table' and cursor.err then
-    return as_redis_says_it(cursor)
+    return plain_error(cursor)
   end
   local commands, undo = plan(cursor)
   for _, command in ipairs(commands) do
     local reply = redis.pcall(unpack(command))
     if type(reply) == 'table' and reply.err then
       redis.pcall('XDEL', events_key, cursor)
-      if events_is_new then
+      if is_new_stream then
         redis.pcall('DEL', events_key)
       end
       for _, undoing in ipairs(undo) do
         redis.pcall(unpack(undoing))
       end
-      return as_redis_says_it(reply)
+      return plain_error(reply)
     end
   end
   return cursor
 end
 
--- What was published can't be undone, and undoing takes rights too. Redis 6.2 has no way to ask; there, a user
--- without these rights can leave a trace of an event that was not applied.
+-- A message can't be unpublished, and undoing takes rights too. So the script asks for all rights now. Redis 6.2
+-- can't be asked: there, a user who lacks one of them can leave an event in the stream that was not applied.
 if redis.acl_check_cmd then
   for _, command in ipairs({
     { 'PUBLISH', channel, '' }, { 'PUBLISH', user_channel, '' }, { 'XDEL', events_key, '0-0' },
@@ -165,22 +171,22 @@ local session_ttl = redis.call('PTTL', session_key)
 
 if not applied then
   local cursor = write(nil, nil, function(cursor)
-    local commands = { { 'HSET', session_key, message_field, cursor .. '  ' .. digest } }
-    -- A late event's id has to outlast its sender's retries.
-    if session_ttl < retention then
-      commands[2] = { 'PEXPIRE', session_key, retention }
+    local commands = { { 'HSET', session_key, message_field, cursor .. '  ' .. body_digest } }
+    -- The id of a late event has to outlast the sender's retries.
+    if session_ttl < retention_ms then
+      commands[2] = { 'PEXPIRE', session_key, retention_ms }
     end
     return commands, { { 'HDEL', session_key, message_field } }
   end)
   return cursor.err and cursor or { 'stale', cursor, '', '' }
 end
 
-local revision = string.format('%d', (held and tonumber(held.revision) or 0) + 1)
+local revision = string.format('%d', (stored and tonumber(stored.revision) or 0) + 1)
 local user_ttl = redis.call('PTTL', user_key)
-local held_user_ttl = held and redis.call('PTTL', held._user_key) or -2
+local stored_user_ttl = stored and redis.call('PTTL', stored._user_key) or -2
 
-local cursor = write(revision, held and held.status, function(cursor)
-  local published = message(cursor, revision, held and held.status)
+local cursor = write(revision, stored and stored.status, function(cursor)
+  local published = message(cursor, revision, stored and stored.status)
   local state = {
     state = published, status = status, live = live, user_id = user_id, revision = revision,
     cursor = cursor, _order = order_key, _expire_at = expire_at, _user_key = user_key,
@@ -188,26 +194,26 @@ local cursor = write(revision, held and held.status, function(cursor)
   local in_user_set, in_expiry_set = index(state)
   local commands = {
     set_state(state),
-    { 'HSET', session_key, message_field, cursor .. ' ' .. revision .. ' ' .. digest },
-    { 'PEXPIRE', session_key, ttl },
+    { 'HSET', session_key, message_field, cursor .. ' ' .. revision .. ' ' .. body_digest },
+    { 'PEXPIRE', session_key, ttl_ms },
     in_user_set,
     in_expiry_set,
   }
-  if held and held._user_key ~= user_key then
-    commands[#commands + 1] = { 'ZREM', held._user_key, session_id }
+  if stored and stored._user_key ~= user_key then
+    commands[#commands + 1] = { 'ZREM', stored._user_key, session_id }
   end
   -- A user's set lasts as long as the longest of its sessions.
-  if live == '1' and user_ttl < ttl then
-    commands[#commands + 1] = { 'PEXPIRE', user_key, ttl }
+  if live == '1' and user_ttl < ttl_ms then
+    commands[#commands + 1] = { 'PEXPIRE', user_key, ttl_ms }
   end
   commands[#commands + 1] = { 'PUBLISH', user_channel, published }
   commands[#commands + 1] = { 'PUBLISH', channel, published }
 
   local undo = { { 'ZREM', user_key, session_id }, { 'ZREM', expiry_key, session_id } }
-  if held then
+  if stored then
     undo[3] = { 'HDEL', session_key, message_field }
-    undo[4] = set_state(held)
-    undo[5], undo[6] = index(held)
+    undo[4] = set_state(stored)
+    undo[5], undo[6] = index(stored)
   else
     undo[3] = { 'DEL', session_key }
   end
@@ -216,8 +222,8 @@ local cursor = write(revision, held and held.status, function(cursor)
       undo[#undo + 1] = { 'PEXPIRE', key, left }
     end
   end
-  if held_user_ttl > 0 then
-    undo[#undo + 1] = { 'PEXPIRE', held._user_key, held_user_ttl }
+  if stored_user_ttl > 0 then
+    undo[#undo + 1] = { 'PEXPIRE', stored._user_key, stored_user_ttl }
   end
   return commands, undo
 end)

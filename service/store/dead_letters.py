@@ -1,11 +1,11 @@
-"""The box of session events that could not be read: looking into it, trying them again, throwing them away.
+"""Dead letters, session events that can't be turned into state: reading, replaying and dropping them.
 
-Letters are up to MAX_BODY_BYTES large and may be a thousand: only a few at a time are held in memory.
+Each is up to MAX_BODY_BYTES large, and there may be a thousand: only a few at a time are in memory.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Final, Self
 
 from clerk_session_feed.connections import connect
 from clerk_session_feed.keys import Keys
@@ -17,31 +17,37 @@ from service.errors import RelayError
 from service.models import Delivery, Outcome, Unusable
 from service.store.sessions import SessionStore
 
+_ERRORS: Final = "surrogateescape"
+"""How fields of the hash, which may be any bytes, become text: as Python reads arguments of commands."""
+
 
 class DeadLetter(BaseModel):
-    """What `SessionStore.keep_dead_letter` wrote; whatever else is in the box is no letter."""
+    """A dead letter as `SessionStore.keep_dead_letter` writes it."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     id: Id
+    """The Svix message id."""
     received_at: int
     """Unix milliseconds."""
     reason: str
     detail: str
     body: str
+    """Of the delivery, as Clerk sent it: it holds personal data."""
 
     @classmethod
     def read(cls, message_id: str, stored: bytes) -> Self | None:
+        """Return the dead letter that a field of the hash is; None if something else was written there."""
         try:
-            letter = cls.model_validate_json(stored)
+            dead_letter = cls.model_validate_json(stored)
         except ValidationError:
             return None
-        return letter if letter.id == message_id else None
+        return dead_letter if dead_letter.id == message_id else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Summary:
-    """A letter without its body; only the id is known of what is no letter."""
+    """A dead letter without its body; only the id is known if something else was written there."""
 
     id: str
     received_at: int | None = None
@@ -53,15 +59,17 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Replayed:
+    """What a replay made of one dead letter."""
+
     id: str
-    what: str
-    """The outcome; or `kept`, or `missing` for one that is not in the box (any more)."""
-    about: str
-    """The session's id; or why the letter stays."""
+    outcome: str
+    """As of a delivery; or `kept`, or `missing` if it is not stored (any more)."""
+    detail: str
+    """The session's id; or why the dead letter is kept."""
 
 
 class DeadLetters:
-    """Every method raises redis.RedisError if Redis does not answer."""
+    """The dead letters that are stored; every method raises redis.RedisError if Redis does not answer."""
 
     def __init__(self, settings: StoreSettings) -> None:
         self._key = Keys(settings.redis_key_prefix, settings.redis_channel).dead_letters
@@ -73,36 +81,33 @@ class DeadLetters:
         )
 
     def summaries(self) -> list[Summary]:
-        """Return what is in the box, in the order received; what is no letter comes first."""
-        # By id, since a scan may come by twice.
+        """Return all without their bodies, in the order received; first what is not a dead letter."""
+        # By id, since a scan may return a field twice.
         found = {
-            field: _summary(_text(field), stored) for field, stored in self._client.hscan_iter(self._key)
+            field: _summary(field.decode(errors=_ERRORS), stored)
+            for field, stored in self._client.hscan_iter(self._key)
         }
-        return sorted(found.values(), key=lambda letter: (letter.received_at or 0, letter.id))
+        return sorted(found.values(), key=lambda each: (each.received_at or 0, each.id))
 
     def get(self, message_id: str) -> tuple[bytes, DeadLetter | None] | None:
-        """Return what is stored, and the letter that it is."""
-        stored: bytes | None = self._client.hget(self._key, _field(message_id))
+        """Return what is stored under an id, and the dead letter that it is, if it is one."""
+        stored: bytes | None = self._client.hget(self._key, message_id.encode(errors=_ERRORS))
         return None if stored is None else (stored, DeadLetter.read(message_id, stored))
 
-    def replay(self, message_ids: Iterable[str], ingest: Callable[[Delivery], Outcome]) -> Iterator[Replayed]:
-        """Take these letters in again, as if they were delivered now; what works leaves the box.
+    def replay(self, message_id: str, ingest: Callable[[Delivery], Outcome]) -> Replayed:
+        """Ingest a dead letter again, as if it were delivered now; drop it if that succeeds.
 
-        A letter leaves once Redis has its state, so nothing is lost in between: at worst, the next replay
-        finds a duplicate.
+        It is dropped once Redis has its state; if that fails, the next replay finds a duplicate.
         """
-        for message_id in message_ids:
-            yield self._replay(message_id, ingest)
-
-    def _replay(self, message_id: str, ingest: Callable[[Delivery], Outcome]) -> Replayed:
         found = self.get(message_id)
         if found is None:
-            return Replayed(message_id, "missing", "It is not in the box.")
-        _, letter = found
-        if letter is None:
-            return Replayed(message_id, "kept", "It is no letter of the relay's.")
+            return Replayed(message_id, "missing", "It is not stored.")
+        _, dead_letter = found
+        if dead_letter is None:
+            return Replayed(message_id, "kept", "It was not stored by the relay.")
+        body, sent_at = dead_letter.body.encode(), dead_letter.received_at // 1000
         try:
-            outcome = ingest(Delivery(letter.id, letter.received_at // 1000, letter.body.encode()))
+            outcome = ingest(Delivery(message_id, sent_at, body))
         except RelayError as error:
             return Replayed(message_id, "kept", str(error))
         if outcome.outcome == "dead_lettered":
@@ -111,37 +116,30 @@ class DeadLetters:
         return Replayed(message_id, outcome.outcome, outcome.session_id or "")
 
     def drop(self, message_id: str) -> bool:
-        """Throw a letter away; return False if it is not there."""
-        return bool(self._client.hdel(self._key, _field(message_id)))
+        """Delete a dead letter; return whether it was stored."""
+        return bool(self._client.hdel(self._key, message_id.encode(errors=_ERRORS)))
 
     def drop_all(self) -> int:
-        """Throw all letters away, and return about how many they were."""
+        """Delete all dead letters; return about how many they were."""
         size: int = self._client.hlen(self._key)
         self._client.delete(self._key)
         return size
 
     def close(self) -> None:
+        """Disconnect."""
         self._client.close()
 
 
 class ReplayStore(SessionStore):
-    """Where replayed letters go. What still can't be read stays in the box as it is: written once, and not again once it was dropped."""
+    """A store for replays: a dead letter that still can't be read stays as it is."""
 
     def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Outcome:  # noqa: ARG002
+        """Leave the dead letter as it is."""
         return Outcome("dead_lettered", reason=why.reason)
 
 
 def _summary(message_id: str, stored: bytes) -> Summary:
-    letter = DeadLetter.read(message_id, stored)
-    if letter is None:
+    found = DeadLetter.read(message_id, stored)
+    if found is None:
         return Summary(message_id)
-    return Summary(message_id, letter.received_at, letter.reason, letter.detail, len(letter.body.encode()))
-
-
-def _text(field: bytes) -> str:
-    """Any bytes can be a field of the hash; this is also how Python reads them from a command line."""
-    return field.decode(errors="surrogateescape")
-
-
-def _field(message_id: str) -> bytes:
-    return message_id.encode(errors="surrogateescape")
+    return Summary(message_id, found.received_at, found.reason, found.detail, len(found.body.encode()))

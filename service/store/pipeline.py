@@ -1,27 +1,26 @@
-"""Commands from any number of requests, over one connection, in as few round trips as they allow.
+"""Commands from any number of requests, over one connection, in as few round trips as possible.
 
-An event loop takes whatever waits, sends it as one pipeline (no MULTI: each command stands for itself) and
-hands each request its own reply. Nothing is ever sent twice, but for what Redis said it did not run, since it
-does not know the script or is not the primary any more. A connection that fails, fails all that were on it,
-those with a reply included, and is replaced.
+An event loop takes the commands that wait, sends them together (without MULTI: each stands for itself) and
+gives each request its own reply. A command is never sent twice, unless Redis said that it did not run it: it
+does not know the script, or is not the primary any more. If the connection fails, all commands that were sent
+on it fail, and the next batch gets a new connection.
 
-The loop is the server's own, where there is one: no thread has to be woken, and none waits for the
-interpreter. Everyone else gets a loop in a thread.
+The loop is the server's own, if there is one: then no thread has to be woken, and none waits for the
+interpreter. Else a thread runs a loop.
 
-A long module: what waits, what is sent and what fails share one state, and taken apart would share it still.
+A long module: the queue, the connection and its failures share one state.
 """
 
 import asyncio
 import collections
 import contextlib
 import dataclasses
-import hashlib
 import math
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
@@ -40,31 +39,21 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 MAX_BATCH: Final = 32
-"""Commands in one round trip: enough to share its cost, and few enough that Redis and the server work at the
-same time, on one batch and on the next."""
+"""Commands in one round trip: enough to share its cost, and few enough that Redis works on one batch while
+the server works on the next."""
 MAX_WAITING: Final = 10_000
-"""Commands that may wait for the connection: memory has a bound, too."""
+"""Commands that may wait for the connection, so that memory has a bound."""
 CLOSE_SECONDS: Final = 5.0
-"""For what still waits when the service stops."""
+"""Seconds for the commands that still wait when the service stops."""
 STUCK_SECONDS: Final = 4.0
-"""What takes longer will not end in time for anybody. (Asking sentinels has no timeout as a whole.)"""
+"""Seconds after which a batch is too late for everyone who waits. (Asking all sentinels has no timeout.)"""
 PAUSE_AFTER_TIMEOUT: Final = 1.0
-"""Seconds for which commands are refused at once after a timeout, instead of waiting for the next one."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Script:
-    source: bytes
-    sha: str
-
-    @classmethod
-    def from_source(cls, source: bytes) -> "Script":
-        return cls(source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
+"""Seconds after a timeout in which commands are refused at once, instead of waiting for the next timeout."""
 
 
 @dataclasses.dataclass(slots=True)
 class _Command:
-    arguments: tuple[Any, ...]
+    words: tuple[Any, ...]
     parse: Callable[[Any], Any]
     future: Future[Any]
     trace: Any
@@ -72,44 +61,43 @@ class _Command:
 
 
 class TooFewReplicasError(StoreUnavailableError):
-    """Redis has the write, but not as many replicas as were asked for."""
+    """Redis has the write, but fewer replicas than required have confirmed it."""
 
 
-class GroupCommit:
-    """Thread-safe. One connection; it is made with the first command."""
+class Pipeline:
+    """One connection to Redis, shared by all threads and greenlets; made when the first command comes."""
 
     on_round_trip: Callable[[int, float], None] = staticmethod(lambda *_: None)
-    """Is told how many commands shared a round trip, and how many seconds that took."""
+    """Called after each round trip with its number of commands and its seconds."""
     on_failure: Callable[[str], None] = staticmethod(lambda _: None)
-    """Is told the name of what went wrong."""
+    """Called with the name of each failure, such as `TimeoutError` or `READONLY`."""
 
     def __init__(
-        self,
-        connect: Callable[..., Any],
-        scripts: Sequence[Script],
-        *,
-        timeout: float,
-        min_replicas: int = 0,
-        replica_timeout_ms: int = 1000,
+        self, connect: Callable[..., Any], scripts: Iterable[bytes], *, timeout: float, min_replicas: int
     ) -> None:
-        """connect: builds the client; what it gets as `on_connect` has to be awaited for a new connection.
+        """Prepare a pipeline; nothing connects yet.
 
-        timeout: seconds for connecting, and for a round trip.
-        min_replicas: a reply counts only once that many replicas have what the pipeline wrote.
+        Args:
+            connect: returns a redis.asyncio client, which awaits the given `on_connect` for each connection.
+            scripts: sources to load on each connection.
+            timeout: seconds, for connecting and for one round trip.
+            min_replicas: how many replicas must confirm a batch before its replies count (`WAIT`).
+
         """
-        self._scripts = scripts
+        self._scripts = tuple(scripts)
         self._connect = connect
         self._timeout = timeout
         self._min_replicas = min_replicas
-        self._replica_timeout_ms = replica_timeout_ms
-        self._abandoned: list[Any] = []
-        self._begin()
-        _EVERY.add(self)
+        # Redis has to stop waiting for replicas before the round trip's timeout.
+        self._replica_timeout_ms = max(1, int(timeout * 750))
+        self._parents: list[Any] = []
+        self._reset()
+        _pipelines.add(self)
 
-    def _begin(self) -> None:
-        """Begin without a loop and a connection."""
-        self._pool: Any = self._connect(on_connect=self._load_scripts_on).connection_pool
-        # Outside the pool, which would take longer over lending it than Redis over a command.
+    def _reset(self) -> None:
+        """Start without a loop and a connection."""
+        self._pool: Any = self._connect(on_connect=self._load_scripts).connection_pool
+        # Not borrowed from the pool for each batch: that takes longer than Redis takes over a command.
         self._connection: Any = None
         self._waiting: collections.deque[_Command] = collections.deque()
         self._lock = threading.Lock()
@@ -121,28 +109,28 @@ class GroupCommit:
         self._paused_until = 0.0
         self._stuck_from = math.inf
 
+    def reset_after_fork(self) -> None:
+        """Start again in a forked child: the loop's thread did not come along, the socket is the parent's."""
+        # Kept, because collecting them would speak to the parent's server and change the parent's selector.
+        self._parents += [self._loop, self._task, self._connection, self._pool, self._waiting]
+        self._reset()
+
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Use this loop, from before the first command on, instead of one in a thread."""
+        """Use this loop instead of one in a thread; to be called before the first command."""
         self._loop = loop
 
-    def begin_anew_in_child(self) -> None:
-        """Begin anew after a fork: this process lacks the loop's thread, and the socket is its parent's."""
-        # Kept, since their end would tell the server, and the parent's selector, about it.
-        self._abandoned += [self._loop, self._task, self._connection, self._pool, self._waiting]
-        self._begin()
-
-    def submit(self, *arguments: Any, parse: Callable[[Any], T]) -> Future[T]:
-        """Send one command when the connection is free; the future gets what `parse` makes of its reply.
+    def submit(self, words: tuple[Any, ...], parse: Callable[[Any], T]) -> Future[T]:
+        """Send a command as soon as the connection is free.
 
         Args:
-            arguments: the command; a Script stands for EVALSHA and its hash.
-            parse: makes the result of Redis' reply.
+            words: the command and its arguments.
+            parse: turns Redis' reply into the future's result.
 
         Returns:
-            What `waiting.wait` can wait for.
+            A future for `waiting.wait`.
 
         Raises:
-            StoreUnavailableError: Redis did not take it in time; raised here, or by the future.
+            StoreUnavailableError: Redis did not run the command in time; raised here, or by the future.
 
         """
         future = new_future(self._loop)
@@ -154,7 +142,7 @@ class GroupCommit:
                 raise StoreUnavailableError("Redis timed out a moment ago.")
             if len(self._waiting) >= MAX_WAITING:
                 raise StoreUnavailableError("Too many deliveries wait for Redis.")
-            self._waiting.append(_Command(arguments, parse, future, current_context()))
+            self._waiting.append(_Command(words, parse, future, current_context()))
             if not self._is_working:
                 self._is_working = True
                 loop = self._loop or self._start_thread()
@@ -162,9 +150,9 @@ class GroupCommit:
         return future
 
     def close(self) -> None:
-        """Send what waits, then disconnect. Commands that come later are refused.
+        """Send the commands that wait, then disconnect; later commands are refused.
 
-        Waits for the loop, so the loop's own thread can't call it.
+        This blocks until the loop has done so: don't call it in the loop's own thread.
         """
         with self._lock:
             if self._closing:
@@ -186,7 +174,7 @@ class GroupCommit:
             with contextlib.closing(loop):
                 loop.run_forever()
 
-        self._thread = threading.Thread(target=run, name="group-commit", daemon=True)
+        self._thread = threading.Thread(target=run, name="redis-pipeline", daemon=True)
         self._thread.start()
         return loop
 
@@ -197,13 +185,13 @@ class GroupCommit:
         while batch := self._next_batch():
             self._stuck_from = time.monotonic() + STUCK_SECONDS
             try:
-                await self._commit(batch)
+                await self._run(batch)
             except (redis.TimeoutError, TimeoutError) as error:
                 with self._lock:
                     self._paused_until = time.monotonic() + PAUSE_AFTER_TIMEOUT
                     batch += self._take(MAX_WAITING)
                 self._fail(batch, error)
-            except Exception as error:  # noqa: BLE001  # this outlives whatever a connection can do
+            except Exception as error:  # noqa: BLE001  # whatever it is, the next batch may succeed
                 self._fail(batch, error)
             finally:
                 self._stuck_from = math.inf
@@ -218,7 +206,7 @@ class GroupCommit:
             await self._connection.disconnect()
 
     def _next_batch(self) -> list[_Command]:
-        """Return what to send now; after an empty list, the next command starts the work anew."""
+        """Return the commands to send now; if there are none, the next `submit` starts a new task."""
         with self._lock:
             while self._waiting:
                 if batch := self._take(MAX_BATCH):
@@ -228,19 +216,19 @@ class GroupCommit:
 
     def _take(self, at_most: int) -> list[_Command]:
         taken = [self._waiting.popleft() for _ in range(min(at_most, len(self._waiting)))]
-        # Whoever stopped waiting was answered 503 by now, and the sender will come again.
+        # Who has stopped waiting was answered 503 already, and the sender will try again.
         return [command for command in taken if _is_wanted(command.future)]
 
-    async def _load_scripts_on(self, connection: Any) -> None:
-        for script in self._scripts:
-            await connection.send_command("SCRIPT", "LOAD", script.source)
+    async def _load_scripts(self, connection: Any) -> None:
+        for source in self._scripts:
+            await connection.send_command("SCRIPT", "LOAD", source)
             await connection.read_response()
 
-    async def _commit(self, batch: list[_Command]) -> None:
+    async def _run(self, batch: list[_Command]) -> None:
         replies = await self._send(batch)
         not_run = [command for command, reply in zip(batch, replies, strict=True) if _is_not_run(reply)]
         if not_run:
-            # Connecting finds the primary, and loads the scripts.
+            # Connecting again finds the primary and loads the scripts.
             await self._connection.disconnect()
             again = iter(await self._send(not_run))
             replies = [next(again) if _is_not_run(reply) else reply for reply in replies]
@@ -250,28 +238,28 @@ class GroupCommit:
                 failed.setdefault(str(reply), (reply, []))[1].append(command)
             else:
                 self._finish(command, reply)
-        for error, commands in failed.values():  # one line in the log for what is wrong with all of them
+        for error, commands in failed.values():  # one log line for an error that several have in common
             self._fail(commands, error)
 
     async def _connected(self) -> Any:
-        """Return the connection; one that Redis gave up while it was idle is made anew."""
+        """Return the connection, after connecting again if Redis closed it while it was idle."""
         if self._connection is None:
             self._connection = self._pool.make_connection()
         connection = self._connection
-        connection.socket_timeout = self._timeout  # also one that seems connected may have to be made anew
+        connection.socket_timeout = self._timeout  # for connecting
         try:
             await self._pool.ensure_connection(connection)
         except redis.ConnectionError as error:
-            # redis-py wraps what our way to find a server raises, and so hides a timeout.
+            # redis-py wraps the error of asking where the server is, which may be a timeout.
             raise error.__cause__ if isinstance(error.__cause__, redis.RedisError) else error from None
-        connection.socket_timeout = None  # for one read or write; a round trip has its own, as a whole
+        connection.socket_timeout = None  # of single reads: `_send` has a timeout for the whole round trip
         return connection
 
     async def _send(self, batch: list[_Command]) -> list[Any]:
-        # Not with redis-py's pipeline: it takes longer over a command than Redis does.
-        packed = [_pack(*command.arguments) for command in batch]
+        words = [command.words for command in batch]
         if self._min_replicas:
-            packed.append(_pack("WAIT", self._min_replicas, self._replica_timeout_ms))
+            words.append(("WAIT", self._min_replicas, self._replica_timeout_ms))
+        packed = [pack_command(each) for each in words]  # redis-py's own pipeline is slower than Redis
         connection = await self._connected()
         started = time.perf_counter()
         with round_trip([command.trace for command in batch]):
@@ -280,13 +268,12 @@ class GroupCommit:
                 replies = [await _read(connection) for _ in batch]
                 confirmed = await _read(connection) if self._min_replicas else 0
         self.on_round_trip(len(batch), time.perf_counter() - started)
-        doubt: Exception | None = None
+        if isinstance(confirmed, int) and confirmed < self._min_replicas:
+            confirmed = TooFewReplicasError(
+                f"{confirmed} of {self._min_replicas} replicas confirmed in time."
+            )
         if isinstance(confirmed, Exception):
-            doubt = confirmed
-        elif confirmed < self._min_replicas:
-            doubt = TooFewReplicasError(f"{confirmed} of {self._min_replicas} replicas confirmed in time.")
-        if doubt is not None:
-            return [reply if isinstance(reply, Exception) else doubt for reply in replies]
+            return [reply if isinstance(reply, Exception) else confirmed for reply in replies]
         return replies
 
     def _finish(self, command: _Command, reply: object) -> None:
@@ -295,7 +282,7 @@ class GroupCommit:
         except RelayError as error:
             self._fail([command], error)
         except Exception as error:
-            # No reply of our script's. An error with its traceback, so that error trackers see it.
+            # Not a reply of our scripts: a defect, so it is logged with its traceback.
             log.exception("redis_reply_unreadable", error=type(error).__name__)
             self._fail([command], StoreUnavailableError("What Redis replied can't be read."))
         else:
@@ -320,14 +307,8 @@ class GroupCommit:
                 command.future.set_exception(error)
 
 
-def _pack(name: str | Script, *arguments: Any) -> bytes:
-    words = ("EVALSHA", name.sha, *arguments) if isinstance(name, Script) else (name, *arguments)
-    packed: bytes = pack_command(words)
-    return packed
-
-
 async def _read(connection: Any) -> Any:
-    """Return a reply, or what Redis says is wrong; raise redis.RedisError if the connection has failed."""
+    """Return Redis' reply, which may be an error; raise redis.RedisError if the connection fails."""
     try:
         return await connection.read_response()
     except redis.ResponseError as error:
@@ -338,16 +319,16 @@ def _is_wanted(future: Future[Any]) -> bool:
     return future.set_running_or_notify_cancel() if isinstance(future, Future) else not future.done()
 
 
-_EVERY: Final[weakref.WeakSet[GroupCommit]] = weakref.WeakSet()
-
-
-def _begin_anew_in_child() -> None:
-    for each in _EVERY:
-        each.begin_anew_in_child()
-
-
-os.register_at_fork(after_in_child=_begin_anew_in_child)
-
-
 def _is_not_run(reply: object) -> bool:
     return isinstance(reply, NoScriptError | MovedError | ReadOnlyError | ClusterDownError)
+
+
+_pipelines: Final[weakref.WeakSet[Pipeline]] = weakref.WeakSet()
+
+
+def _reset_after_fork() -> None:
+    for pipeline in _pipelines:
+        pipeline.reset_after_fork()
+
+
+os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,11 +1,7 @@
-"""Session state in Redis: each call is one script, so it is applied whole or not at all.
-
-A long module: it is the list of what can be asked of Redis.
-"""
+"""Session state in Redis: each write is one script, so it is applied whole or not at all."""
 
 import asyncio
 import dataclasses
-import importlib.resources
 import math
 import time
 import zlib
@@ -16,207 +12,191 @@ from typing import Any, Final, TypeVar
 
 import orjson
 from clerk_session_feed import connections
-from clerk_session_feed.connections_async import connect_async
 from clerk_session_feed.keys import Keys, partition_of
-from clerk_session_feed.models import Status
 
 from service.config import StoreSettings
 from service.errors import DeadLettersFullError, StoreUnavailableError
-from service.models import Delivery, Expiry, OrderKey, Outcome, SessionChange, Unusable, omit
-from service.store.pipeline import GroupCommit, Script
+from service.models import Delivery, NewState, Outcome, SessionChange, Unusable, omit
+from service.store.pipeline import Pipeline
+from service.store.scripts import APPLY_SESSION, KEEP_DEAD_LETTER, SCRIPTS, SETTLE_EXPIRY
 from service.waiting import wait
 
 T = TypeVar("T")
 
 MAX_TTL_MS: Final = 400 * 86_400_000
+"""Milliseconds that a session's key lasts at most, and exactly if the session has no end."""
 WRITE_SECONDS: Final = 4.5
 """Seconds that a caller waits at most for a write; senders get their response within 5 s."""
 PROBE_SECONDS: Final = 0.5
-"""Seconds for what a health check asks, which is answered within a second, whatever Redis does."""
-
-_LUA = importlib.resources.files("service.store")
-_APPLY_SESSION: Final = Script.from_source((_LUA / "apply_session.lua").read_bytes())
-_SETTLE_EXPIRY: Final = Script.from_source((_LUA / "settle_expiry.lua").read_bytes())
-_KEEP_DEAD_LETTER: Final = Script.from_source((_LUA / "keep_dead_letter.lua").read_bytes())
+"""Seconds that a health check waits for Redis; its response is sent within a second in any case."""
 
 
-def time_to_live_ms(expire_at_ms: int | None, now_ms: int, retention_ms: int) -> int:
-    """How long a session's key is kept: past its end, long enough to meet what is still being retried."""
-    if expire_at_ms is None:
-        return MAX_TTL_MS
-    return min(max(expire_at_ms - now_ms, 0) + retention_ms, MAX_TTL_MS)
+@dataclasses.dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits in Redis: for an operator, and for the expiry worker."""
+
+    dead_letters: int
+    first_expiry_ms: float
+    """Unix milliseconds; infinite if no open session has an end."""
 
 
 class SessionStore:
-    """Session state, as it is written to Redis.
+    """Writes session state to Redis.
 
-    A method blocks until Redis has answered: its thread, or its greenlet under `serve` (see `waiting`). It
-    raises StoreUnavailableError if Redis did not take it in time. `expire` and `settle_expiry` return futures
-    instead, since their caller submits many at once.
+    A method blocks its thread, or its greenlet under `serve` (see `waiting`), until Redis answers; it raises
+    StoreUnavailableError if Redis did not do it in time. `expire` and `settle_expiry` return futures instead,
+    since their caller submits many at once.
     """
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
         self._retention_ms = settings.session_retention * 1000
         self._confirm = int(settings.redis_min_replicas > 0)
-        # One connection; of a cluster, one for each slot that is written to.
-        self._groups: dict[int, GroupCommit] = {}
+        # One connection; for a cluster, one for each slot that is written to.
+        self._pipelines: dict[int, Pipeline] = {}
         keys = Keys(settings.redis_key_prefix, settings.redis_channel)
-        self._dead_letters = keys.dead_letters, self._group_at(keys.dead_letters)
+        self._dead_letters = keys.dead_letters, self._pipeline_for(keys.dead_letters)
         parts = keys.split(settings.partitions)
-        self._partitions = [(part, self._group_at(part.events)) for part in parts]
-        self._probes = {self._group_at(part.probe): part.probe for part in (keys, *parts)}
+        self._partitions = [(part, self._pipeline_for(part.events)) for part in parts]
+        self._probes = {self._pipeline_for(part.probe): part.probe for part in (keys, *parts)}
 
-    def _group_at(self, key: str) -> GroupCommit:
+    def _pipeline_for(self, key: str) -> Pipeline:
         settings = self._settings
         url = settings.redis_url.get_secret_value()
-        lane = connections.lane(url, key)
-        if lane not in self._groups:
-            self._groups[lane] = GroupCommit(
-                partial(
-                    connect_async,
-                    url,
-                    key,
-                    tls_verify=settings.redis_tls_verify,
-                    timeout=settings.redis_timeout,
-                ),
-                (_APPLY_SESSION, _SETTLE_EXPIRY, _KEEP_DEAD_LETTER),
-                timeout=settings.redis_timeout,
+        slot = connections.slot(url, key)
+        if slot not in self._pipelines:
+            tls_verify, timeout = settings.redis_tls_verify, settings.redis_timeout
+            self._pipelines[slot] = Pipeline(
+                partial(connections.connect_async, url, key, tls_verify=tls_verify, timeout=timeout),
+                [script.source for script in SCRIPTS],
+                timeout=timeout,
                 min_replicas=settings.redis_min_replicas,
-                # The server's own wait has to end before the socket's does.
-                replica_timeout_ms=max(1, int(settings.redis_timeout * 750)),
             )
-        return self._groups[lane]
+        return self._pipelines[slot]
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Talk to Redis on this loop, instead of on one in a thread."""
-        for group in self._groups.values():
-            group.bind_loop(loop)
+        for pipeline in self._pipelines.values():
+            pipeline.bind_loop(loop)
 
     def set_metrics_hooks(
         self, on_round_trip: Callable[[int, float], None], on_failure: Callable[[str], None]
     ) -> None:
-        """Tell of each round trip (commands, seconds), and of each failure (its name)."""
-        for group in self._groups.values():
-            group.on_round_trip = on_round_trip
-            group.on_failure = on_failure
+        """Call these after each round trip (commands, seconds) and each failure (its name)."""
+        for pipeline in self._pipelines.values():
+            pipeline.on_round_trip, pipeline.on_failure = on_round_trip, on_failure
 
     def apply(self, change: SessionChange, body: bytes, now_ms: int) -> Outcome:
-        """Make the change part of the session's state: `applied`, `duplicate` or `stale`.
+        """Make a change the session's state, if it is the newest.
 
-        body: what the change was read from. The outcome says so if its message was seen with another one.
+        Args:
+            change: what an event says.
+            body: of its delivery; the outcome's reason tells if the message id was seen with another one.
+            now_ms: Unix milliseconds.
+
+        Returns:
+            `applied`, `duplicate` or `stale`.
+
         """
         session = change.session
-        state = _State(
-            change.order,
-            session.id,
-            session.user_id,
-            session.status,
-            session.live,
-            session.expire_at,
-            self._message(change),
+        new = NewState(
+            session_id=session.id,
+            user_id=session.user_id,
+            status=session.status,
+            live=session.live,
+            expire_at_ms=session.expire_at,
+            order=change.order,
+            message=self._message(change),
+            # Two bodies can be made to have one checksum. Nobody gains by it, since neither would be applied.
+            body_digest=f"{zlib.crc32(body):08x}",
         )
         partition = partition_of(session.user_id, len(self._partitions))
-        # Two bodies can be made to look alike; that would win nobody anything, since neither is applied.
-        digest = f"{zlib.crc32(body):08x}"
-        parse = partial(_outcome, session.id)
-        return _result(self._apply(partition, state, now_ms, digest=digest, parse=parse))
+        return _result(self._submit(partition, new, now_ms, partial(_outcome, session.id)))
 
-    def expire(self, partition: int, expiry: Expiry, now_ms: int) -> Future[Outcome | None]:
-        """End a session that ran out: `applied` or `duplicate`; None if another state is held by now."""
-        state = _State(
-            expiry.order,
-            expiry.session_id,
-            expiry.user_id,
-            "expired",
-            False,
-            expiry.expire_at,
-            expiry.message,
-        )
-        parse = partial(_outcome_if_held, expiry.session_id)
-        return self._apply(partition, state, now_ms, held_cursor=expiry.cursor, parse=parse)
+    def expire(self, partition: int, expiry: NewState, now_ms: int) -> Future[Outcome | None]:
+        """End a session that ran out: `applied` or `duplicate`, or None if another state is stored by now."""
+        return self._submit(partition, expiry, now_ms, partial(_expiry_outcome, expiry.session_id))
 
     def settle_expiry(self, partition: int, session_id: str) -> Future[bool]:
-        """Let the expiry set hold what the session's state says; return whether it waits for an expiry."""
-        keys, group = self._partitions[partition]
-        arguments = (2, keys.session(session_id), keys.expiry, session_id)
-        return group.submit(_SETTLE_EXPIRY, *arguments, parse=bool)
-
-    def _apply(
-        self,
-        partition: int,
-        state: "_State",
-        now_ms: int,
-        *,
-        digest: str = "",
-        held_cursor: str = "",
-        parse: Callable[[list[bytes]], T],
-    ) -> Future[T]:
-        keys, group = self._partitions[partition]
-        arguments = (
-            4,
-            keys.session(state.session_id),
-            keys.user_sessions(state.user_id),
-            keys.events,
-            keys.expiry,
-            state.order.message_id,
-            str(state.order),
-            state.session_id,
-            state.user_id,
-            state.status,
-            int(state.live),
-            "" if state.expire_at_ms is None else state.expire_at_ms,
-            time_to_live_ms(state.expire_at_ms, now_ms, self._retention_ms),
-            self._retention_ms,
-            self._settings.stream_maxlen,
-            keys.channel,
-            keys.user_channel(state.user_id),
-            b"," + state.message[1:],  # the script puts cursor and revision before it
-            self._confirm,
-            digest,
-            held_cursor,
+        """Make the expiry set agree with the session's state; the future tells if it still has to expire."""
+        keys, pipeline = self._partitions[partition]
+        command = SETTLE_EXPIRY.command(
+            session_key=keys.session(session_id), expiry_key=keys.expiry, session_id=session_id
         )
-        return group.submit(_APPLY_SESSION, *arguments, parse=parse)
+        return pipeline.submit(command, bool)
+
+    def _submit(
+        self, partition: int, new: NewState, now_ms: int, parse: Callable[[list[bytes]], T]
+    ) -> Future[T]:
+        keys, pipeline = self._partitions[partition]
+        command = APPLY_SESSION.command(
+            session_key=keys.session(new.session_id),
+            user_key=keys.user_sessions(new.user_id),
+            events_key=keys.events,
+            expiry_key=keys.expiry,
+            message_id=new.order.message_id,
+            order_key=str(new.order),
+            session_id=new.session_id,
+            user_id=new.user_id,
+            status=new.status,
+            live=int(new.live),
+            expire_at="" if new.expire_at_ms is None else new.expire_at_ms,
+            ttl_ms=_ttl_ms(new.expire_at_ms, now_ms, self._retention_ms),
+            retention_ms=self._retention_ms,
+            stream_maxlen=self._settings.stream_maxlen,
+            channel=keys.channel,
+            user_channel=keys.user_channel(new.user_id),
+            message_tail=b"," + new.message[1:],  # the script writes what comes before it
+            confirm=self._confirm,
+            body_digest=new.body_digest,
+            from_cursor=new.from_cursor,
+        )
+        return pipeline.submit(command, parse)
 
     def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Outcome:
-        """Keep what can't be read; raise DeadLettersFullError if there is no room."""
-        letter = {
+        """Keep an event that can't be turned into state.
+
+        Raises:
+            DeadLettersFullError: DEAD_LETTER_MAX are kept already.
+
+        """
+        dead_letter = {
             "id": delivery.id,
             "received_at": now_ms,
             "reason": why.reason,
             "detail": why.detail,
             "body": delivery.body.decode(),
         }
-        key, group = self._dead_letters
-        arguments = (
-            1,
-            key,
-            delivery.id,
-            orjson.dumps(letter),
-            self._settings.dead_letter_max,
-            self._confirm,
+        key, pipeline = self._dead_letters
+        command = KEEP_DEAD_LETTER.command(
+            dead_letters_key=key,
+            message_id=delivery.id,
+            dead_letter=orjson.dumps(dead_letter),
+            max_dead_letters=self._settings.dead_letter_max,
+            confirm=self._confirm,
         )
-        return _result(group.submit(_KEEP_DEAD_LETTER, *arguments, parse=partial(_kept, why)))
+        return _result(pipeline.submit(command, partial(_kept, why)))
 
     def probe(self) -> None:
-        """Ask whether Redis would take a write now, without writing: memory, replicas, loading and so on."""
-        _results(partial(group.submit, "LPUSHX", key, "", parse=bool) for group, key in self._probes.items())
+        """Ask if Redis would take a write now (memory, replicas, loading and so on), without writing."""
+        _results([partial(each.submit, ("LPUSHX", key, ""), bool) for each, key in self._probes.items()])
 
-    def backlog(self) -> "Backlog":
-        """Ask how many dead letters are stored, and when the first session that is still open runs out."""
-        key, group = self._dead_letters
-        letters = partial(group.submit, "HLEN", key, parse=int)
+    def backlog(self) -> Backlog:
+        """Ask how many dead letters are stored, and when the first open session runs out."""
+        key, pipeline = self._dead_letters
+        size = partial(pipeline.submit, ("HLEN", key), int)
         first = ("-inf", "+inf", "WITHSCORES", "LIMIT", 0, 1)
         firsts = [
-            partial(group.submit, "ZRANGEBYSCORE", keys.expiry, *first, parse=_score)
-            for keys, group in self._partitions
+            partial(each.submit, ("ZRANGEBYSCORE", keys.expiry, *first), _score)
+            for keys, each in self._partitions
         ]
-        size, *expiries = _results([letters, *firsts])
-        return Backlog(size, min(expiries))
+        dead_letters, *expiries = _results([size, *firsts])
+        return Backlog(dead_letters, min(expiries))
 
     def close(self) -> None:
-        with ThreadPoolExecutor(len(self._groups)) as threads:  # side by side: each may take its time
-            list(threads.map(GroupCommit.close, self._groups.values()))
+        """Send what waits, then disconnect."""
+        with ThreadPoolExecutor(len(self._pipelines)) as threads:  # side by side: each may take its time
+            list(threads.map(Pipeline.close, self._pipelines.values()))
 
     def _message(self, change: SessionChange) -> bytes:
         session = change.session
@@ -225,27 +205,11 @@ class SessionStore:
         return orjson.dumps({"event": change.event, "session": session})
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Backlog:
-    """What waits in Redis for an operator, and for the expiry worker."""
-
-    dead_letters: int
-    first_expiry_ms: float
-    """Infinite if no open session has an end."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _State:
-    """What an event makes of a session."""
-
-    order: OrderKey
-    session_id: str
-    user_id: str
-    status: Status
-    live: bool
-    expire_at_ms: int | None
-    message: bytes
-    """JSON: an object with `event` and `session`."""
+def _ttl_ms(expire_at_ms: int | None, now_ms: int, retention_ms: int) -> int:
+    """Return how long a session's key lasts: past the session's end, as long as senders may retry."""
+    if expire_at_ms is None:
+        return MAX_TTL_MS
+    return min(max(expire_at_ms - now_ms, 0) + retention_ms, MAX_TTL_MS)
 
 
 def _result(future: Future[T], seconds: float = WRITE_SECONDS) -> T:
@@ -262,7 +226,7 @@ def _results(submits: Iterable[Callable[[], Future[Any]]]) -> list[Any]:
     try:
         futures.extend(submit() for submit in submits)
         return [_result(future, max(0.0, deadline - time.monotonic())) for future in futures]
-    finally:  # of those that nobody waited for, the error is nobody's either
+    finally:  # asyncio would log the errors of futures that nobody waited for
         for future in futures:
             future.add_done_callback(lambda each: each.cancelled() or each.exception())
 
@@ -271,13 +235,13 @@ def _score(reply: list[bytes]) -> float:
     return float(reply[1]) if reply else math.inf
 
 
-def _outcome_if_held(session_id: str, reply: list[bytes]) -> Outcome | None:
-    return None if reply[0] == b"superseded" else _outcome(session_id, reply)
-
-
 def _outcome(session_id: str, reply: list[bytes]) -> Outcome:
     outcome, cursor, revision, remark = (part.decode() for part in reply)
     return Outcome(outcome, session_id, cursor, int(revision) if revision else None, remark or None)  # type: ignore[arg-type]
+
+
+def _expiry_outcome(session_id: str, reply: list[bytes]) -> Outcome | None:
+    return None if reply[0] == b"superseded" else _outcome(session_id, reply)
 
 
 def _kept(why: Unusable, reply: bytes) -> Outcome:

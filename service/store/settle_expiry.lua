@@ -1,17 +1,14 @@
--- Lets the expiry set hold what a session's state says, for an id that was due and is nothing to expire. It
--- would be found due for ever if its hash is gone, or if its expiry was taken before and Clerk, later, still told of
--- an open session with the same expire_at.
---
--- KEYS
---   1  {clerk}:session:<session id>       hash    status, _expire_at (ms, or empty), _message:<message id>
---   2  {clerk}:expiry                     zset    ids of open sessions by expire_at (ms)
---
--- ARGV
---   1  session id
---
--- Returns 1 if the session waits for its expiry, else 0.
+-- Makes the expiry set agree with a session's hash, for an id that is due and has nothing to expire. Such an id
+-- would stay due for ever: its hash is gone, or its expiry was applied, and then Clerk told of an open session
+-- with the same expire_at. Returns 1 if the session still has to expire, else 0.
 
-local session_key, expiry_key, session_id = KEYS[1], KEYS[2], ARGV[1]
+local
+  session_key,  -- {clerk}:session:<session id>    hash    status, _expire_at (ms, or empty), _message:<message id>
+  expiry_key    -- {clerk}:expiry                  zset    ids of open sessions by expire_at (ms)
+  = unpack(KEYS)
+local
+  session_id
+  = unpack(ARGV)
 
 local status, expire_at = unpack(redis.call('HMGET', session_key, 'status', '_expire_at'))
 local is_open = status == 'active' or status == 'pending'

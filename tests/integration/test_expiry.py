@@ -4,7 +4,6 @@ CONTRACT, sections 5 and 6. The command, in processes of its own, is in test_exp
 """
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +19,7 @@ from support.relay import Relay, make_settings, run_relay
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
 from service.expiry import worker as expiry
-from service.expiry.event import HELD_FIELDS, expiry_of
+from service.expiry.event import STORED_FIELDS, expiry_of
 from service.expiry.worker import BATCH, ExpiryWorker
 from service.models import Outcome
 
@@ -445,7 +444,7 @@ def test_what_is_no_id_of_a_session_is_in_nobodys_way(
     (warning,) = [call.kwargs for call in logger.calls if call.args == ("session_unreadable",)]
     assert (warning["session_id"], warning["detail"]) == (
         name.decode(errors="backslashreplace"),
-        "it is no id of a session",
+        "it is not an id of a session",
     )
 
 
@@ -453,7 +452,7 @@ def test_what_is_no_id_of_a_session_is_in_nobodys_way(
     ("field", "value", "why"),
     [
         ("state", "{", "Expecting"),
-        ("state", "[]", "no message"),
+        ("state", "[]", "not a message"),
         ("state", '{"schema_version":2,"session":{"id":"sess_1"},"event":{}}', "another schema"),
         ("state", '{"schema_version":1,"session":{"id":"sess_2"},"event":{}}', "another session"),
         ("_order", "0 1", "not enough values"),
@@ -550,15 +549,15 @@ def test_without_the_replicas_that_have_to_confirm_it_says_so(
 
 def test_an_expiry_made_from_another_state_than_the_one_held_does_nothing(relay: Relay, client: Any) -> None:
     relay.take(event(), "msg_1")
-    held = client.hmget(SESSION_KEY, HELD_FIELDS)
-    made = expiry_of("sess_1", [field.encode() for field in held], LATER)
+    stored = client.hmget(SESSION_KEY, STORED_FIELDS)
+    made = expiry_of("sess_1", [field.encode() for field in stored], LATER)
     assert made is not None
     before = contents(client)
 
-    for cursor in ("1-1", made.cursor + "0"):
-        other = dataclasses.replace(made, cursor=cursor)
+    for cursor in ("1-1", made.from_cursor + "0"):
+        other = made._replace(from_cursor=cursor)
         assert relay.store.expire(0, other, LATER).result(timeout=30) is None
-    unknown = dataclasses.replace(made, session_id="sess_2")
+    unknown = made._replace(session_id="sess_2")
     assert relay.store.expire(0, unknown, LATER).result(timeout=30) is None
 
     assert contents(client) == before

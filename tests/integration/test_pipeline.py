@@ -21,7 +21,7 @@ from support.relay import Relay, run_relay
 
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
-from service.store import pipeline as group_commit
+from service.store import pipeline
 
 UNREADABLE = b'{"type":"session.created"}'
 StartRedis = Callable[..., EmbeddedRedis]
@@ -100,7 +100,7 @@ def test_what_is_wrong_with_all_of_a_round_trip_is_one_line_in_the_log(
     patient: Relay, own_redis: EmbeddedRedis, own_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logger = CapturingLogger()
-    monkeypatch.setattr(group_commit, "log", logger)
+    monkeypatch.setattr(pipeline, "log", logger)
     own_client.config_set("maxmemory", "1")
     futures = []
     with frozen(own_redis):
@@ -148,7 +148,7 @@ def test_a_delivery_that_nobody_waits_for_any_more_is_not_sent(
 
 
 def test_there_is_a_bound_to_what_may_wait(own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(group_commit, "MAX_WAITING", 5)
+    monkeypatch.setattr(pipeline, "MAX_WAITING", 5)
     with run_relay(own_redis.url, redis_timeout=30) as relay:
         relay.call(relay.store.probe).result(timeout=30)
         with frozen(own_redis):
