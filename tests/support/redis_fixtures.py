@@ -23,6 +23,7 @@ from support.redis_servers import redis_server
 from support.relay import Relay, run_relay
 
 __all__ = [
+    "any_client",
     "any_redis",
     "client",
     "lasting_client",
@@ -84,6 +85,16 @@ def lasting_client() -> Iterator[Callable[[EmbeddedRedis], Any]]:
 def client(relay_redis: EmbeddedRedis, lasting_client: Callable[[EmbeddedRedis], Any]) -> Iterator[Any]:
     """A client of the Redis under test, which is empty at first. Afterwards, what it holds is looked at."""
     client = lasting_client(relay_redis)
+    client.flushall()
+    yield client
+    assert_sessions_and_users_expire(client)
+    assert_messages_keep_to_the_schema(client)
+
+
+@pytest.fixture
+def any_client(any_redis: EmbeddedRedis, lasting_client: Callable[[EmbeddedRedis], Any]) -> Iterator[Any]:
+    """A client of `any_redis`, which is empty at first; `service` and `endpoint` write to it."""
+    client = lasting_client(any_redis)
     client.flushall()
     yield client
     assert_sessions_and_users_expire(client)

@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +11,12 @@ import pytest
 from support.constants import NO_REDIS
 from support.load import relay_service
 from support.raw_http import assert_a_good_delivery_passes
-from support.redis_clients import (
-    assert_messages_keep_to_the_schema,
-    assert_sessions_and_users_expire,
-)
 from support.redis_fixtures import *  # noqa: F403  # pytest looks for fixtures among the names of a conftest
 from support.redis_servers import DurableRedis, durable_redis
 from support.relay import make_settings
 from support.services import Endpoint, ServiceProcess, run_plain_wsgi, run_service
 
 from service.dev.embedded import EmbeddedRedis
-
-
-@pytest.fixture
-def http_client(any_redis: EmbeddedRedis, lasting_client: Callable[[EmbeddedRedis], Any]) -> Iterator[Any]:
-    """A client of the Redis that `service` and `endpoint` write to; empty at first."""
-    client = lasting_client(any_redis)
-    client.flushall()
-    yield client
-    assert_sessions_and_users_expire(client)
-    assert_messages_keep_to_the_schema(client)
 
 
 @pytest.fixture(scope="session")
@@ -47,14 +33,14 @@ def shared_plain_wsgi(any_redis: EmbeddedRedis) -> Iterator[Endpoint]:
 
 
 @pytest.fixture
-def service(shared_service: ServiceProcess, http_client: Any) -> Iterator[ServiceProcess]:
+def service(shared_service: ServiceProcess, any_client: Any) -> Iterator[ServiceProcess]:
     """Whatever a test sends it: afterwards a good delivery goes through."""
     yield shared_service
     assert_a_good_delivery_passes(shared_service.port)
 
 
 @pytest.fixture(params=["shared_service", "shared_plain_wsgi"], ids=["serve", "plain WSGI"])
-def endpoint(request: pytest.FixtureRequest, http_client: Any) -> Iterator[Endpoint]:
+def endpoint(request: pytest.FixtureRequest, any_client: Any) -> Iterator[Endpoint]:
     """The service under its production server, and its application under any WSGI server."""
     endpoint: Endpoint = request.getfixturevalue(request.param)
     yield endpoint

@@ -57,10 +57,10 @@ def assert_answer(response: httpx.Response, status: int, body: dict[str, Any]) -
 # Taken
 
 
-def test_applied(endpoint: Endpoint, http_client: Any) -> None:
+def test_applied(endpoint: Endpoint, any_client: Any) -> None:
     response = endpoint.deliver(sample(), "msg_1")
 
-    [(cursor, _)] = http_client.xrange(EVENTS_KEY)
+    [(cursor, _)] = any_client.xrange(EVENTS_KEY)
     expected = {"outcome": "applied", "session_id": "sess_1", "cursor": cursor, "revision": 1}
     assert_answer(response, 200, expected)
 
@@ -73,20 +73,20 @@ def test_duplicate(endpoint: Endpoint) -> None:
     assert_answer(endpoint.deliver(event, "msg_1"), 200, first | {"outcome": "duplicate"})
 
 
-def test_stale(endpoint: Endpoint, http_client: Any) -> None:
+def test_stale(endpoint: Endpoint, any_client: Any) -> None:
     endpoint.deliver(sample("session.ended"), "msg_2")
 
     response = endpoint.deliver(sample("session.created"), "msg_1")
 
-    [_, (cursor, _)] = http_client.xrange(EVENTS_KEY)
+    [_, (cursor, _)] = any_client.xrange(EVENTS_KEY)
     expected = {"outcome": "stale", "session_id": "sess_1", "cursor": cursor, "revision": None}
     assert_answer(response, 200, expected)
 
 
 @pytest.mark.parametrize("type_", ["user.created", "session", "sessions.created", "Session.created", ""])
-def test_ignored(endpoint: Endpoint, http_client: Any, type_: str) -> None:
+def test_ignored(endpoint: Endpoint, any_client: Any, type_: str) -> None:
     assert_answer(endpoint.deliver({"type": type_}), 200, {"outcome": "ignored"})
-    assert list(http_client.scan_iter("*")) == []
+    assert list(any_client.scan_iter("*")) == []
 
 
 def test_ignored_needs_no_redis(endpoint_without_redis: Endpoint) -> None:
@@ -107,14 +107,14 @@ DEAD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("reason", DEAD)
-def test_dead_lettered(endpoint: Endpoint, http_client: Any, reason: str) -> None:
+def test_dead_lettered(endpoint: Endpoint, any_client: Any, reason: str) -> None:
     event = simulator.with_values(sample(), DEAD[reason])
 
     response = endpoint.deliver(event, "msg_1")
 
     assert_answer(response, 202, {"outcome": "dead_lettered", "reason": reason})
-    assert json.loads(json.loads(http_client.hget(DEAD_LETTERS_KEY, "msg_1"))["body"]) == event
-    assert http_client.exists(EVENTS_KEY) == 0
+    assert json.loads(json.loads(any_client.hget(DEAD_LETTERS_KEY, "msg_1"))["body"]) == event
+    assert any_client.exists(EVENTS_KEY) == 0
 
 
 # Not genuine
@@ -401,14 +401,14 @@ def test_identity_is_no_encoding(endpoint: Endpoint, encoding: str) -> None:
     ],
 )
 def test_the_raw_body_counts_whatever_the_content_type_says(
-    endpoint: Endpoint, http_client: Any, content_type: str
+    endpoint: Endpoint, any_client: Any, content_type: str
 ) -> None:
     event = simulator.with_values(sample(), {"data.latest_activity.city": "Troms\u00f8 & a=b"})
 
     response = endpoint.deliver(event, "msg_1", {"content-type": content_type})
 
     assert (response.status_code, response.json()["outcome"]) == (200, "applied")
-    held = json.loads(http_client.hget("{clerk}:session:sess_1", "state"))
+    held = json.loads(any_client.hget("{clerk}:session:sess_1", "state"))
     assert held["session"]["latest_activity"]["city"] == "Troms\u00f8 & a=b"
 
 
@@ -499,7 +499,7 @@ def test_a_full_dead_letter_box(any_redis: Any) -> None:
 
 
 def test_without_arguments_the_application_is_as_the_environment_says(
-    any_redis: Any, http_client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    any_redis: Any, any_client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     secret, body = simulator.new_secret(), json.dumps(sample()).encode()
     monkeypatch.chdir(tmp_path)
@@ -511,7 +511,7 @@ def test_without_arguments_the_application_is_as_the_environment_says(
     response = app.test_client().post("/webhooks/clerk", data=body, headers=signed(body, secret=secret))
 
     assert (response.status_code, response.get_json()["outcome"]) == (200, "applied")
-    assert http_client.exists("{elsewhere}:session:sess_1")
+    assert any_client.exists("{elsewhere}:session:sess_1")
     app.store.close()
 
 

@@ -130,9 +130,6 @@ def test_a_contender_writes_what_the_service_writes_and_refuses_what_is_forged(
         assert written == _states(client)
 
 
-# Deliveries
-
-
 # Builds
 
 

@@ -7,198 +7,26 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from click.testing import CliRunner
 from support.certificates import make_certificates, with_certificate
-from support.constants import OTHER_SECRET, SECRET
+from support.constants import SECRET
 from support.network import free_port, unused_port
 from support.redis_clients import client_of
 from support.redis_servers import redis_server
 from support.topologies import await_sync
 
-from service.cli import main
 from service.cli.check import run_checks
 from service.config import Settings, load
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StartError
-from service.server import processes as server
-from service.telemetry import log
-
-Environment = dict[str, str | None]
 
 PASSWORD: Final = "s3cr3t"
 SIGNING: Final = "CLERK_WEBHOOK_SIGNING_SECRET"
-BARE: Final = SECRET.removeprefix("whsec_")
-GOOD: Final[Environment] = {
-    **dict.fromkeys((name.upper() for name in Settings.model_fields), None),
-    SIGNING: SECRET,
-    "REDIS_URL": "redis://127.0.0.1:6379/0",
-}
-"""None: not set."""
 
 
 @pytest.fixture(autouse=True)
 def _nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In an empty directory, and never with a server of its own."""
+    """In an empty directory, away from any .env."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(log, "configure", lambda _: None)
-    monkeypatch.setattr(server, "OneProcess", lambda *_, **__: pytest.fail("it starts with these settings"))
-
-
-def said_by(command: str, environment: Environment) -> str:
-    result = CliRunner().invoke(main, [command], env=GOOD | environment)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert BARE[:8] not in result.stderr
-    assert PASSWORD not in result.stderr
-    return result.stderr
-
-
-FROM_CLERK: Final = "copy it whole from Clerk's Dashboard, Webhooks, your endpoint, Signing Secret"
-USE: Final = "use redis://[user:password@]host[:port][/db], "
-ENCODE: Final = "in a password, write @ as %40"
-OR_ELSE: Final = "correct it, or leave it out, for "
-
-SETTINGS: Final[list[tuple[Environment, str, str, str]]] = [
-    (
-        {SIGNING: None},
-        SIGNING,
-        "is missing",
-        "set it, in the environment or in .env, to what is at Clerk's Dash",
-    ),
-    (
-        {SIGNING: ""},
-        SIGNING,
-        "or empty",
-        "set it, in the environment or in .env, to what is at Clerk's Dashboard",
-    ),
-    ({SIGNING: BARE}, SIGNING, "does not start with whsec_", "copy it from Clerk's Dashboard"),
-    ({SIGNING: SECRET[:-3]}, SIGNING, "as if it was cut", FROM_CLERK),
-    ({SIGNING: SECRET[:-4]}, SIGNING, "21 bytes, not 24 to 64, as if it was cut", FROM_CLERK),
-    ({SIGNING: "whsec_…"}, SIGNING, "is not base64 after whsec_", FROM_CLERK),
-    ({SIGNING: f'"{SECRET}"'}, SIGNING, "begins with a quotation mark", "leave the quotes out"),
-    ({SIGNING: f"{SECRET},{OTHER_SECRET[:-1]}"}, SIGNING, "secret 2 of 2", FROM_CLERK),
-    ({SIGNING: None, "CLERK_WEBHOOK_SIGNING_SECRETS": SECRET}, SIGNING, "CRETS is there", "rename it"),
-    ({SIGNING: None, "CLERK_SIGNING_SECRET": SECRET}, SIGNING, "CLERK_SIGNING_SECRET is there", "rename it"),
-    ({"REDIS_URL": None}, "REDIS_URL", "is missing", "to where Redis is, like redis://127.0.0.1:6379/0"),
-    ({"REDIS_URL": None, "REDIS_URI": "redis://h"}, "REDIS_URL", "REDIS_URI is there", "rename it"),
-    ({"REDIS_URL": None, "REDIS_TLS_URL": "x"}, "REDIS_URL", "REDIS_TLS_URL is there", "rename it"),
-    ({"REDIS_URL": "http://h:6379"}, "REDIS_URL", "does not begin with a scheme that is known", USE),
-    ({"REDIS_URL": "localhost:6379"}, "REDIS_URL", "does not begin with a scheme that is known", USE),
-    ({"REDIS_URL": "127.0.0.1:6379"}, "REDIS_URL", "does not begin with a scheme", USE),
-    ({"REDIS_URL": "'redis://h'"}, "REDIS_URL", "begins with a quotation mark", "leave the quotes out"),
-    ({"REDIS_URL": "redis://h:http"}, "REDIS_URL", "port that is no number from 1 to 65535", USE),
-    ({"REDIS_URL": "redis://h:637900"}, "REDIS_URL", "port that is no number", USE),
-    ({"REDIS_URL": f"redis://:{PASSWORD}/x@h:1"}, "REDIS_URL", "names no host", ENCODE),
-    ({"REDIS_URL": f"redis://:{PASSWORD}#x@h:1"}, "REDIS_URL", "names no host", ENCODE),
-    ({"REDIS_URL": "redis://h/main"}, "REDIS_URL", "names a database that is no number", USE),
-    ({"PORT": "http"}, "PORT", "is not a port number from 1 to 65535", f"{OR_ELSE}8000"),
-    ({"PORT": "0"}, "PORT", "is not a port number from 1 to 65535", f"{OR_ELSE}8000"),
-    ({"WEB_CONCURRENCY": "0"}, "WEB_CONCURRENCY", "is not a number of processes from 1", f"{OR_ELSE}1"),
-    ({"WEB_CONCURRENCY": "two"}, "WEB_CONCURRENCY", "is not a number of processes from 1", f"{OR_ELSE}1"),
-    ({"OMIT_FIELDS": "actr"}, "OMIT_FIELDS", "can't leave out actr", "use only these: abandon_at, actor, "),
-    ({"LOG_FORMAT": "text"}, "LOG_FORMAT", "is not json or console", f"{OR_ELSE}json"),
-    ({"REDIS_TLS_VERIFY": "never"}, "REDIS_TLS_VERIFY", "is not true or false", f"{OR_ELSE}true"),
-    ({"REDIS_TIMEOUT": "2s"}, "REDIS_TIMEOUT", "is not a number of seconds, more than 0", f"{OR_ELSE}2"),
-    ({"SESSION_RETENTION": "3600"}, "SESSION_RETENTION", "from 172800 (two days", f"{OR_ELSE}604800"),
-    ({"SESSION_RETENTION": "7d"}, "SESSION_RETENTION", "is not a number of seconds", f"{OR_ELSE}604800"),
-    ({"MAX_BODY_BYTES": "1MB"}, "MAX_BODY_BYTES", "is not a number of bytes", f"{OR_ELSE}1048576"),
-    (
-        {"METRICS_TOKEN": f"{PASSWORD}\n"},
-        "METRICS_TOKEN",
-        "white space at an end",
-        "leave out what no header",
-    ),
-    ({"PARTITIONS": "8", "REDIS_KEY_PREFIX": "x"}, "PARTITIONS", "has none", "like {clerk}"),
-]
-
-
-@pytest.mark.parametrize("command", ["serve", "check"])
-@pytest.mark.parametrize(
-    ("broken", "variable", "what", "to_do"),
-    SETTINGS,
-    ids=[" ".join(f"{name}={value}" for name, value in broken.items()) for broken, *_ in SETTINGS],
-)
-def test_a_broken_setting_is_one_line_with_what_is_wrong_and_what_to_do(
-    command: str, broken: Environment, variable: str, what: str, to_do: str
-) -> None:
-    said = said_by(command, broken)
-
-    assert said.startswith(f"{variable}: ")
-    assert len(said.splitlines()) == 1
-    assert what in said
-    assert to_do in said
-
-
-def test_a_level_that_is_none_is_told_with_those_that_are() -> None:
-    """By `serve`: `check` has a level of its own."""
-    assert said_by("serve", {"LOG_LEVEL": "verbose"}) == (
-        f"LOG_LEVEL: is not debug, info, warning, error or critical: {OR_ELSE}info\n"
-    )
-
-
-def test_a_port_in_use_is_named() -> None:
-    with unused_port() as port:
-        said = said_by("serve", {"HOST": "127.0.0.1", "PORT": str(port)})
-
-    assert said.startswith(f"HOST, PORT: can't listen on 127.0.0.1 port {port}: Address already in use")
-
-
-def test_every_limit_of_a_setting_is_told() -> None:
-    for name, field in Settings.model_fields.items():
-        limits = [
-            getattr(limit, side)
-            for limit in field.metadata
-            for side in ("gt", "ge", "le")
-            if hasattr(limit, side)
-        ]
-        told = (field.description or "").replace(",", "").split()
-        assert {str(limit) for limit in limits} <= set(told), name
-
-
-# .env
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "\ufeff{signing}={secret}\nREDIS_URL={url}\n",
-        "export {signing}={secret}\nexport REDIS_URL={url}\n",
-        "{signing}=\"{secret}\"\nREDIS_URL='{url}'\n",
-        "{signing} = {secret} \r\nREDIS_URL = {url} # ours\r\n",
-    ],
-    ids=["BOM", "export", "quotes", "white space"],
-)
-def test_what_editors_and_shells_do_to_a_file_is_no_fault(text: str) -> None:
-    filled = text.format(signing=SIGNING, secret=SECRET, url=GOOD["REDIS_URL"])
-    Path(".env").write_bytes(filled.encode())
-
-    settings = load(Settings)
-
-    assert settings.secrets == (SECRET,)
-    assert settings.redis_url.get_secret_value() == GOOD["REDIS_URL"]
-
-
-def test_a_misspelt_name_in_the_file_is_told() -> None:
-    Path(".env").write_text(f"CLERK_WEBHOOK_SIGNIN_SECRET={SECRET}\n")
-
-    assert "CLERK_WEBHOOK_SIGNIN_SECRET is there: if that is it, rename it" in said_by(
-        "serve", {SIGNING: None}
-    )
-
-
-def test_a_file_in_another_encoding_is_told() -> None:
-    Path(".env").write_text(f"{SIGNING}={SECRET}\n", encoding="utf-16")
-
-    assert said_by("serve", {}) == ".env: is not text in UTF-8: save it as that\n"
-
-
-def test_a_file_that_can_not_be_read_is_told() -> None:
-    Path(".env").symlink_to("/proc/self/mem")  # even root can't read the beginning of it
-    if not Path(".env").is_file():
-        pytest.skip("needs /proc")
-
-    assert said_by("serve", {}) == (
-        ".env: can't be read (Input/output error): let this user read it, or remove it\n"
-    )
 
 
 # Redis. `serve` starts all the same, and answers 503 until Redis takes deliveries.

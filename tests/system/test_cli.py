@@ -1,9 +1,7 @@
 """The commands as a user types them: what they print, where, and with which status they end. CONTRACT, 8."""
 
-import base64
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import re
@@ -12,19 +10,19 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import httpx
 import pytest
-from clerk_session_feed.feed import SessionFeed, SessionUpdate
+from clerk_session_feed import SessionFeed, SessionUpdate
 from clerk_session_feed.models import Session
-from click.testing import CliRunner, Result
+from click.testing import Result
 from support.children import Program, started
+from support.cli import Environment, run
 from support.clock import eventually
-from support.constants import EVENTS_KEY, HOUR_MS, RELAY, ROOT, SECRET
+from support.constants import EVENTS_KEY, HOUR_MS, NO_REDIS, RELAY, ROOT, SECRET
 from support.events import clerk_event
 from support.network import free_port
 from support.redis_clients import Subscriber, client_of, subscribed
@@ -32,14 +30,8 @@ from support.redis_servers import start_durable_redis
 from support.relay import run_relay
 from support.services import ServiceProcess
 
-from service.cli import main
 from service.dev import simulator
 from service.dev.embedded import EmbeddedRedis
-from service.server import processes as server
-from service.telemetry import log
-
-NO_REDIS = "unix:///nonexistent/redis.sock"
-"""Nothing listens on port 1."""
 
 
 def event(type_: str = "session.created", **data: Any) -> dict[str, Any]:
@@ -53,17 +45,6 @@ def event(type_: str = "session.created", **data: Any) -> dict[str, Any]:
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Away from any .env."""
     monkeypatch.chdir(tmp_path)
-
-
-Environment = Mapping[str, str | None]
-
-
-def run(*arguments: str, environment: Environment | None = None, stdin: bytes | None = None) -> Result:
-    """Run a command in this process; a traceback fails the test."""
-    result = CliRunner().invoke(main, arguments, input=stdin, env=environment)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def relay(
@@ -85,28 +66,6 @@ def relay(
 # The command itself
 
 
-def commands() -> list[str]:
-    return main.list_commands(click.Context(main))
-
-
-def test_each_command_of_the_contract_is_there() -> None:
-    assert {"serve", "dev", "send", "tail", "sessions", "session", "expire"} <= set(commands())
-
-
-@pytest.mark.parametrize("command", commands())
-@pytest.mark.parametrize("option", ["-h", "--help"])
-def test_help_of_a_command_is_a_success(command: str, option: str) -> None:
-    result = run(command, option)
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert f"{command} [OPTIONS]" in result.stdout
-
-
-def test_the_version_is_told() -> None:
-    result = run("--version")
-    assert result.exit_code == 0
-    assert result.stdout.strip().split()[-1][0].isdigit()
-
-
 def test_it_runs_as_a_module(tmp_path: Path) -> None:
     done = relay("--help", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -121,29 +80,7 @@ def test_it_is_installed_as_session_relay() -> None:
     assert (done.returncode, done.stdout.split()[:2]) == (0, ["Usage:", "session-relay"])
 
 
-def test_an_unknown_command_is_an_error_of_usage() -> None:
-    result = run("srve")
-    assert result.exit_code == 2
-    assert "srve" in result.stderr
-
-
 # serve
-
-
-@pytest.fixture
-def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`serve` in this process gets as far as its settings let it, and no further."""
-    monkeypatch.setattr(log, "configure", lambda _: None)
-    monkeypatch.setattr(server, "OneProcess", lambda *_, **__: pytest.fail("it starts with these settings"))
-
-
-def serve(**settings: str) -> Result:
-    complete: Environment = {
-        "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
-        "REDIS_URL": NO_REDIS,
-        "HOST": "127.0.0.1",
-    }
-    return run("serve", environment={**complete, "PORT": str(free_port()), **settings})
 
 
 def test_serve_names_every_missing_setting_in_a_line_of_its_own(tmp_path: Path) -> None:
@@ -155,99 +92,18 @@ def test_serve_names_every_missing_setting_in_a_line_of_its_own(tmp_path: Path) 
     ]
 
 
-@pytest.mark.usefixtures("_no_server")
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("CLERK_WEBHOOK_SIGNING_SECRET", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
-        ("CLERK_WEBHOOK_SIGNING_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLa"),
-        ("CLERK_WEBHOOK_SIGNING_SECRET", f"{SECRET} whsec_%"),
-        ("REDIS_URL", "127.0.0.1:6379"),
-        ("REDIS_URL", "http://127.0.0.1:6379"),
-        ("REDIS_URL", "redis://127.0.0.1:1/0?nonsense=1"),
-        ("REDIS_TLS_VERIFY", "perhaps"),
-        ("REDIS_TIMEOUT", "0"),
-        ("REDIS_MIN_REPLICAS", "-1"),
-        ("STREAM_MAXLEN", "many"),
-        ("SESSION_RETENTION", "172799"),
-        ("DEAD_LETTER_MAX", "-1"),
-        ("MAX_BODY_BYTES", "0"),
-        ("OMIT_FIELDS", "latest_activity.ip"),
-        ("OMIT_FIELDS", "user_id"),
-        ("PUBLISH_HTTP_REQUEST", "2"),
-        ("PORT", "65536"),
-        ("WEB_CONCURRENCY", "0"),
-        ("LOG_LEVEL", "loud"),
-        ("LOG_FORMAT", "xml"),
-        ("HOST", "192.0.2.1"),
-    ],
+    ("host", "why"),
+    [("127.0.0.1", "Address already in use"), ("192.0.2.1", "Cannot assign requested address")],
 )
-def test_serve_names_a_wrong_setting_in_one_line(name: str, value: str) -> None:
-    result = serve(**{name: value})
-    assert (result.exit_code, result.stdout) == (2, "")
-    (line,) = result.stderr.splitlines()
-    assert re.match(rf"{name}[:,]", line)
-
-
-@pytest.mark.usefixtures("_no_server")
-def test_serve_names_all_wrong_settings_at_once() -> None:
-    result = serve(PORT="0", LOG_LEVEL="loud", REDIS_TIMEOUT="soon")
-    assert result.exit_code == 2
-    named = {line.partition(":")[0] for line in result.stderr.splitlines()}
-    assert named == {"PORT", "LOG_LEVEL", "REDIS_TIMEOUT"}
-
-
-@pytest.mark.usefixtures("_no_server")
-@pytest.mark.parametrize(
-    "secret",
-    [
-        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaS",
-        "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
-        "whsec_" + base64.b64encode(bytes(range(40, 105))).decode(),
-    ],
-)
-def test_serve_never_shows_a_secret(secret: str) -> None:
-    result = serve(CLERK_WEBHOOK_SIGNING_SECRET=secret)
-    assert result.exit_code == 2
-    assert secret.removeprefix("whsec_")[:12] not in result.output
-
-
-@pytest.mark.usefixtures("_no_server")
-@pytest.mark.parametrize(
-    "url",
-    [
-        "redis://relay:hunter-two@127.0.0.1:port/0",
-        "redis://relay:hunter-two@127.0.0.1:1/zero",
-        "redis://relay:hunter-two@[::1/0",
-        "amqp://relay:hunter-two@127.0.0.1/0",
-        "redis://relay:hunter-two@127.0.0.1:1/0?socket_timeout=hunter-two",
-        "redis://relay:hunter-two#two@127.0.0.1:1/0",
-    ],
-)
-def test_serve_never_shows_the_password_of_redis(url: str) -> None:
-    result = serve(REDIS_URL=url)
-    assert result.exit_code == 2
-    assert result.stderr.startswith("REDIS_URL: ")
-    assert "hunter" not in result.output
-
-
-def test_serve_tells_of_a_taken_port_in_one_line(tmp_path: Path) -> None:
+def test_serve_tells_of_a_place_that_it_can_not_have_in_one_line(tmp_path: Path, host: str, why: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = relay(
-            "serve",
-            cwd=tmp_path,
-            environment={
-                "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
-                "REDIS_URL": NO_REDIS,
-                "HOST": "127.0.0.1",
-                "PORT": str(port),
-            },
-        )
+        environment = {"CLERK_WEBHOOK_SIGNING_SECRET": SECRET, "REDIS_URL": NO_REDIS, "HOST": host}
+        done = relay("serve", cwd=tmp_path, environment=environment | {"PORT": str(port)})
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert "PORT" in line
-    assert str(port) in line
+    assert line.startswith(f"HOST, PORT: can't listen on {host} port {port}: {why}")
 
 
 @pytest.fixture
@@ -293,8 +149,8 @@ SIGNING: Environment = {"CLERK_WEBHOOK_SIGNING_SECRET": SECRET}
 
 
 @pytest.fixture
-def published(http_client: Any) -> Iterator[Subscriber]:
-    with subscribed(http_client, "clerk:sessions") as subscriber:
+def published(any_client: Any) -> Iterator[Subscriber]:
+    with subscribed(any_client, "clerk:sessions") as subscriber:
         yield subscriber
 
 
@@ -359,57 +215,6 @@ def test_send_of_another_type_is_ignored_by_the_relay(
     assert messages(published) == []
 
 
-class Recorder:
-    """Stands where the network begins: keeps what would be sent, and says 200."""
-
-    url = "http://relay.example/webhooks/clerk"
-
-    def __init__(self) -> None:
-        self.bodies: list[bytes] = []
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        assert request.url == self.url
-        self.bodies.append(request.content)
-        return httpx.Response(200, json={"outcome": "ignored"})
-
-
-@pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    recorder = Recorder()
-    transport = httpx.MockTransport(recorder)
-    monkeypatch.setattr(httpx, "Client", functools.partial(httpx.Client, transport=transport))
-    return recorder
-
-
-def record(recorder: Recorder, *arguments: str, stdin: bytes | None = None) -> Result:
-    return run("send", *arguments, "--url", recorder.url, environment=SIGNING, stdin=stdin)
-
-
-BYTES = b'{ "type":"user.created",\r\n\t"data": {"id":"user_1","name":"\xc3\x85se \\ud800"}, "n":1e400}\n\n'
-
-
-def test_a_file_is_sent_byte_for_byte(recorder: Recorder, tmp_path: Path) -> None:
-    (tmp_path / "event.json").write_bytes(BYTES)
-    assert record(recorder, "event.json").exit_code == 0
-    assert recorder.bodies == [BYTES]
-
-
-def test_a_file_without_an_ending_is_a_file_too(recorder: Recorder, tmp_path: Path) -> None:
-    (tmp_path / "session.created").write_bytes(BYTES)
-    assert record(recorder, "session.created").exit_code == 0
-    assert recorder.bodies == [BYTES]
-
-
-def test_standard_input_is_sent_byte_for_byte(recorder: Recorder) -> None:
-    assert record(recorder, "-", stdin=BYTES).exit_code == 0
-    assert recorder.bodies == [BYTES]
-
-
-def test_standard_input_is_sent_each_time_of_count(recorder: Recorder) -> None:
-    assert record(recorder, "-", "--count", "3", stdin=BYTES).exit_code == 0
-    assert recorder.bodies == [BYTES] * 3
-
-
 def test_a_file_is_accepted_by_the_relay(
     service: ServiceProcess, published: Subscriber, tmp_path: Path
 ) -> None:
@@ -420,92 +225,6 @@ def test_a_file_is_accepted_by_the_relay(
     (message,) = messages(published)
     assert message["session"]["id"] == body["data"]["id"]
     assert rows(result)[0][2] == "event.json"
-
-
-def test_types_and_files_are_sent_in_the_order_given(recorder: Recorder, tmp_path: Path) -> None:
-    (tmp_path / "event.json").write_bytes(b'{"type":"user.deleted"}')
-    assert record(recorder, "session.created", "event.json", "session.ended").exit_code == 0
-    assert [json.loads(body)["type"] for body in recorder.bodies] == [
-        "session.created",
-        "user.deleted",
-        "session.ended",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("assignment", "expected"),
-    [
-        ("data.client_id=client_2", "client_2"),
-        ("data.client_id=null", None),
-        ("data.client_id=17", 17),
-        ('data.client_id="17"', "17"),
-        ('data.client_id={"a": [1, true]}', {"a": [1, True]}),
-        ("data.client_id=", ""),
-        ("data.client_id=a=b", "a=b"),
-        ("data.client_id={not json", "{not json"),
-    ],
-)
-def test_set_takes_json_or_else_text(assignment: str, expected: object, recorder: Recorder) -> None:
-    assert record(recorder, "--set", assignment).exit_code == 0
-    assert json.loads(recorder.bodies[0])["data"]["client_id"] == expected
-
-
-def test_set_reaches_into_what_is_nested(recorder: Recorder) -> None:
-    assert record(recorder, "--set", "data.latest_activity.city=Ås").exit_code == 0
-    activity = json.loads(recorder.bodies[0])["data"]["latest_activity"]
-    assert (activity["city"], activity["browser_name"]) == ("Ås", "Firefox")
-
-
-def test_set_makes_what_is_missing_on_the_way(recorder: Recorder) -> None:
-    assert record(recorder, "--set", "data.more.and.more=1").exit_code == 0
-    assert json.loads(recorder.bodies[0])["data"]["more"] == {"and": {"more": 1}}
-
-
-def test_set_can_be_repeated(recorder: Recorder) -> None:
-    assert record(recorder, "--set", "data.status=ended", "--set", "timestamp=1").exit_code == 0
-    body = json.loads(recorder.bodies[0])
-    assert (body["data"]["status"], body["timestamp"]) == ("ended", 1)
-
-
-def test_set_counts_for_every_delivery(recorder: Recorder) -> None:
-    assert record(recorder, "session.created", "session.ended", "--set", "data.id=sess_7").exit_code == 0
-    assert [json.loads(body)["data"]["id"] for body in recorder.bodies] == ["sess_7", "sess_7"]
-
-
-def test_set_changes_a_file(recorder: Recorder, tmp_path: Path) -> None:
-    (tmp_path / "event.json").write_bytes(b'{"type": "session.ended", "data": {"id": "sess_1"}}')
-    assert record(recorder, "event.json", "--set", "data.id=sess_2").exit_code == 0
-    assert json.loads(recorder.bodies[0]) == {"type": "session.ended", "data": {"id": "sess_2"}}
-
-
-@pytest.mark.parametrize("value", ["1" + 40 * "0", '"\\ud800"', "NaN"])
-def test_set_can_send_what_only_a_lenient_reader_takes(value: str, recorder: Recorder) -> None:
-    """Such values are in deliveries of the wild, so a test of one's own subscriber wants them, too."""
-    assert record(recorder, "--set", f"data.user.public_metadata={value}").exit_code == 0
-    assert value.encode() in recorder.bodies[0]
-
-
-@pytest.mark.parametrize("assignment", ["data.status", "=active", ""])
-def test_set_that_is_no_assignment_is_an_error_of_usage(assignment: str) -> None:
-    result = run("send", "--set", assignment, environment=SIGNING)
-    assert result.exit_code == 2
-    assert "path=value" in result.stderr
-
-
-@pytest.mark.parametrize("what", ["session.created", "event.json"])
-def test_set_through_something_that_is_no_object_is_an_error_of_usage(what: str, tmp_path: Path) -> None:
-    (tmp_path / "event.json").write_bytes(b'{"data": {"status": "ended"}}')
-    result = run("send", what, "--set", "data.status.now=active", environment=SIGNING)
-    assert result.exit_code == 2
-    assert "data.status.now" in result.stderr
-
-
-@pytest.mark.parametrize("body", [b"[]", b"nonsense", b"\xff", b""])
-def test_set_on_a_file_that_is_no_object_is_an_error_of_usage(body: bytes, tmp_path: Path) -> None:
-    (tmp_path / "event.json").write_bytes(body)
-    result = run("send", "event.json", "--set", "a=1", environment=SIGNING)
-    assert result.exit_code == 2
-    assert "event.json" in result.stderr
 
 
 def test_count_makes_a_new_session_each_time(service: ServiceProcess, published: Subscriber) -> None:
@@ -524,36 +243,14 @@ def test_duplicate_sends_each_delivery_twice(service: ServiceProcess, published:
 
 
 def test_shuffle_ends_in_the_same_state(
-    service: ServiceProcess, published: Subscriber, http_client: Any
+    service: ServiceProcess, published: Subscriber, any_client: Any
 ) -> None:
     types = ["session.pending", "session.created", "session.revoked"]
     result = send(service, *types, "--count", "10", "--duplicate", "--shuffle")
     assert result.exit_code == 0
     assert len(rows(result)) == 60
-    statuses = [http_client.hget(key, "status") for key in http_client.scan_iter("{clerk}:session:*")]
+    statuses = [any_client.hget(key, "status") for key in any_client.scan_iter("{clerk}:session:*")]
     assert statuses == ["revoked"] * 10
-
-
-def test_shuffle_changes_the_order(recorder: Recorder) -> None:
-    life = ["session.pending", "session.created", "session.ended"] * 10
-    assert record(recorder, *life, "--shuffle").exit_code == 0
-    sent = [json.loads(body)["type"] for body in recorder.bodies]
-    assert sent != life  # by chance once in 30! / (10!)^3 times
-    assert sorted(sent) == sorted(life)
-
-
-def test_rate_keeps_the_pace(recorder: Recorder) -> None:
-    begun = time.monotonic()
-    assert record(recorder, "--count", "5", "--rate", "50").exit_code == 0
-    assert time.monotonic() - begun >= 4 / 50
-    assert len(recorder.bodies) == 5
-
-
-@pytest.mark.parametrize("arguments", [["--rate", "0"], ["--rate", "-1"], ["--count", "0"], ["--count", "x"]])
-def test_a_count_or_rate_that_means_nothing_is_an_error_of_usage(arguments: list[str]) -> None:
-    result = run("send", *arguments, environment=SIGNING)
-    assert result.exit_code == 2
-    assert arguments[0] in result.stderr
 
 
 def test_forge_is_refused_and_that_is_a_success(service: ServiceProcess, published: Subscriber) -> None:
@@ -561,10 +258,6 @@ def test_forge_is_refused_and_that_is_a_success(service: ServiceProcess, publish
     assert result.exit_code == 0
     assert rows(result)[0][:3] == ["400", "invalid_signature", "session.revoked"]
     assert messages(published) == []
-
-
-def test_forge_that_is_taken_is_a_failure(recorder: Recorder) -> None:
-    assert record(recorder, "--forge").exit_code == 1
 
 
 def test_a_delivery_that_is_refused_is_a_failure(service: ServiceProcess) -> None:
@@ -609,21 +302,6 @@ def test_send_says_clearly_that_nothing_listens() -> None:
     assert result.exit_code == 1
     assert "no answer" in result.output
     assert "refused" in result.output
-
-
-@pytest.mark.parametrize(
-    "name", ["nonsense", "event.json", "./nowhere/event.txt", "/nowhere/session.created"]
-)
-def test_what_is_neither_type_nor_file_is_an_error_of_usage(name: str) -> None:
-    result = run("send", name, environment={**SIGNING, "PORT": "1"})
-    assert result.exit_code == 2
-    assert name in result.stderr
-
-
-def test_send_needs_a_secret() -> None:
-    result = run("send")
-    assert result.exit_code == 2
-    assert result.stderr.startswith("CLERK_WEBHOOK_SIGNING_SECRET: ")
 
 
 def test_send_signs_with_the_first_of_several_secrets(service: ServiceProcess) -> None:
@@ -736,13 +414,6 @@ def test_tail_shows_what_a_session_was_before(service: ServiceProcess, tail_to_t
     assert "active → ended" in tail_to_the_end("--from", "start")[1]
 
 
-@pytest.mark.parametrize("cursor", ["", "never", "1795422761000-", "-1", "1-2-3", "$", "-", "+"])
-def test_tail_refuses_what_is_no_cursor(cursor: str) -> None:
-    result = run("tail", "--from", cursor, environment={"REDIS_URL": NO_REDIS})
-    assert result.exit_code == 2
-    assert "--from" in result.stderr
-
-
 @pytest.mark.parametrize("cursor", ["18446744073709551616-0", "0-18446744073709551616"])
 def test_tail_refuses_a_cursor_too_large_for_redis(cursor: str, any_redis: EmbeddedRedis) -> None:
     result = run("tail", "--from", cursor, environment={"REDIS_URL": any_redis.url})
@@ -783,14 +454,14 @@ def test_tail_shows_events_that_came_too_late_if_asked(
 
 
 def test_tail_as_json_is_what_was_published(
-    service: ServiceProcess, http_client: Any, tail_to_the_end: Lines
+    service: ServiceProcess, any_client: Any, tail_to_the_end: Lines
 ) -> None:
     created = event(latest_activity={"city": "Tromsø", "browser_name": 'a "b" \\ \x1b[31m'})
     published = channel_messages(
-        service, http_client, created, event("session.ended", id=created["data"]["id"])
+        service, any_client, created, event("session.ended", id=created["data"]["id"])
     )
     assert tail_to_the_end("--from", "start", "--json") == published
-    assert http_client.hget(f"{{clerk}}:session:{created['data']['id']}", "state") == published[1]
+    assert any_client.hget(f"{{clerk}}:session:{created['data']['id']}", "state") == published[1]
 
 
 def test_tail_as_json_of_a_late_event_has_its_cursor(service: ServiceProcess, tail_to_the_end: Lines) -> None:
@@ -803,10 +474,10 @@ def test_tail_as_json_of_a_late_event_has_its_cursor(service: ServiceProcess, ta
     )
 
 
-def test_tail_says_what_it_missed_and_goes_on(service: ServiceProcess, http_client: Any, tail: Tail) -> None:
+def test_tail_says_what_it_missed_and_goes_on(service: ServiceProcess, any_client: Any, tail: Tail) -> None:
     gone = deliver(service, event())
     last = deliver(service, event())
-    http_client.xtrim(EVENTS_KEY, 1, approximate=False)
+    any_client.xtrim(EVENTS_KEY, 1, approximate=False)
     program = tail("--from", gone["cursor"])
     program.wait_for(gone["cursor"], stream="stderr")
     program.wait_for(last["session_id"])
@@ -930,10 +601,10 @@ def test_session_shows_every_field_of_a_session(service: ServiceProcess, any_red
 
 
 def test_session_as_json_is_what_was_published(
-    service: ServiceProcess, http_client: Any, any_redis: EmbeddedRedis
+    service: ServiceProcess, any_client: Any, any_redis: EmbeddedRedis
 ) -> None:
     body = event()
-    (published,) = channel_messages(service, http_client, body)
+    (published,) = channel_messages(service, any_client, body)
     result = read(any_redis, "session", body["data"]["id"], "--json")
     assert (result.exit_code, result.stdout) == (0, published + "\n")
 
@@ -962,7 +633,7 @@ def test_session_folds_nothing_that_another_program_reads(
 
 
 @pytest.fixture
-def run_out(any_redis: EmbeddedRedis, http_client: Any) -> dict[str, Any]:
+def run_out(any_redis: EmbeddedRedis, any_client: Any) -> dict[str, Any]:
     """A session that was live when it was published, and has run out since: two hours in no time."""
     now_ms = time.time_ns() // 1_000_000
     then_ms = now_ms - 2 * HOUR_MS
@@ -971,7 +642,7 @@ def run_out(any_redis: EmbeddedRedis, http_client: Any) -> dict[str, Any]:
     data["expire_at"] = now_ms - 1000
     with run_relay(any_redis.url, now_ms=then_ms) as relay:
         assert relay.take(body, "msg_1").outcome == "applied"
-    assert http_client.hget(f"{{clerk}}:session:{data['id']}", "live") == "1"
+    assert any_client.hget(f"{{clerk}}:session:{data['id']}", "live") == "1"
     return data
 
 
@@ -1018,7 +689,7 @@ def test_session_shows_its_history(service: ServiceProcess, any_redis: EmbeddedR
 
 
 def test_session_as_json_is_its_history(
-    service: ServiceProcess, http_client: Any, any_redis: EmbeddedRedis
+    service: ServiceProcess, any_client: Any, any_redis: EmbeddedRedis
 ) -> None:
     session_id, answers = life_of_one(service)
     messages = [
@@ -1031,10 +702,10 @@ def test_session_as_json_is_its_history(
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_session_that_the_stream_has_nothing_of_is_shown_as_it_is_held(
-    service: ServiceProcess, http_client: Any, any_redis: EmbeddedRedis, options: list[str]
+    service: ServiceProcess, any_client: Any, any_redis: EmbeddedRedis, options: list[str]
 ) -> None:
     session_id, answers = life_of_one(service)
-    http_client.xtrim(EVENTS_KEY, 0, approximate=False)
+    any_client.xtrim(EVENTS_KEY, 0, approximate=False)
     result = read(any_redis, "session", session_id, *options)
     assert result.exit_code == 0
     assert answers[1]["cursor"] in result.stdout
@@ -1057,10 +728,10 @@ def test_sessions_shows_the_live_ones_of_a_user(service: ServiceProcess, any_red
 
 
 def test_sessions_as_json_are_what_was_published(
-    service: ServiceProcess, http_client: Any, any_redis: EmbeddedRedis
+    service: ServiceProcess, any_client: Any, any_redis: EmbeddedRedis
 ) -> None:
     published = channel_messages(
-        service, http_client, event(user_id="user_1"), event(user_id="user_1", expire_at=None)
+        service, any_client, event(user_id="user_1"), event(user_id="user_1", expire_at=None)
     )
     result = read(any_redis, "sessions", "user_1", "--json")
     assert (result.exit_code, result.stdout.splitlines()) == (0, published)
@@ -1097,16 +768,6 @@ def test_redis_away_is_told_in_one_line(arguments: list[str]) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith("Redis: ")
-    assert "hunter" not in line
-
-
-@pytest.mark.parametrize("arguments", [["session", "sess_1"], ["sessions", "user_1"], ["tail"]])
-@pytest.mark.parametrize("url", [None, "redis://relay:hunter-two@127.0.0.1:port/0"])
-def test_a_wrong_redis_url_is_told_in_one_line(arguments: list[str], url: str | None) -> None:
-    result = run(*arguments, environment={"REDIS_URL": url})
-    assert (result.exit_code, result.stdout) == (2, "")
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("REDIS_URL: ")
     assert "hunter" not in line
 
 

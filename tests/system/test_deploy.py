@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import pytest
-from clerk_session_feed.feed import SessionFeed
+from clerk_session_feed import SessionFeed
 from support.clock import eventually
 from support.constants import ROOT
 from support.events import clerk_event

@@ -430,12 +430,12 @@ def test_the_secrets_it_is_given_are_used(given: GivenDev) -> None:
     assert [simulated_post(given, secret).status_code for secret in given.secrets_given] == [200, 200]
 
 
-def test_the_redis_it_is_given_is_used(start: Dev, any_redis: EmbeddedRedis, http_client: Any) -> None:
+def test_the_redis_it_is_given_is_used(start: Dev, any_redis: EmbeddedRedis, any_client: Any) -> None:
     dev = RunningDev(start())
     assert (dev.redis_url, dev.redis_name) == (any_redis.url, "REDIS_URL")
-    assert http_client.xlen("{clerk}:events") == 3  # applied, stale, applied
+    assert any_client.xlen("{clerk}:events") == 3  # applied, stale, applied
     dev.program.stop()
-    assert http_client.xlen("{clerk}:events") == 3
+    assert any_client.xlen("{clerk}:events") == 3
 
 
 def test_settings_in_dotenv_are_used(start: Dev, any_redis: EmbeddedRedis, tmp_path: Path) -> None:

@@ -178,13 +178,13 @@ def test_the_gateway_misses_no_end_while_redis_restarts(
 
 
 def test_the_gateway_checks_its_sockets_anew_when_the_stream_was_trimmed(
-    gateway: Program, service: ServiceProcess, http_client: Any
+    gateway: Program, service: ServiceProcess, any_client: Any
 ) -> None:
     for session_id in ("sess_1", "sess_2"):
         sign_in(service, session_id)
     with connected(gateway, "sess_1") as ended, connected(gateway, "sess_2") as live:
         assert [answer(client) for client in (ended, live)] == ["hello"] * 2
-        with http_client.pipeline(transaction=True) as together:  # no reader comes in between
+        with any_client.pipeline(transaction=True) as together:  # no reader comes in between
             together.hset("{clerk}:session:sess_1", mapping={"live": "0"})
             together.xtrim(EVENTS_KEY, maxlen=0, approximate=False)
             together.execute()
@@ -211,7 +211,7 @@ def ask(api: httpx.Client, session_id: str) -> httpx.Response:
 
 
 def test_the_api_answers_until_the_session_is_revoked(
-    service: ServiceProcess, http_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+    service: ServiceProcess, any_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
 ) -> None:
     with run_api(real_redis.url, tmp_path) as api:
         assert ask(api, "sess_1").status_code == 401
@@ -251,7 +251,7 @@ def test_the_subscriber_is_short() -> None:
     assert len((EXAMPLES / "subscriber.mjs").read_text().splitlines()) < 40
 
 
-@pytest.mark.usefixtures("node_modules", "http_client")
+@pytest.mark.usefixtures("node_modules", "any_client")
 def test_the_subscriber_drops_who_is_not_live(
     service: ServiceProcess, real_redis: EmbeddedRedis, tmp_path: Path
 ) -> None:
@@ -284,12 +284,12 @@ def test_the_subscriber_misses_nothing_while_redis_restarts(
 
 @pytest.mark.usefixtures("node_modules")
 def test_the_subscriber_says_when_it_missed_something(
-    service: ServiceProcess, http_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+    service: ServiceProcess, any_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
 ) -> None:
     with run_subscriber(real_redis.url, tmp_path) as program:
         revoke(service, "sess_1")
         program.wait_for("sess_1")
-        http_client.xtrim(EVENTS_KEY, maxlen=0, approximate=False)
+        any_client.xtrim(EVENTS_KEY, maxlen=0, approximate=False)
         revoke(service, "sess_2")
         program.wait_for("trimmed past", stream="stderr")
         revoke(service, "sess_3")
@@ -298,11 +298,11 @@ def test_the_subscriber_says_when_it_missed_something(
 
 @pytest.mark.usefixtures("node_modules")
 def test_the_subscriber_begins_after_a_cursor(
-    service: ServiceProcess, http_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+    service: ServiceProcess, any_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
 ) -> None:
     for number in (1, 2, 3):
         revoke(service, f"sess_{number}")
-    (first, _), *_ = http_client.xrange(EVENTS_KEY)
+    (first, _), *_ = any_client.xrange(EVENTS_KEY)
     with run_subscriber(real_redis.url, tmp_path, first) as program:
         program.wait_for("sess_3")
         assert program.lines() == [f"drop user_1 sess_{number} revoked" for number in (2, 3)]
@@ -344,77 +344,77 @@ def assert_equal_soon(database: Path, client: Any) -> None:
 
 
 def test_the_mirror_equals_the_state(
-    service: ServiceProcess, http_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+    service: ServiceProcess, any_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
 ) -> None:
     database = tmp_path / "sessions.db"
     sign_in(service, "sess_1")
     revoke(service, "sess_2")
     with run_mirror(real_redis.url, database) as mirror:
-        assert_equal_soon(database, http_client)  # what was there before it
+        assert_equal_soon(database, any_client)  # what was there before it
         revoke(service, "sess_1")
         sign_in(service, "sess_3")
-        assert_equal_soon(database, http_client)
+        assert_equal_soon(database, any_client)
         assert live_in(database) == {"sess_3"}
         assert mirror.stop() == 0
         assert mirror.stderr == ""
 
 
 def test_the_mirror_is_none_the_worse_for_being_killed(
-    service: ServiceProcess, http_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+    service: ServiceProcess, any_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
 ) -> None:
     """In the middle of an update: taken from Redis, and neither in the table nor acknowledged."""
     database = tmp_path / "sessions.db"
     sign_in(service, "sess_1")
     with run_mirror(real_redis.url, database) as mirror:
-        assert_equal_soon(database, http_client)
+        assert_equal_soon(database, any_client)
         with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as lock:
             lock.execute("BEGIN IMMEDIATE")
             revoke(service, "sess_1")
             sign_in(service, "sess_2")
-            eventually(lambda: http_client.xpending(EVENTS_KEY, "mirror")["pending"])
+            eventually(lambda: any_client.xpending(EVENTS_KEY, "mirror")["pending"])
             mirror.process.kill()
             mirror.end()
     before = mirrored(database)
-    assert before != held(http_client)
+    assert before != held(any_client)
     sign_in(service, "sess_3")
     with run_mirror(real_redis.url, database):
-        assert_equal_soon(database, http_client)
+        assert_equal_soon(database, any_client)
     assert live_in(database) == {"sess_2", "sess_3"}
 
 
 def test_the_mirror_begins_again_when_the_stream_was_trimmed_past_it(
-    service: ServiceProcess, http_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+    service: ServiceProcess, any_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
 ) -> None:
     database = tmp_path / "sessions.db"
     sign_in(service, "sess_1")
     with run_mirror(real_redis.url, database) as mirror:
-        assert_equal_soon(database, http_client)
+        assert_equal_soon(database, any_client)
         assert mirror.stop() == 0
     revoke(service, "sess_1")
     sign_in(service, "sess_2")
-    http_client.xtrim(EVENTS_KEY, maxlen=0, approximate=False)
+    any_client.xtrim(EVENTS_KEY, maxlen=0, approximate=False)
     sign_in(service, "sess_3")
     with run_mirror(real_redis.url, database):
-        assert_equal_soon(database, http_client)
+        assert_equal_soon(database, any_client)
 
 
 def test_the_mirror_is_not_led_back_by_an_update_that_comes_late(
-    service: ServiceProcess, http_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+    service: ServiceProcess, any_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
 ) -> None:
     """Another consumer took it and died; when it is claimed, a later one is in the table already."""
     database = tmp_path / "sessions.db"
-    http_client.xgroup_create(EVENTS_KEY, "mirror", mkstream=True)
+    any_client.xgroup_create(EVENTS_KEY, "mirror", mkstream=True)
     sign_in(service, "sess_1")
-    ((_, ((late, _),)),) = http_client.xreadgroup("mirror", "dead", {EVENTS_KEY: ">"})
+    ((_, ((late, _),)),) = any_client.xreadgroup("mirror", "dead", {EVENTS_KEY: ">"})
     revoke(service, "sess_1")
     with run_mirror(real_redis.url, database) as mirror:
-        assert_equal_soon(database, http_client)
+        assert_equal_soon(database, any_client)
         assert mirror.stop() == 0
-    http_client.xclaim(EVENTS_KEY, "mirror", "one", 0, [late])
+    any_client.xclaim(EVENTS_KEY, "mirror", "one", 0, [late])
     sign_in(service, "sess_2")
     with run_mirror(real_redis.url, database):
         eventually(lambda: "sess_2" in mirrored(database))
-        assert http_client.xpending_range(EVENTS_KEY, "mirror", late, late, 1) == []
+        assert any_client.xpending_range(EVENTS_KEY, "mirror", late, late, 1) == []
         assert mirrored(database)["sess_1"] == ("revoked", 0)
 
 

@@ -54,7 +54,7 @@ def problem_of(response: TestResponse | httpx.Response) -> tuple[int, str, str]:
 
 
 @pytest.fixture
-def app(any_redis: EmbeddedRedis, http_client: Any) -> Iterator[RelayFlask]:
+def app(any_redis: EmbeddedRedis, any_client: Any) -> Iterator[RelayFlask]:
     """The application as it is made, on a Redis that is empty."""
     app = create_app(make_settings(any_redis.url))
     yield app
@@ -76,28 +76,28 @@ def app_without_redis() -> Iterator[RelayFlask]:
 # Deliveries
 
 
-def test_the_test_client_delivers(client: FlaskClient, http_client: Any) -> None:
+def test_the_test_client_delivers(client: FlaskClient, any_client: Any) -> None:
     response = deliver(client, event_body())
 
     assert (response.status_code, response.get_json()["outcome"]) == (200, "applied")
-    assert json.loads(http_client.hget(SESSION_KEY, "state"))["session"]["id"] == "sess_1"
-    assert http_client.xlen(EVENTS_KEY) == 1
+    assert json.loads(any_client.hget(SESSION_KEY, "state"))["session"]["id"] == "sess_1"
+    assert any_client.xlen(EVENTS_KEY) == 1
 
 
 def test_what_a_hook_refuses_does_not_reach_redis(
-    app: RelayFlask, client: FlaskClient, http_client: Any
+    app: RelayFlask, client: FlaskClient, any_client: Any
 ) -> None:
     app.before_request(lambda: flask.abort(403, "Not from you."))
 
     assert problem_of(deliver(client, event_body())) == (403, "forbidden", "Not from you.")
-    assert list(http_client.scan_iter("*")) == []
+    assert list(any_client.scan_iter("*")) == []
 
 
-def test_a_hook_may_answer_itself(app: RelayFlask, client: FlaskClient, http_client: Any) -> None:
+def test_a_hook_may_answer_itself(app: RelayFlask, client: FlaskClient, any_client: Any) -> None:
     app.before_request(lambda: ({"mine": True}, 200))
 
     assert deliver(client, event_body()).get_json() == {"mine": True}
-    assert list(http_client.scan_iter("*")) == []
+    assert list(any_client.scan_iter("*")) == []
 
 
 def test_hooks_run_in_the_order_that_flask_documents(app: RelayFlask, client: FlaskClient) -> None:
@@ -528,12 +528,12 @@ def shared(request: pytest.FixtureRequest, any_redis: EmbeddedRedis) -> Iterator
 
 
 @pytest.fixture
-def served(shared: Served, http_client: Any) -> ServiceProcess:
+def served(shared: Served, any_client: Any) -> ServiceProcess:
     return shared[0]
 
 
 @pytest.fixture
-def http(shared: Served, http_client: Any) -> httpx.Client:
+def http(shared: Served, any_client: Any) -> httpx.Client:
     """A client that, unlike the service's own, does not ask for what the contract says."""
     return shared[1]
 
@@ -543,7 +543,7 @@ def post(http: httpx.Client, body: bytes, **headers: str) -> httpx.Response:
 
 
 def test_served_a_delivery_passes_hooks_middleware_and_blueprints(
-    http: httpx.Client, http_client: Any
+    http: httpx.Client, any_client: Any
 ) -> None:
     response = post(http, event_body())
 
@@ -552,17 +552,17 @@ def test_served_a_delivery_passes_hooks_middleware_and_blueprints(
     assert response.headers["x-body"] == "0", "a hook read something of the body"
     assert response.headers["x-middleware"] == WEBHOOK_PATH
     assert response.headers["x-blueprint-app"] == "yes"
-    assert http_client.exists(SESSION_KEY)
+    assert any_client.exists(SESSION_KEY)
 
 
 @pytest.mark.parametrize("which", ["hook", "async hook"])
 def test_served_what_a_hook_refuses_does_not_reach_redis(
-    http: httpx.Client, http_client: Any, which: str
+    http: httpx.Client, any_client: Any, which: str
 ) -> None:
     response = post(http, event_body(), **{own_apps.CLOSED: which})
 
     assert problem_of(response) == (403, "forbidden", "Not from you.")
-    assert list(http_client.scan_iter("*")) == []
+    assert list(any_client.scan_iter("*")) == []
 
 
 def test_served_teardown_and_signals_run(served: ServiceProcess, http: httpx.Client) -> None:
@@ -664,18 +664,18 @@ def test_served_proxy_fix_changes_address_and_scheme(http: httpx.Client) -> None
     assert (found["address"], found["scheme"]) == ("203.0.113.7", "https")
 
 
-def test_served_another_host_is_refused(http: httpx.Client, http_client: Any) -> None:
+def test_served_another_host_is_refused(http: httpx.Client, any_client: Any) -> None:
     response = post(http, event_body(), host=own_apps.ODD_HOST)
 
     assert problem_of(response)[:2] == (400, "bad_request")
-    assert list(http_client.scan_iter("*")) == []
+    assert list(any_client.scan_iter("*")) == []
 
 
-def test_served_a_smaller_max_content_length_counts(http: httpx.Client, http_client: Any) -> None:
+def test_served_a_smaller_max_content_length_counts(http: httpx.Client, any_client: Any) -> None:
     body = event_body(public_metadata={"long": "x" * 20_000})
 
     assert problem_of(post(http, body))[:2] == (413, "body_too_large")
-    assert list(http_client.scan_iter("*")) == []
+    assert list(any_client.scan_iter("*")) == []
 
 
 def test_served_redis_that_is_away_is_the_users_own_503() -> None:
@@ -689,7 +689,7 @@ def test_served_redis_that_is_away_is_the_users_own_503() -> None:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_an_asgi_application_around_the_bridge(
-    any_redis: EmbeddedRedis, http_client: Any, workers: str
+    any_redis: EmbeddedRedis, any_client: Any, workers: str
 ) -> None:
     environment = {"PYTHONPATH": PYTHONPATH, "WEB_CONCURRENCY": workers}
     with run_service(any_redis.url, command=serve_app("wrapped"), **environment) as service:
@@ -758,7 +758,7 @@ def test_a_factory_that_fails_ends_the_service_and_the_log_says_where(
 
 
 def test_a_module_in_the_working_directory_is_found(
-    tmp_path: Path, any_redis: EmbeddedRedis, http_client: Any
+    tmp_path: Path, any_redis: EmbeddedRedis, any_client: Any
 ) -> None:
     """As other servers do: without PYTHONPATH."""
     (tmp_path / "here.py").write_text("from service.app.factory import create_app as create\n")

@@ -68,11 +68,11 @@ def test_head_has_no_body(endpoint: Endpoint, path: str) -> None:
     assert (response.status_code, response.content) == (200, b"")
 
 
-def test_readyz(endpoint: Endpoint, http_client: Any) -> None:
+def test_readyz(endpoint: Endpoint, any_client: Any) -> None:
     response = endpoint.http.get("/readyz")
 
     assert (response.status_code, response.json()) == (200, {"status": "ok"})
-    assert list(http_client.scan_iter("*")) == [], "asking leaves no trace"
+    assert list(any_client.scan_iter("*")) == [], "asking leaves no trace"
 
 
 def test_not_ready_without_redis(endpoint_without_redis: Endpoint) -> None:
@@ -144,21 +144,21 @@ def test_metrics_tell_of_the_dead_letters_held(endpoint: Endpoint) -> None:
     assert [metric(text, "session_relay_dead_letters") for text in (before, after)] == [0, 1]
 
 
-def test_metrics_tell_how_late_the_expiry_worker_is(endpoint: Endpoint, http_client: Any) -> None:
+def test_metrics_tell_how_late_the_expiry_worker_is(endpoint: Endpoint, any_client: Any) -> None:
     now_ms = int(time.time() * 1000)
-    http_client.zadd(EXPIRY_KEY, {"sess_late": now_ms - HOUR_MS, "sess_less_late": now_ms - 1000})
+    any_client.zadd(EXPIRY_KEY, {"sess_late": now_ms - HOUR_MS, "sess_less_late": now_ms - 1000})
 
     assert metric(scraped(endpoint), EXPIRY_LAG) == pytest.approx(3600, abs=100)
 
 
-def test_nothing_overdue_is_no_lag(endpoint: Endpoint, http_client: Any) -> None:
-    http_client.zadd(EXPIRY_KEY, {"sess_1": int(time.time() * 1000) + HOUR_MS})
+def test_nothing_overdue_is_no_lag(endpoint: Endpoint, any_client: Any) -> None:
+    any_client.zadd(EXPIRY_KEY, {"sess_1": int(time.time() * 1000) + HOUR_MS})
 
     assert f"{EXPIRY_LAG} 0.0\n" in scraped(endpoint)
 
 
-def test_the_latest_of_all_partitions_counts(any_redis: EmbeddedRedis, http_client: Any) -> None:
-    http_client.zadd("{clerk:2}:expiry", {"sess_1": int(time.time() * 1000) - HOUR_MS})
+def test_the_latest_of_all_partitions_counts(any_redis: EmbeddedRedis, any_client: Any) -> None:
+    any_client.zadd("{clerk:2}:expiry", {"sess_1": int(time.time() * 1000) - HOUR_MS})
     with run_plain_wsgi(make_settings(any_redis.url, partitions=4)) as endpoint:
         assert metric(scraped(endpoint), EXPIRY_LAG) == pytest.approx(3600, abs=100)
 
@@ -182,11 +182,11 @@ def test_metrics_come_at_once_after_a_timeout(own_redis: EmbeddedRedis) -> None:
         assert_redis_is_away(scraped(endpoint))
 
 
-def test_metrics_while_another_program_has_the_keys(endpoint: Endpoint, http_client: Any) -> None:
-    http_client.set(EXPIRY_KEY, "no sorted set")
+def test_metrics_while_another_program_has_the_keys(endpoint: Endpoint, any_client: Any) -> None:
+    any_client.set(EXPIRY_KEY, "no sorted set")
 
     assert_redis_is_away(scraped(endpoint))
-    http_client.delete(EXPIRY_KEY)
+    any_client.delete(EXPIRY_KEY)
 
 
 @pytest.fixture

@@ -84,11 +84,11 @@ UNREAD: Final[dict[str, str]] = {
 @pytest.mark.parametrize("path", ["data.user.unsafe_metadata", "extra"])
 @pytest.mark.parametrize("kind", UNREAD)
 def test_what_is_not_read_hides_no_end_of_a_session(
-    service: ServiceProcess, http_client: Any, kind: str, path: str
+    service: ServiceProcess, any_client: Any, kind: str, path: str
 ) -> None:
     assert outcome(service, written(path, UNREAD[kind], "session.ended")) == "applied"
-    assert http_client.hget(SESSION_KEY, "status") == "ended"
-    assert set(http_client.scan_iter("*:session:*")) == {SESSION_KEY}
+    assert any_client.hget(SESSION_KEY, "status") == "ended"
+    assert set(any_client.scan_iter("*:session:*")) == {SESSION_KEY}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_what_is_not_read_hides_no_end_of_a_session(
     ],
 )
 def test_another_kind_of_value_where_one_is_read(
-    service: ServiceProcess, http_client: Any, path: str, becomes: str, value: str
+    service: ServiceProcess, any_client: Any, path: str, becomes: str, value: str
 ) -> None:
     if path == "type" and value.startswith('"'):
         becomes = "ignored"
@@ -118,8 +118,8 @@ def test_another_kind_of_value_where_one_is_read(
 
     assert outcome(service, written(path, value)) == becomes
 
-    assert http_client.exists(SESSION_KEY) == (becomes == "applied")
-    assert http_client.exists(DEAD_LETTERS_KEY) == becomes.startswith("dead_lettered")
+    assert any_client.exists(SESSION_KEY) == (becomes == "applied")
+    assert any_client.exists(DEAD_LETTERS_KEY) == becomes.startswith("dead_lettered")
 
 
 @pytest.mark.parametrize("reader", ["fast", "of last resort"])
@@ -141,11 +141,11 @@ def test_another_kind_of_value_where_one_is_read(
     ids=lambda value: "" if isinstance(value, bytes) else value,
 )
 def test_the_last_of_duplicate_keys_wins(
-    service: ServiceProcess, http_client: Any, body: bytes, expected: str, reader: str
+    service: ServiceProcess, any_client: Any, body: bytes, expected: str, reader: str
 ) -> None:
     said = outcome(service, body[:-1] + f",{SLOW}}}".encode() if reader == "of last resort" else body)
 
-    held = state(http_client)
+    held = state(any_client)
     if held is None:
         assert said == expected
     else:
@@ -208,7 +208,7 @@ TEXTS: Final = (
     ids=ascii,
 )
 def test_published_text_is_exact_or_left_out(
-    service: ServiceProcess, http_client: Any, path: str, text: str, is_published: bool
+    service: ServiceProcess, any_client: Any, path: str, text: str, is_published: bool
 ) -> None:
     value: Any = [{"key": text}] if path == "data.tasks" else f"session.{text}" if path == "type" else text
     body = simulator.with_values(event(), {path: value})
@@ -218,7 +218,7 @@ def test_published_text_is_exact_or_left_out(
         return
     assert outcome(service, body) == "applied"
 
-    message = state(http_client)
+    message = state(any_client)
     message["data"] = message.pop("session")
     message["type"] = message["event"]["type"]
     for name in path.split("."):
@@ -234,7 +234,7 @@ OF_TYPE: Final = {"session.ended": "ended", "session.removed": "removed", "sessi
 
 @pytest.mark.parametrize("status", [*STATUSES, None, "", "asleep", "Active", "active\0", 1, []])
 @pytest.mark.parametrize("type_", ["session.created", "session.pending", "session.updated", *OF_TYPE])
-def test_status_against_type(service: ServiceProcess, http_client: Any, type_: str, status: object) -> None:
+def test_status_against_type(service: ServiceProcess, any_client: Any, type_: str, status: object) -> None:
     expected = status if status in STATUSES else None
     if type_ in OF_TYPE and (status is None or status in ("active", "pending")):
         expected = OF_TYPE[type_]
@@ -242,9 +242,9 @@ def test_status_against_type(service: ServiceProcess, http_client: Any, type_: s
     said = outcome(service, event(type_, data__status=status))
 
     assert said == ("applied" if expected else "dead_lettered: invalid_status")
-    held = state(http_client)
+    held = state(any_client)
     assert (held and held["session"]["status"]) == expected
-    assert http_client.zscore(USER_KEY, "sess_1") == (
+    assert any_client.zscore(USER_KEY, "sess_1") == (
         held["session"]["expire_at"] if expected == "active" else None
     )
 
@@ -272,17 +272,17 @@ def test_status_against_type(service: ServiceProcess, http_client: Any, type_: s
     ids=lambda id_: ascii(id_)[:20],
 )
 @pytest.mark.parametrize("name", ["id", "user_id", "client_id", "instance_id"])
-def test_ids_that_are_none(service: ServiceProcess, http_client: Any, name: str, id_: str) -> None:
+def test_ids_that_are_none(service: ServiceProcess, any_client: Any, name: str, id_: str) -> None:
     path = name if name == "instance_id" else f"data.{name}"
 
     said = outcome(service, simulator.with_values(event(), {path: id_}))
 
     if name in {"id", "user_id"}:
         assert said == f"dead_lettered: invalid_{name}"
-        assert set(http_client.scan_iter("*")) == {DEAD_LETTERS_KEY}
+        assert set(any_client.scan_iter("*")) == {DEAD_LETTERS_KEY}
     else:
         assert said == "applied"
-        held = state(http_client)
+        held = state(any_client)
         assert (held["session"] | held["event"])[name] is None
 
 
@@ -305,18 +305,18 @@ YEAR_9999: Final = 253_402_300_799
     ],
 )  # fmt: skip
 def test_when_a_session_expires(
-    service: ServiceProcess, http_client: Any, expire_at: Any, live: bool, held_ms: Any
+    service: ServiceProcess, any_client: Any, expire_at: Any, live: bool, held_ms: Any
 ) -> None:
     now = now_ms()
 
     assert outcome(service, event(data__expire_at=expire_at(now))) == "applied"
 
-    session = state(http_client)["session"]
+    session = state(any_client)["session"]
     held = held_ms(now)
     assert (session["live"], session["expire_at"]) == (live, held)
-    assert http_client.zscore(USER_KEY, "sess_1") == (held or float("inf") if live else None)
-    assert http_client.zscore(EXPIRY_KEY, "sess_1") == held
-    days = http_client.ttl(SESSION_KEY) / 86_400
+    assert any_client.zscore(USER_KEY, "sess_1") == (held or float("inf") if live else None)
+    assert any_client.zscore(EXPIRY_KEY, "sess_1") == held
+    days = any_client.ttl(SESSION_KEY) / 86_400
     assert days <= 400
     assert days > (399 if held is None or held >= YEAR_9999 * 100 else 6.9)
 
@@ -343,7 +343,7 @@ def test_times_out_of_range(service: ServiceProcess, name: str, time_: int) -> N
 )
 @pytest.mark.parametrize("path", ["data.updated_at", "timestamp", "data.last_active_at", "data.created_at"])
 def test_clocks_that_are_wrong(
-    service: ServiceProcess, http_client: Any, path: str, ahead_ms: int, unit: float, expected: str
+    service: ServiceProcess, any_client: Any, path: str, ahead_ms: int, unit: float, expected: str
 ) -> None:
     """The first of these times that is there says when the session was updated."""
     then = (now_ms() + ahead_ms) // 1000 * 1000
@@ -356,10 +356,10 @@ def test_clocks_that_are_wrong(
 
     assert said == expected
     if said == "applied":
-        assert state(http_client)["session"]["updated_at"] == then
+        assert state(any_client)["session"]["updated_at"] == then
 
 
-def test_times_of_mixed_units_in_one_event(service: ServiceProcess, http_client: Any) -> None:
+def test_times_of_mixed_units_in_one_event(service: ServiceProcess, any_client: Any) -> None:
     now = now_ms() // 1000 * 1000
     times = {
         "updated_at": now // 1000,
@@ -372,7 +372,7 @@ def test_times_of_mixed_units_in_one_event(service: ServiceProcess, http_client:
         service, simulator.with_values(event(timestamp=now), {f"data.{k}": v for k, v in times.items()})
     )
 
-    held = state(http_client)
+    held = state(any_client)
     assert held["event"]["occurred_at"] == now
     expected = {"updated_at": now, "created_at": now - 5000, "last_active_at": now, "abandon_at": 5000}
     assert {name: held["session"][name] for name in times} == expected
@@ -394,12 +394,12 @@ SUBS: Final[tuple[object, ...]] = (None, 1, [], {}, "\ud800", "x" * 4090)
     ids=lambda value: ascii(value)[:40],
 )
 def test_an_impersonated_session_never_looks_ordinary(
-    service: ServiceProcess, http_client: Any, actor: Any, is_kept: bool
+    service: ServiceProcess, any_client: Any, actor: Any, is_kept: bool
 ) -> None:
     said = outcome(service, event(data__actor=actor))
 
     assert said == ("applied" if is_kept else "dead_lettered: invalid_actor")
-    assert (state(http_client) or {"session": {"actor": None}})["session"]["actor"] == (
+    assert (state(any_client) or {"session": {"actor": None}})["session"]["actor"] == (
         actor if is_kept else None
     )
 
@@ -423,16 +423,16 @@ ODD: Final[tuple[object, ...]] = (
     "path", [ACTIVITY, "data.tasks", "event_attributes", "object", "data.user", f"{ACTIVITY}.id"]
 )
 def test_metadata_never_costs_an_event(
-    service: ServiceProcess, http_client: Any, path: str, odd: object
+    service: ServiceProcess, any_client: Any, path: str, odd: object
 ) -> None:
     assert outcome(service, simulator.with_values(event(), {path: odd})) == "applied"
 
-    session = state(http_client)["session"]
+    session = state(any_client)["session"]
     assert isinstance(session["tasks"], list)
     assert set(session["latest_activity"] or {}) in ({*()}, {
         "object", "id", "device_type", "is_mobile", "browser_name", "browser_version", "ip_address", "city", "country",
     })  # fmt: skip
-    assert http_client.xlen(EVENTS_KEY) == 1
+    assert any_client.xlen(EVENTS_KEY) == 1
 
 
 # Settings that have a part in it

@@ -401,7 +401,7 @@ def test_senders_that_leave_in_the_middle(service: ServiceProcess) -> None:
 
 
 def test_a_sender_that_does_not_wait_for_the_answer_may_come_again(
-    service: ServiceProcess, http_client: Any
+    service: ServiceProcess, any_client: Any
 ) -> None:
     body = sample_body()
     headers = signed(body)
@@ -411,7 +411,7 @@ def test_a_sender_that_does_not_wait_for_the_answer_may_come_again(
             connection.socket.shutdown(socket.SHUT_WR)
 
     assert service.post(body, headers).json()["outcome"] in {"applied", "duplicate"}
-    assert http_client.xlen(EVENTS_KEY) == 1
+    assert any_client.xlen(EVENTS_KEY) == 1
 
 
 # Without end
@@ -496,9 +496,7 @@ STALLED: dict[str, tuple[bytes, int, str | None]] = {
 }
 
 
-def test_slow_senders_are_answered_in_time_and_delay_nobody(
-    service: ServiceProcess, http_client: Any
-) -> None:
+def test_slow_senders_are_answered_in_time_and_delay_nobody(service: ServiceProcess, any_client: Any) -> None:
     body = sample_body("sess_slow")
     begun = (
         request_head(genuine(body)) + body[:100],
@@ -534,7 +532,7 @@ def test_slow_senders_are_answered_in_time_and_delay_nobody(
             assert (kind, status, code) == (kind, *STALLED[kind][1:])
             assert seconds < 5
 
-    assert not http_client.exists("{clerk}:session:sess_slow")
+    assert not any_client.exists("{clerk}:session:sess_slow")
 
 
 def drip(connection: RawConnection, body: bytes) -> Iterator[None]:

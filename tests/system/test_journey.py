@@ -23,17 +23,17 @@ def event(type_: str, seconds_ago: int) -> dict[str, Any]:
     return simulator.sample(type_, session_id="sess_1", user_id="user_1", now_ms=now_ms)
 
 
-def test_a_user_signs_in_and_out(service: ServiceProcess, http_client: Any) -> None:
+def test_a_user_signs_in_and_out(service: ServiceProcess, any_client: Any) -> None:
     signed_in, signed_out = event("session.created", 2), event("session.ended", 1)
-    with subscribed(http_client, "clerk:sessions", "clerk:sessions:user:user_1") as subscriber:
+    with subscribed(any_client, "clerk:sessions", "clerk:sessions:user:user_1") as subscriber:
         # Given a subscriber, a sign-in is heard on both channels, and can be looked up
         assert service.deliver(signed_in, "msg_1").json()["outcome"] == "applied"
         heard = dict([subscriber.next(), subscriber.next()])
         assert set(heard) == {"clerk:sessions", "clerk:sessions:user:user_1"}
         [message] = {*heard.values()}
         assert json.loads(message)["session"]["live"] is True
-        assert http_client.hget(SESSION_KEY, "state") == message
-        assert http_client.zrange(USER_KEY, 0, -1) == ["sess_1"]
+        assert any_client.hget(SESSION_KEY, "state") == message
+        assert any_client.zrange(USER_KEY, 0, -1) == ["sess_1"]
 
         # The same delivery again is heard by nobody; the end is heard
         assert service.deliver(signed_in, "msg_1").json()["outcome"] == "duplicate"
@@ -41,7 +41,7 @@ def test_a_user_signs_in_and_out(service: ServiceProcess, http_client: Any) -> N
         message = subscriber.next()[1]
         assert json.loads(message)["previous_status"] == "active"
         assert json.loads(message)["session"]["status"] == "ended"
-        assert http_client.zrange(USER_KEY, 0, -1) == []
+        assert any_client.zrange(USER_KEY, 0, -1) == []
 
         # What comes too late, or from someone else, is heard by nobody
         subscriber.rest()
@@ -52,13 +52,13 @@ def test_a_user_signs_in_and_out(service: ServiceProcess, http_client: Any) -> N
         assert subscriber.rest() == []
 
     # And the stream has all that was genuine, in the order in which it came
-    entries = [entry for _, entry in http_client.xrange("{clerk}:events")]
+    entries = [entry for _, entry in any_client.xrange("{clerk}:events")]
     assert [entry["outcome"] for entry in entries] == ["applied", "applied", "stale"]
 
 
 @pytest.mark.parametrize("order", [["created", "ended"], ["ended", "created"]])
 def test_a_sign_in_and_out_at_the_same_time_is_ended_in_both_orders(
-    service: ServiceProcess, http_client: Any, order: list[str]
+    service: ServiceProcess, any_client: Any, order: list[str]
 ) -> None:
     at_once = {kind: event(f"session.{kind}", 1) for kind in order}
     at_once["ended"]["timestamp"] = at_once["created"]["timestamp"]
@@ -68,8 +68,8 @@ def test_a_sign_in_and_out_at_the_same_time_is_ended_in_both_orders(
     for kind in order:
         assert service.deliver(at_once[kind]).status_code == 200
 
-    assert http_client.hget(SESSION_KEY, "status") == "ended"
-    assert not http_client.exists(USER_KEY)
+    assert any_client.hget(SESSION_KEY, "status") == "ended"
+    assert not any_client.exists(USER_KEY)
 
 
 # Clerk's own examples, where they are at hand
@@ -83,10 +83,10 @@ def clerk_examples() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["created", "pending", "ended", "removed", "revoked"])
-def test_each_of_clerks_examples_is_published(service: ServiceProcess, http_client: Any, kind: str) -> None:
+def test_each_of_clerks_examples_is_published(service: ServiceProcess, any_client: Any, kind: str) -> None:
     example = clerk_examples()[kind]
     data = example["data"]
-    with subscribed(http_client, "clerk:sessions") as subscriber:
+    with subscribed(any_client, "clerk:sessions") as subscriber:
         response = service.deliver(example, "msg_1")
         assert response.json()["outcome"] == "applied"
         message = json.loads(subscriber.next()[1])
@@ -113,7 +113,7 @@ def test_each_of_clerks_examples_is_published(service: ServiceProcess, http_clie
 
 
 def test_clerks_pending_example_is_not_live_though_its_time_is_not_up(
-    service: ServiceProcess, http_client: Any
+    service: ServiceProcess, any_client: Any
 ) -> None:
     example = clerk_examples()["pending"]
     example["data"]["expire_at"] = int(time.time() * 1000) + 86_400_000
@@ -121,13 +121,13 @@ def test_clerks_pending_example_is_not_live_though_its_time_is_not_up(
     assert service.deliver(example).json()["outcome"] == "applied"
 
     session_id, user_id = example["data"]["id"], example["data"]["user_id"]
-    assert http_client.hget(f"{{clerk}}:session:{session_id}", "live") == "0"
-    assert not http_client.exists(f"{{clerk}}:user:{user_id}:sessions")
+    assert any_client.hget(f"{{clerk}}:session:{session_id}", "live") == "0"
+    assert not any_client.exists(f"{{clerk}}:user:{user_id}:sessions")
 
 
 @pytest.mark.parametrize("order", [["created", "ended"], ["ended", "created"]])
 def test_clerks_examples_of_a_sign_in_and_out_end_in_both_orders(
-    service: ServiceProcess, http_client: Any, order: list[str]
+    service: ServiceProcess, any_client: Any, order: list[str]
 ) -> None:
     examples = clerk_examples()
     assert examples["created"]["data"]["updated_at"] == examples["ended"]["data"]["updated_at"]
@@ -136,4 +136,4 @@ def test_clerks_examples_of_a_sign_in_and_out_end_in_both_orders(
 
     assert outcomes == ["applied", "applied" if order[-1] == "ended" else "stale"]
     session_id = examples["ended"]["data"]["id"]
-    assert http_client.hget(f"{{clerk}}:session:{session_id}", "status") == "ended"
+    assert any_client.hget(f"{{clerk}}:session:{session_id}", "status") == "ended"

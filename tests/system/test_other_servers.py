@@ -121,30 +121,30 @@ def shared_server(request: pytest.FixtureRequest, any_redis: EmbeddedRedis) -> I
 
 
 @pytest.fixture
-def server(shared_server: ServiceProcess, http_client: Any) -> ServiceProcess:
+def server(shared_server: ServiceProcess, any_client: Any) -> ServiceProcess:
     return shared_server
 
 
 # Each server
 
 
-def test_a_delivery_is_applied_and_its_duplicate_is_one(server: ServiceProcess, http_client: Any) -> None:
+def test_a_delivery_is_applied_and_its_duplicate_is_one(server: ServiceProcess, any_client: Any) -> None:
     event = clerk_event()
 
     first, second = (server.deliver(event, "msg_1") for _ in range(2))
 
     assert (first.status_code, first.json()["outcome"]) == (200, "applied")
     assert second.json() == first.json() | {"outcome": "duplicate"}
-    assert http_client.xlen(EVENTS_KEY) == 1
+    assert any_client.xlen(EVENTS_KEY) == 1
 
 
-def test_a_forged_delivery_is_refused(server: ServiceProcess, http_client: Any) -> None:
+def test_a_forged_delivery_is_refused(server: ServiceProcess, any_client: Any) -> None:
     body = json.dumps(clerk_event()).encode()
 
     response = server.post(body, signed(body, secret=simulator.new_secret()))
 
     assert (response.status_code, response.json()["code"]) == (400, "invalid_signature")
-    assert list(http_client.scan_iter("*")) == []
+    assert list(any_client.scan_iter("*")) == []
 
 
 def test_a_chunked_delivery_is_taken(server: ServiceProcess) -> None:
@@ -164,13 +164,13 @@ def test_malformed_chunks_are_a_bad_request_and_no_defect(server: ServiceProcess
     assert "request_failed" not in server.log_text()
 
 
-def test_deliveries_at_the_same_time_are_all_applied(server: ServiceProcess, http_client: Any) -> None:
+def test_deliveries_at_the_same_time_are_all_applied(server: ServiceProcess, any_client: Any) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
         events = [clerk_event(session_id=f"sess_{number}") for number in range(40)]
         statuses = [response.status_code for response in threads.map(server.deliver, events)]
 
     assert statuses == [200] * 40
-    assert http_client.xlen(EVENTS_KEY) == 40
+    assert any_client.xlen(EVENTS_KEY) == 40
 
 
 def test_a_body_that_is_too_large_is_refused(server: ServiceProcess) -> None:
@@ -259,7 +259,7 @@ def deliver_one(http: httpx.Client) -> httpx.Response:
 
 
 def test_workers_forked_from_a_process_that_was_in_use_all_take_deliveries(
-    any_redis: EmbeddedRedis, http_client: Any
+    any_redis: EmbeddedRedis, any_client: Any
 ) -> None:
     """With `--preload`, the parent's connection to Redis and its thread must not be theirs."""
     command = gunicorn("--preload", "--workers", "2", "--threads", "8", app="support.own_apps:warmed_up()")
@@ -270,12 +270,12 @@ def test_workers_forked_from_a_process_that_was_in_use_all_take_deliveries(
     assert [(answer.status_code, answer.json()["outcome"]) for answer in answers] == [(200, "applied")] * len(
         answers
     )
-    assert http_client.xlen(EVENTS_KEY) == 1 + len(answers)
+    assert any_client.xlen(EVENTS_KEY) == 1 + len(answers)
     assert "Traceback" not in log
 
 
 def test_workers_that_do_not_share_their_metrics_say_so_once(
-    any_redis: EmbeddedRedis, http_client: Any
+    any_redis: EmbeddedRedis, any_client: Any
 ) -> None:
     command = gunicorn("--workers", "2", "--threads", "8", app="support.own_apps:counted()")
     with run_server(command, any_redis.url) as server:
@@ -289,7 +289,7 @@ def test_workers_that_do_not_share_their_metrics_say_so_once(
 
 
 def test_workers_that_share_their_metrics_tell_the_sum(
-    any_redis: EmbeddedRedis, http_client: Any, tmp_path: Path
+    any_redis: EmbeddedRedis, any_client: Any, tmp_path: Path
 ) -> None:
     command = gunicorn("--preload", "--workers", "2", "--threads", "8", app="support.own_apps:counted()")
     with run_server(command, any_redis.url, PROMETHEUS_MULTIPROC_DIR=str(tmp_path)) as server:
@@ -302,7 +302,7 @@ def test_workers_that_share_their_metrics_tell_the_sum(
     assert "metrics_not_shared" not in log
 
 
-def test_one_worker_does_not_warn(any_redis: EmbeddedRedis, http_client: Any) -> None:
+def test_one_worker_does_not_warn(any_redis: EmbeddedRedis, any_client: Any) -> None:
     app = create_app(make_settings(any_redis.url))
     with contextlib.closing(app.store), _recorded("service.telemetry.metrics") as records:
         assert app.test_client().get("/metrics").status_code == 200
@@ -328,9 +328,6 @@ def _recorded(name: str) -> Iterator[list[logging.LogRecord]]:
         yield records
     finally:
         logging.getLogger(name).removeHandler(handler)
-
-
-# Chunks, under a server as PEP 3333 has it
 
 
 # Logs
@@ -391,7 +388,7 @@ def uvicorn(port: int) -> list[str]:
 
 @pytest.mark.parametrize("command", [granian_asgi, uvicorn])
 def test_another_asgi_server_takes_deliveries(
-    any_redis: EmbeddedRedis, http_client: Any, command: Command
+    any_redis: EmbeddedRedis, any_client: Any, command: Command
 ) -> None:
     with run_server(command, any_redis.url) as server:
         body = sample_body()

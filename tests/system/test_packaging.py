@@ -74,9 +74,9 @@ def test_a_wheel_holds_its_package_and_nothing_else(
 
 def test_the_installed_wheel_loads_its_lua(installed: Callable[..., str]) -> None:
     program = (
-        "import json, pathlib, service.store.sessions as store\n"
+        "import json, pathlib, service.store.scripts as store\n"
         "folder = pathlib.Path(store.__file__).parent\n"
-        "print(json.dumps([str(folder), (folder.parent / 'py.typed').is_file(), len(store._APPLY_SESSION.source)]))"
+        "print(json.dumps([str(folder), (folder.parent / 'py.typed').is_file(), len(store.APPLY_SESSION.source)]))"
     )
 
     folder, typed, size = json.loads(installed("python", "-c", program))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import redis
-from clerk_session_feed.feed import SessionFeed
+from clerk_session_feed import SessionFeed
 from support.children import started
 from support.clock import eventually
 from support.documents import CONTRACT, README, REDIS, fenced, section, table
@@ -57,11 +57,11 @@ def example() -> Any:
 
 
 @pytest.fixture
-def published(service: ServiceProcess, http_client: Any) -> Any:
+def published(service: ServiceProcess, any_client: Any) -> Any:
     """What is published of a session that ended, as in the example."""
     created = simulator.sample()
     ended = simulator.sample("session.ended", session_id=created["data"]["id"])
-    with subscribed(http_client, "clerk:sessions") as subscriber:
+    with subscribed(any_client, "clerk:sessions") as subscriber:
         for body in (created, ended):
             assert service.deliver(body).json()["outcome"] == "applied"
         return json.loads(subscriber.rest()[-1][1])
@@ -84,7 +84,7 @@ def test_the_message_has_values_of_the_types_that_are_published(example: Any, pu
 # Keys and rights in Redis
 
 
-def test_each_key_in_the_table_is_there_with_its_type(service: ServiceProcess, http_client: Any) -> None:
+def test_each_key_in_the_table_is_there_with_its_type(service: ServiceProcess, any_client: Any) -> None:
     live, unusable = simulator.sample(), simulator.sample()
     unusable["data"]["status"] = "asleep"
     for body in (live, unusable):
@@ -95,14 +95,14 @@ def test_each_key_in_the_table_is_there_with_its_type(service: ServiceProcess, h
     for key, type_, _ in table(CONTRACT, "5. Keys and channels"):
         name = re.sub("<.*?>", lambda match: ids[match[0]], key.strip("`"))
         promised[name] = redis_types[type_]
-    assert {key: http_client.type(key) for key in http_client.scan_iter("*")} == promised
+    assert {key: any_client.type(key) for key in any_client.scan_iter("*")} == promised
 
 
-def test_the_fields_named_of_a_session_are_those_it_has(service: ServiceProcess, http_client: Any) -> None:
+def test_the_fields_named_of_a_session_are_those_it_has(service: ServiceProcess, any_client: Any) -> None:
     answer = service.deliver(simulator.sample()).json()
     (holds,) = [holds for key, _, holds in table(CONTRACT, "5. Keys and channels") if ":session:" in key]
     named = set(re.findall("`([a-z_]+)`", holds))
-    held = set(http_client.hgetall(f"{{clerk}}:session:{answer['session_id']}"))
+    held = set(any_client.hgetall(f"{{clerk}}:session:{answer['session_id']}"))
     assert named == {field for field in held if not field.startswith("_")}
 
 

@@ -35,8 +35,9 @@ def _versions(pins: list[Requirement]) -> list[str]:
 def test_requirements_txt_installs_the_project_and_pins_what_it_needs() -> None:
     """Heroku's buildpack installs from it alone."""
     pins = _pins("requirements.txt")
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
 
-    assert LOCAL == [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line in LOCAL]
+    assert [line for line in lines if line in LOCAL] == LOCAL
     assert all(
         specifier.operator == "==" for pin in pins.values() for each in pin for specifier in each.specifier
     )

@@ -1,0 +1,246 @@
+"""The commands as a user types them, before anything connects: options, settings, and what `send` would send."""
+
+import functools
+import json
+from pathlib import Path
+
+import click
+import httpx
+import pytest
+from click.testing import Result
+from support.cli import Environment, run
+from support.constants import NO_REDIS, SECRET
+
+from service.cli import main
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Away from any .env."""
+    monkeypatch.chdir(tmp_path)
+
+
+def commands() -> list[str]:
+    return main.list_commands(click.Context(main))
+
+
+def test_each_command_of_the_contract_is_there() -> None:
+    assert {"serve", "dev", "send", "tail", "sessions", "session", "expire"} <= set(commands())
+
+
+@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_of_a_command_is_a_success(command: str, option: str) -> None:
+    result = run(command, option)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert f"{command} [OPTIONS]" in result.stdout
+
+
+def test_the_version_is_told() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout.strip().split()[-1][0].isdigit()
+
+
+def test_an_unknown_command_is_an_error_of_usage() -> None:
+    result = run("srve")
+    assert result.exit_code == 2
+    assert "srve" in result.stderr
+
+
+SIGNING: Environment = {"CLERK_WEBHOOK_SIGNING_SECRET": SECRET}
+
+
+class Recorder:
+    """Stands where the network begins: keeps what would be sent, and says 200."""
+
+    url = "http://relay.example/webhooks/clerk"
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        assert request.url == self.url
+        self.bodies.append(request.content)
+        return httpx.Response(200, json={"outcome": "ignored"})
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    transport = httpx.MockTransport(recorder)
+    monkeypatch.setattr(httpx, "Client", functools.partial(httpx.Client, transport=transport))
+    return recorder
+
+
+def record(recorder: Recorder, *arguments: str, stdin: bytes | None = None) -> Result:
+    return run("send", *arguments, "--url", recorder.url, environment=SIGNING, stdin=stdin)
+
+
+BYTES = b'{ "type":"user.created",\r\n\t"data": {"id":"user_1","name":"\xc3\x85se \\ud800"}, "n":1e400}\n\n'
+
+
+def test_a_file_is_sent_byte_for_byte(recorder: Recorder, tmp_path: Path) -> None:
+    (tmp_path / "event.json").write_bytes(BYTES)
+    assert record(recorder, "event.json").exit_code == 0
+    assert recorder.bodies == [BYTES]
+
+
+def test_a_file_without_an_ending_is_a_file_too(recorder: Recorder, tmp_path: Path) -> None:
+    (tmp_path / "session.created").write_bytes(BYTES)
+    assert record(recorder, "session.created").exit_code == 0
+    assert recorder.bodies == [BYTES]
+
+
+def test_standard_input_is_sent_byte_for_byte(recorder: Recorder) -> None:
+    assert record(recorder, "-", stdin=BYTES).exit_code == 0
+    assert recorder.bodies == [BYTES]
+
+
+def test_standard_input_is_sent_each_time_of_count(recorder: Recorder) -> None:
+    assert record(recorder, "-", "--count", "3", stdin=BYTES).exit_code == 0
+    assert recorder.bodies == [BYTES] * 3
+
+
+def test_types_and_files_are_sent_in_the_order_given(recorder: Recorder, tmp_path: Path) -> None:
+    (tmp_path / "event.json").write_bytes(b'{"type":"user.deleted"}')
+    assert record(recorder, "session.created", "event.json", "session.ended").exit_code == 0
+    assert [json.loads(body)["type"] for body in recorder.bodies] == [
+        "session.created",
+        "user.deleted",
+        "session.ended",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("data.client_id=client_2", "client_2"),
+        ("data.client_id=null", None),
+        ("data.client_id=17", 17),
+        ('data.client_id="17"', "17"),
+        ('data.client_id={"a": [1, true]}', {"a": [1, True]}),
+        ("data.client_id=", ""),
+        ("data.client_id=a=b", "a=b"),
+        ("data.client_id={not json", "{not json"),
+    ],
+)
+def test_set_takes_json_or_else_text(assignment: str, expected: object, recorder: Recorder) -> None:
+    assert record(recorder, "--set", assignment).exit_code == 0
+    assert json.loads(recorder.bodies[0])["data"]["client_id"] == expected
+
+
+def test_set_reaches_into_what_is_nested(recorder: Recorder) -> None:
+    assert record(recorder, "--set", "data.latest_activity.city=Ås").exit_code == 0
+    activity = json.loads(recorder.bodies[0])["data"]["latest_activity"]
+    assert (activity["city"], activity["browser_name"]) == ("Ås", "Firefox")
+
+
+def test_set_makes_what_is_missing_on_the_way(recorder: Recorder) -> None:
+    assert record(recorder, "--set", "data.more.and.more=1").exit_code == 0
+    assert json.loads(recorder.bodies[0])["data"]["more"] == {"and": {"more": 1}}
+
+
+def test_set_can_be_repeated(recorder: Recorder) -> None:
+    assert record(recorder, "--set", "data.status=ended", "--set", "timestamp=1").exit_code == 0
+    body = json.loads(recorder.bodies[0])
+    assert (body["data"]["status"], body["timestamp"]) == ("ended", 1)
+
+
+def test_set_counts_for_every_delivery(recorder: Recorder) -> None:
+    assert record(recorder, "session.created", "session.ended", "--set", "data.id=sess_7").exit_code == 0
+    assert [json.loads(body)["data"]["id"] for body in recorder.bodies] == ["sess_7", "sess_7"]
+
+
+def test_set_changes_a_file(recorder: Recorder, tmp_path: Path) -> None:
+    (tmp_path / "event.json").write_bytes(b'{"type": "session.ended", "data": {"id": "sess_1"}}')
+    assert record(recorder, "event.json", "--set", "data.id=sess_2").exit_code == 0
+    assert json.loads(recorder.bodies[0]) == {"type": "session.ended", "data": {"id": "sess_2"}}
+
+
+@pytest.mark.parametrize("value", ["1" + 40 * "0", '"\\ud800"', "NaN"])
+def test_set_can_send_what_only_a_lenient_reader_takes(value: str, recorder: Recorder) -> None:
+    """Such values are in deliveries of the wild, so a test of one's own subscriber wants them, too."""
+    assert record(recorder, "--set", f"data.user.public_metadata={value}").exit_code == 0
+    assert value.encode() in recorder.bodies[0]
+
+
+@pytest.mark.parametrize("assignment", ["data.status", "=active", ""])
+def test_set_that_is_no_assignment_is_an_error_of_usage(assignment: str) -> None:
+    result = run("send", "--set", assignment, environment=SIGNING)
+    assert result.exit_code == 2
+    assert "path=value" in result.stderr
+
+
+@pytest.mark.parametrize("what", ["session.created", "event.json"])
+def test_set_through_something_that_is_no_object_is_an_error_of_usage(what: str, tmp_path: Path) -> None:
+    (tmp_path / "event.json").write_bytes(b'{"data": {"status": "ended"}}')
+    result = run("send", what, "--set", "data.status.now=active", environment=SIGNING)
+    assert result.exit_code == 2
+    assert "data.status.now" in result.stderr
+
+
+@pytest.mark.parametrize("body", [b"[]", b"nonsense", b"\xff", b""])
+def test_set_on_a_file_that_is_no_object_is_an_error_of_usage(body: bytes, tmp_path: Path) -> None:
+    (tmp_path / "event.json").write_bytes(body)
+    result = run("send", "event.json", "--set", "a=1", environment=SIGNING)
+    assert result.exit_code == 2
+    assert "event.json" in result.stderr
+
+
+def test_shuffle_changes_the_order(recorder: Recorder) -> None:
+    life = ["session.pending", "session.created", "session.ended"] * 10
+    assert record(recorder, *life, "--shuffle").exit_code == 0
+    sent = [json.loads(body)["type"] for body in recorder.bodies]
+    assert sent != life  # by chance once in 30! / (10!)^3 times
+    assert sorted(sent) == sorted(life)
+
+
+@pytest.mark.parametrize("arguments", [["--rate", "0"], ["--rate", "-1"], ["--count", "0"], ["--count", "x"]])
+def test_a_count_or_rate_that_means_nothing_is_an_error_of_usage(arguments: list[str]) -> None:
+    result = run("send", *arguments, environment=SIGNING)
+    assert result.exit_code == 2
+    assert arguments[0] in result.stderr
+
+
+def test_forge_that_is_taken_is_a_failure(recorder: Recorder) -> None:
+    assert record(recorder, "--forge").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["nonsense", "event.json", "./nowhere/event.txt", "/nowhere/session.created"]
+)
+def test_what_is_neither_type_nor_file_is_an_error_of_usage(name: str) -> None:
+    result = run("send", name, environment={**SIGNING, "PORT": "1"})
+    assert result.exit_code == 2
+    assert name in result.stderr
+
+
+def test_send_needs_a_secret() -> None:
+    result = run("send")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("CLERK_WEBHOOK_SIGNING_SECRET: ")
+
+
+@pytest.mark.parametrize("cursor", ["", "never", "1795422761000-", "-1", "1-2-3", "$", "-", "+"])
+def test_tail_refuses_what_is_no_cursor(cursor: str) -> None:
+    result = run("tail", "--from", cursor, environment={"REDIS_URL": NO_REDIS})
+    assert result.exit_code == 2
+    assert "--from" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["session", "sess_1"], ["sessions", "user_1"], ["tail"], ["expire", "--once"]),
+        *(["dead-letters", *rest] for rest in (["list"], ["show", "msg_1"], ["replay"], ["drop", "msg_1"])),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("url", [None, "redis://relay:hunter-two@127.0.0.1:port/0"])
+def test_a_wrong_redis_url_is_told_in_one_line(arguments: list[str], url: str | None) -> None:
+    result = run(*arguments, environment={"REDIS_URL": url})
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("REDIS_URL: ")
+    assert "hunter" not in line

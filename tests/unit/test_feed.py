@@ -1,0 +1,55 @@
+"""Feeds, before anything connects."""
+
+import pickle
+from typing import Any
+
+import pytest
+from clerk_session_feed import CursorLostError, FeedClosedError, SessionFeed, connections
+from clerk_session_feed.errors import ConfigurationError
+from support.constants import NO_REDIS
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        *("", "-", "now", "1-", "-1", "1-2-3", "1-2\n", " 1-2", "\u0661-\u0662", "$", ">", "+", "(1-1"),
+        *("18446744073709551616", "0-18446744073709551616", {1: "0-0"}, {-1: "0-0"}, {0: "x"}),
+    ],
+)
+def test_what_is_no_cursor_is_an_error_at_once(after: Any) -> None:
+    with SessionFeed.from_url(NO_REDIS) as feed:
+        with pytest.raises(ValueError, match=r"cursor|partition"):
+            feed.follow(after)
+        with pytest.raises(ValueError, match=r"cursor|partition"):
+            feed.consume("group", "name", after=after)
+
+
+def test_a_setting_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="STREAM_MAXLEN"):
+        SessionFeed.from_url("redis://127.0.0.1:1/0", stream_maxlen=1)  # type: ignore[call-arg]
+
+
+def test_the_environment_is_read_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_TIMEOUT", "soon")
+    SessionFeed.from_url("redis://127.0.0.1:1/0").close()
+    with pytest.raises(ConfigurationError, match="REDIS_TIMEOUT"):
+        SessionFeed.from_env()
+
+
+def test_an_error_survives_being_handed_to_another_process() -> None:
+    lost = pickle.loads(pickle.dumps(CursorLostError("5-0", 3)))
+    assert (lost.cursor, lost.partition) == ("5-0", 3)
+    assert "5-0" in str(lost)
+
+
+def test_what_begins_while_the_feed_is_closed_is_closed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = SessionFeed.from_url(NO_REDIS)
+    connect = connections.connect
+
+    def close_meanwhile(*arguments: Any, **named: Any) -> Any:
+        feed.close()
+        return connect(*arguments, **named)
+
+    monkeypatch.setattr(connections, "connect", close_meanwhile)
+    with pytest.raises(FeedClosedError):
+        feed.follow()
