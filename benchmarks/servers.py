@@ -25,8 +25,9 @@ from service.telemetry import log
 
 SERVE: Final = "`serve` (uvicorn's parts)"
 _SERVE: Final = (
-    "from service import config, log, server;"
-    "settings = config.load(config.Settings); log.configure(settings); server.serve(settings)"
+    "from service.config import Settings, load; from service.server import serve;"
+    "from service.telemetry import log;"
+    "settings = load(Settings); log.configure(settings); serve(settings)"
 )
 
 

@@ -18,7 +18,7 @@ const RETENTION_MS = 7 * 86_400_000;
 
 const webhook = new Webhook(process.env.CLERK_WEBHOOK_SIGNING_SECRET);
 const redis = new Redis(process.env.REDIS_URL, { enableAutoPipelining: true });
-const lua = readFileSync(new URL("../../service/lua/apply_session.lua", import.meta.url), "utf8");
+const lua = readFileSync(new URL("../../service/store/apply_session.lua", import.meta.url), "utf8");
 redis.defineCommand("applySession", { numberOfKeys: 4, lua });
 
 const app = Fastify({ bodyLimit: 1_048_576 });

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-SCRIPT = (Path(__file__).parents[2] / "service" / "lua" / "apply_session.lua").read_text()
+SCRIPT = (Path(__file__).parents[2] / "service" / "store" / "apply_session.lua").read_text()
 
 RANKS = ("pending", "active", "abandoned", "expired", "replaced", "removed", "ended", "revoked")
 FIELDS = (

@@ -300,7 +300,7 @@ def test_a_url_that_is_none_is_told_in_one_line(url: str) -> None:
 def test_send_says_clearly_that_nothing_listens() -> None:
     result = run("send", environment={**SIGNING, "PORT": "1"})
     assert result.exit_code == 1
-    assert "no answer" in result.output
+    assert "no response" in result.output
     assert "refused" in result.output
 
 
