@@ -1,25 +1,34 @@
-"""Everything that can go wrong. With a delivery: one tree; each error knows its HTTP status and its code."""
+"""The exceptions. Those of HTTP are one tree, and each knows its status and its stable code."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
 
 class RelayError(Exception):
-    """A delivery that gets no 2xx. The text is for the sender: it never holds a secret or the body."""
+    """A request that gets no 2xx. Its text goes to the client and never holds a secret or the body."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
+    """What programs tell problems by (docs/contract.md, section 3)."""
     title: ClassVar[str] = "Internal server error"
     headers: Mapping[str, str] = MappingProxyType({})
-    """Of the response, besides those of every response."""
+    """Of the response, besides the usual ones."""
 
     def __init__(self, text: str = "The service's log says more.") -> None:
         super().__init__(text)
 
 
+def errors_with_code(base: type[RelayError] = RelayError) -> Iterator[type[RelayError]]:
+    """Return the classes below and including `base` that have a code of their own."""
+    if "code" in vars(base):
+        yield base
+    for kind in base.__subclasses__():
+        yield from errors_with_code(kind)
+
+
 class SignatureError(RelayError):
-    """The one family that `signature.Verifier.verify` raises."""
+    """The family of everything that `clerk.signature.Verifier.verify` raises."""
 
     status = 400
 
@@ -106,12 +115,12 @@ class UnsupportedEncodingError(RelayError):
 
 
 class StoreUnavailableError(RelayError):
-    """Redis did not take the event, or did not say so in time. The sender keeps it and tries again."""
+    """Redis did not store the event, or did not confirm it in time. The sender will deliver it again."""
 
     status = 503
     code = "store_unavailable"
     title = "The event can't be stored now"
-    # Svix tries a 503 again after about 5 s, a 429 after a minute or more.
+    # Svix retries a 503 after about 5 s, and a 429 after a minute or more.
     headers = MappingProxyType({"Retry-After": "5"})
 
 
@@ -121,4 +130,4 @@ class DeadLettersFullError(StoreUnavailableError):
 
 
 class StartError(Exception):
-    """Something that `dev` needs does not start; the text says what to do."""
+    """Something that `session-relay dev` needs does not start. The text says what to do."""

@@ -1,53 +1,60 @@
-"""A request as WSGI has it (https://peps.python.org/pep-3333/), out of one as ASGI has it."""
+"""Translates a request from ASGI (https://asgi.readthedocs.io) to WSGI (https://peps.python.org/pep-3333)."""
 
+import functools
 import io
 import re
 import sys
 from collections.abc import MutableMapping
-from typing import Any, Final
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from service.errors import RelayError
 
 Message = MutableMapping[str, Any]
+"""A scope or an event of ASGI."""
 
 
 class Body(io.BytesIO):
-    """A request's body. If it did not arrive whole, whoever reads it is told why."""
+    """A request's body. If it did not arrive whole, reading it raises the reason."""
 
     size = 0
-    """Bytes that arrived; they may be more than are kept."""
+    """Bytes that arrived. Of a body that is too large, not all are kept."""
     buffered = 0
-    """Bytes of it that count towards what all bodies may take."""
+    """Bytes that count towards the limit for all bodies together."""
     fault: RelayError | None = None
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Return bytes; raise RelayError if the body did not arrive whole, or is too large."""
+        """Return up to `size` bytes.
+
+        Raises:
+            RelayError: The body did not arrive whole, or it is too large.
+
+        """
         if self.fault is not None:
             raise self.fault
         return super().read(size)
 
 
-def path_of(scope: Message) -> bytes:
-    """Return the path decoded, but for slashes: encoded, they separate nothing."""
+def decode_path(scope: Message) -> bytes:
+    """Return the path, percent-decoded except for `%2F`: an encoded slash separates nothing."""
     raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
     if b"%" not in raw_path:
         return raw_path
     return unquote_to_bytes(re.sub(rb"%2f", b"%252F", raw_path, flags=re.IGNORECASE))
 
 
-def headers_of(scope: Message) -> dict[str, str]:
-    """Return the headers by their names in lower case, decoded as Latin-1; repeated ones as a list."""
+def decode_headers(scope: Message) -> dict[str, str]:
+    """Return the headers by lower-case name, decoded as Latin-1; repeated ones joined by commas."""
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        if "_" not in name:  # `svix_id` is not `svix-id`, though CGI's names make them one
+        if "_" not in name:  # WSGI can't tell `svix_id` from `svix-id`
             headers[name] = f"{headers[name]},{value}" if name in headers else value
     return headers
 
 
-def build(scope: Message, path: bytes, headers: dict[str, str], body: Body) -> dict[str, Any]:
-    """Build what PEP 3333 asks for."""
+def build_environ(scope: Message, path: bytes, headers: dict[str, str], body: Body) -> dict[str, Any]:
+    """Return the WSGI environ of a request whose path and headers are decoded."""
     host, port = scope.get("server") or ("", None)
     client = scope.get("client") or ("", None)
     environ: dict[str, Any] = {
@@ -70,21 +77,12 @@ def build(scope: Message, path: bytes, headers: dict[str, str], body: Body) -> d
         "wsgi.run_once": False,
     }
     for name, value in headers.items():
-        environ[KEYS.get(name) or _key(name)] = value
+        environ[environ_key(name)] = value
     return environ
 
 
-def _key(name: str) -> str:
+@functools.lru_cache(256)
+def environ_key(name: str) -> str:
+    """Return the key under which the environ has a header."""
     key = name.upper().replace("-", "_")
     return key if key in {"CONTENT_TYPE", "CONTENT_LENGTH"} else f"HTTP_{key}"
-
-
-KEYS: Final = {
-    name: _key(name)
-    for name in (
-        *("svix-id", "svix-timestamp", "svix-signature", "host", "connection"),
-        *("webhook-id", "webhook-timestamp", "webhook-signature", "content-encoding", "transfer-encoding"),
-        *("accept", "accept-encoding", "content-length", "content-type", "user-agent"),
-    )
-}
-"""Of the headers that deliveries have, in an environ."""

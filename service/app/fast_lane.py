@@ -1,25 +1,24 @@
-"""Deliveries past Flask's contexts, where nothing could tell the difference.
+"""Processes deliveries without Flask's contexts, where nothing could observe the difference.
 
-Contexts, routing and werkzeug's Response take about a third of a delivery's CPU time. So where Flask would do
-no more than call our view, `serve` calls the same `Webhook` itself. Whether that holds is asked of Flask's
-registries at each delivery: a hook or a receiver may be added at any time. docs/server.md explains it;
-tests/unit/test_fast_lane.py compares both ways. A module of its own, so that it can be read, and removed, as one.
+Contexts, routing and werkzeug's Response take about a third of a delivery's CPU time. Where Flask would only
+call our view, `serve` calls the view's `Webhook` itself. Flask's registries are looked at for each delivery,
+because a hook or a receiver can be added at any time. docs/server.md explains it, and
+tests/unit/test_fast_lane.py compares both ways. A module of its own, so that it can be removed as a whole.
 """
 
 from operator import attrgetter, is_
 from types import FunctionType
 from typing import Final
 
-import flask
 from flask import Flask, signals
 
-from service.app import responses as replies
-from service.app.responses import Reply
+from service.app import responses
+from service.app.responses import HttpResponse
 from service.app.webhook import WEBHOOK_PATH, Readable, Webhook
 from service.clerk.signature import Headers
 from service.errors import RelayError
 
-# What of Flask's a request passes. Middleware and tracers replace one, on the class or the instance.
+# Flask's methods that a request passes. Middleware and tracers replace one, on the class or the instance.
 _METHODS: Final = (
     *("__call__", "wsgi_app", "request_context", "full_dispatch_request", "preprocess_request"),
     *("dispatch_request", "ensure_sync", "make_response", "finalize_request", "process_response"),
@@ -34,41 +33,46 @@ _CONFIGURATION: Final = (
     *("TRUSTED_HOSTS", "SERVER_NAME", "MAX_CONTENT_LENGTH", "DEBUG", "TESTING", "PROPAGATE_EXCEPTIONS"),
     *("TRAP_HTTP_EXCEPTIONS", "TRAP_BAD_REQUEST_ERRORS"),
 )
-_REPLACEABLE: Final = {
+_ATTRIBUTES: Final = {
     *_METHODS,
-    "create_url_adapter",
-    "request_class",
-    "response_class",
-    "session_interface",
+    *("create_url_adapter", "request_class", "response_class", "session_interface"),
 }
 _methods, _hooks = attrgetter(*_METHODS), attrgetter(*_HOOKS)
 _receivers: Final = [each.receivers for each in vars(signals).values() if hasattr(each, "receivers")]
 
 
 def _is_flasks(method: object) -> bool:
-    return type(method) is FunctionType and method.__code__.co_filename.startswith(flask.__path__[0])
+    # By its globals: `functools.wraps` copies a function's name and module.
+    return type(method) is FunctionType and method.__globals__["__name__"].partition(".")[0] == "flask"
 
 
 class FastLane:
-    """Takes deliveries while an application is as `create_app` makes it."""
+    """Processes deliveries while an application is as `create_app` makes it."""
 
-    def __init__(self, app: Flask, webhook: Webhook, *, is_on: bool) -> None:
+    def __init__(self, app: Flask, webhook: Webhook, *, original_class: type[Flask], is_on: bool) -> None:
+        """Args:
+        app: the application, with nothing added to it yet.
+        webhook: what its view calls.
+        original_class: what `create_app` makes; a subclass, which may override anything, has no fast lane.
+        is_on: the setting SERVE_FAST_LANE.
+
+        """
         self._app, self._webhook, self._is_on = app, webhook, is_on
         self._view = app.view_functions["receive_delivery"]
         self._error_handlers = self._registered_error_handlers()
         self._class = _methods(type(app))
-        self._is_flasks = type(app).__module__ == "service.app.factory" and all(map(_is_flasks, self._class))
+        self._is_flasks = type(app) is original_class and all(map(_is_flasks, self._class))
 
     def closed_by(self) -> str:
-        """Return what would notice that Flask is not called; nothing, if nothing would."""
+        """Return what would notice that Flask is not called; an empty string if nothing would."""
         app = self._app
         if not self._is_on:
             return "SERVE_FAST_LANE"
         if any(_hooks(app)) or any(_receivers):
             return "a hook, or a receiver of a signal"
-        # By identity: an agent's wrapper may say that it equals what it wraps.
+        # By identity: an agent's wrapper may compare equal to what it wraps.
         is_flasks = self._is_flasks and all(map(is_, _methods(type(app)), self._class))
-        if not is_flasks or not _REPLACEABLE.isdisjoint(vars(app)):
+        if not is_flasks or not _ATTRIBUTES.isdisjoint(vars(app)):
             return "a replaced method of Flask"
         if app.view_functions["receive_delivery"] is not self._view:
             return "another view"
@@ -78,18 +82,18 @@ class FastLane:
         return "the configuration" if is_configured else ""
 
     def takes(self, method: str, path: str) -> bool:
-        """Tell whether a request is a delivery that nothing but the view would see."""
+        """Tell whether a request is a delivery that Flask need not see."""
         return path == WEBHOOK_PATH and method == "POST" and not self.closed_by()
 
-    def receive(self, headers: Headers, body: Readable) -> Reply:
-        """Take a delivery, and return what Flask would send for it."""
+    def receive(self, headers: Headers, body: Readable) -> HttpResponse:
+        """Process a delivery, and return the response that Flask would send."""
         try:
-            return replies.of(self._webhook.receive(headers, body))
+            return responses.for_outcome(self._webhook.receive(headers, body))
         except RelayError as error:
-            return replies.of(error)
-        except Exception as error:  # noqa: BLE001  # as Flask does; nobody else handles it, or it were called
+            return responses.for_error(error)
+        except Exception as error:  # noqa: BLE001  # as Flask does
             self._app.log_exception((type(error), error, error.__traceback__))  # type: ignore[arg-type]
-            return replies.of(RelayError())
+            return responses.for_error(RelayError())
 
     def _registered_error_handlers(self) -> list[object]:
         by_scope = self._app.error_handler_spec.values()

@@ -1,10 +1,11 @@
-"""/healthz, /readyz and /metrics."""
+"""The endpoints that platforms and Prometheus ask: /healthz, /readyz and /metrics."""
 
 import hmac
 import time
 from typing import Any
 
 from flask import Blueprint, Response, request
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.errors import StoreUnavailableError, UnauthorizedError
 from service.store.sessions import SessionStore
@@ -12,7 +13,13 @@ from service.telemetry import metrics
 
 
 def create_health(store: SessionStore, metrics_token: str) -> Blueprint:
-    """Return the routes that platforms and Prometheus ask."""
+    """Return the endpoints as a blueprint.
+
+    Args:
+        store: is asked whether Redis is there.
+        metrics_token: the Bearer token that /metrics requires; none if empty.
+
+    """
     health = Blueprint("health", __name__)
 
     @health.get("/healthz", provide_automatic_options=False)
@@ -37,6 +44,6 @@ def create_health(store: SessionStore, metrics_token: str) -> Blueprint:
         else:
             lag = max(0.0, time.time() - backlog.first_expiry_ms / 1000)
             text = metrics.render(backlog.dead_letters, lag)
-        return Response(text, content_type=metrics.CONTENT_TYPE)
+        return Response(text, content_type=CONTENT_TYPE_LATEST)
 
     return health

@@ -1,4 +1,4 @@
-"""What goes back over HTTP, before any framework makes a response of it."""
+"""HTTP responses as values, before a framework or a server sends them."""
 
 import http.client
 from collections.abc import Mapping
@@ -10,40 +10,43 @@ import orjson
 from service.errors import RelayError
 from service.models import Outcome
 
-ANSWER_SECONDS: Final = 4.5
-"""Seconds within which a sender gets its response, whatever Redis and the sender do; the contract says 5."""
+RESPONSE_SECONDS: Final = 4.5
+"""Seconds within which every request gets its response; docs/contract.md, section 3, promises 5."""
 
 
-class Reply(NamedTuple):
-    """Status, body and headers of a response."""
+class HttpResponse(NamedTuple):
+    """A whole response."""
 
     status: int
     body: bytes
     content_type: str
     headers: Mapping[str, str] = MappingProxyType({})
-    """Besides Content-Type and Content-Length."""
+    """All but Content-Type and Content-Length."""
+
+    def all_headers(self) -> list[tuple[str, str]]:
+        """Return the headers as WSGI takes them."""
+        length = str(len(self.body))
+        return [("Content-Type", self.content_type), ("Content-Length", length), *self.headers.items()]
 
 
-def json(body: object, status: int = 200) -> Reply:
-    """Return a body as JSON."""
-    return Reply(status, orjson.dumps(body), "application/json")
+def for_outcome(outcome: Outcome) -> HttpResponse:
+    """Return what the sender of a delivery gets (docs/contract.md, section 3)."""
+    return HttpResponse(outcome.status, orjson.dumps(outcome.body()), "application/json")
 
 
-def problem(status: int, code: str, title: str, detail: str, headers: Mapping[str, str]) -> Reply:
-    """Return problem details (https://www.rfc-editor.org/rfc/rfc9457)."""
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
-    return Reply(status, orjson.dumps(body), "application/problem+json", headers)
+def for_error(error: RelayError) -> HttpResponse:
+    """Return problem details for an error."""
+    return _problem(error.status, error.code, error.title, str(error), error.headers)
 
 
-def of(result: Outcome | RelayError) -> Reply:
-    """Return what a sender gets for its delivery."""
-    if isinstance(result, RelayError):
-        return problem(result.status, result.code, result.title, str(result), result.headers)
-    return json(result.body(), result.status)
-
-
-def of_http_status(status: int, detail: str | None, headers: Mapping[str, str]) -> Reply:
-    """Return the problem for a status that none of our own errors has."""
+def for_status(status: int, detail: str | None, headers: Mapping[str, str]) -> HttpResponse:
+    """Return problem details for an HTTP status that no RelayError has."""
     title = http.client.responses.get(status, "Error")
     code = title.lower().replace(" ", "_").replace("-", "_")
-    return problem(status, code, title, detail or title, headers)
+    return _problem(status, code, title, detail or title, headers)
+
+
+def _problem(status: int, code: str, title: str, detail: str, headers: Mapping[str, str]) -> HttpResponse:
+    # https://www.rfc-editor.org/rfc/rfc9457
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
+    return HttpResponse(status, orjson.dumps(body), "application/problem+json", headers)

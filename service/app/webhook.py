@@ -1,6 +1,6 @@
-"""What a delivery means: from its headers and body to its outcome, without a framework.
+"""The webhook's handler: from a request's headers and body to an outcome. Knows no framework.
 
-Flask's view (`app`) and the fast lane (`fast_lane`) both are a few lines around it.
+Flask's view (`factory`) and the fast lane (`fast_lane`) are a few lines around it.
 """
 
 import time
@@ -19,14 +19,14 @@ WEBHOOK_PATH: Final = "/webhooks/clerk"
 
 
 class Readable(Protocol):
-    """A body, as a stream."""
+    """The body of a request, as a stream."""
 
     def read(self, size: int, /) -> bytes:
-        """Return up to that many bytes, none at the end; or raise what of the tree is wrong with it."""
+        """Return up to `size` bytes, none at the end; raise RelayError if the body is unusable."""
 
 
 class Webhook:
-    """Verifies deliveries, makes state of them, and takes down what became of each."""
+    """Verifies deliveries, turns them into state, and records what became of each."""
 
     def __init__(self, settings: Settings, store: SessionStore, access_log: AccessLog) -> None:
         self._max_body_bytes = settings.max_body_bytes
@@ -35,14 +35,14 @@ class Webhook:
         self._access_log = access_log
 
     def receive(self, headers: Headers, body: Readable) -> Outcome:
-        """Take a delivery; when this returns, Redis has what it says.
+        """Process one delivery. When this returns, Redis has what the delivery says.
 
         Args:
             headers: of the request, decoded as Latin-1.
-            body: its raw bytes; they are read only if the headers allow it.
+            body: raw bytes; read only if the headers are acceptable.
 
         Raises:
-            RelayError: The delivery was refused, or Redis did not take it. Anything else is a defect.
+            RelayError: The delivery is refused, or Redis did not take it. Any other exception is a bug.
 
         """
         started = time.perf_counter()
@@ -53,7 +53,7 @@ class Webhook:
             self._access_log.record(info, time.perf_counter() - started, error)
             raise
         except Exception as error:
-            # Error trackers take each frame's local variables along: body and event shall not be among them.
+            # Error trackers record the local variables of each frame; the body must not be among them.
             traceback.clear_frames(error.__traceback__)
             self._access_log.record(info, time.perf_counter() - started, RelayError())
             raise
@@ -78,7 +78,7 @@ def _check_encodings(headers: Headers) -> None:
 
 
 def _read(body: Readable, headers: Headers, at_most: int) -> bytes:
-    """Return the raw bytes, whatever the content type says."""
+    """Return the raw bytes, no more than `at_most`."""
     too_large = f"The body is larger than {at_most} bytes."
     length = headers.get("content-length") or ""
     if length.isdecimal() and int(length) > at_most:

@@ -1,4 +1,4 @@
-"""What `serve` adds around the application: processes, the limits of HTTP, the bridge from ASGI to Flask."""
+"""What `serve` adds to the application: worker processes, limits of HTTP, the bridge from ASGI to Flask."""
 
 from service.server.processes import application, serve
 

@@ -1,12 +1,9 @@
 """The bridge from ASGI to the Flask application.
 
-It holds what would hold a thread: a client that takes its time with the body, and Redis that takes its time
-with the reply. Flask runs in a greenlet on the event loop (see `waiting`): the view blocks, the loop not.
-So any number of slow clients, and a Redis that hangs, leave the loop free to answer everyone else.
+It receives the whole body, calls Flask in a greenlet on the event loop (see `waiting`), and sends the
+response as it is produced. A slow client or a slow Redis holds up neither a thread nor the loop.
 
-The body is received whole before Flask is called; a response is sent as it is produced.
-
-A long module: receiving, calling and sending share one request's deadline, and what its body may take.
+A long module: receiving, calling and sending share one request's deadline and its body's memory.
 """
 
 import asyncio
@@ -21,15 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from service.app.environ import Body, Message, build, headers_of, path_of
-from service.app.responses import ANSWER_SECONDS, Reply
-from service.errors import (
-    BadRequestError,
-    BodyTooLargeError,
-    RelayError,
-    RequestTimeoutError,
-    StoreUnavailableError,
-)
+from service import errors
+from service.app.environ import Body, Message, build_environ, decode_headers, decode_path
+from service.app.responses import RESPONSE_SECONDS, HttpResponse
 from service.server.protocol import BODY_IS_WHOLE
 from service.telemetry import metrics
 from service.waiting import Greenlets, await_only
@@ -41,13 +32,13 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 BODY_SECONDS: Final = 3.0
-"""Seconds for a request's body; what is left of ANSWER_SECONDS is for reading it, and for Redis."""
+"""Seconds for a body to arrive; the rest of RESPONSE_SECONDS is for parsing it, and for Redis."""
 DRAINED_BYTES: Final = 8 * 1_048_576
-"""Bytes read and dropped of a body too large, so that its sender gets to read the response."""
+"""Bytes that are read and dropped of a body that is too large, so that its sender reads the response."""
 BUFFERED_BYTES: Final = 64 * 1_048_576
-"""Bytes that all bodies together may take, since everyone can send one: the smallest dynos have 512 MB."""
+"""Bytes that all bodies together may take: anyone can send one, and Heroku's smallest dynos have 512 MB."""
 SMALL_BYTES: Final = 16 * 1024
-"""Bytes of each body that do not count for that, so that small ones always pass."""
+"""Bytes of each body that do not count towards BUFFERED_BYTES, so that small bodies always pass."""
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +48,7 @@ class FlaskBridge:
 
     def __init__(self, app: "RelayFlask") -> None:
         """Args:
-        app: what `create_app()` returned, with whatever was added to it.
+        app: what `create_app()` returned; hooks, routes and middleware may have been added.
 
         """
         self._app = app
@@ -69,13 +60,13 @@ class FlaskBridge:
         self._buffered_at_most = max(BUFFERED_BYTES, 2 * self._max_body_bytes)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Serve one connection of the server's, as ASGI has it."""
+        """Serve a request, or the server's start and stop; ignore other scopes of ASGI."""
         if self._loop is None:
             # Not at each request: it asks the system for the process's id.
             self._loop = asyncio.get_running_loop()
             self._greenlets = Greenlets(self._loop)
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._serve_lifespan(receive, send)
         elif scope["type"] == "http":
             self._under_way += 1
             try:
@@ -83,21 +74,17 @@ class FlaskBridge:
             finally:
                 self._under_way -= 1
 
-    async def _live(self, receive: Receive, send: Send) -> None:
+    async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
         store, access_log = self._app.store, self._app.access_log
         await receive()
         loop = self._loop
         store.bind_loop(loop)
 
-        def schedule(write: Callable[[], None]) -> None:
-            """Write before the response, if that is the only one; else once those at hand are sent."""
-            if self._under_way > 1:
-                loop.call_soon_threadsafe(write)
-            else:
-                write()
-
-        access_log.schedule = schedule
-        # Connect now, not with the first delivery; Redis may also be away.
+        # Log a single request at once, and several together after their responses are sent.
+        access_log.schedule = lambda write: (
+            loop.call_soon_threadsafe(write) if self._under_way > 1 else write()
+        )
+        # Connect now, not with the first delivery. Redis may be unavailable.
         connecting = asyncio.create_task(self._connect())
         closed_by = self._app.fast_lane.closed_by()
         log.info(
@@ -107,8 +94,7 @@ class FlaskBridge:
             fast_lane=not closed_by,
             fast_lane_closed_by=closed_by or None,
         )
-        metrics.set_fast_lane(not closed_by)
-        metrics.mark_worker_started()
+        metrics.mark_worker_started(has_fast_lane=not closed_by)
         _rarely_collect_garbage()
         _stop_with_main_process(loop)
         await send({"type": "lifespan.startup.complete"})
@@ -119,27 +105,33 @@ class FlaskBridge:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _connect(self) -> None:
-        with suppress(RelayError):
-            await self._greenlets.run(self._loop.time() + ANSWER_SECONDS, self._app.store.probe)
+        with suppress(errors.RelayError):
+            await self._greenlets.run(self._loop.time() + RESPONSE_SECONDS, self._app.store.probe)
 
     async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
         begun = self._loop.time()
         body = Body()
-        path, headers = path_of(scope), headers_of(scope)
+        path, headers = decode_path(scope), decode_headers(scope)
         try:
             if scope.get(BODY_IS_WHOLE):
-                await self._take_body(receive, body)
+                await self._receive_body(receive, body)
             else:
-                await self._await_body(receive, body, begun + BODY_SECONDS)
+                try:
+                    async with asyncio.timeout_at(begun + BODY_SECONDS):
+                        await self._receive_body(receive, body)
+                except TimeoutError:
+                    body.fault = errors.RequestTimeoutError("The body did not arrive in time.")
             if body.size > self._max_body_bytes:
-                body.fault = BodyTooLargeError(f"The body is larger than {self._max_body_bytes} bytes.")
+                body.fault = errors.BodyTooLargeError(
+                    f"The body is larger than {self._max_body_bytes} bytes."
+                )
             body.seek(0)
-            deadline = begun + ANSWER_SECONDS
+            deadline = begun + RESPONSE_SECONDS
             if self._app.fast_lane.takes(scope["method"], path.decode("latin-1")):
-                reply = await self._greenlets.run(deadline, self._app.fast_lane.receive, headers, body)
-                await _send_reply(send, reply)
+                response = await self._greenlets.run(deadline, self._app.fast_lane.receive, headers, body)
+                await _send(send, response)
             else:
-                environ = build(scope, path, headers, body)
+                environ = build_environ(scope, path, headers, body)
                 sender = _Sender(send)
                 try:
                     await self._greenlets.run(deadline, self._call_flask, environ, sender)
@@ -147,10 +139,10 @@ class FlaskBridge:
                     sender.send = None
         finally:
             self._buffered -= body.buffered
-            body.close()  # its memory is free now, whoever still has it
+            body.close()  # frees its memory, whoever still refers to it
 
     def _call_flask(self, environ: dict[str, Any], sender: "_Sender") -> None:
-        """Call the WSGI application, in a greenlet, and send what it returns as it comes."""
+        """Call the WSGI application in a greenlet, and send its response as it is produced."""
         start: Message = {"type": "http.response.start"}
         sender.start = start
         written: list[bytes] = []
@@ -180,40 +172,26 @@ class FlaskBridge:
             if hasattr(chunks, "close"):
                 chunks.close()
 
-    async def _await_body(self, receive: Receive, body: Body, deadline: float) -> None:
-        """Fill in the body, in time."""
-        task = asyncio.current_task(self._loop)
-        assert task is not None  # noqa: S101  # a server calls this in one
-        timer = self._loop.call_at(deadline, task.cancel)
-        try:
-            await self._take_body(receive, body)
-        except asyncio.CancelledError:
-            if self._loop.time() < deadline or task.uncancel() > 0:
-                raise
-            body.fault = RequestTimeoutError("The body did not arrive in time.")
-        finally:
-            timer.cancel()
-
-    async def _take_body(self, receive: Receive, body: Body) -> None:
-        """Fill in the body; of one that is too large, a part that is too large as well."""
+    async def _receive_body(self, receive: Receive, body: Body) -> None:
+        """Fill in the body; of one that is too large, keep a part that is too large as well."""
         more = True
         while more and body.size <= self._max_body_bytes + DRAINED_BYTES:
             message = await receive()
             if message["type"] == "http.disconnect":
-                # Not only of a client that has gone: also of one whose chunks can't be read.
-                body.fault = BadRequestError("The body is cut short, or its chunks are malformed.")
+                # The client has gone, or its chunks can't be parsed.
+                body.fault = errors.BadRequestError("The body is cut short, or its chunks are malformed.")
                 break
             chunk = message.get("body", b"")
             body.size += len(chunk)
             if body.tell() <= self._max_body_bytes:
                 if not self._buffer(body):
-                    body.fault = StoreUnavailableError("Too many large bodies arrive at once.")
+                    body.fault = errors.StoreUnavailableError("Too many large bodies arrive at once.")
                     break
                 body.write(chunk)
             more = message.get("more_body", False)
 
     def _buffer(self, body: Body) -> bool:
-        """Count what a body takes of the memory for all."""
+        """Count a body's memory; tell whether there is room for it."""
         buffered = max(0, body.size - SMALL_BYTES)
         if self._buffered + buffered - body.buffered > self._buffered_at_most:
             return False
@@ -225,8 +203,8 @@ class FlaskBridge:
 class _Sender:
     """Sends a response from a greenlet.
 
-    Errors keep Flask's frames, and the frames above them, until they are collected. This is all they keep of
-    the connection, and it lets go.
+    Exceptions keep the frames of Flask and of its callers until they are garbage-collected. Those frames
+    refer to the connection only through this object, and it lets go of it.
     """
 
     def __init__(self, send: Send) -> None:
@@ -244,17 +222,16 @@ class _Sender:
         await self.send({"type": "http.response.body", "body": chunk, "more_body": more})
 
 
-async def _send_reply(send: Send, reply: Reply) -> None:
-    headers = {"content-type": reply.content_type, "content-length": str(len(reply.body)), **reply.headers}
-    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": reply.status, "headers": raw})
-    await send({"type": "http.response.body", "body": reply.body})
+async def _send(send: Send, response: HttpResponse) -> None:
+    headers = [(name.lower().encode(), value.encode()) for name, value in response.all_headers()]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body})
 
 
 def _rarely_collect_garbage() -> None:
-    """Leave what the start made alone for good, and look through the rest less often.
+    """Exempt what exists now from garbage collection, and collect the rest less often.
 
-    A delivery leaves no cycles behind; the collector looks all the same, each time that 700 objects live.
+    A delivery leaves no reference cycles, so Python's default of every 700 objects is wasted time.
     """
     gc.collect()
     gc.freeze()
@@ -262,9 +239,9 @@ def _rarely_collect_garbage() -> None:
 
 
 def _stop_with_main_process(loop: asyncio.AbstractEventLoop) -> None:
-    """Stop this worker when the main process dies: it would keep the port, and nobody would end it."""
+    """Stop this worker when the main process dies; otherwise it would keep the port."""
     main = multiprocessing.parent_process()
-    if main is None:  # this is it
+    if main is None:  # this is the only process
         return
 
     def stop() -> None:

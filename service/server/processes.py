@@ -1,7 +1,4 @@
-"""`serve`: the application under uvicorn, one event loop per worker process.
-
-Why uvicorn, and what it costs: docs/server.md has the figures.
-"""
+"""`serve`: the application under uvicorn, with one event loop per worker process. docs/server.md says why."""
 
 import importlib
 import inspect
@@ -29,41 +26,41 @@ from service.server.protocol import Protocol
 from service.telemetry import log
 
 STOP_SECONDS: Final = 10
-"""For requests under way when the service is told to stop; platforms kill after 30 s."""
+"""Seconds for requests under way when the service is told to stop; platforms kill it after 30 s."""
 
 IDLE_SECONDS: Final = 95
-"""From a connection's start, or its last answer, to the end of the next head. The connections of Heroku's
-router live for 90 s (https://devcenter.heroku.com/articles/http-routing): it has to end them."""
+"""Seconds from a connection's start, or its last response, to the end of the next request's head. Longer than
+the 90 s of Heroku's router, which has to close it (https://devcenter.heroku.com/articles/http-routing)."""
 
 HANG_SECONDS: Final = 10
-"""For a worker to say that it lives; then it is replaced. Meanwhile the main process hears no signal."""
+"""Seconds until a worker that does not respond is replaced. The main process handles no signal meanwhile."""
 
 
 class OneProcess(Server):
-    """Uvicorn's: the only process."""
+    """Uvicorn's server, if there is one process only."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self.should_exit:  # to be told again to stop changes nothing
+        if not self.should_exit:  # uvicorn would stop at once at the second signal
             super().handle_exit(sig, frame)
 
 
 class Workers(Multiprocess):
-    """Uvicorn's: starts workers, and replaces those that die."""
+    """Uvicorn's supervisor, which starts worker processes and replaces those that die."""
 
     def keep_subprocess_alive(self) -> None:
         before = [worker.process for worker in self.processes]
         for worker in self.processes:
-            worker.child_conn.close()  # else a worker that dies would be waited for as if it hung
+            worker.child_conn.close()  # else uvicorn waits for a worker that died as if it hung
         super().keep_subprocess_alive()
         for process in before:
             if process.exitcode is not None and process.pid is not None:
-                # Here, not above: the Prometheus client looks for its directory on import.
+                # Not at the top: the Prometheus client looks for its directory when it is imported.
                 from service.telemetry.metrics import forget_worker  # noqa: PLC0415
 
                 forget_worker(process.pid)
 
     def terminate_all(self) -> None:
-        for each in self.sockets:  # else the kernel goes on taking connections that nobody will serve
+        for each in self.sockets:  # else the kernel accepts connections that nobody will serve
             each.close()
         super().terminate_all()
 
@@ -75,45 +72,45 @@ class Workers(Multiprocess):
 
 
 class WorkerConfig(Config):
-    """Uvicorn's configuration, which each worker process is started with."""
+    """Uvicorn's configuration of a worker process."""
 
     def configure_logging(self) -> None:
-        """Do what uvicorn does first in each of its processes: end them as tracers need it."""
+        """Set how the process ends; uvicorn calls this first in each worker."""
         on_stop_signals(_exit)
 
 
+DEFAULT_FACTORY: Final = "service.app:create_app"
 _FACTORY: Final = "SESSION_RELAY_APP"
-"""An environment variable of the main process, for its workers: MODULE:FACTORY."""
+"""The environment variable that tells worker processes the MODULE:FACTORY."""
 
 
 def application() -> Any:
     """Build the ASGI application, in a worker process or in the only one."""
     try:
-        return _application(os.environ.get(_FACTORY, DEFAULT_FACTORY))  # another server sets none
+        return _build(os.environ.get(_FACTORY, DEFAULT_FACTORY))  # other servers than ours don't set it
     except Exception as error:
         if isinstance(error, ConfigurationError) and multiprocessing.parent_process() is None:
             raise
         structlog.get_logger(__name__).exception("start_failed")
-        sys.exit(STARTUP_FAILURE)  # the main process ends, too: another worker would fail the same way
+        sys.exit(STARTUP_FAILURE)  # ends the main process too: another worker would fail the same way
 
 
-def _application(factory: str) -> Any:
-    # Here, not above: the Prometheus client looks for its directory on import, and tracers come before Flask.
+def _build(factory: str) -> Any:
+    # Not at the top: the Prometheus client looks for its directory on import, and tracers come before Flask.
     from service.app.factory import RelayFlask  # noqa: PLC0415
     from service.server.bridge import FlaskBridge  # noqa: PLC0415
 
     log.configure(load(Settings))
-    made = _found(factory)()
-    if isinstance(made, RelayFlask):
-        return FlaskBridge(made)
-    if inspect.iscoroutinefunction(made) or inspect.iscoroutinefunction(type(made).__call__):
-        return made
+    app = _import_factory(factory)()
+    if isinstance(app, RelayFlask):
+        return FlaskBridge(app)
+    if inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(type(app).__call__):
+        return app
     what = "is neither create_app()'s application nor an ASGI one: put WSGI middleware around its wsgi_app"
-    raise ConfigurationError([f"--app {factory}: {type(made).__name__} {what}, and return the application"])
+    raise ConfigurationError([f"--app {factory}: {type(app).__name__} {what}, and return the application"])
 
 
-def _found(factory: str) -> Any:
-    """Return a factory by its name; raise ConfigurationError if there is none."""
+def _import_factory(factory: str) -> Any:
     module, _, name = factory.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
@@ -121,38 +118,33 @@ def _found(factory: str) -> Any:
         raise ConfigurationError([f"--app {factory}: {error}; name it as MODULE:FACTORY"]) from error
 
 
-DEFAULT_FACTORY: Final = "service.app:create_app"
-
-
 def serve(settings: Settings, factory: str = DEFAULT_FACTORY) -> None:
-    """Run until SIGTERM or SIGINT; requests under way are answered first.
+    """Run until SIGTERM or SIGINT; then finish the requests under way.
 
     Args:
-        settings: of the server, and of the application.
-        factory: MODULE:FACTORY. It returns what `create_app()` returned, or an ASGI application around that.
+        settings: of the server and of the application.
+        factory: MODULE:FACTORY, which returns what `create_app()` returned, or an ASGI application around it.
 
     Raises:
-        ConfigurationError: It can't start with these settings.
+        ConfigurationError: The settings or the factory can't work.
 
     """
-    # Finds what is wrong with the URL here, not in each worker.
+    # What is wrong with the URL is reported once, not by each worker.
     connect(settings.redis_url.get_secret_value())
     sockets = [listen(settings.host, settings.port)]
-    on_stop_signals(
-        _exit
-    )  # before uvicorn listens to them; it raises the one that stopped it at its end, too
+    on_stop_signals(_exit)  # uvicorn, which handles them later, raises the signal again when it has stopped
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each slow client holds a file, if no thread
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each slow client holds a file descriptor
     sys.path.insert(0, os.getcwd())  # noqa: PTH109  # as other servers do, for MODULE
     os.environ[_FACTORY] = factory
     if factory != DEFAULT_FACTORY:
-        _found(factory)  # what is wrong with it is said once, not by each worker
+        _import_factory(factory)  # what is wrong with it is reported once, too
     config = _config(settings)
     if settings.web_concurrency == 1:
         OneProcess(config).run(sockets)
         return
     with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
-        # Each worker counts in files there, so that any of them can tell the sum.
+        # Each worker counts in files there, so that any of them can report the sum.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
         workers = Workers(config, sockets)
         workers.run()
@@ -182,22 +174,24 @@ def _config(settings: Settings) -> Config:
     )
 
 
-_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-
-
 def on_stop_signals(action: Callable[..., object] | signal.Handlers) -> None:
-    """Do this when the process is told to stop."""
-    for number in _STOP_SIGNALS:
+    """Do this when the process is told to stop, by SIGTERM or SIGINT."""
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, action)
 
 
 def _exit(*_: object) -> None:
-    on_stop_signals(signal.SIG_IGN)  # one that comes again while Python ends would kill it
-    raise SystemExit(0)  # not by the signal: tracers send what they hold as the interpreter ends
+    on_stop_signals(signal.SIG_IGN)  # a second signal would kill the interpreter while it ends
+    raise SystemExit(0)  # not by the signal, so that tracers send what they have buffered
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens; raise ConfigurationError if nobody can listen there now."""
+    """Return a socket that listens.
+
+    Raises:
+        ConfigurationError: The address is unusable or taken.
+
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address, family=family)

@@ -1,6 +1,6 @@
-"""Uvicorn's HTTP, with bounds to what it leaves open. tests/system/test_http_protocol.py has a test for each.
+"""Uvicorn's HTTP protocol with limits for what it leaves unlimited; tests/system/test_protocol.py tests each.
 
-It stands on uvicorn's parser callbacks and protocol methods (`HttpToolsProtocol`, pinned in pyproject.toml).
+It overrides parser callbacks and protocol methods of uvicorn's `HttpToolsProtocol`: pyproject.toml pins it.
 """
 
 import asyncio
@@ -12,9 +12,9 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 HEAD_BYTES: Final = 64 * 1024
-"""Bytes of a head, or of what is around chunks, after which nothing more is read."""
+"""Bytes of a request without its body (head, chunk sizes, trailers) after which nothing more is read."""
 PIPELINED: Final = 16
-"""Requests that may wait on a connection for the response to one before them."""
+"""Requests that may wait on a connection for an earlier response."""
 UNREAD_SECONDS: Final = 10
 """Seconds a client may leave its response unread before the connection is aborted."""
 _TOO_LARGE: Final = (
@@ -23,31 +23,31 @@ _TOO_LARGE: Final = (
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
 BODY_IS_WHOLE: Final = "session_relay.body_is_whole"
-"""A key of a request's scope: its body is here already, so there is nothing to wait for."""
+"""The key of a scope that says that the body has arrived already."""
 
 
 class Protocol(HttpToolsProtocol):
-    """One connection."""
+    """Serves one connection."""
 
     _is_head = True
-    """A head is being received, or waited for."""
+    """Whether a head is being received, or awaited."""
     _head_bytes = 0
-    """Of the request that is being received: of all but its body, so what is around chunks as well."""
+    """Bytes received of the present request, except for its body."""
     _is_refused = False
-    """Nothing more is read."""
+    """Whether what arrives is dropped."""
     _unread_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: BaseTransport) -> None:
-        """Give a connection some time until its first head is there."""
+        """Limit the time until the first head is complete."""
         super().connection_made(transport)  # type: ignore[arg-type]  # of a stream
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
 
     def data_received(self, data: bytes) -> None:
-        """Read, up to the bounds.
+        """Parse what arrives, within the limits.
 
-        Not by uvicorn's method, which stops the timer at a head's first byte, and warns of each upgrade.
+        Replaces uvicorn's method, which stops the timer at a head's first byte and warns of each upgrade.
         """
         if self._is_refused:
             return
@@ -59,53 +59,53 @@ class Protocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse()
         except httptools.HttpParserUpgrade:
-            pass  # it is not taken up
+            pass  # upgrades are ignored
         if self._head_bytes > HEAD_BYTES and not self._is_refused:
             if self._is_head:
                 self._refuse(_TOO_LARGE)
-            self._is_refused = True  # chunks or trailers without an end: it is answered when its time is over
+            self._is_refused = True  # chunks or trailers without an end; the body's timeout ends the request
 
     def on_body(self, body: bytes) -> None:
-        """Count what is no body."""
+        """Take the body out of the count."""
         self._head_bytes -= len(body)
         super().on_body(body)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header. A trailer is none: what was signed came before it."""
+        """Take a header, but no trailer: what was signed came before it."""
         if self._is_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Begin a request, unless too many wait."""
+        """Start a request, unless too many wait."""
         if len(self.pipeline) >= PIPELINED:
             raise ValueError
         self._is_head = False
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
         super().on_headers_complete()
-        self.cycle.send = _OneWrite(self.cycle)  # type: ignore[method-assign]  # its task begins later
-        if self.parser.should_upgrade():  # its head came in pieces
+        self.cycle.send = _OneWrite(self.cycle)  # type: ignore[method-assign]  # its task starts later
+        if self.parser.should_upgrade():  # the head came in pieces, so `_without_upgrade` missed it
             self.cycle.keep_alive, self._is_refused = False, True
 
     def on_message_complete(self) -> None:
         """Expect the next head."""
         super().on_message_complete()
-        self.scope[BODY_IS_WHOLE] = True  # type: ignore[typeddict-unknown-key]  # ASGI lets a server add its own
+        self.scope[BODY_IS_WHOLE] = True  # type: ignore[typeddict-unknown-key]  # ASGI allows own keys
         self._is_head, self._head_bytes = True, 0
 
     def on_response_complete(self) -> None:
-        """End a connection whose request was not read to its end."""
-        if not self.pipeline and self.cycle.more_body:  # nobody will read the rest of it
+        """Close the connection if the request was not read to its end."""
+        if not self.pipeline and self.cycle.more_body:  # nobody will read the rest
             self.transport.close()
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        """Abort a connection whose client does not read."""
+        """Abort the connection soon, unless the client reads."""
         super().pause_writing()
         self._unread_timer = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Leave a connection alone whose client reads."""
+        """Keep the connection: its client reads."""
         super().resume_writing()
         if self._unread_timer is not None:
             self._unread_timer.cancel()
@@ -118,7 +118,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _refuse(self, response: bytes | None = None) -> None:
-        """Refuse what can't be read, and close; after the responses to what came before it, without one."""
+        """Refuse what can't be parsed, and close. If earlier requests await responses, send only those."""
         self._is_refused = True
         if self.pipeline or (
             self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
@@ -132,14 +132,14 @@ class Protocol(HttpToolsProtocol):
 
 
 class _OneWrite:
-    """The `send` of a request; it writes a response that comes whole with one system call, not two."""
+    """The `send` of a request, which writes a response with one system call, not two."""
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
         self._start: Any = None
 
     async def __call__(self, message: Any) -> None:
-        """Take a message as ASGI has it; what is not as simple as a delivery's response, uvicorn sends."""
+        """Send an ASGI message; leave responses that are not as simple as a delivery's to uvicorn."""
         if message["type"] == "http.response.start":
             self._start = message
             return
@@ -147,9 +147,7 @@ class _OneWrite:
         if start is None:  # more of a streamed response
             await cycle.send(message)
             return
-        del (
-            cycle.send
-        )  # uvicorn's from now on; and what refers to itself would wait for the garbage collector
+        del cycle.send  # back to uvicorn's; also breaks the cycle of references
         names = [name for name, _ in start["headers"]]
         if message.get("more_body") or cycle.scope["method"] == "HEAD" or not _SIMPLE.issuperset(names):
             await cycle.send(start)
@@ -175,7 +173,7 @@ _SIMPLE: Final = {b"content-type", b"content-length", b"allow", b"retry-after", 
 
 
 def _without_upgrade(data: bytes) -> bytes:
-    """The parser would take what follows the head for another protocol, and lose a body."""
+    """Remove a head's Upgrade header, for which the parser would drop the body."""
     end = data.find(b"\r\n\r\n") + 2
     head = data[: end if end > 1 else None]
     return _UPGRADE.sub(b"", head) + data[len(head) :] if b"\r\nupgrade:" in head.lower() else data

@@ -1,4 +1,4 @@
-"""What became of deliveries: for each a line in the log, and its place in the metrics."""
+"""What became of each delivery: a line in the log, and counts in the metrics."""
 
 import collections
 import contextlib
@@ -24,36 +24,41 @@ class _Entry(NamedTuple):
 
 
 class AccessLog:
-    """Thread-safe. Entries are written a few at a time where many arrive together, which halves the cost."""
+    """Writes entries in batches where deliveries arrive together, which halves the cost. Thread-safe."""
 
     def __init__(self) -> None:
         self.schedule: Callable[[Callable[[], None]], object] = lambda write: write()
-        """Calls what it is given: at once, or once the deliveries at hand have their responses."""
+        """Calls its argument, now or later; `serve` replaces it."""
         self._entries: collections.deque[_Entry] = collections.deque()
         self._is_scheduled = False
 
     def record(self, info: DeliveryInfo, seconds: float, result: Outcome | RelayError) -> None:
-        """Take down what became of a delivery, `seconds` after it was read from the network."""
-        outcome: str
-        reason: str | None
+        """Record what became of a delivery.
+
+        Args:
+            info: what is known of the delivery.
+            seconds: how long it took, from the complete request.
+            result: its outcome, or why there is none.
+
+        """
         if isinstance(result, RelayError):
-            outcome, reason = metrics.outcome_of(result.status), result.code
+            entry = _Entry(info, seconds, metrics.outcome_of(result.status), result.code)
         else:
-            outcome, reason = result.outcome, result.reason
-        self._entries.append(_Entry(info, seconds, outcome, reason))
+            entry = _Entry(info, seconds, result.outcome, result.reason)
+        self._entries.append(entry)
         if not self._is_scheduled:
             self._is_scheduled = True
             self.schedule(self.write)
 
     def write(self) -> None:
-        """Write what was recorded and not yet written."""
+        """Write all entries that are not written yet."""
         self._is_scheduled = False
         with batched():
-            for entry in self._taken():
+            for entry in self._take():
                 _write(entry)
 
-    def _taken(self) -> Iterator[_Entry]:
-        with contextlib.suppress(IndexError):  # another thread may have taken the last one
+    def _take(self) -> Iterator[_Entry]:
+        with contextlib.suppress(IndexError):  # another thread may take the last one
             while True:
                 yield self._entries.popleft()
 

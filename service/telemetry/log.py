@@ -1,7 +1,7 @@
-"""Logs: one JSON object per line, or readable ones. Values are encoded, so that none can forge a line.
+"""Logs: one JSON object per line, or text for a console. Values are escaped, so that none can forge a line.
 
-Warnings and errors go by way of `logging`, where Sentry and others look for them. What is below, with a line
-for each delivery, goes straight to stderr, which costs half.
+Warnings and errors pass through `logging`, where Sentry and others pick them up. Lower levels, with a line
+for each delivery, are written to stderr directly, which halves their cost.
 """
 
 import contextlib
@@ -18,18 +18,18 @@ from structlog.processors import NAME_TO_LEVEL
 from structlog.typing import EventDict
 
 from service.config import LogSettings
-from service.telemetry.text import printable
+from service.telemetry import printable
 
 
 def configure(settings: LogSettings) -> None:
-    """Send the log's lines, and those of libraries and of the server, to stderr in one form.
+    """Write the logs of the service, of libraries and of the server to stderr in one format.
 
-    Can be called again. Handlers of others stay, and get warnings and errors.
+    Can be called again. The handlers of others stay, and get warnings and errors.
     """
     _STDERR.setFormatter(_Formatter(settings.log_format))
     logging.root.addHandler(_STDERR)
     logging.root.setLevel(settings.log_level.upper())
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines about each request of `send` are noise
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each request of `send`
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, _write_or_pass_on],
         logger_factory=logging.getLogger,
@@ -38,9 +38,9 @@ def configure(settings: LogSettings) -> None:
 
 
 def configure_unless_done(settings: LogSettings) -> None:
-    """Do the same, but only in a process that did not configure its logs itself.
+    """Do the same, unless the process has configured structlog.
 
-    If it configured `logging` alone, all lines go there.
+    If it has configured `logging` only, all lines go there.
     """
     if structlog.is_configured():
         return
@@ -50,13 +50,13 @@ def configure_unless_done(settings: LogSettings) -> None:
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, _pass_on_as_text],
         logger_factory=logging.getLogger,
-        cache_logger_on_first_use=False,  # it may still be configured
+        cache_logger_on_first_use=False,  # the process may configure structlog later
     )
 
 
 @contextlib.contextmanager
 def batched() -> Iterator[None]:
-    """Write the lines in it at once, at its end: each write lets another thread have the interpreter."""
+    """Write the lines logged inside as one, at the end: each write can cost a switch of threads."""
     lines: list[str] = []
     token = _BATCH.set(lines)
     try:
@@ -78,12 +78,12 @@ def _write_line(line: str) -> None:
 
 
 def _write(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # whoever read it may be gone: no reason to stop
+    with contextlib.suppress(OSError, ValueError):  # nobody may read it any more
         sys.stderr.write(text)
 
 
 class _Formatter(logging.Formatter):
-    """Makes the one line of a record, or of what structlog has."""
+    """Makes one line of a record of `logging`, or of an event of structlog."""
 
     def __init__(self, log_format: str) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             _write_line(self.format(record))
-        except Exception:  # noqa: BLE001  # as all handlers do
+        except Exception:  # noqa: BLE001  # as logging's own handlers do
             self.handleError(record)
 
 
@@ -125,18 +125,18 @@ def _write_or_pass_on(logger: logging.Logger, method: str, line: EventDict) -> E
 def _pass_on_as_text(
     logger: logging.Logger, method: str, line: EventDict
 ) -> tuple[tuple[str, str], EventDict]:
-    """Others' handlers show a record's message, and most of them nothing else."""
+    """Put the event's fields into the message: most handlers show nothing else."""
     record = _record(logger, method, line)
     fields = " ".join(f"{name}={value!r}" for name, value in record["extra"]["event_fields"].items())
     return (str(record.pop("msg")).replace("%", "%%") + " %s", fields), record
 
 
 def _record(logger: logging.Logger, method: str, line: EventDict) -> EventDict:
-    """Return what a method of `logging.Logger` takes."""
+    """Return the arguments for a method of `logging.Logger`."""
     record = structlog.stdlib.render_to_log_kwargs(logger, method, line)
-    # One attribute with all of them: their names can't be those of a record's own attributes.
+    # In one attribute, since their names may be those of a record's own attributes.
     record["extra"] = {"event_fields": record["extra"]}
-    record["stacklevel"] = record.get("stacklevel", 1) + 2  # from there to whoever logs, past structlog
+    record["stacklevel"] = record.get("stacklevel", 1) + 2  # skips structlog's frames
     return record
 
 
@@ -158,11 +158,11 @@ def _processors(log_format: str) -> list[Any]:
 
 def _to_json(line: EventDict, default: Callable[[Any], Any]) -> str:
     try:
-        quickly = orjson.dumps(line, default)
-    except TypeError:  # half a surrogate pair, for one
-        quickly = b"\xff"
-    # Else what could steer a terminal would stay as it is.
-    return quickly.decode() if quickly.isascii() else json.dumps(line, default=default)
+        encoded = orjson.dumps(line, default)
+    except TypeError:  # a lone surrogate, for example
+        encoded = b"\xff"
+    # The slower one escapes what could steer a terminal.
+    return encoded.decode() if encoded.isascii() else json.dumps(line, default=default)
 
 
 def _time_and_level_first(_: Any, __: str, line: EventDict) -> EventDict:
@@ -170,7 +170,7 @@ def _time_and_level_first(_: Any, __: str, line: EventDict) -> EventDict:
 
 
 def _harmless(_: Any, __: str, line: EventDict) -> EventDict:
-    """A console shows text as it is: escape what would steer it, or look like another line."""
+    """Escape what would steer a terminal, or look like another line."""
     exception = line.pop("exception", "").splitlines()
     shown = {name: printable(value) if isinstance(value, str) else value for name, value in line.items()}
     return shown | (

@@ -1,9 +1,12 @@
-"""What operators see at /metrics. docs/metrics.md has the table.
+"""The metrics at /metrics; docs/metrics.md lists them.
 
-With PROMETHEUS_MULTIPROC_DIR set, it is right across worker processes: the Prometheus client's multi-process
-mode. Every label's values are a closed set, so that nobody can make them grow.
+With PROMETHEUS_MULTIPROC_DIR set, they are the sums of all worker processes: the Prometheus client's
+multi-process mode. Each label has a closed set of values, so that no input can add one.
+
+A long module: each metric is defined, counted and rendered here.
 """
 
+import dataclasses
 import functools
 import importlib.metadata
 import logging
@@ -13,30 +16,20 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import Final, get_args
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    REGISTRY,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-)
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from service.errors import RelayError
+from service.errors import errors_with_code
 from service.models import Reason
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
-
 OTHER: Final = "other"
-"""Stands for a label's value that this version does not know."""
+"""The value of a label where the true one is none of its closed set."""
 
 _DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 _IS_SHARED: Final = _DIRECTORY in os.environ
-"""As the client itself found it, when it was imported."""
+"""Like the Prometheus client, which looks for the variable when it is imported."""
 
 DELIVERIES = Counter(
     "session_relay_deliveries",
@@ -48,7 +41,7 @@ NULLED_FIELDS = Counter(
 )
 DURATION = Histogram(
     "session_relay_delivery_seconds",
-    "From a complete request to its answer.",
+    "From a complete request to its response.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
 STORE = Histogram(
@@ -57,9 +50,7 @@ STORE = Histogram(
     buckets=(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
 )
 BATCH = Histogram(
-    "session_relay_batch_commands",
-    "Commands in one round trip to Redis.",
-    buckets=(1, 2, 4, 8, 16, 32),
+    "session_relay_batch_commands", "Commands in one round trip to Redis.", buckets=(1, 2, 4, 8, 16, 32)
 )
 LAG = Histogram(
     "session_relay_publish_lag_seconds",
@@ -70,36 +61,24 @@ LAG = Histogram(
 REDIS_ERRORS = Counter("session_relay_redis_errors", "What Redis, or the way to it, failed with.", ["kind"])
 
 REDIS_ERROR_KINDS: Final = {
-    "connection": ("ConnectionError", "MaxConnectionsError"),
-    "timeout": ("TimeoutError",),
-    "rights": (
-        "AuthenticationError",
-        "AuthenticationWrongNumberOfArgsError",
-        "AuthorizationError",
-        "NoPermissionError",
-        "NOAUTH",
-        "NOPERM",
-        "WRONGPASS",
-    ),
-    "loading": ("BusyLoadingError", "LOADING"),
-    "out_of_memory": ("OutOfMemoryError", "OOM"),
-    "read_only": ("ReadOnlyError", "READONLY"),
-    "persistence": ("MISCONF",),
-    "replicas": ("NOREPLICAS", "TooFewReplicasError"),
-    "cluster": (
-        "AskError",
-        "ClusterDownError",
-        "MasterDownError",
-        "MovedError",
-        "TryAgainError",
-        "CLUSTERDOWN",
-        "MASTERDOWN",
-        "MOVED",
-        "TRYAGAIN",
-    ),
-    OTHER: (),
+    "connection": "ConnectionError MaxConnectionsError",
+    "timeout": "TimeoutError",
+    "rights": "AuthenticationError AuthenticationWrongNumberOfArgsError AuthorizationError NoPermissionError "
+    "NOAUTH NOPERM WRONGPASS",
+    "loading": "BusyLoadingError LOADING",
+    "out_of_memory": "OutOfMemoryError OOM",
+    "read_only": "ReadOnlyError READONLY",
+    "persistence": "MISCONF",
+    "replicas": "NOREPLICAS TooFewReplicasError",
+    "cluster": "AskError ClusterDownError MasterDownError MovedError TryAgainError "
+    "CLUSTERDOWN MASTERDOWN MOVED TRYAGAIN",
+    OTHER: "",
 }
-"""To the names that an error goes by in the log's `redis_failed`."""
+"""From a value of the label `kind` to the names that `count_redis_error` gets, separated by spaces."""
+
+
+_OTHER_ENDPOINTS: Final = {"unauthorized", "not_found", "method_not_allowed"}
+"""Codes that no delivery gets."""
 
 
 def outcomes() -> Iterator[tuple[str, str]]:
@@ -109,34 +88,27 @@ def outcomes() -> Iterator[tuple[str, str]]:
     yield "duplicate", "other_body"
     for reason in get_args(Reason):
         yield "dead_lettered", reason
-    yield from _problems(RelayError)
-
-
-_ELSEWHERE: Final = {"unauthorized", "not_found", "method_not_allowed"}
-"""Codes of what is no request to the endpoint."""
-
-
-def _problems(error: type[RelayError]) -> Iterator[tuple[str, str]]:
-    if "code" in vars(error) and error.code not in _ELSEWHERE:
-        yield outcome_of(error.status), error.code
-    for kind in error.__subclasses__():
-        yield from _problems(kind)
+    for error in errors_with_code():
+        if error.code not in _OTHER_ENDPOINTS:
+            yield outcome_of(error.status), error.code
 
 
 def outcome_of(status: int) -> str:
-    """Return the outcome of a request that was answered with a problem."""
+    """Return the outcome of a delivery whose response has this HTTP status, 400 or above."""
     return "failed" if status >= 500 else "rejected"  # noqa: PLR2004
 
 
-# Made at once: a counter that is not there until something fails hides the first failure from rate().
+# Created before they are needed: rate() does not see the first failure of a counter that begins with it.
 _DELIVERIES: Final = {each: DELIVERIES.labels(*each) for each in outcomes()}
 _REDIS_ERRORS: Final = {
-    name: REDIS_ERRORS.labels(kind) for kind, names in REDIS_ERROR_KINDS.items() for name in (*names, kind)
+    name: REDIS_ERRORS.labels(kind)
+    for kind, names in REDIS_ERROR_KINDS.items()
+    for name in (*names.split(), kind)
 }
 
 
 def count_deliveries(outcome: str, reason: str | None, times: int = 1) -> None:
-    """Count requests that had the same outcome, for the same reason, if it has one."""
+    """Count deliveries that had the same outcome and reason."""
     counter = _DELIVERIES.get((outcome, reason or ""))
     if counter is None:
         counter = DELIVERIES.labels(outcome, OTHER)
@@ -144,59 +116,58 @@ def count_deliveries(outcome: str, reason: str | None, times: int = 1) -> None:
 
 
 def observe_round_trip(commands: int, seconds: float) -> None:
-    """Count a round trip to Redis."""
+    """Count a round trip to Redis, which carried so many commands and took so many seconds."""
     BATCH.observe(commands)
     STORE.observe(seconds)
 
 
 def observe_lag(seconds: float) -> None:
-    """Count how long after its event something was published; below zero, since clocks differ, is zero."""
-    LAG.observe(max(seconds, 0.0))  # a sum that falls looks like a restart
+    """Count how long after its event a message was published."""
+    LAG.observe(max(seconds, 0.0))  # clocks differ, and Prometheus takes a sum that falls for a restart
 
 
 def count_redis_error(name: str) -> None:
-    """name: redis-py's class, or the first word of what Redis says; an unknown one is of the kind `other`."""
+    """Count an error of Redis.
+
+    Args:
+        name: redis-py's exception class, or the first word of Redis' error; unknown ones count as `other`.
+
+    """
     _REDIS_ERRORS.get(name, _REDIS_ERRORS[OTHER]).inc()
 
 
+def mark_worker_started(*, has_fast_lane: bool) -> None:
+    """Record that this process serves from now on, and whether its deliveries skip Flask's contexts."""
+    start, fast_lane = _worker_gauges()
+    start.set_to_current_time()
+    fast_lane.set(has_fast_lane)
+
+
 @functools.cache
-def _worker_start() -> Gauge:
-    # Made when it is set: until then a process has none, rather than one of 0. The same below.
-    return Gauge(
+def _worker_gauges() -> tuple[Gauge, Gauge]:
+    # Created when they are set: before, and in a process that only reads, there are none rather than zeros.
+    start = Gauge(
         "session_relay_worker_start_time_seconds",
         "When the worker process was ready, in Unix time.",
         multiprocess_mode="liveall",
     )
-
-
-@functools.cache
-def _fast_lane() -> Gauge:
-    return Gauge(
+    fast_lane = Gauge(
         "session_relay_fast_lane",
         "Whether deliveries skip Flask's contexts; 0 if Flask is called.",
         multiprocess_mode="livemin",
     )
-
-
-def mark_worker_started() -> None:
-    """Say that this process serves from now on."""
-    _worker_start().set_to_current_time()
-
-
-def set_fast_lane(is_used: bool) -> None:
-    """Say whether this process takes deliveries without Flask's contexts."""
-    _fast_lane().set(is_used)
+    return start, fast_lane
 
 
 def forget_worker(pid: int) -> None:
-    """Drop what only a living worker has, after it died; what it counted stays."""
-    if _DIRECTORY in os.environ:  # the supervisor may have set it after this module was imported
+    """Drop the gauges of a worker that died; its counts stay."""
+    if _DIRECTORY in os.environ:  # the supervisor may set it after it imports this module
         mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 def warn_if_not_shared(multiprocess: bool) -> None:
-    """Warn, once in a process, if it is one of several (`wsgi.multiprocess`) that count each for itself."""
-    if multiprocess and not _IS_SHARED and _NOT_WARNED_YET.acquire(blocking=False):
+    """Warn, once in a process, if it is one of several (`wsgi.multiprocess`) that do not share counts."""
+    if multiprocess and not _IS_SHARED and _FIRST_WARNING.acquire(blocking=False):
         logging.getLogger(__name__).warning(
             "metrics_not_shared: /metrics tells the counts of one of several worker processes, so they jump. "
             "Set %s to an empty directory before the server starts.",
@@ -204,14 +175,17 @@ def warn_if_not_shared(multiprocess: bool) -> None:
         )
 
 
-_NOT_WARNED_YET: Final = threading.Lock()
-"""Taken with the first warning, by one thread of many, and never given back."""
+_FIRST_WARNING: Final = threading.Lock()
+"""Acquired by the thread that warns first, and never released."""
 
 
 def render(dead_letters: int | None = None, expiry_lag: float | None = None) -> bytes:
-    """Write what all workers counted, and what is held now.
+    """Return all metrics in Prometheus' text format.
 
-    expiry_lag: seconds. Both are None if Redis could not be asked.
+    Args:
+        dead_letters: how many are stored; None if Redis did not answer.
+        expiry_lag: seconds since the session that is longest overdue should have expired; None as above.
+
     """
     registry = CollectorRegistry()
     if _IS_SHARED:
@@ -222,40 +196,37 @@ def render(dead_letters: int | None = None, expiry_lag: float | None = None) -> 
     return generate_latest(registry)
 
 
+@dataclasses.dataclass(eq=False)  # the registry keeps it in a dict
 class _Now(Collector):
-    """What no worker counts: asked when it is read, so nothing of a worker that died stays."""
+    """Gauges with values of this moment. No process keeps them, so none of a dead one remain."""
 
-    def __init__(self, dead_letters: int | None, expiry_lag: float | None) -> None:
-        self._dead_letters = dead_letters
-        self._expiry_lag = expiry_lag
+    dead_letters: int | None
+    expiry_lag: float | None
 
     def collect(self) -> Iterable[Metric]:
         build = GaugeMetricFamily("session_relay_build_info", "What runs here.", labels=[*_build()])
         build.add_metric([*_build().values()], 1)
         yield build
-        is_up = self._dead_letters is not None
+        is_up = self.dead_letters is not None
         yield GaugeMetricFamily("session_relay_redis_up", "Whether Redis answered just now.", is_up)
-        if self._dead_letters is not None:
-            yield GaugeMetricFamily("session_relay_dead_letters", "Dead letters held.", self._dead_letters)
-        if self._expiry_lag is not None:
+        if self.dead_letters is not None:
+            yield GaugeMetricFamily("session_relay_dead_letters", "Dead letters stored.", self.dead_letters)
+        if self.expiry_lag is not None:
             yield GaugeMetricFamily(
                 "session_relay_expiry_lag_seconds",
                 "How long ago the session that is longest overdue should have been expired; 0 if none is.",
-                self._expiry_lag,
+                self.expiry_lag,
             )
 
 
 @functools.cache
 def _build() -> dict[str, str]:
-    return {
-        "version": _version("clerk-session-relay"),
-        "python": platform.python_version(),
-        "redis_py": _version("redis"),
-    }
-
-
-def _version(distribution: str) -> str:
     try:
-        return importlib.metadata.version(distribution)
+        version = importlib.metadata.version("clerk-session-relay")
     except importlib.metadata.PackageNotFoundError:  # run from a folder
-        return "unknown"
+        version = "unknown"
+    return {
+        "version": version,
+        "python": platform.python_version(),
+        "redis_py": importlib.metadata.version("redis"),
+    }

@@ -1,7 +1,7 @@
-"""Spans of OpenTelemetry for round trips to Redis, where the process has a tracer.
+"""OpenTelemetry spans for round trips to Redis, where the process has a tracer.
 
-Group commit talks to Redis by itself, so the instrumentation of redis-py sees nothing of it. OpenTelemetry's
-API is used if it was imported by then (by `opentelemetry-instrument`, say); nothing here imports it.
+`store.pipeline` uses connections without redis-py's client, so redis-py's instrumentation sees nothing. The
+API of OpenTelemetry is used if something else imported it (`opentelemetry-instrument`, for example).
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def current_context() -> Any:
-    """Return the context of the span that is being recorded here, or None."""
+    """Return the context of the span that is current and recorded, or None."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None or not trace.get_current_span().is_recording():
         return None
@@ -20,10 +20,10 @@ def current_context() -> Any:
 
 @contextlib.contextmanager
 def round_trip(contexts: Sequence[Any]) -> Iterator[None]:
-    """Record the round trip of a batch.
+    """Record a span for the round trip of a batch.
 
-    One that carries a single command is a span below that command's. One that several share belongs to none
-    of them: it is a trace of its own, with a link to each, and each has a span below it that links back.
+    With one command, the span is a child of the command's span. With several, it is the root of its own trace
+    and links to each; a child of each command's span links back.
 
     Args:
         contexts: for each command, what `current_context` returned when it was submitted.
@@ -42,7 +42,7 @@ def round_trip(contexts: Sequence[Any]) -> Iterator[None]:
         return
     shared = attributes | {"db.operation.name": "PIPELINE", "db.operation.batch.size": len(contexts)}
     links = [trace.Link(trace.get_current_span(context).get_span_context()) for context in traced]
-    # An empty context: whatever is current in the task that sends is no parent of the batch.
+    # An empty context, so that the current span of the task that sends is not the parent.
     root = trace.set_span_in_context(trace.INVALID_SPAN)
     with contextlib.ExitStack() as stack:
         batch = stack.enter_context(

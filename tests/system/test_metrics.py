@@ -45,7 +45,7 @@ class Meter:
 
 
 @pytest.fixture
-def small(any_redis: EmbeddedRedis, http_client: Any) -> Iterator[Endpoint]:
+def small(any_redis: EmbeddedRedis, any_client: Any) -> Iterator[Endpoint]:
     """A service with little room."""
     settings = make_settings(any_redis.url, dead_letter_max=1, max_body_bytes=20_000)
     with run_plain_wsgi(settings) as endpoint:
@@ -127,7 +127,7 @@ def delivery(body: bytes) -> bytes:
     return request_head(genuine(body)) + body
 
 
-def test_several_processes_tell_their_sum(any_redis: EmbeddedRedis, http_client: Any) -> None:
+def test_several_processes_tell_their_sum(any_redis: EmbeddedRedis, any_client: Any) -> None:
     with run_service(any_redis.url, WEB_CONCURRENCY="2") as service:
 
         def deliver(number: int) -> int:
@@ -243,13 +243,13 @@ def test_counts_of_processes_that_ended_stay(processes: Processes) -> None:
 
 
 def test_each_worker_has_its_start(processes: Processes) -> None:
-    pids = {processes.work("metrics.mark_worker_started()") for _ in range(2)}
+    pids = {processes.work("metrics.mark_worker_started(has_fast_lane=True)") for _ in range(2)}
 
     assert started(processes.rendered()) == pids
 
 
 def test_a_worker_that_was_forgotten_has_no_start(processes: Processes) -> None:
-    dead, alive = (processes.work("metrics.mark_worker_started()") for _ in range(2))
+    dead, alive = (processes.work("metrics.mark_worker_started(has_fast_lane=True)") for _ in range(2))
 
     processes.work(f"metrics.forget_worker({dead})")
 
@@ -259,7 +259,7 @@ def test_a_worker_that_was_forgotten_has_no_start(processes: Processes) -> None:
 def test_a_supervisor_that_shares_what_it_did_not_itself_forgets_too(
     processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pid = processes.work("metrics.mark_worker_started()")
+    pid = processes.work("metrics.mark_worker_started(has_fast_lane=True)")
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
 
     metrics.forget_worker(pid)
@@ -274,7 +274,7 @@ def test_the_fast_lane_is_on_if_all_workers_have_it(
     processes: Processes, workers: tuple[bool, ...], expected: int
 ) -> None:
     for is_used in workers:
-        processes.work(f"metrics.set_fast_lane({is_used})")
+        processes.work(f"metrics.mark_worker_started(has_fast_lane={is_used})")
 
     text = processes.rendered()
 

@@ -22,7 +22,7 @@ def started(text: str) -> set[int]:
 
 @pytest.fixture
 def fresh_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_NOT_WARNED_YET", threading.Lock())
+    monkeypatch.setattr(metrics, "_FIRST_WARNING", threading.Lock())
 
 
 @pytest.mark.usefixtures("fresh_warning")
@@ -43,7 +43,7 @@ def test_a_single_process_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_a_single_process_has_its_start_without_an_id() -> None:
-    metrics.mark_worker_started()
+    metrics.mark_worker_started(has_fast_lane=False)
 
     text = metrics.render().decode()
 
@@ -116,8 +116,7 @@ NAME = r"\b(?:session_relay|process)_\w+"
 
 def families() -> dict[str, str]:
     """Return the type of every metric by its name."""
-    metrics.mark_worker_started()
-    metrics.set_fast_lane(False)
+    metrics.mark_worker_started(has_fast_lane=False)
     told = re.findall(rf"^# TYPE ({NAME}) (\w+)$", metrics.render(0, 0.0).decode(), re.MULTILINE)
     return {name: kind for name, kind in told if not name.endswith("_created")}
 

@@ -18,7 +18,7 @@ from service import waiting
 from service.app import environ
 from service.app.factory import RelayFlask, create_app
 from service.errors import StoreUnavailableError
-from service.server import bridge as asgi
+from service.server import bridge
 from service.server.bridge import FlaskBridge
 
 LIMIT = 100
@@ -138,7 +138,7 @@ def test_a_body_too_large_is_read_to_its_end(app: FlaskBridge) -> None:
 
 
 def test_a_body_without_end_is_not_read_for_ever(app: FlaskBridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi, "DRAINED_BYTES", 200)
+    monkeypatch.setattr(bridge, "DRAINED_BYTES", 200)
 
     client = call(app, scope(), Client(*(chunk(b"x" * 60, more=True) for _ in range(50))))
 
@@ -148,7 +148,7 @@ def test_a_body_without_end_is_not_read_for_ever(app: FlaskBridge, monkeypatch: 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(bridge, "BODY_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -195,7 +195,7 @@ def test_nothing_of_a_refused_request_keeps_its_connection_or_its_body(app: Flas
 def test_large_bodies_together_have_a_bound_and_small_ones_pass(
     app: FlaskBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asgi, "SMALL_BYTES", 10)
+    monkeypatch.setattr(bridge, "SMALL_BYTES", 10)
     app._buffered_at_most = 140
 
     async def four() -> list[Client]:
@@ -220,7 +220,7 @@ def test_large_bodies_together_have_a_bound_and_small_ones_pass(
 def test_computing_that_waits_too_long_for_a_thread_is_answered_in_time(
     app: FlaskBridge, futures: dict[str, Future[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asgi, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(bridge, "RESPONSE_SECONDS", 0.1)
     client = Client(chunk(b""))
 
     async def answered() -> None:

@@ -1,6 +1,0 @@
-"""Text that came from outside, for people to see."""
-
-
-def printable(text: str) -> str:
-    """Escape what is not plain text, so that it can't steer a terminal or look like another line."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
