@@ -129,11 +129,11 @@ def _check_servers(settings: Settings) -> Iterator[CheckResult]:
     keys, url = _keys(settings), settings.redis_url.get_secret_value()
     parts = keys.split(settings.partitions)
     # A web worker has one connection for each slot; an expiry worker two, but none for the dead letters.
-    expiring = {connections.lane(url, part.probe) for part in parts}
+    expiring = {connections.slot(url, part.probe) for part in parts}
     web: Counter[str] = Counter()
     expiry: Counter[str] = Counter()
     key_at = {}
-    for slot, key in {connections.lane(url, part.probe): part.probe for part in (keys, *parts)}.items():
+    for slot, key in {connections.slot(url, part.probe): part.probe for part in (keys, *parts)}.items():
         with _client_at(settings, key) as client:
             address = _address(client)
         web[address] += settings.web_concurrency

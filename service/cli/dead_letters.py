@@ -79,11 +79,12 @@ def replay(message_ids: tuple[str, ...]) -> None:
     with contextlib.closing(DeadLetters(settings)) as stored, contextlib.closing(store):
         ids = dict.fromkeys(message_ids or [summary.id for summary in stored.summaries()])
         try:
-            for result in stored.replay(ids, ingest):
-                kept += result.result == "kept"
-                missing += result.result == "missing"
-                replayed += result.result not in {"kept", "missing"}
-                click.echo(printable(f"{result.result:<10}  {result.id}  {result.detail}").rstrip())
+            for message_id in ids:
+                result = stored.replay(message_id, ingest)
+                kept += result.outcome == "kept"
+                missing += result.outcome == "missing"
+                replayed += result.outcome not in {"kept", "missing"}
+                click.echo(printable(f"{result.outcome:<10}  {result.id}  {result.detail}").rstrip())
         finally:
             click.echo(f"{replayed} replayed and removed, {len(ids) - replayed - missing} kept.")
     # Without ids, one that is missing was removed by somebody else in the meantime.

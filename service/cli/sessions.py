@@ -3,10 +3,10 @@
 import contextlib
 
 import click
+from clerk_session_feed import SessionFeed
 from clerk_session_feed.connections import explain
 from clerk_session_feed.cursors import whole_cursor
 from clerk_session_feed.errors import CursorLostError
-from clerk_session_feed.feed import SessionFeed
 
 from service.config import RedisSettings, load
 from service.dev import view

@@ -12,6 +12,7 @@ from typing import Any, Final
 from clerk_session_feed.models import STATUSES
 
 _WEEK_MS: Final = 7 * 86_400_000
+_IP: Final = "192.0.2.44"
 _ALPHABET: Final = string.ascii_letters + string.digits
 
 
@@ -60,7 +61,7 @@ def sample(
             "is_mobile": False,
             "browser_name": "Firefox",
             "browser_version": "145.0",
-            "ip_address": "192.0.2.44",
+            "ip_address": _IP,
             "city": "Bergen",
             "country": "NO",
         },
@@ -78,9 +79,7 @@ def sample(
         "type": type_,
         "instance_id": "ins_2simulatedSimulatedSimulated",
         "timestamp": now_ms,
-        "event_attributes": {
-            "http_request": {"client_ip": "192.0.2.44", "user_agent": "Mozilla/5.0 (simulated)"}
-        },
+        "event_attributes": {"http_request": {"client_ip": _IP, "user_agent": "Mozilla/5.0 (simulated)"}},
         "data": data,
     }
 
@@ -138,23 +137,17 @@ def sign(
 
 def _user(user_id: str, now_ms: int) -> dict[str, Any]:
     address_id = new_id("idn")
+    address = {"object": "email_address", "id": address_id, "email_address": "sunniva@example.com"}
     return {
         "object": "user",
         "id": user_id,
-        "username": None,
         "first_name": "Sunniva",
         "last_name": "Example",
         "primary_email_address_id": address_id,
-        "email_addresses": [
-            {"object": "email_address", "id": address_id, "email_address": "sunniva@example.com"}
-        ],
-        "phone_numbers": [],
-        "external_accounts": [],
+        "email_addresses": [address],
         "public_metadata": {},
         "private_metadata": {"plan": "never published"},
         "unsafe_metadata": {},
-        "password_enabled": True,
-        "two_factor_enabled": False,
         "last_sign_in_at": now_ms,
         "updated_at": now_ms,
         "created_at": now_ms - _WEEK_MS,
