@@ -1,4 +1,4 @@
-"""Reads the state of Clerk's sessions that clerk-session-relay keeps in Redis, and follows what happens to them."""
+"""The state of Clerk's sessions, as clerk-session-relay keeps it in Redis: to be read, and to be followed."""
 
 from redis import RedisError
 

@@ -3,14 +3,13 @@
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Generic, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 
-from clerk_session_feed import connections, group, stream
+from clerk_session_feed import connections
 from clerk_session_feed.cursors import START
 from clerk_session_feed.errors import FeedClosedError
-from clerk_session_feed.group import Group
 from clerk_session_feed.keys import Keys, partition_of
+from clerk_session_feed.merge import merge
 from clerk_session_feed.settings import RedisSettings, load
 from clerk_session_feed.stream import Partition, Updates
 from clerk_session_feed.transport import AsyncConnection, BlockingConnection, OnReconnect
@@ -79,64 +78,56 @@ class Feed(Generic[C]):
 
     def _sources(self, user_id: str | None = None) -> list[tuple[C, Partition]]:
         """Return the partitions, or that of the user, each with the connection for short reads."""
+        number = None if user_id is None else partition_of(user_id, len(self._keys))
         return [
-            (self._readers[slot], partition)
-            for slot, partitions in self._by_slot(user_id).items()
-            for partition in partitions
+            (self._readers[self._slots[partition.number]], partition)
+            for partition in self._partitions()
+            if number in {None, partition.number}
         ]
 
-    def _by_slot(self, user_id: str | None = None, after: After = None) -> dict[int, list[Partition]]:
-        """Return the partitions, or that of the user, by the slot of a cluster that they lie in."""
-        partitions = [Partition(number, keys) for number, keys in enumerate(self._keys)]
+    def _partitions(self) -> list[Partition]:
+        return [Partition(number, keys) for number, keys in enumerate(self._keys)]
+
+    def _by_slot(self, after: After = None) -> list[list[Partition]]:
+        """Return the partitions, grouped by the slot of a cluster that they lie in."""
+        partitions = self._partitions()
         _place(partitions, after)
-        of_user = None if user_id is None else partition_of(user_id, len(partitions))
         by_slot: dict[int, list[Partition]] = {}
-        for partition, slot in zip(partitions, self._slots, strict=True):
-            if of_user in {None, partition.number}:
-                by_slot.setdefault(slot, []).append(partition)
-        return by_slot
+        for partition in partitions:
+            by_slot.setdefault(self._slots[partition.number], []).append(partition)
+        return list(by_slot.values())
 
-    def _follow(
-        self, after: After, *, stale: bool, resync: bool, on_reconnect: OnReconnect
-    ) -> list[tuple[C, Updates]]:
-        """Return the updates of each slot, with a connection for them alone."""
-        rules = partial(stream.follow, stale=stale, resync=resync)
-        return self._begin(rules, list(self._by_slot(after=after).values()), on_reconnect)
-
-    def _consume(
-        self, share: Group, after: After, *, stale: bool, resync: bool, on_reconnect: OnReconnect
-    ) -> list[tuple[C, Updates]]:
-        rules = partial(group.consume, group=share, stale=stale, resync=resync)
-        return self._begin(rules, list(self._by_slot(after=after).values()), on_reconnect)
-
-    def _subscribe(self, user_id: str | None, on_reconnect: OnReconnect) -> list[tuple[C, Updates]]:
-        keys = self._channels
-        channel = keys.channel if user_id is None else keys.user_channel(user_id)
-        partitions, *_ = self._by_slot().values()  # any node of a cluster has every message
-        return self._begin(
-            lambda connection, _: stream.subscribe(connection, channel), [partitions], on_reconnect
-        )
+    def _channel(self, user_id: str | None) -> str:
+        return self._channels.channel if user_id is None else self._channels.user_channel(user_id)
 
     def _begin(
         self,
-        rules: Callable[[C, list[Partition]], Updates],
+        rules: Callable[..., Updates],
         slots: list[list[Partition]],
         on_reconnect: OnReconnect,
-    ) -> list[tuple[C, Updates]]:
+        **options: Any,
+    ) -> Updates:
+        """Return the updates of all slots, each read over a connection of its own.
+
+        Args:
+            rules: What to read: a function of `stream` or `group`.
+            slots: The partitions in each slot.
+            on_reconnect: Called with the error before each new attempt to connect.
+            options: Further arguments of `rules`.
+
+        """
         made = [
-            self._connection(
-                self._settings, partitions[0].keys.events, blocks=True, on_reconnect=on_reconnect
-            )
-            for partitions in slots
+            self._connection(self._settings, slot[0].keys.events, blocks=True, on_reconnect=on_reconnect)
+            for slot in slots
         ]
         with self._lock:
             if self._is_closed:
                 raise FeedClosedError("The feed is closed.")
             self._followers.update(made)
-        return [
-            (connection, connection.until_closed(rules(connection, partitions)))
-            for connection, partitions in zip(made, slots, strict=True)
+        updates = [
+            each.until_closed(rules(each, slot, **options)) for each, slot in zip(made, slots, strict=True)
         ]
+        return updates[0] if len(updates) == 1 else merge(list(zip(made, updates, strict=True)))
 
     def _end(self) -> list[C]:
         """Let nothing begin any more; return the connections to close."""

@@ -70,7 +70,8 @@ def connect(
 
     """
     with _refusing_unusable_options():
-        return _client(_options(url, key, tls_verify, timeout), on_connect, max_connections)
+        options, locate = _options(url, key, tls_verify, timeout)
+        return _client(_located(_Located, options, locate), on_connect, max_connections)
 
 
 def connect_async(
@@ -90,13 +91,14 @@ def connect_async(
             await more
 
     with _refusing_unusable_options():
-        options = _options(url, key, tls_verify, timeout)
-        kind = _ASYNC[options.pop("connection_class", Connection)]
+        options, locate = _options(url, key, tls_verify, timeout)
+        kind = _ASYNC[options["connection_class"]]
         options |= {
             "connection_class": kind,
             "retry": AsyncRetry(NoBackoff(), 0),
             "redis_connect_func": greet,
         }
+        options = _located(_AsyncLocated, options, locate)
         if max_connections is None:
             pool = aio.ConnectionPool(**options)
         else:
@@ -105,10 +107,18 @@ def connect_async(
         return aioredis.Redis.from_pool(pool)
 
 
-def _options(url: str, key: str, tls_verify: bool, timeout: float | None) -> dict[str, Any]:
+Locate = Callable[[], Host]
+
+
+def _options(
+    url: str, key: str, tls_verify: bool, timeout: float | None
+) -> tuple[dict[str, Any], Locate | None]:
+    """Return options of redis-py, and what asks where the server is, unless the URL says so."""
     target = RedisUrl.parse(url)
-    options: dict[str, Any] = parse_url(target.server_url) | _NO_CLIENT_SETINFO  # type: ignore[no-untyped-call]
-    options |= {
+    options: dict[str, Any] = {
+        "connection_class": Connection,
+        **parse_url(target.server_url),  # type: ignore[no-untyped-call]
+        **_NO_CLIENT_SETINFO,
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout or 5.0,
         "protocol": 2,  # RESP2 needs no HELLO
@@ -118,16 +128,16 @@ def _options(url: str, key: str, tls_verify: bool, timeout: float | None) -> dic
         # A script sent again by the client would be a second delivery: the sender does the retrying.
         "retry": Retry(NoBackoff(), 0),
     }
-    kind = options.get("connection_class", Connection)
-    if not tls_verify and kind is SSLConnection:
+    if not tls_verify and options["connection_class"] is SSLConnection:
         options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
-    if target.kind != "server":
-        locate = locator(target, key, options)
-        located = _LocatedSSLConnection if kind is SSLConnection else _LocatedConnection
-        options |= {"connection_class": located, "locate": locate}
-    return options
+    return options, None if target.kind == "server" else locator(target, key, options)
 
 
+_ASYNC: Final = {
+    Connection: aio.Connection,
+    SSLConnection: aio.SSLConnection,
+    UnixDomainSocketConnection: aio.UnixDomainSocketConnection,
+}
 _NO_CLIENT_SETINFO: Final[dict[str, None]] = (
     {"driver_info": None}
     if "driver_info" in inspect.signature(AbstractConnection).parameters
@@ -168,8 +178,8 @@ def _client(
     def greet(connection: Connection) -> None:
         connection.on_connect()  # type: ignore[no-untyped-call]
         if isinstance(connection, SSLConnection):
-            # TLS 1.3 sends session tickets. redis-py takes them for a response that nobody asked for, and gives
-            # the connection up, unless something is read first.
+            # TLS 1.3 sends session tickets. redis-py takes them for a response that nobody asked for, and
+            # gives the connection up, unless something is read first.
             connection.send_command("PING")  # type: ignore[no-untyped-call]
             connection.read_response()
         if on_connect is not None:
@@ -203,7 +213,7 @@ class _Located:
     with the oldest redis-py that is allowed, and with the newest.
     """
 
-    def __init__(self, *, locate: Callable[[], Host], **options: Any) -> None:
+    def __init__(self, *, locate: Locate, **options: Any) -> None:
         super().__init__(**options)
         self._locate = locate
 
@@ -212,38 +222,21 @@ class _Located:
         return super()._connect()  # type: ignore[misc]  # of the connection that this is mixed into
 
 
-class _LocatedConnection(_Located, Connection):
-    pass
-
-
-class _LocatedSSLConnection(_Located, SSLConnection):
-    pass
-
-
 class _AsyncLocated(_Located):
     async def _connect(self) -> None:
         self.host, self.port = await asyncio.to_thread(self._locate)
         await super(_Located, self)._connect()  # type: ignore[misc]  # likewise
 
 
-class _AsyncLocatedConnection(_AsyncLocated, aio.Connection):
-    pass
+def _located(mixin: type[_Located], options: dict[str, Any], locate: Locate | None) -> dict[str, Any]:
+    """Return options for connections that ask where their server is, unless `locate` is None."""
+    if locate is None:
+        return options
+    kind = type("LocatedConnection", (mixin, options["connection_class"]), {})
+    return options | {"connection_class": kind, "locate": locate}
 
 
-class _AsyncLocatedSSLConnection(_AsyncLocated, aio.SSLConnection):
-    pass
-
-
-_ASYNC: Final[dict[type, type[aio.AbstractConnection]]] = {
-    Connection: aio.Connection,
-    SSLConnection: aio.SSLConnection,
-    UnixDomainSocketConnection: aio.UnixDomainSocketConnection,
-    _LocatedConnection: _AsyncLocatedConnection,
-    _LocatedSSLConnection: _AsyncLocatedSSLConnection,
-}
-
-
-def locator(target: RedisUrl, key: str, options: dict[str, Any]) -> Callable[[], Host]:
+def locator(target: RedisUrl, key: str, options: dict[str, Any]) -> Locate:
     """Return what asks where the server is; take what is for the sentinels alone out of the options."""
     hosts = list(target.hosts)
     timeout = min(ASK_SECONDS, options["socket_connect_timeout"])

@@ -7,11 +7,17 @@ and `group`.
 from collections.abc import AsyncGenerator, Generator
 from typing import Self
 
-from clerk_session_feed import reads
+from clerk_session_feed import reads, stream
 from clerk_session_feed.base import After, Feed
-from clerk_session_feed.group import Group
-from clerk_session_feed.merge import merge, merge_async
-from clerk_session_feed.transport import AsyncConnection, BlockingConnection, OnReconnect, log_reconnect, run
+from clerk_session_feed.group import Group, consume
+from clerk_session_feed.transport import (
+    AsyncConnection,
+    BlockingConnection,
+    OnReconnect,
+    iterate,
+    log_reconnect,
+    run,
+)
 from clerk_session_feed.updates import SessionUpdate
 
 
@@ -79,7 +85,7 @@ class SessionFeed(Feed[BlockingConnection]):
         return run(reads.is_live, self._sources(user_id), session_id)
 
     def live_sessions(self, user_id: str) -> list[SessionUpdate]:
-        """Return the user's sessions that are live now, in the order in which they expire. Raises like `get`."""
+        """Return the user's sessions that are live now, the first to expire first. Raises like `get`."""
         return run(reads.live_sessions, self._sources(user_id), user_id)
 
     def history(self, session_id: str, user_id: str | None = None) -> list[SessionUpdate]:
@@ -127,7 +133,9 @@ class SessionFeed(Feed[BlockingConnection]):
             FeedClosedError: If the feed is closed already.
 
         """
-        return merge(self._follow(after, stale=stale, resync=resync, on_reconnect=on_reconnect))
+        return iterate(
+            self._begin(stream.follow, self._by_slot(after), on_reconnect, stale=stale, resync=resync)
+        )
 
     def consume(
         self,
@@ -142,8 +150,8 @@ class SessionFeed(Feed[BlockingConnection]):
     ) -> Generator[SessionUpdate, None, None]:
         """Yield this consumer's share of what the group gets: each update at least once, whoever dies.
 
-        An update is acknowledged when the next one is asked for, after the loop's body. Who leaves the loop in
-        the body gets it again. Between the consumers of a group there is no order: an older update of a
+        An update is acknowledged when the next one is asked for, after the loop's body. Who leaves the loop
+        in the body gets it again. Between the consumers of a group there is no order: an older update of a
         session may come after a newer one. Compare their cursors, as pairs of numbers.
 
         A group that Redis lost is made again, and gets all that the stream holds.
@@ -164,7 +172,9 @@ class SessionFeed(Feed[BlockingConnection]):
 
         """
         share = Group(group, name, claim_after)
-        return merge(self._consume(share, after, stale=stale, resync=resync, on_reconnect=on_reconnect))
+        return iterate(
+            self._begin(consume, self._by_slot(after), on_reconnect, group=share, stale=stale, resync=resync)
+        )
 
     def subscribe(
         self, user_id: str | None = None, *, on_reconnect: OnReconnect = log_reconnect
@@ -173,11 +183,13 @@ class SessionFeed(Feed[BlockingConnection]):
 
         Raises like `follow`, CursorLostError aside.
         """
-        return merge(self._subscribe(user_id, on_reconnect))
+        return iterate(
+            self._begin(stream.subscribe, self._by_slot()[:1], on_reconnect, channel=self._channel(user_id))
+        )
 
 
 class AsyncSessionFeed(Feed[AsyncConnection]):
-    """The methods of `SessionFeed`, for one event loop."""
+    """The methods of `SessionFeed`, for one event loop. They are described there."""
 
     _connection = AsyncConnection
 
@@ -188,28 +200,22 @@ class AsyncSessionFeed(Feed[AsyncConnection]):
         await self.close()
 
     async def close(self) -> None:
-        """See SessionFeed."""
         for connection in self._end():
             await connection.close()
 
     async def get(self, session_id: str, user_id: str | None = None) -> SessionUpdate | None:
-        """See SessionFeed."""
         return await reads.get(self._sources(user_id), session_id)
 
     async def is_live(self, session_id: str, user_id: str | None = None) -> bool:
-        """See SessionFeed."""
         return await reads.is_live(self._sources(user_id), session_id)
 
     async def live_sessions(self, user_id: str) -> list[SessionUpdate]:
-        """See SessionFeed."""
         return await reads.live_sessions(self._sources(user_id), user_id)
 
     async def history(self, session_id: str, user_id: str | None = None) -> list[SessionUpdate]:
-        """See SessionFeed."""
         return await reads.history(self._sources(user_id), session_id)
 
     async def now(self) -> dict[int, str]:
-        """See SessionFeed."""
         return await reads.now(self._sources())
 
     def follow(
@@ -220,8 +226,7 @@ class AsyncSessionFeed(Feed[AsyncConnection]):
         resync: bool = False,
         on_reconnect: OnReconnect = log_reconnect,
     ) -> AsyncGenerator[SessionUpdate, None]:
-        """See SessionFeed."""
-        return merge_async(self._follow(after, stale=stale, resync=resync, on_reconnect=on_reconnect))
+        return self._begin(stream.follow, self._by_slot(after), on_reconnect, stale=stale, resync=resync)
 
     def consume(
         self,
@@ -234,12 +239,14 @@ class AsyncSessionFeed(Feed[AsyncConnection]):
         claim_after: float = 60.0,
         on_reconnect: OnReconnect = log_reconnect,
     ) -> AsyncGenerator[SessionUpdate, None]:
-        """See SessionFeed."""
         share = Group(group, name, claim_after)
-        return merge_async(self._consume(share, after, stale=stale, resync=resync, on_reconnect=on_reconnect))
+        return self._begin(
+            consume, self._by_slot(after), on_reconnect, group=share, stale=stale, resync=resync
+        )
 
     def subscribe(
         self, user_id: str | None = None, *, on_reconnect: OnReconnect = log_reconnect
     ) -> AsyncGenerator[SessionUpdate, None]:
-        """See SessionFeed."""
-        return merge_async(self._subscribe(user_id, on_reconnect))
+        return self._begin(
+            stream.subscribe, self._by_slot()[:1], on_reconnect, channel=self._channel(user_id)
+        )

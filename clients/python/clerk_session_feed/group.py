@@ -44,7 +44,7 @@ class Group:
             raise ValueError(f"claim_after={self.claim_after} is no number of seconds.")
 
 
-async def consume(
+async def consume(  # noqa: C901  # a turn of a consumer, in its order
     connection: Connection, partitions: Sequence[Partition], group: Group, *, stale: bool, resync: bool
 ) -> Updates:
     """Yield what falls to this consumer, and acknowledge it when the next is asked for; never end.

@@ -3,15 +3,14 @@
 Clerk's payload embeds the `user` with metadata that end users write themselves. Fast parsers give up on
 some valid JSON (lone surrogates, deep nesting, integers of thousands of digits), and a user who could make
 the parser give up could hide the end of a session. So what Python's own parser refuses is read again here,
-by the same rules (NaN and Infinity are taken, the last of duplicate keys wins), without recursion and
+by the same rules (NaN and Infinity are accepted, the last of duplicate keys wins), without recursion and
 without a limit on digits.
 """
 
 import contextlib
-import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from json.decoder import JSONDecodeError, scanstring  # type: ignore[attr-defined]  # C, without a stub
 from typing import Any, Final
 
@@ -32,9 +31,11 @@ _WORDS: Final = {
 
 
 def loads(text: bytes) -> Any:
-    """Parse UTF-8 JSON.
+    """Return the value of UTF-8 JSON.
 
-    Raises ValueError if it is none.
+    Raises:
+        ValueError: If it is none.
+
     """
     decoded = text.decode()
     try:
@@ -50,53 +51,51 @@ def loads(text: bytes) -> Any:
 
 
 def dumps(value: Any, at_most: int | None = None) -> str:
-    """Write compact JSON; Python's own encoder would give up on deep nesting.
+    """Return compact JSON; Python's own encoder would give up on deep nesting.
 
-    at_most: characters.
-    Raises ValueError for more of them, and for NaN and Infinity, which JSON does not have.
+    Args:
+        value: What JSON can express.
+        at_most: The greatest length, in characters.
+
+    Raises:
+        ValueError: If it is longer, or has NaN or Infinity, which JSON does not have.
+
     """
     written: list[str] = []
     size = 0
-    # What each container that is open still has to write.
-    open_containers: list[Iterator[str | _Member]] = [iter([_Member(value)])]
+    open_containers = [iter([("", value)])]
     while open_containers:
-        part = next(open_containers[-1], None)
-        if part is None:
+        before, member = next(open_containers[-1], (None, None))
+        if before is None:
             open_containers.pop()
             continue
-        if isinstance(part, _Member):
-            if isinstance(part.value, dict | list):
-                open_containers.append(_parts(part.value))
-                continue
-            part = json.dumps(part.value, ensure_ascii=False, allow_nan=False)
-        written.append(part)
-        size += len(part)
+        if isinstance(member, dict | list):
+            open_containers.append(_members(member))
+        elif member is not _END:
+            before += json.dumps(member, ensure_ascii=False, allow_nan=False)
+        written.append(before)
+        size += len(before)
         if at_most is not None and size > at_most:
             raise ValueError(f"more than {at_most} characters of JSON")
     return "".join(written)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Member:
-    value: Any
+_END: Final = object()
 
 
-def _parts(container: dict[str, Any] | list[Any]) -> Iterator[str | _Member]:
-    comma = ""
+def _members(container: dict[str, Any] | list[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each member with the text before it, then _END with the closing bracket."""
+    opening, closing = "{}" if isinstance(container, dict) else "[]"
+    comma = opening
     if isinstance(container, dict):
-        yield "{"
-        for key, value in container.items():
-            yield f"{comma}{json.dumps(key, ensure_ascii=False)}:"
-            yield _Member(value)
+        for key, member in container.items():
+            yield f"{comma}{json.dumps(key, ensure_ascii=False)}:", member
             comma = ","
-        yield "}"
     else:
-        yield "["
-        for value in container:
-            yield comma
-            yield _Member(value)
+        for member in container:
+            yield comma, member
             comma = ","
-        yield "]"
+    yield (closing if container else opening + closing), _END
 
 
 def is_unicode(text: str) -> bool:
@@ -108,56 +107,53 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _loads_without_recursion(text: str) -> Any:  # noqa: C901, PLR0912  # a grammar in one loop
-    position = _skip_space(text, 0)
-    open_containers: list[dict[str, Any] | list[Any]] = []
-    open_keys: list[str] = []  # one for each open object: the key whose value comes next
-    while True:
-        value: Any
-        character = text[position : position + 1]
-        if character == "{":
-            position = _skip_space(text, position + 1)
-            if text[position : position + 1] != "}":
-                open_containers.append({})
-                position = _read_key(text, position, open_keys)
-                continue
-            value, position = {}, position + 1
-        elif character == "[":
-            position = _skip_space(text, position + 1)
-            if text[position : position + 1] != "]":
-                open_containers.append([])
-                continue
-            value, position = [], position + 1
-        elif character == '"':
-            value, position = scanstring(text, position + 1, True)
+def _loads_without_recursion(text: str) -> Any:
+    parsers = [_parse(text, _skip_space(text, 0))]
+    parsed: Any = None
+    while parsers:
+        try:
+            position = parsers[-1].send(parsed)
+        except StopIteration as end:
+            parsers.pop()
+            parsed = end.value
         else:
-            value, position = _read_scalar(text, position)
+            parsers.append(_parse(text, position))
+            parsed = None
+    value, position = parsed
+    if (position := _skip_space(text, position)) != len(text):
+        raise JSONDecodeError("Extra data", text, position)
+    return value
 
-        # A value is complete: put it where it belongs, and close what it completes.
-        while True:
-            position = _skip_space(text, position)
-            character = text[position : position + 1]
-            if not open_containers:
-                if character:
-                    raise JSONDecodeError("Extra data", text, position)
-                return value
-            container = open_containers[-1]
-            position += 1
-            if isinstance(container, dict):
-                container[open_keys.pop()] = value
-                if character == ",":
-                    position = _read_key(text, _skip_space(text, position), open_keys)
-                    break
-                closing = "}"
-            else:
-                container.append(value)
-                if character == ",":
-                    position = _skip_space(text, position)
-                    break
-                closing = "]"
-            if character != closing:
-                raise JSONDecodeError(f"Expecting ',' or '{closing}'", text, position - 1)
-            value = open_containers.pop()
+
+def _parse(text: str, position: int) -> Generator[int, tuple[Any, int], tuple[Any, int]]:
+    """Return the value at the position and where it ends.
+
+    Yields the position of each value inside it, and is sent what this function returns of that.
+    """
+    opening = text[position : position + 1]
+    if opening == '"':
+        value, position = scanstring(text, position + 1, True)
+        return value, position
+    if opening not in {"{", "["}:
+        return _read_scalar(text, position)
+    is_object, closing = opening == "{", {"{": "}", "[": "]"}[opening]
+    keys: list[str] = []
+    values: list[Any] = []
+    position = _skip_space(text, position + 1)
+    is_open = text[position : position + 1] != closing
+    while is_open:
+        if is_object:
+            key, position = _read_key(text, position)
+            keys.append(key)
+        value, position = yield position
+        values.append(value)
+        position = _skip_space(text, position)
+        is_open = text[position : position + 1] == ","
+        if is_open:
+            position = _skip_space(text, position + 1)
+    if text[position : position + 1] != closing:
+        raise JSONDecodeError(f"Expecting ',' or '{closing}'", text, position)
+    return dict(zip(keys, values, strict=True)) if is_object else values, position + 1
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -165,16 +161,15 @@ def _skip_space(text: str, position: int) -> int:
     return match.end() if match else position
 
 
-def _read_key(text: str, position: int, open_keys: list[str]) -> int:
-    """Read `"key":`, keep the key, and return where its value begins."""
+def _read_key(text: str, position: int) -> tuple[str, int]:
+    """Return the key of `"key":` and where its value begins."""
     if text[position : position + 1] != '"':
         raise JSONDecodeError("Expecting a key in double quotes", text, position)
     key, position = scanstring(text, position + 1, True)
     colon = _COLON.match(text, position)
     if not colon:
         raise JSONDecodeError("Expecting ':'", text, position)
-    open_keys.append(key)
-    return _skip_space(text, colon.end())
+    return key, _skip_space(text, colon.end())
 
 
 def _read_scalar(text: str, position: int) -> tuple[Any, int]:

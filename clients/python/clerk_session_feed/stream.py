@@ -112,7 +112,7 @@ async def follow(
         awake = awake or await sleep(connection, partitions, [str(each.cursor) for each in partitions])
 
 
-async def subscribe(connection: Connection, channel: str) -> Updates:
+async def subscribe(connection: Connection, _: object, *, channel: str) -> Updates:
     """Yield what is published from now on; never end."""
     while True:
         message = await connection.receive(channel)

@@ -1,18 +1,21 @@
 """A connection to Redis, with one interface for threads and for asyncio.
 
-The rules of a feed (`reads`, `stream`, `group`) are written once, as `async def` over a `Connection`. With an
-`AsyncConnection` they await the asyncio client of redis-py. With a `BlockingConnection` they call its blocking
-client, so they never suspend: `run` and `iterate` execute them in any thread, without an event loop.
+The rules of a feed (`reads`, `stream`, `group`, `merge`) are written once, as `async def` over a Connection.
+With an AsyncConnection they await the asyncio client of redis-py. With a BlockingConnection they call its
+blocking client, so they never suspend: `run` and `iterate` execute them in any thread, without an event loop.
+
+A long module, since both kinds stand side by side.
 """
 
 import abc
 import asyncio
 import contextlib
 import logging
+import queue
 import sys
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from typing import Any, Final, ParamSpec, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 
 import redis
 from redis.exceptions import AskError, ClusterError, OutOfMemoryError, ReadOnlyError, TryAgainError
@@ -51,7 +54,10 @@ class Connection(abc.ABC):
 
     """
 
-    _closing: threading.Event | asyncio.Event
+    _connect: ClassVar[Callable[..., Any]]
+    _event: ClassVar[type[threading.Event] | type[asyncio.Event]]
+    new_queue: ClassVar[type[Any]]
+    """A queue with `put_nowait`, and with a `get` for whose result `resolve` waits."""
 
     def __init__(
         self, settings: RedisSettings, key: str, *, blocks: bool, on_reconnect: OnReconnect = log_reconnect
@@ -60,10 +66,9 @@ class Connection(abc.ABC):
 
         Args:
             settings: Where Redis is.
-            key: A key that the connection is for; it decides which node of a cluster is asked.
-            blocks: Whether commands wait for something new. If not, the connection is for short reads, which
-                share up to READ_CONNECTIONS.
-            on_reconnect: Is called with the error before each new attempt to connect.
+            key: A key to be read; it decides which node of a cluster is asked.
+            blocks: Whether commands wait for something new. If not, short reads share several connections.
+            on_reconnect: Called with the error before each new attempt to connect.
 
         """
         options: dict[str, Any] = {"timeout": settings.redis_timeout, "max_connections": READ_CONNECTIONS}
@@ -71,25 +76,16 @@ class Connection(abc.ABC):
             options = {"timeout": settings.redis_timeout + BLOCK_MS / 1000}
         self.connections = 0
         self._on_reconnect = on_reconnect
+        self._closing: Any = self._event()
         self._pubsub: Any = None
         self._is_pinged = False
-        self._client = self._connect(
-            settings.redis_url.get_secret_value(),
-            key,
-            tls_verify=settings.redis_tls_verify,
-            on_connect=self._count,
-            **options,
-        )
+        url, tls_verify = settings.redis_url.get_secret_value(), settings.redis_tls_verify
+        self._client = self._connect(url, key, tls_verify=tls_verify, on_connect=self._count, **options)
         self._client.response_callbacks.clear()  # the rules read responses as Redis sends them (RESP2)
 
-    @staticmethod
     @abc.abstractmethod
-    def _connect(url: str, key: str, **options: Any) -> Any:
-        """Return the client."""
-
-    @abc.abstractmethod
-    async def _resolve(self, result: Any) -> Any:
-        """Return the result of a call to redis-py."""
+    async def resolve(self, result: Any) -> Any:
+        """Return the result of a call to redis-py, or to a queue of ours."""
 
     @abc.abstractmethod
     async def _close(self, closable: Any) -> None:
@@ -99,12 +95,16 @@ class Connection(abc.ABC):
     async def _pause(self, seconds: float) -> None:
         """Wait, but no longer than until the connection is closed."""
 
+    @abc.abstractmethod
+    def start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> Any:
+        """Run a function beside others, in a thread or a task, and return that."""
+
     @property
     def is_closed(self) -> bool:
-        return self._closing.is_set()
+        return bool(self._closing.is_set())
 
     async def close(self) -> None:
-        """Close the connection, so that whoever waits for Redis stops at once, in other threads too."""
+        """Close the connection. Whoever waits for Redis stops at once, in other threads too."""
         self._closing.set()
         await self._close(self._client)
 
@@ -189,7 +189,7 @@ class Connection(abc.ABC):
         result = None
         try:
             if not self.is_closed:
-                result = await self._resolve(function(*arguments, **options))
+                result = await self.resolve(function(*arguments, **options))
         except Exception:
             # redis-py may raise anything when another thread closes its socket.
             if not self.is_closed:
@@ -228,15 +228,11 @@ class Connection(abc.ABC):
 class BlockingConnection(Connection):
     """A connection for threads. Its coroutines block instead of suspending: see `run`."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._closing: threading.Event = threading.Event()
+    _connect = staticmethod(connections.connect)
+    _event = threading.Event
+    new_queue = queue.SimpleQueue
 
-    @staticmethod
-    def _connect(url: str, key: str, **options: Any) -> Any:
-        return connections.connect(url, key, **options)
-
-    async def _resolve(self, result: Any) -> Any:
+    async def resolve(self, result: Any) -> Any:
         return result
 
     async def _close(self, closable: Any) -> None:
@@ -245,19 +241,20 @@ class BlockingConnection(Connection):
     async def _pause(self, seconds: float) -> None:
         self._closing.wait(seconds)
 
+    def start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> Any:
+        thread = threading.Thread(target=run, args=(function, *arguments), name="session-feed", daemon=True)
+        thread.start()
+        return thread
+
 
 class AsyncConnection(Connection):
     """A connection for one event loop."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._closing: asyncio.Event = asyncio.Event()
+    _connect = staticmethod(connections.connect_async)
+    _event = asyncio.Event
+    new_queue = asyncio.Queue
 
-    @staticmethod
-    def _connect(url: str, key: str, **options: Any) -> Any:
-        return connections.connect_async(url, key, **options)
-
-    async def _resolve(self, result: Any) -> Any:
+    async def resolve(self, result: Any) -> Any:
         task = asyncio.current_task()
         cancelling = task.cancelling() if task else 0
         try:
@@ -274,6 +271,9 @@ class AsyncConnection(Connection):
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), seconds)
+
+    def start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> Any:
+        return asyncio.create_task(function(*arguments), name="session-feed")
 
 
 def may_pass(error: redis.RedisError) -> bool:
