@@ -3,20 +3,13 @@
 import re
 import time
 from collections.abc import Callable
-from typing import Final, ParamSpec, TypeVar
+from typing import Final
 
 from service.clerk.events import parse
 from service.clerk.normalize import normalize
-from service.errors import StoreUnavailableError
 from service.models import Delivery, DeliveryInfo, Ignored, Outcome, SessionChange, Unusable
 from service.store.sessions import SessionStore
-from service.waiting import in_thread
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-LARGE_BYTES: Final = 64 * 1024
-"""Bytes from which on reading a body may take so long that a thread does it instead of the event loop."""
+from service.waiting import read_body
 
 Event = SessionChange | Ignored | Unusable
 """What a delivery says."""
@@ -50,6 +43,7 @@ class Ingest:
         Raises:
             MalformedEventError: The body is not an event.
             StoreUnavailableError: Redis did not take it in time.
+            TimeoutError: The body is large, and no thread was free to read it in time.
 
         """
         event = read_body(delivery.body, self._read, delivery, info or DeliveryInfo())
@@ -73,18 +67,3 @@ class Ingest:
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
-
-
-def read_body(body: bytes, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function that reads a body: in a thread if the body is large, so that the event loop goes on.
-
-    Raises:
-        StoreUnavailableError: No thread was free in time.
-
-    """
-    if len(body) <= LARGE_BYTES:
-        return function(*args, **kwargs)
-    try:
-        return in_thread(function, *args, **kwargs)
-    except TimeoutError:
-        raise StoreUnavailableError("Too many large bodies wait to be read.") from None

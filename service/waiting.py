@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 _threads: Final = concurrent.futures.ThreadPoolExecutor(max_workers=2, thread_name_prefix="large-body")
 """For what computes too long for the loop; a thread starts with its first work."""
+LARGE_BYTES: Final = 64 * 1024
+"""Bytes from which on reading a body may hold the event loop up."""
 IDLE_GREENLETS: Final = 64
 """Greenlets kept for later calls; each takes about 20 kB."""
 
@@ -151,6 +153,13 @@ def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     context = contextvars.copy_context()
     call = functools.partial(function, *args, **kwargs)
     return wait(_threads.submit(context.run, call))  # type: ignore[no-any-return]
+
+
+def read_body(body: bytes, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function that reads a body; `in_thread`, if the body is large."""
+    if len(body) <= LARGE_BYTES:
+        return function(*args, **kwargs)
+    return in_thread(function, *args, **kwargs)
 
 
 def await_only(awaitable: Awaitable[T]) -> T:

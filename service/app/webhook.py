@@ -9,11 +9,12 @@ from typing import Final, Protocol
 
 from service.clerk.signature import Headers, Verifier
 from service.config import Settings
-from service.errors import BodyTooLargeError, RelayError, UnsupportedEncodingError
-from service.ingest import Ingest, read_body
+from service.errors import BodyTooLargeError, RelayError, StoreUnavailableError, UnsupportedEncodingError
+from service.ingest import Ingest
 from service.models import DeliveryInfo, Outcome
 from service.store.sessions import SessionStore
 from service.telemetry.access_log import AccessLog
+from service.waiting import read_body
 
 WEBHOOK_PATH: Final = "/webhooks/clerk"
 
@@ -63,9 +64,12 @@ class Webhook:
     def _receive(self, headers: Headers, body: Readable, info: DeliveryInfo) -> Outcome:
         _check_encodings(headers)
         raw = _read(body, headers, self._max_body_bytes)
-        delivery = read_body(raw, self._verifier.verify, headers, raw)
-        info.message_id = delivery.id
-        return self._ingest(delivery, info)
+        try:
+            delivery = read_body(raw, self._verifier.verify, headers, raw)
+            info.message_id = delivery.id
+            return self._ingest(delivery, info)
+        except TimeoutError:
+            raise StoreUnavailableError("Too many large bodies wait to be read.") from None
 
 
 def _check_encodings(headers: Headers) -> None:

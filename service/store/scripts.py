@@ -20,7 +20,7 @@ class Script:
     """
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self.name = name
         self.source = (importlib.resources.files(__package__) / f"{name}.lua").read_bytes()
         keys = _names("KEYS", self.source.decode())
         self.names = keys + _names("ARGV", self.source.decode())
@@ -40,7 +40,7 @@ class Script:
         except KeyError:
             pass
         missing, unknown = set(self.names) - set(values), set(values) - set(self.names)
-        raise TypeError(f"{self._name}.lua: missing {sorted(missing)}, unknown {sorted(unknown)}")
+        raise TypeError(f"{self.name}.lua: missing {sorted(missing)}, unknown {sorted(unknown)}")
 
 
 def _names(table: str, source: str) -> list[str]:
