@@ -3,7 +3,7 @@
 Contexts, routing and werkzeug's Response take about a third of a delivery's CPU time. Where Flask would only
 call our view, `serve` calls the view's `Webhook` itself. Flask's registries are looked at for each delivery,
 because a hook or a receiver can be added at any time. docs/server.md explains it, and
-tests/unit/test_fast_lane.py compares both ways. A module of its own, so that it can be removed as a whole.
+tests/system/test_fast_lane.py compares both ways. A module of its own, so that it can be removed as a whole.
 """
 
 from operator import attrgetter, is_
@@ -47,16 +47,12 @@ def _is_flasks(method: object) -> bool:
 
 
 class FastLane:
-    """Processes deliveries while an application is as `create_app` makes it."""
+    """Processes deliveries while an application is as `create_app` makes it.
+
+    An application of another class than `original_class` is Flask's: a subclass may override anything.
+    """
 
     def __init__(self, app: Flask, webhook: Webhook, *, original_class: type[Flask], is_on: bool) -> None:
-        """Args:
-        app: the application, with nothing added to it yet.
-        webhook: what its view calls.
-        original_class: what `create_app` makes; a subclass, which may override anything, has no fast lane.
-        is_on: the setting SERVE_FAST_LANE.
-
-        """
         self._app, self._webhook, self._is_on = app, webhook, is_on
         self._view = app.view_functions["receive_delivery"]
         self._error_handlers = self._registered_error_handlers()

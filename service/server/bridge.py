@@ -44,13 +44,14 @@ log = structlog.get_logger(__name__)
 
 
 class FlaskBridge:
-    """An ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html) around the Flask one."""
+    """An ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html) around the Flask one.
 
-    def __init__(self, app: "RelayFlask") -> None:
-        """Args:
+    Args:
         app: what `create_app()` returned; hooks, routes and middleware may have been added.
 
-        """
+    """
+
+    def __init__(self, app: "RelayFlask") -> None:
         self._app = app
         self._max_body_bytes = app.settings.max_body_bytes
         self._loop: Any = None
@@ -79,7 +80,6 @@ class FlaskBridge:
         await receive()
         loop = self._loop
         store.bind_loop(loop)
-
         # Log a single request at once, and several together after their responses are sent.
         access_log.schedule = lambda write: (
             loop.call_soon_threadsafe(write) if self._under_way > 1 else write()
@@ -204,7 +204,7 @@ class _Sender:
     """Sends a response from a greenlet.
 
     Exceptions keep the frames of Flask and of its callers until they are garbage-collected. Those frames
-    refer to the connection only through this object, and it lets go of it.
+    refer to the connection only through this object, and its `send` is None once the request is over.
     """
 
     def __init__(self, send: Send) -> None:
@@ -215,7 +215,7 @@ class _Sender:
         await_only(self._write(chunk, more))
 
     async def _write(self, chunk: bytes, more: bool) -> None:
-        assert self.send is not None  # noqa: S101  # until the response is sent
+        assert self.send is not None  # noqa: S101  # until the request is over
         if self.start is not None:
             await self.send(self.start)
             self.start = None

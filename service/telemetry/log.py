@@ -31,7 +31,7 @@ def configure(settings: LogSettings) -> None:
     logging.root.setLevel(settings.log_level.upper())
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each request of `send`
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, _write_or_pass_on],
+        processors=[structlog.stdlib.filter_by_level, _write_or_log],
         logger_factory=logging.getLogger,
         cache_logger_on_first_use=True,
     )
@@ -48,7 +48,7 @@ def configure_unless_done(settings: LogSettings) -> None:
         configure(settings)
         return
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, _pass_on_as_text],
+        processors=[structlog.stdlib.filter_by_level, _log_as_text],
         logger_factory=logging.getLogger,
         cache_logger_on_first_use=False,  # the process may configure structlog later
     )
@@ -115,23 +115,21 @@ class _Handler(logging.Handler):
 _STDERR: Final = _Handler()
 
 
-def _write_or_pass_on(logger: logging.Logger, method: str, line: EventDict) -> EventDict:
+def _write_or_log(logger: logging.Logger, method: str, line: EventDict) -> EventDict:
     if NAME_TO_LEVEL[method] >= logging.WARNING:
-        return _record(logger, method, line)
+        return _logger_arguments(logger, method, line)
     _write_line(_STDERR.formatter.line(method, logger.name, line))
     raise structlog.DropEvent
 
 
-def _pass_on_as_text(
-    logger: logging.Logger, method: str, line: EventDict
-) -> tuple[tuple[str, str], EventDict]:
+def _log_as_text(logger: logging.Logger, method: str, line: EventDict) -> tuple[tuple[str, str], EventDict]:
     """Put the event's fields into the message: most handlers show nothing else."""
-    record = _record(logger, method, line)
+    record = _logger_arguments(logger, method, line)
     fields = " ".join(f"{name}={value!r}" for name, value in record["extra"]["event_fields"].items())
     return (str(record.pop("msg")).replace("%", "%%") + " %s", fields), record
 
 
-def _record(logger: logging.Logger, method: str, line: EventDict) -> EventDict:
+def _logger_arguments(logger: logging.Logger, method: str, line: EventDict) -> EventDict:
     """Return the arguments for a method of `logging.Logger`."""
     record = structlog.stdlib.render_to_log_kwargs(logger, method, line)
     # In one attribute, since their names may be those of a record's own attributes.
@@ -153,7 +151,7 @@ def _processors(log_format: str) -> list[Any]:
         exception_formatter=structlog.dev.plain_traceback,
         colors=sys.stderr.isatty(),
     )
-    return [*shared, _harmless, console]
+    return [*shared, _escape, console]
 
 
 def _to_json(line: EventDict, default: Callable[[Any], Any]) -> str:
@@ -169,10 +167,10 @@ def _time_and_level_first(_: Any, __: str, line: EventDict) -> EventDict:
     return {"time": line.pop("time"), "level": line.pop("level"), **line}
 
 
-def _harmless(_: Any, __: str, line: EventDict) -> EventDict:
+def _escape(_: Any, __: str, line: EventDict) -> EventDict:
     """Escape what would steer a terminal, or look like another line."""
-    exception = line.pop("exception", "").splitlines()
+    exception = line.pop("exception", None)
     shown = {name: printable(value) if isinstance(value, str) else value for name, value in line.items()}
-    return shown | (
-        {"exception": "\n".join(f"    {printable(part)}" for part in exception)} if exception else {}
-    )
+    if exception:
+        shown["exception"] = "\n".join(f"    {printable(part)}" for part in exception.splitlines())
+    return shown
