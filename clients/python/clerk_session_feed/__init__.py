@@ -1,6 +1,7 @@
 """The state of Clerk's sessions, as clerk-session-relay keeps it in Redis: to be read, and to be followed."""
 
-from redis import RedisError
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from clerk_session_feed.errors import (
     ConfigurationError,
@@ -9,7 +10,6 @@ from clerk_session_feed.errors import (
     FeedError,
     UnreadableMessageError,
 )
-from clerk_session_feed.feed import AsyncSessionFeed, SessionFeed
 from clerk_session_feed.models import (
     Event,
     EventWithRequest,
@@ -20,6 +20,11 @@ from clerk_session_feed.models import (
     Status,
 )
 from clerk_session_feed.updates import SessionUpdate
+
+if TYPE_CHECKING:
+    from redis import RedisError
+
+    from clerk_session_feed.feed import AsyncSessionFeed, SessionFeed
 
 __all__ = [
     "AsyncSessionFeed",
@@ -39,3 +44,14 @@ __all__ = [
     "Status",
     "UnreadableMessageError",
 ]
+
+
+# Who needs only models or key names need not load redis-py, which takes a while.
+_FEED = "clerk_session_feed.feed"
+_ON_FIRST_USE = {"AsyncSessionFeed": _FEED, "RedisError": "redis", "SessionFeed": _FEED}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_ON_FIRST_USE[name]), name)

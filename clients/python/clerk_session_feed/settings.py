@@ -42,7 +42,7 @@ CheckedRedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
 class KeySettings(BaseModel):
     """How the relay's keys are named, and how long a command may take."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True)
 
     redis_tls_verify: bool = expect(True, "true or false")
     redis_key_prefix: str = Field("{clerk}", min_length=1)
