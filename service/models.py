@@ -66,16 +66,7 @@ class Unusable:
     """Names the field and says what is wrong with it, without its value."""
 
 
-RANKS: Final[tuple[Status, ...]] = (
-    "pending",
-    "active",
-    "abandoned",
-    "expired",
-    "replaced",
-    "removed",
-    "ended",
-    "revoked",
-)
+RANKS: Final = ("pending", "active", "abandoned", "expired", "replaced", "removed", "ended", "revoked")
 """Statuses from the weakest to the strongest: docs/contract.md, section 6."""
 
 

@@ -4,18 +4,16 @@ That goes through the same script as Clerk's events, which does nothing if anoth
 than was read here. So any number of workers may run, and be killed, at any time.
 
 `abandon_at` is ignored: Clerk moves it whenever the user is active, and sends no event about it.
-
-A long module: the loop and the batch share the connections.
 """
 
-import dataclasses
+import itertools
 import os
 import random
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import redis
@@ -43,29 +41,10 @@ STOP_SECONDS: Final = 3.0
 """Seconds for the batch that is under way when the worker has to stop."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Slot:
-    """Partitions that one connection reaches."""
-
+class _Partition(NamedTuple):
+    number: int
+    keys: Keys
     client: Any
-    partitions: list[tuple[int, Keys]]
-    unreadable: set[str]
-    """Ids of sessions that can't be read; they stay in the expiry set, for a version that can read them."""
-
-    def skip(self, session_id: str, why: str) -> None:
-        """Log that a session can't be read, once."""
-        if session_id not in self.unreadable:
-            self.unreadable.add(session_id)
-            log.warning("session_unreadable", session_id=session_id, detail=why)
-
-
-class _Taken(NamedTuple):
-    """What became of a batch."""
-
-    expired: int
-    skipped: int
-    """Sessions that can't be read, and stay in the expiry set."""
-    size: int
 
 
 class ExpiryWorker:
@@ -76,17 +55,18 @@ class ExpiryWorker:
         self._store = SessionStore(settings)
         self._omitted = settings.omit_fields
         self._clock = clock
-        url = settings.redis_url.get_secret_value()
-        slots: dict[int, _Slot] = {}
+        url, tls_verify = settings.redis_url.get_secret_value(), settings.redis_tls_verify
+        clients: dict[int, Any] = {}
+        self._slots: dict[int, list[_Partition]] = {}
         parts = Keys(settings.redis_key_prefix, settings.redis_channel).split(settings.partitions)
         for number, keys in enumerate(parts):
             slot = connections.slot(url, keys.events)
-            if slot not in slots:
-                tls_verify, timeout = settings.redis_tls_verify, settings.redis_timeout
-                client = connections.connect(url, keys.events, tls_verify=tls_verify, timeout=timeout)
-                slots[slot] = _Slot(client, [], set())
-            slots[slot].partitions.append((number, keys))
-        self._slots = list(slots.values())
+            if slot not in clients:
+                clients[slot] = connections.connect(
+                    url, keys.events, tls_verify=tls_verify, timeout=settings.redis_timeout
+                )
+            self._slots.setdefault(slot, []).append(_Partition(number, keys, clients[slot]))
+        self._unreadable: set[str] = set()
         self._stopping = threading.Event()
         self._failure: Exception | None = None
 
@@ -101,7 +81,9 @@ class ExpiryWorker:
         # second signal does not kill a process that is about to end.
         signals = {signal.SIGTERM, signal.SIGINT}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        threads = [threading.Thread(target=self._run, args=(slot,), daemon=True) for slot in self._slots]
+        threads = [
+            threading.Thread(target=self._run, args=(slot,), daemon=True) for slot in self._slots.values()
+        ]
         for thread in threads:
             thread.start()
         log.info("expiry_started")
@@ -120,31 +102,31 @@ class ExpiryWorker:
         Raises redis.RedisError or StoreUnavailableError if Redis fails.
         """
         now_ms, expired, skipped = self._now_ms(), 0, 0
-        for slot in self._slots:
-            for number, keys in slot.partitions:
-                offset = 0
-                while (taken := self._take(slot, number, keys, now_ms, offset)).size:
-                    expired += taken.expired
-                    offset += taken.skipped
-                skipped += offset
+        for partition in itertools.chain(*self._slots.values()):
+            offset, size = 0, BATCH
+            while size:
+                done, left, size = self._take(partition, now_ms, offset)
+                expired += done
+                offset += left
+            skipped += offset
         return expired, skipped
 
     def close(self) -> None:
         """Disconnect."""
         self._store.close()
-        for slot in self._slots:
-            slot.client.close()
+        for partitions in self._slots.values():
+            partitions[0].client.close()
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
 
-    def _run(self, slot: _Slot) -> None:
+    def _run(self, partitions: list[_Partition]) -> None:
         is_failing = False
         try:
             while not self._stopping.is_set():
                 pause = IDLE_SECONDS
                 try:
-                    pause = self._look(slot)
+                    pause = self._look(partitions)
                     if is_failing:
                         log.info("expiry_resumed")
                     is_failing = False
@@ -156,43 +138,55 @@ class ExpiryWorker:
                         log.warning("expiry_failed", detail=connections.explain(cause))
                     is_failing = True
                     # Connecting again finds the primary, which may be another one by now.
-                    slot.client.connection_pool.disconnect()
+                    partitions[0].client.connection_pool.disconnect()
                 self._stopping.wait(pause)
         except Exception as error:  # noqa: BLE001  # raised by run_until_signal
             self._failure = error
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def _look(self, slot: _Slot) -> float:
+    def _look(self, partitions: list[_Partition]) -> float:
         """Expire a batch of each partition, if sessions are due; return the seconds until the next look."""
         now_ms = self._now_ms()
-        pipeline = slot.client.pipeline(transaction=False)
-        for _, keys in slot.partitions:
-            pipeline.zcount(keys.expiry, "-inf", now_ms)
-            pipeline.zrangebyscore(keys.expiry, "-inf", "+inf", start=0, num=1, withscores=True)
+        pipeline = partitions[0].client.pipeline(transaction=False)
+        for each in partitions:
+            pipeline.zcount(each.keys.expiry, "-inf", now_ms)
+            pipeline.zrangebyscore(each.keys.expiry, "-inf", "+inf", start=0, num=1, withscores=True)
         replies = pipeline.execute()
         pause = IDLE_SECONDS
-        for (number, keys), due, first in zip(slot.partitions, replies[::2], replies[1::2], strict=True):
+        for partition, due, first in zip(partitions, replies[::2], replies[1::2], strict=True):
             if due:
                 batches = min(-(-due // BATCH), SPREAD)
-                taken = self._take(slot, number, keys, now_ms, BATCH * random.randrange(batches))  # noqa: S311
-                if taken.expired:
+                offset = BATCH * random.randrange(batches)  # noqa: S311
+                expired, skipped, size = self._take(partition, now_ms, offset)
+                if expired:
                     pause = 0.0
-                elif taken.skipped < taken.size:
+                elif skipped < size:
                     pause = min(pause, random.uniform(0, RETRY_SECONDS))  # noqa: S311
             elif first:
                 pause = min(pause, (first[0][1] - now_ms) / 1000)
         return pause
 
-    def _take(self, slot: _Slot, number: int, keys: Keys, now_ms: int, offset: int) -> _Taken:
-        """Expire a batch of the sessions that were due at a time, leaving out the first `offset` of them.
+    def _take(self, partition: _Partition, now_ms: int, offset: int) -> tuple[int, int, int]:
+        """Expire a batch of the sessions that were due at a time, without the first `offset` of them.
 
-        Raises redis.RedisError or StoreUnavailableError, but only after trying the whole batch.
+        Returns:
+            How many it expired, how many stay due because they can't be read, and the size of the batch.
+
+        Raises:
+            redis.RedisError: The batch could not be read.
+            StoreUnavailableError: Redis failed; the whole batch was tried nevertheless.
+
         """
-        due = slot.client.zrangebyscore(keys.expiry, "-inf", now_ms, start=offset, num=BATCH)
+        due = partition.client.zrangebyscore(partition.keys.expiry, "-inf", now_ms, start=offset, num=BATCH)
         ids = [each.decode(errors="backslashreplace") for each in due]
-        expiries, others = self._read(slot, keys, ids, now_ms)
-        skipped = len(due) - len(expiries) - len(others)
-        submitted = [(expiry, self._store.expire(number, expiry, self._now_ms())) for expiry in expiries]
+        found = list(self._read(partition, ids, now_ms))
+        skipped = len(due) - len(found)
+        others = [session_id for session_id, expiry in found if expiry is None]
+        submitted = [
+            (expiry, self._store.expire(partition.number, expiry, self._now_ms()))
+            for _, expiry in found
+            if expiry is not None
+        ]
         lags_ms: list[int] = []
         failure: StoreUnavailableError | None = None
         for expiry, future in submitted:
@@ -201,7 +195,7 @@ class ExpiryWorker:
             except StoreUnavailableError as error:
                 if _is_about_one_session(error):
                     skipped += 1
-                    slot.skip(expiry.session_id, connections.explain(error.__cause__ or error))
+                    self._skip(expiry.session_id, connections.explain(error.__cause__ or error))
                 else:
                     failure = error
                 continue
@@ -211,32 +205,30 @@ class ExpiryWorker:
                 others.append(expiry.session_id)
         if lags_ms:
             log.info("sessions_expired", sessions=len(lags_ms), max_lag_ms=max(lags_ms))
-        for settled in [self._store.settle_expiry(number, session_id) for session_id in others]:
+        for settled in [self._store.settle_expiry(partition.number, session_id) for session_id in others]:
             settled.result()
         if failure is not None:
             raise failure
-        return _Taken(len(lags_ms), skipped, len(due))
+        return len(lags_ms), skipped, len(due)
 
     def _read(
-        self, slot: _Slot, keys: Keys, session_ids: list[str], now_ms: int
-    ) -> tuple[list[NewState], list[str]]:
-        """Return the expiries of these sessions, and the ids of those that don't expire."""
-        pipeline = slot.client.pipeline(transaction=False)
+        self, partition: _Partition, session_ids: list[str], now_ms: int
+    ) -> Iterator[tuple[str, NewState | None]]:
+        """Return the expiry of each session that can be read, or None if it does not expire."""
+        pipeline = partition.client.pipeline(transaction=False)
         for session_id in session_ids:
-            pipeline.hmget(keys.session(session_id), STORED_FIELDS)
-        expiries: list[NewState] = []
-        others: list[str] = []
+            pipeline.hmget(partition.keys.session(session_id), STORED_FIELDS)
         for session_id, reply in zip(session_ids, pipeline.execute(raise_on_error=False), strict=True):
             try:
-                expiry = expiry_of(session_id, _fields(reply), now_ms, self._omitted)
+                yield session_id, expiry_of(session_id, _fields(reply), now_ms, self._omitted)
             except ValueError as error:
-                slot.skip(session_id, str(error))
-                continue
-            if expiry is None:
-                others.append(session_id)
-            else:
-                expiries.append(expiry)
-        return expiries, others
+                self._skip(session_id, str(error))
+
+    def _skip(self, session_id: str, why: str) -> None:
+        """Leave a session in the expiry set, for a version that can read it; log that once."""
+        if session_id not in self._unreadable:
+            self._unreadable.add(session_id)
+            log.warning("session_unreadable", session_id=session_id, detail=why)
 
 
 def _is_about_one_session(error: StoreUnavailableError) -> bool:

@@ -97,13 +97,11 @@ end
 
 -- The commands that make the two sorted sets agree with a state.
 local function index(state)
-  local is_open = state.status == 'active' or state.status == 'pending'
+  local is_open, score = state.status == 'active' or state.status == 'pending', state._expire_at
   return
-    state.live == '1'
-      and { 'ZADD', state._user_key, state._expire_at == '' and '+inf' or state._expire_at, session_id }
+    state.live == '1' and { 'ZADD', state._user_key, score == '' and '+inf' or score, session_id }
       or { 'ZREM', state._user_key, session_id },
-    is_open and state._expire_at ~= ''
-      and { 'ZADD', expiry_key, state._expire_at, session_id }
+    is_open and score ~= '' and { 'ZADD', expiry_key, score, session_id }
       or { 'ZREM', expiry_key, session_id }
 end
 

@@ -166,17 +166,14 @@ class Pipeline:
         if self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(1)
+            if not self._thread.is_alive():
+                self._loop.close()
 
     def _start_thread(self) -> asyncio.AbstractEventLoop:
-        self._loop = loop = asyncio.new_event_loop()
-
-        def run() -> None:
-            with contextlib.closing(loop):
-                loop.run_forever()
-
-        self._thread = threading.Thread(target=run, name="redis-pipeline", daemon=True)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="redis-pipeline", daemon=True)
         self._thread.start()
-        return loop
+        return self._loop
 
     def _start(self) -> None:
         self._task = asyncio.ensure_future(self._work())

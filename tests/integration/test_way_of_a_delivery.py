@@ -31,7 +31,6 @@ AFTER_FLASK = [
 HELPERS = {
     "app.environ",
     "app.responses",
-    "clerk.fields",
     "clerk_session_feed",
     "config",
     "errors",
