@@ -1,4 +1,4 @@
-"""`session-relay check`: CONTRACT, section 8. Each trap is found, with what to do about it."""
+"""`session-relay check`: docs/contract.md, section 8. Each trap is found, with what to do about it."""
 
 import re
 import subprocess

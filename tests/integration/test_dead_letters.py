@@ -1,4 +1,4 @@
-"""Dead letters and the commands that work them off, as a user types them. CONTRACT, 5 and 8."""
+"""Dead letters and their commands, as a user types them: docs/contract.md, sections 5 and 8."""
 
 import concurrent.futures
 import json

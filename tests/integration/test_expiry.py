@@ -1,6 +1,6 @@
 """Sessions that run out: what the expiry worker makes of them, at a frozen time, on each Redis it runs on.
 
-CONTRACT, sections 5 and 6. The command, in processes of its own, is in test_expire_command.py.
+docs/contract.md, sections 5 and 6. The command, in processes of its own, is in test_expire_command.py.
 """
 
 import contextlib

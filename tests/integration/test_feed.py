@@ -1,4 +1,4 @@
-"""What a feed reads: states, the stream from any place in it, what is published. CONTRACT, 4 and 5."""
+"""What a feed reads: states, the stream, the channel. docs/contract.md, sections 4 and 5."""
 
 import asyncio
 import json

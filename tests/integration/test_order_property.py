@@ -1,4 +1,6 @@
-"""The store and the expiry worker agree with a reference model on any sequence of events (CONTRACT, sections 4 to 6).
+"""The store and the expiry worker agree with a reference model on any sequence of events.
+
+docs/contract.md, sections 4 to 6.
 
 Hypothesis makes up the events, in which order and how often they are delivered, and when the worker looks.
 """

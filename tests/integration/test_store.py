@@ -1,6 +1,6 @@
 """One delivery in Redis: what the Lua scripts hold, index, append and publish, on each Redis they run on.
 
-CONTRACT, sections 4 to 6. Each test hands whole deliveries to a store, at a frozen time.
+docs/contract.md, sections 4 to 6. Each test hands whole deliveries to a store, at a frozen time.
 """
 
 import dataclasses
@@ -292,7 +292,7 @@ def test_an_expiry_that_the_relay_found_itself_gives_way_to_what_clerk_says_late
 
 
 def expected_message(event: dict[str, Any], message_id: str, **head: Any) -> str:
-    """Write the line of CONTRACT, section 4, for a sample of Clerk's."""
+    """Write the line of docs/contract.md, section 4, for a sample of Clerk's."""
     data = event["data"]
     names = [
         *("object", "id", "user_id", "client_id", "actor", "status", "live"),

@@ -1,6 +1,6 @@
 """A script that fails half-way: nothing of it remains, nothing was published, and a retry applies.
 
-CONTRACT, section 6. On a real Redis only: it is Redis that does the failing.
+docs/contract.md, section 6. On a real Redis only: it is Redis that does the failing.
 """
 
 from collections.abc import Callable, Iterator

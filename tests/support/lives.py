@@ -1,7 +1,7 @@
 """Sessions with realistic lives, as deliveries; and the state that each has to end in.
 
-The reference model is `Message.order`: the greatest one among a session's messages is its state (CONTRACT,
-section 6). No line of it is the service's.
+The reference model is `Message.order`: the greatest one among a session's messages is its state
+(docs/contract.md, section 6). No line of it is the service's.
 """
 
 import dataclasses

@@ -107,7 +107,7 @@ def run_service(
 ) -> Iterator[ServiceProcess]:
     """Run the service on a free port until it answers.
 
-    command: instead of `serve`. environment: settings; see CONTRACT, section 2.
+    command: instead of `serve`. environment: settings; see docs/contract.md, section 2.
     """
     with tempfile.TemporaryDirectory(prefix="session-relay-test-") as directory:
         for _ in range(3):  # someone else may take the free port first

@@ -1,4 +1,4 @@
-"""What a delivery gets: every row of CONTRACT, section 3, over real HTTP.
+"""What a delivery gets: every row of docs/contract.md, section 3, over real HTTP.
 
 Most tests run twice: under the production server, and under a plain WSGI server with threads, since
 `create_app()` is what anyone may run as they like.

@@ -1,4 +1,4 @@
-"""The commands as a user types them: what they print, where, and with which status they end. CONTRACT, 8."""
+"""The commands as a user types them, with what they print and their exit status: docs/contract.md, section 8."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""`dev`: everything with nothing set up, and nothing left of it. CONTRACT, section 8."""
+"""`dev`: everything with nothing set up, and nothing left of it. docs/contract.md, section 8."""
 
 import contextlib
 import http.server

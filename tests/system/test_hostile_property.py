@@ -1,4 +1,4 @@
-"""Whatever bytes come in, the answer is one of the contract's (CONTRACT, section 3), over real HTTP."""
+"""Whatever bytes come in, the response is one of docs/contract.md, section 3, over real HTTP."""
 
 import json
 from typing import Any, Final

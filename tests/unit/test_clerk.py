@@ -1,4 +1,4 @@
-"""CONTRACT, section 7: what is accepted of a delivery's body, and what becomes of the rest."""
+"""docs/contract.md, section 7: what is accepted of a delivery's body, and what becomes of the rest."""
 
 import json
 from typing import Final

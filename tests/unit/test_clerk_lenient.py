@@ -1,4 +1,4 @@
-"""CONTRACT, section 7: metadata never costs an event, and what is not read costs nothing at all."""
+"""docs/contract.md, section 7: metadata never costs an event, and what is not read costs nothing at all."""
 
 import json
 from pathlib import Path

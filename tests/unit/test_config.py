@@ -1,4 +1,4 @@
-"""CONTRACT, section 2: settings, and how a wrong one is reported."""
+"""docs/contract.md, section 2: settings, and how a wrong one is reported."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""CONTRACT, section 2: the settings that hold a secret are checked at the start and never quoted."""
+"""docs/contract.md, section 2: the settings that hold a secret are checked at the start and never quoted."""
 
 import base64
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""CONTRACT, section 4: the message, to the letter; and what OMIT_FIELDS leaves out of it."""
+"""docs/contract.md, section 4: the message, to the letter; and what OMIT_FIELDS leaves out of it."""
 
 import json
 from typing import Any, Final, get_args

@@ -1,4 +1,4 @@
-"""CONTRACT, section 5: the names of keys, and how PARTITIONS spreads them."""
+"""docs/contract.md, section 5: the names of keys, and how PARTITIONS spreads them."""
 
 import zlib
 

@@ -1,4 +1,4 @@
-"""CONTRACT, sections 4, 6 and 7: an event becomes state, and has its place among the session's events."""
+"""docs/contract.md, sections 4, 6 and 7: an event becomes state with a place among the session's events."""
 
 import json
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""CONTRACT, section 2, REDIS_URL: what each form of it stands for."""
+"""docs/contract.md, section 2, REDIS_URL: what each form of it stands for."""
 
 import pytest
 from clerk_session_feed.redis_url import RedisUrl

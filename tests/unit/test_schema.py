@@ -505,7 +505,7 @@ def test_every_route_is_described_and_no_other() -> None:
 
 
 def test_every_answer_of_the_contract_is_described() -> None:
-    """CONTRACT, section 3; 408, that only a slow sender gets; 411, under servers that read no chunks."""
+    """docs/contract.md, section 3. Only a slow sender gets 408, and only some servers send 411."""
     described = {
         status: {ref.rpartition("/")[2] for ref in refs(answer)}
         for status, answer in OPENAPI["paths"]["/webhooks/clerk"]["post"]["responses"].items()

@@ -1,4 +1,4 @@
-"""CONTRACT, section 3: who is let in, and which fault is answered first."""
+"""docs/contract.md, section 3: who is let in, and which fault is answered first."""
 
 import functools
 import string
