@@ -85,7 +85,8 @@ class OrderKey(NamedTuple):
 
     def __str__(self) -> str:
         """Return the text that the session's hash stores; `read` is the way back."""
-        return f"{self[0]:d} {self[1]} {self[2]} {self[3]} {self[4]}"
+        terminal, updated_at, occurred_at, rank, message_id = self
+        return f"{terminal:d} {updated_at} {occurred_at} {rank} {message_id}"
 
     @classmethod
     def read(cls, text: str) -> Self:
@@ -138,8 +139,7 @@ def omit(session: Session, fields: frozenset[str]) -> Session:
     return dataclasses.replace(session, **changes)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of a genuine delivery: it gets a 2xx."""
 
     outcome: Literal["applied", "duplicate", "stale", "ignored", "dead_lettered"]

@@ -91,7 +91,7 @@ def _record_nulled(field: str | None, info: ValidationInfo) -> None:
 
 
 def _to_milliseconds(value: object) -> int:
-    """Return a time in Unix seconds or milliseconds as whole milliseconds; raise ValueError for no time."""
+    """Return a time in seconds or milliseconds as whole Unix milliseconds; raise ValueError if it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("not a number")  # noqa: TRY004  # pydantic reports ValueError
     if not 0 <= value <= MAX_TIME:  # NaN too

@@ -97,7 +97,8 @@ end
 
 -- The commands that make the two sorted sets agree with a state.
 local function index(state)
-  local is_open, score = state.status == 'active' or state.status == 'pending', state._expire_at
+  local is_open = state.status == 'active' or state.status == 'pending'
+  local score = state._expire_at
   return
     state.live == '1' and { 'ZADD', state._user_key, score == '' and '+inf' or score, session_id }
       or { 'ZREM', state._user_key, session_id },

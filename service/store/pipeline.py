@@ -56,8 +56,8 @@ class _Command:
     words: tuple[Any, ...]
     parse: Callable[[Any], Any]
     future: Future[Any]
-    trace: Any
-    """The OpenTelemetry context that it was submitted in, if there is one."""
+    context: Any
+    """The OpenTelemetry context in which it was submitted, if there is one."""
 
 
 class TooFewReplicasError(StoreUnavailableError):
@@ -259,7 +259,7 @@ class Pipeline:
         packed = [pack_command(each) for each in words]  # redis-py's own pipeline is slower than Redis
         connection = await self._connected()
         started = time.perf_counter()
-        with round_trip([command.trace for command in batch]):
+        with round_trip([command.context for command in batch]):
             async with asyncio.timeout(self._timeout):
                 await connection.send_packed_command(packed, check_health=False)
                 replies = [await _read(connection) for _ in batch]

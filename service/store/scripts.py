@@ -25,6 +25,7 @@ class Script:
         keys = _names("KEYS", self.source.decode())
         self.names = keys + _names("ARGV", self.source.decode())
         self._head = ("EVALSHA", hashlib.sha1(self.source, usedforsecurity=False).hexdigest(), len(keys))
+        self._count = len(self.names)
         self._in_order: Callable[..., tuple[Any, ...]] = itemgetter(*self.names)  # at least two names
 
     def command(self, **values: str | bytes | int) -> tuple[Any, ...]:
@@ -35,7 +36,7 @@ class Script:
 
         """
         try:
-            if len(values) == len(self.names):
+            if len(values) == self._count:
                 return self._head + self._in_order(values)
         except KeyError:
             pass

@@ -236,8 +236,9 @@ def _score(reply: list[bytes]) -> float:
 
 
 def _outcome(session_id: str, reply: list[bytes]) -> Outcome:
-    outcome, cursor, revision, remark = (part.decode() for part in reply)
-    return Outcome(outcome, session_id, cursor, int(revision) if revision else None, remark or None)  # type: ignore[arg-type]
+    outcome, cursor, revision, remark = reply
+    applied = int(revision) if revision else None
+    return Outcome(outcome.decode(), session_id, cursor.decode(), applied, remark.decode() or None)  # type: ignore[arg-type]
 
 
 def _expiry_outcome(session_id: str, reply: list[bytes]) -> Outcome | None:
