@@ -12,6 +12,7 @@ class RelayError(Exception):
     code: ClassVar[str] = "internal_error"
     """What programs tell problems by (docs/contract.md, section 3)."""
     title: ClassVar[str] = "Internal server error"
+    """What went wrong, for people."""
     headers: Mapping[str, str] = MappingProxyType({})
     """Of the response, besides the usual ones."""
 

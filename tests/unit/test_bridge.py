@@ -115,7 +115,7 @@ def test_a_body_in_many_pieces(app: FlaskBridge) -> None:
     assert call(app, scope(), Client(*pieces)).body == b"hello"
 
 
-def test_content_length_and_body_agree_in_the_answer(app: FlaskBridge) -> None:
+def test_content_length_and_body_agree(app: FlaskBridge) -> None:
     client = call(app, scope(), Client(chunk(b"hello")))
 
     assert client.headers[b"content-length"] == b"5"
@@ -134,7 +134,7 @@ def test_a_body_too_large_is_read_to_its_end(app: FlaskBridge) -> None:
     client = call(app, scope(), Client(*pieces, chunk(b"")))
 
     assert (client.status, json.loads(client.body)["code"]) == (413, "body_too_large")
-    assert client.received == 51, "the rest is read, so that the sender reads the answer"
+    assert client.received == 51, "the rest is read, so that the sender reads the response"
 
 
 def test_a_body_without_end_is_not_read_for_ever(app: FlaskBridge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,16 +263,16 @@ def test_a_streamed_response_is_sent_as_it_comes(app: FlaskBridge, futures: dict
     assert asyncio.run(streamed()) == [b"first", b"firstsecond"]
 
 
-# Answers that wait
+# Results that are waited for
 
 
-def test_an_answer_that_is_there_already(app: FlaskBridge, futures: dict[str, Future[str]]) -> None:
+def test_a_result_that_is_there_already(app: FlaskBridge, futures: dict[str, Future[str]]) -> None:
     futures["long"].set_result("done")
 
     assert call(app, scope("/wait/long"), Client(chunk(b""))).body == b"done"
 
 
-def test_an_answer_that_comes_from_another_thread_is_waited_for(
+def test_a_result_that_comes_from_another_thread_is_waited_for(
     app: FlaskBridge, futures: dict[str, Future[str]]
 ) -> None:
     async def both() -> Client:
@@ -285,7 +285,7 @@ def test_an_answer_that_comes_from_another_thread_is_waited_for(
     assert asyncio.run(both()).body == b"done"
 
 
-def test_an_answer_that_does_not_come_is_503_and_its_future_is_cancelled(
+def test_a_result_that_does_not_come_is_503_and_its_future_is_cancelled(
     app: FlaskBridge, futures: dict[str, Future[str]]
 ) -> None:
     client = call(app, scope("/wait/briefly"), Client(chunk(b"")))
@@ -295,7 +295,7 @@ def test_an_answer_that_does_not_come_is_503_and_its_future_is_cancelled(
     assert futures["briefly"].cancelled()
 
 
-def test_an_answer_under_way_that_does_not_come_is_503_too(
+def test_a_result_under_way_that_does_not_come_is_503_too(
     app: FlaskBridge, futures: dict[str, Future[str]]
 ) -> None:
     futures["briefly"].set_running_or_notify_cancel()
@@ -305,7 +305,7 @@ def test_an_answer_under_way_that_does_not_come_is_503_too(
     assert (client.status, json.loads(client.body)["code"]) == (503, "store_unavailable")
 
 
-def test_an_answer_that_is_a_defect_says_so_and_no_more(
+def test_a_result_that_is_a_defect_says_so_and_no_more(
     app: FlaskBridge, futures: dict[str, Future[str]]
 ) -> None:
     futures["long"].set_exception(ZeroDivisionError("a secret detail"))
