@@ -23,7 +23,6 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.connection import (
     AbstractConnection,
-    BlockingConnectionPool,
     Connection,
     ConnectionPool,
     SSLConnection,
@@ -52,7 +51,6 @@ def connect(
     *,
     tls_verify: bool = True,
     timeout: float | None = 2.0,
-    max_connections: int | None = None,
     on_connect: OnConnect | None = None,
 ) -> redis.Redis:
     """Return a client for the server that holds a key; it connects when it is first used.
@@ -62,7 +60,6 @@ def connect(
         key: Matters for a cluster only.
         tls_verify: Whether the server's certificate is verified.
         timeout: Seconds, for connecting and for one command; None waits for ever.
-        max_connections: Who needs one more waits for it, as long as for a command.
         on_connect: Called with each new connection, after its handshake.
 
     Raises:
@@ -71,7 +68,7 @@ def connect(
     """
     with _refusing_unusable_options():
         options, locate = _options(url, key, tls_verify, timeout)
-        return _client(_located(_Located, options, locate), on_connect, max_connections)
+        return _client(_located(_Located, options, locate), on_connect)
 
 
 def connect_async(
@@ -80,7 +77,6 @@ def connect_async(
     *,
     tls_verify: bool = True,
     timeout: float | None = 2.0,
-    max_connections: int | None = None,
     on_connect: OnConnect | None = None,
 ) -> aioredis.Redis:
     """Return a client for asyncio; see `connect`. Where its server is, it asks in a thread."""
@@ -99,10 +95,7 @@ def connect_async(
             "redis_connect_func": greet,
         }
         options = _located(_AsyncLocated, options, locate)
-        if max_connections is None:
-            pool = aio.ConnectionPool(**options)
-        else:
-            pool = aio.BlockingConnectionPool(max_connections, timeout, **options)
+        pool = aio.ConnectionPool(**options)
         pool.connection_class(**pool.connection_kwargs)  # refuses options that it does not know
         return aioredis.Redis.from_pool(pool)
 
@@ -128,8 +121,11 @@ def _options(
         # A script sent again by the client would be a second delivery: the sender does the retrying.
         "retry": Retry(NoBackoff(), 0),
     }
-    if not tls_verify and options["connection_class"] is SSLConnection:
-        options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
+    if options["connection_class"] is SSLConnection:
+        if not tls_verify:
+            options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
+        # Not the default of redis-py before 6.
+        options.setdefault("ssl_check_hostname", options.get("ssl_cert_reqs") != "none")
     return options, None if target.kind == "server" else locator(target, key, options)
 
 
@@ -172,9 +168,7 @@ def explain(error: BaseException) -> str:
     return f"{failed[1]} {os.strerror(int(failed[2]))}." if failed else said
 
 
-def _client(
-    options: dict[str, Any], on_connect: OnConnect | None = None, max_connections: int | None = None
-) -> redis.Redis:
+def _client(options: dict[str, Any], on_connect: OnConnect | None = None) -> redis.Redis:
     def greet(connection: Connection) -> None:
         connection.on_connect()  # type: ignore[no-untyped-call]
         if isinstance(connection, SSLConnection):
@@ -185,25 +179,10 @@ def _client(
         if on_connect is not None:
             on_connect(connection)
 
-    options = options | {"redis_connect_func": greet}
-    if max_connections is None:
-        pool = ConnectionPool(**options)
-    else:
-        pool = _BoundedPool(max_connections, options["socket_timeout"], **options)  # type: ignore[no-untyped-call]
+    pool = ConnectionPool(**options, redis_connect_func=greet)
     # Connects to nothing yet, but refuses options that it does not know.
     pool.connection_class(**pool.connection_kwargs)
     return redis.Redis.from_pool(pool)  # closing it closes the connections
-
-
-class _BoundedPool(BlockingConnectionPool):
-    def disconnect(self, inuse_connections: bool = True) -> None:
-        """Disconnect; redis-py before 5.3 can't leave connections alone that are in use."""
-        if inuse_connections:
-            super().disconnect()
-            return
-        for connection in list(self.pool.queue):
-            if connection is not None:
-                connection.disconnect()
 
 
 class _Located:

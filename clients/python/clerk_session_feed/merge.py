@@ -29,14 +29,14 @@ async def merge(followers: Sequence[tuple[Connection, Updates]]) -> Updates:
     try:
         while running:
             item, gate = await first.resolve(ready.get())
+            is_update = isinstance(item, SessionUpdate)
+            running -= not is_update
             if first.is_closed:  # and so are all
                 return
-            if isinstance(item, SessionUpdate):
+            if is_update:
                 yield item
                 gate.put_nowait(True)
-                continue
-            running -= 1
-            if item is not None:
+            elif item is not None:
                 raise item
     finally:
         for (connection, _), gate in zip(followers, gates, strict=True):

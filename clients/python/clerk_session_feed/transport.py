@@ -55,7 +55,8 @@ class Connection(abc.ABC):
     """
 
     _connect: ClassVar[Callable[..., Any]]
-    _event: ClassVar[type[threading.Event] | type[asyncio.Event]]
+    _event: ClassVar[type[Any]]
+    _semaphore: ClassVar[type[Any]]
     new_queue: ClassVar[type[Any]]
     """A queue with `put_nowait`, and with a `get` for whose result `resolve` waits."""
 
@@ -67,20 +68,20 @@ class Connection(abc.ABC):
         Args:
             settings: Where Redis is.
             key: A key to be read; it decides which node of a cluster is asked.
-            blocks: Whether commands wait for something new. If not, short reads share several connections.
+            blocks: Whether commands wait for something new.
             on_reconnect: Called with the error before each new attempt to connect.
 
         """
-        options: dict[str, Any] = {"timeout": settings.redis_timeout, "max_connections": READ_CONNECTIONS}
-        if blocks:
-            options = {"timeout": settings.redis_timeout + BLOCK_MS / 1000}
         self.connections = 0
+        self._timeout = settings.redis_timeout + (BLOCK_MS / 1000 if blocks else 0)
+        self._permits: Any = self._semaphore(READ_CONNECTIONS)
         self._on_reconnect = on_reconnect
         self._closing: Any = self._event()
         self._pubsub: Any = None
         self._is_pinged = False
         url, tls_verify = settings.redis_url.get_secret_value(), settings.redis_tls_verify
-        self._client = self._connect(url, key, tls_verify=tls_verify, on_connect=self._count, **options)
+        options = {"tls_verify": tls_verify, "timeout": self._timeout, "on_connect": self._count}
+        self._client = self._connect(url, key, **options)
         self._client.response_callbacks.clear()  # the rules read responses as Redis sends them (RESP2)
 
     @abc.abstractmethod
@@ -90,6 +91,10 @@ class Connection(abc.ABC):
     @abc.abstractmethod
     async def _close(self, closable: Any) -> None:
         """Close a client, or a subscription, of redis-py."""
+
+    @abc.abstractmethod
+    async def _acquire(self) -> bool:
+        """Take one of the permits to use a connection; return False if there is none in time."""
 
     @abc.abstractmethod
     async def _pause(self, seconds: float) -> None:
@@ -116,12 +121,18 @@ class Connection(abc.ABC):
             FeedClosedError: If the connection is closed, or was closed meanwhile.
 
         """
-        if len(commands) == 1:
-            return [await self._call(self._client.execute_command, *commands[0])]
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        responses: list[Any] = await self._call(pipeline.execute, raise_on_error=False)
+        # Not with a blocking pool of redis-py: that of version 5 loses connections when a task is cancelled.
+        if not await self._acquire():
+            raise redis.TimeoutError("No connection available.")
+        try:
+            if len(commands) == 1:
+                return [await self._call(self._client.execute_command, *commands[0])]
+            pipeline = self._client.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            responses: list[Any] = await self._call(pipeline.execute, raise_on_error=False)
+        finally:
+            self._permits.release()
         for response in responses:
             if isinstance(response, Exception):
                 raise response
@@ -149,8 +160,7 @@ class Connection(abc.ABC):
             return await self.execute(*commands)
         except redis.RedisError as error:
             # Who has waited once, for Redis or for one of the connections, does not wait twice.
-            has_waited = isinstance(error, redis.TimeoutError) or str(error) == "No connection available."
-            if has_waited or not may_pass(error):
+            if isinstance(error, redis.TimeoutError) or not may_pass(error):
                 raise
         await self._disconnect()
         return await self.execute(*commands)
@@ -230,6 +240,7 @@ class BlockingConnection(Connection):
 
     _connect = staticmethod(connections.connect)
     _event = threading.Event
+    _semaphore = threading.Semaphore
     new_queue = queue.SimpleQueue
 
     async def resolve(self, result: Any) -> Any:
@@ -237,6 +248,9 @@ class BlockingConnection(Connection):
 
     async def _close(self, closable: Any) -> None:
         closable.close()
+
+    async def _acquire(self) -> bool:
+        return bool(self._permits.acquire(timeout=self._timeout))
 
     async def _pause(self, seconds: float) -> None:
         self._closing.wait(seconds)
@@ -252,6 +266,7 @@ class AsyncConnection(Connection):
 
     _connect = staticmethod(connections.connect_async)
     _event = asyncio.Event
+    _semaphore = asyncio.Semaphore
     new_queue = asyncio.Queue
 
     async def resolve(self, result: Any) -> Any:
@@ -268,6 +283,13 @@ class AsyncConnection(Connection):
     async def _close(self, closable: Any) -> None:
         await closable.aclose()
 
+    async def _acquire(self) -> bool:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return bool(await self._permits.acquire())
+        except TimeoutError:
+            return False
+
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), seconds)
@@ -276,13 +298,18 @@ class AsyncConnection(Connection):
         return asyncio.create_task(function(*arguments), name="session-feed")
 
 
+_PASSING: Final = (
+    *("BUSY ", "UNBLOCKED ", "MASTERDOWN ", "NOREPLICAS ", "MISCONF "),
+    *("MOVED ", "ASK ", "TRYAGAIN ", "CLUSTERDOWN "),  # with redis-py 5
+)
+
+
 def may_pass(error: redis.RedisError) -> bool:
     """Tell whether another attempt may succeed. A wrong password, a ConnectionError too, stays wrong."""
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return not isinstance(error, redis.AuthenticationError)
-    return isinstance(
-        error, ClusterError | AskError | TryAgainError | ReadOnlyError | OutOfMemoryError
-    ) or str(error).startswith(("BUSY ", "UNBLOCKED ", "MASTERDOWN ", "NOREPLICAS ", "MISCONF "))
+    passing = (ClusterError, AskError, TryAgainError, ReadOnlyError, OutOfMemoryError)
+    return isinstance(error, passing) or str(error).startswith(_PASSING)
 
 
 def run(function: Callable[P, Awaitable[T]], *arguments: P.args, **options: P.kwargs) -> T:
