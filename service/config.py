@@ -191,7 +191,7 @@ def load(kind: type[S], **overrides: Any) -> S:
 
     Args:
         kind: The class to make.
-        overrides: Values by the name of the field; they win over the environment.
+        overrides: Values of fields; they win over the environment.
 
     Raises:
         ConfigurationError: A setting is wrong or missing; with a line for each.
@@ -209,13 +209,9 @@ def load(kind: type[S], **overrides: Any) -> S:
 
 
 def misspelt(unset: Iterable[str]) -> dict[str, str]:
-    """Return the variable that is probably meant for each of these settings, where there is one.
+    """Return the variable that is probably meant for each of these unset settings, where there is one.
 
     Such a variable is no fault by itself: it may be another program's.
-
-    Args:
-        unset: Names of settings that are not set.
-
     """
     present = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
     others = present - set(Settings.model_fields) - set(_SIGNING_SECRET_NAMES.choices)

@@ -14,7 +14,7 @@ from clerk_session_feed import connections
 from clerk_session_feed.keys import Keys, has_hash_tag, partition_of
 from clerk_session_feed.redis_url import RedisUrl
 
-from service.cli.diagnosis import CheckResult, Connections, check_info, explain
+from service.cli.diagnosis import CheckResult, check_info, explain
 from service.config import Settings, load, misspelt
 from service.dev import simulator
 from service.errors import DeadLettersFullError, RelayError
@@ -141,11 +141,11 @@ def _check_servers(settings: Settings) -> Iterator[CheckResult]:
         key_at[address] = key
     for address, key in key_at.items():
         with _client_at(settings, key) as client:
-            for result in _check_server(client, Connections(web[address], expiry[address]), settings):
+            for result in _check_server(client, web[address], expiry[address], settings):
                 yield dataclasses.replace(result, text=f"{address}: {result.text}")
 
 
-def _check_server(client: Any, needed: Connections, settings: Settings) -> Iterator[CheckResult]:
+def _check_server(client: Any, web: int, expiry: int, settings: Settings) -> Iterator[CheckResult]:
     try:
         info = client.info()
     except redis.ResponseError as error:
@@ -155,7 +155,7 @@ def _check_server(client: Any, needed: Connections, settings: Settings) -> Itera
         return
     with contextlib.suppress(redis.ResponseError):  # few managed servers allow it
         info |= client.config_get("save")
-    yield from check_info(info, needed, settings.redis_min_replicas)
+    yield from check_info(info, web, expiry, settings.redis_min_replicas)
     with contextlib.suppress(redis.ResponseError):
         seconds, microseconds = client.time()
         ahead = seconds + microseconds / 1e6 - time.time()

@@ -6,7 +6,6 @@ Each command imports only what it needs: all of it together takes most of a seco
 
 import contextlib
 import importlib
-import sys
 from typing import Any, Final
 
 import click
@@ -101,7 +100,7 @@ def dev(simulate: bool) -> None:
     settings = load(DevSettings)
     from service.dev import run, view
 
-    sys.exit(run.run(settings, simulate=simulate, console=view.console()))
+    run.run(settings, simulate=simulate, console=view.console())
 
 
 @main.command(short_help="End the sessions that have expired.")

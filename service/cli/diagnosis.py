@@ -65,16 +65,6 @@ class CheckResult:
     """What is so and, if it should not be, what to do. Never a secret."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Connections:
-    """How many connections to one server a release needs; during a deploy, two releases run for a while."""
-
-    web: int
-    """Those of all web workers: WEB_CONCURRENCY."""
-    expiry: int
-    """Those of one expiry worker."""
-
-
 def explain(error: BaseException) -> str:
     """Return what an error of Redis or the network says and, where that is known, what to do."""
     text = connections.explain(error)
@@ -83,13 +73,14 @@ def explain(error: BaseException) -> str:
     return f"{text.rstrip('.')}: {advice}" if advice else text
 
 
-def check_info(info: dict[str, Any], needed: Connections, min_replicas: int) -> Iterator[CheckResult]:
+def check_info(info: dict[str, Any], web: int, expiry: int, min_replicas: int) -> Iterator[CheckResult]:
     """Check what a server says of itself.
 
     Args:
         info: What INFO returns (https://redis.io/docs/latest/commands/info/), of which managed servers leave
             out parts; and `save` of CONFIG, if that may be asked.
-        needed: Connections that the service makes to this server.
+        web: Connections that all web workers of a release make to this server.
+        expiry: Connections that one expiry worker makes to it.
         min_replicas: REDIS_MIN_REPLICAS.
 
     """
@@ -118,7 +109,7 @@ def check_info(info: dict[str, Any], needed: Connections, min_replicas: int) -> 
     if (replicas := info.get("connected_slaves", min_replicas)) < min_replicas:
         has = f"has {replicas} replicas, REDIS_MIN_REPLICAS is {min_replicas}"
         yield CheckResult("error", f"{has}: bring them back, or lower it")
-    yield _check_connections(info, needed)
+    yield _check_connections(info, web, expiry)
 
 
 def _check_memory(used: int, limit: int) -> CheckResult:
@@ -128,10 +119,9 @@ def _check_memory(used: int, limit: int) -> CheckResult:
     return CheckResult("ok", text)
 
 
-def _check_connections(info: dict[str, Any], needed: Connections) -> CheckResult:
-    count = needed.web + needed.expiry
-    both = f"{needed.web} by the web workers, {needed.expiry} by an expiry worker"
-    text = f"connections: {count} needed ({both})"
+def _check_connections(info: dict[str, Any], web: int, expiry: int) -> CheckResult:
+    count = web + expiry
+    text = f"connections: {count} needed ({web} by the web workers, {expiry} by an expiry worker)"
     if "maxclients" not in info or "connected_clients" not in info:
         return CheckResult("ok", f"{text}, during a deploy twice that")
     limit = info["maxclients"]

@@ -51,12 +51,7 @@ def run() -> Iterator[EmbeddedRedis]:
 
 @contextlib.contextmanager
 def run_server(binary: str, options: Sequence[str] = (), port: int | None = None) -> Iterator[EmbeddedRedis]:
-    """Run a redis-server.
-
-    Args:
-        binary: Its path.
-        options: Words of its command line, like `--maxmemory`, `1mb`.
-        port: A free one, if left out.
+    """Run a redis-server with these words on its command line, like `--maxmemory`, `1mb`.
 
     Raises:
         StartError: It does not start.

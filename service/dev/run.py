@@ -27,7 +27,7 @@ from rich.text import Text
 
 from service.config import DevSettings
 from service.dev import embedded, sender, simulator, view
-from service.dev.sender import WEBHOOK_PATH, OutgoingDelivery
+from service.dev.sender import WEBHOOK_PATH
 from service.errors import StartError
 from service.server.processes import listen
 
@@ -40,13 +40,8 @@ NO_MESSAGE_SECONDS: Final = 0.1
 """Seconds to wait for a message where none is expected."""
 
 
-def run(settings: DevSettings, *, simulate: bool, console: Console) -> int:
-    """Run until Ctrl-C, SIGTERM or SIGHUP; return the exit status.
-
-    Args:
-        settings: What is set; the rest is made up.
-        simulate: Send sample deliveries first.
-        console: Where everything is shown.
+def run(settings: DevSettings, *, simulate: bool, console: Console) -> None:
+    """Run until Ctrl-C, SIGTERM or SIGHUP.
 
     Raises:
         StartError: Redis or the service does not start, or the service ends by itself.
@@ -91,7 +86,6 @@ def run(settings: DevSettings, *, simulate: bool, console: Console) -> int:
             if (message := _next_message(subscriber, 0.2)) is not None:
                 console.print(_shown(message, view.line), soft_wrap=True)
         console.print("\nStopping …", style="dim")
-    return 0
 
 
 def _url_host(host: str) -> str:
@@ -214,17 +208,17 @@ def _simulate(console: Console, url: str, secret: str, subscriber: Any, stop: th
     """Send the life of a session as the network may deliver it, and show what becomes of each delivery."""
     late, created, ended = sender.one_life(("session.pending", "session.created", "session.ended"), {})
     forged, other = sender.one_life(("session.revoked", "user.updated"), {})
-    steps: list[tuple[str, OutgoingDelivery]] = [
-        ("session.created", created),
-        ("the same message again", created),
-        ("session.pending, late", late),
-        ("session.revoked, forged", forged),
-        ("user.updated", other),
-        ("session.ended", ended),
-        ("session.created, once more", created),
-    ]
+    steps = {
+        "session.created": created,
+        "the same message again": created,
+        "session.pending, late": late,
+        "session.revoked, forged": forged,
+        "user.updated": other,
+        "session.ended": ended,
+        "session.created, once more": created,
+    }
     table = Table("sent", "response", "the subscriber got", box=None, pad_edge=False)
-    for description, delivery in steps:
+    for description, delivery in steps.items():
         if stop.is_set():
             return
         (response,) = sender.send([delivery], url=url, secret=secret, forge=delivery is forged)

@@ -44,13 +44,7 @@ class Response:
 def one_life(types: Sequence[str], values: dict[str, Any]) -> list[OutgoingDelivery]:
     """Return samples of these types about one session, a second apart, the last one now.
 
-    Args:
-        types: Event types, in the order in which they happen.
-        values: What is set in each event, by dotted path.
-
-    Raises:
-        KeyError: A path leads through something that is no object.
-
+    Each has these values, by dotted path, as in `simulator.with_values`, which may raise KeyError.
     """
     now_ms = time.time_ns() // 1_000_000
     first_ms = now_ms - 1000 * (len(types) - 1)
@@ -80,12 +74,12 @@ def send(
     """Post deliveries one by one, and yield the responses.
 
     Args:
-        deliveries: What is sent, in this order.
+        deliveries: What is sent.
         url: Where to.
         secret: `whsec_…`
         duplicate: Send each of them twice.
         shuffle: Send them in random order.
-        forge: Sign each with a secret that nobody knows.
+        forge: Sign each with a new secret, which the receiver can't know.
         rate: Deliveries per second at most.
 
     """

@@ -33,14 +33,9 @@ def sample(
     user_id: str | None = None,
     now_ms: int | None = None,
 ) -> dict[str, Any]:
-    """Return an event as Clerk sends it: about a session, with its user in it, or about a user.
+    """Return an event as Clerk sends it: about a session, with its user in it; of other types, about a user.
 
-    Args:
-        type_: The event's type; one that does not begin with `session.` makes an event about a user.
-        session_id: Made up, if left out.
-        user_id: Made up, if left out.
-        now_ms: When it happened, in Unix milliseconds; now, if left out.
-
+    Ids that are left out are made up. It happened at `now_ms` (Unix milliseconds), or now.
     """
     now_ms = now_ms or time.time_ns() // 1_000_000
     user_id = user_id or new_id("user")
@@ -111,14 +106,9 @@ def encode(event: dict[str, Any]) -> bytes:
 def sign(
     secret: str, body: bytes, *, message_id: str | None = None, at: float | None = None
 ) -> dict[str, str]:
-    """Return the headers of a delivery.
+    """Return the headers of a delivery that is signed with a `whsec_…` secret, `at` a time in Unix seconds.
 
-    Args:
-        secret: `whsec_…`
-        body: What is signed.
-        message_id: Made up, if left out.
-        at: Unix seconds; now, if left out.
-
+    A message id that is left out is made up; a time that is left out is now.
     """
     message_id = message_id or new_id("msg")
     sent_at = int(time.time() if at is None else at)

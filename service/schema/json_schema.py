@@ -51,10 +51,7 @@ def text(document: Schema) -> str:
 def schemas(*models: type, at: str) -> dict[str, Schema]:
     """Return the schemas of these dataclasses and of those in their fields, by name.
 
-    Args:
-        models: Dataclasses.
-        at: Where in the document they will be, for the references between them: `#/$defs/`.
-
+    They refer to each other by where they will be `at` in the document, like `#/$defs/`.
     """
     every: Any = tuple[models]  # type: ignore[valid-type]  # they are known at run time only
     made = TypeAdapter(every, config=_STRICT).json_schema(

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from service.cli.diagnosis import CheckResult, Connections, check_info
+from service.cli.diagnosis import CheckResult, check_info
 
 
 def problems(found: list[CheckResult]) -> str:
@@ -33,7 +33,7 @@ def problems(found: list[CheckResult]) -> str:
 def test_what_a_server_says_of_itself_is_judged(about: dict[str, Any], level: str, advice: str) -> None:
     good = {"redis_version": "7.0.15", "role": "master", "connected_slaves": 2}
 
-    found = problems(list(check_info(good | about, Connections(1, 2), 2)))
+    found = problems(list(check_info(good | about, web=1, expiry=2, min_replicas=2)))
 
     assert found.startswith(level)
     assert advice in found
