@@ -63,16 +63,16 @@ def relay(redis_url: str, *arguments: str, **settings: str) -> subprocess.Comple
 
 
 def put(client: Any, message_id: str, event: object, *, received_at: int = NOW_MS, **fields: Any) -> str:
-    """Keep a letter as an older version of the relay would have, which did not know what this one knows."""
+    """Store a dead letter as an older version of the relay would have, which did not know what this one knows."""
     body = event if isinstance(event, str) else json.dumps(event)
-    letter = {
+    dead_letter = {
         "id": message_id,
         "received_at": received_at,
         "reason": "invalid_status",
         "detail": "data.status: missing",
         "body": body,
     } | fields
-    stored = json.dumps(letter)
+    stored = json.dumps(dead_letter)
     client.hset(DEAD_LETTERS_KEY, message_id, stored)
     return stored
 
@@ -90,11 +90,11 @@ def unreadable(session_id: str = "sess_1") -> dict[str, Any]:
     return event(session_id, "on holiday")
 
 
-def letters(client: Any) -> Any:
+def stored_dead_letters(client: Any) -> Any:
     return client.hgetall(DEAD_LETTERS_KEY)
 
 
-# The box itself
+# What is stored
 
 
 def test_a_letter_of_the_service_is_one_that_the_commands_read(
@@ -104,10 +104,10 @@ def test_a_letter_of_the_service_is_one_that_the_commands_read(
     with run_relay(any_redis.url, now_ms=NOW_MS) as relay:
         relay.take(body, "msg_1")
     stored = any_client.hget(DEAD_LETTERS_KEY, "msg_1")
-    letter = dead_letters.DeadLetter.read("msg_1", stored.encode())
-    assert letter is not None
-    assert letter.model_dump() == json.loads(stored)
-    assert json.loads(letter.body) == body
+    dead_letter = dead_letters.DeadLetter.read("msg_1", stored.encode())
+    assert dead_letter is not None
+    assert dead_letter.model_dump() == json.loads(stored)
+    assert json.loads(dead_letter.body) == body
 
 
 def test_two_workers_together_keep_no_more_letters_than_may_be(
@@ -126,7 +126,7 @@ def test_two_workers_together_keep_no_more_letters_than_may_be(
     assert (first.count("dead_lettered"), first.count("dead_letters_full")) == (5, 75)
     assert again == first
     kept = {f"msg_{number}" for number, said in enumerate(first) if said == "dead_lettered"}
-    assert set(letters(own_client)) == kept
+    assert set(stored_dead_letters(own_client)) == kept
 
 
 # list
@@ -164,13 +164,13 @@ def test_list_as_json_is_an_object_per_letter_without_the_body(command: Command,
     ]
 
 
-def test_list_of_an_empty_box_says_so(command: Command) -> None:
+def test_list_of_an_empty_store_says_so(command: Command) -> None:
     result = command("list")
     assert (result.exit_code, result.stdout) == (0, "")
     assert "no dead letters" in result.stderr
 
 
-def test_list_of_an_empty_box_as_json_is_nothing(command: Command) -> None:
+def test_list_of_an_empty_store_as_json_is_nothing(command: Command) -> None:
     result = command("list", "--json")
     assert (result.exit_code, result.output) == (0, "")
 
@@ -197,7 +197,7 @@ def test_list_lets_nothing_steer_the_terminal(command: Command, any_client: Any)
 # show
 
 
-def test_show_shows_all_of_a_letter(command: Command, any_client: Any) -> None:
+def test_show_shows_all_of_a_dead_letter(command: Command, any_client: Any) -> None:
     put(
         any_client,
         "msg_1",
@@ -254,7 +254,7 @@ def test_show_lets_nothing_steer_the_terminal(body: str, command: Command, any_c
     assert all(line.isprintable() for line in result.stdout.split("\n"))
 
 
-def test_show_shows_what_is_no_letter(command: Command, any_client: Any) -> None:
+def test_show_shows_what_is_not_a_dead_letter(command: Command, any_client: Any) -> None:
     any_client.hset(DEAD_LETTERS_KEY, "msg_1", b"left here by \x1b somebody \xff")
     result = command("show", "msg_1")
     assert (result.exit_code, result.stdout) == (0, "left here by \\x1b somebody \\xff\n")
@@ -286,10 +286,10 @@ def test_replay_moves_what_works_into_the_state(command: Command, any_client: An
     ]
     assert [message["event"]["id"] for message in published] == ["msg_1", "msg_3"]
     assert any_client.hget("{clerk}:session:sess_1", "status") == "ended"
-    assert letters(any_client) == {}
+    assert stored_dead_letters(any_client) == {}
 
 
-def test_replay_of_a_message_taken_before_only_empties_the_box(
+def test_replay_of_a_message_taken_before_only_drops_the_dead_letter(
     command: Command, any_redis: EmbeddedRedis, any_client: Any
 ) -> None:
     with run_relay(any_redis.url, now_ms=NOW_MS) as relay:
@@ -328,7 +328,7 @@ def test_replay_of_some_leaves_the_others_alone(command: Command, any_client: An
     result = command("replay", "msg_3", "msg_1", "msg_3")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[:-1] == ["applied     msg_3  sess_3", "applied     msg_1  sess_1"]
-    assert set(letters(any_client)) == {"msg_2"}
+    assert set(stored_dead_letters(any_client)) == {"msg_2"}
 
 
 def test_replay_names_those_that_are_not_there(command: Command, any_client: Any) -> None:
@@ -342,7 +342,7 @@ def test_replay_names_those_that_are_not_there(command: Command, any_client: Any
     ]
 
 
-def test_replay_of_an_empty_box_is_a_success(command: Command) -> None:
+def test_replay_of_an_empty_store_is_a_success(command: Command) -> None:
     result = command("replay")
     assert (result.exit_code, result.output) == (0, "0 replayed and removed, 0 kept.\n")
 
@@ -354,30 +354,30 @@ def test_replay_goes_by_the_time_of_now(command: Command, any_redis: EmbeddedRed
     assert any_client.hget("{clerk}:session:sess_1", "live") == "1"
 
 
-def test_replay_of_a_full_box_works(command: Command, any_redis: EmbeddedRedis, any_client: Any) -> None:
+def test_replay_of_a_full_store_works(command: Command, any_redis: EmbeddedRedis, any_client: Any) -> None:
     put(any_client, "msg_1", unreadable())
     put(any_client, "msg_2", event())
     result = command("replay", DEAD_LETTER_MAX="2")
     assert result.stdout.splitlines()[0] == "kept        msg_1  invalid_status"
-    assert set(letters(any_client)) == {"msg_1"}
+    assert set(stored_dead_letters(any_client)) == {"msg_1"}
     result = command("replay", DEAD_LETTER_MAX="0")
     assert result.stdout.splitlines()[0] == "kept        msg_1  invalid_status"
 
 
-def test_replay_brings_no_letter_back_that_was_dropped_meanwhile(
+def test_replay_brings_no_dead_letter_back_that_was_dropped_meanwhile(
     command: Command, any_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     get = DeadLetters.get
 
-    def get_and_drop(box: DeadLetters, message_id: str) -> Any:
-        found = get(box, message_id)
-        assert box.drop(message_id)
+    def get_and_drop(stored: DeadLetters, message_id: str) -> Any:
+        found = get(stored, message_id)
+        assert stored.drop(message_id)
         return found
 
     monkeypatch.setattr(DeadLetters, "get", get_and_drop)
     put(any_client, "msg_1", unreadable())
     command("replay")
-    assert letters(any_client) == {}
+    assert stored_dead_letters(any_client) == {}
 
 
 def test_what_another_replay_took_first_is_no_failure(
@@ -385,9 +385,9 @@ def test_what_another_replay_took_first_is_no_failure(
 ) -> None:
     summaries = DeadLetters.summaries
 
-    def summaries_of_what_goes_away(box: DeadLetters) -> Any:
-        found = summaries(box)
-        box.drop_all()
+    def summaries_of_what_goes_away(stored: DeadLetters) -> Any:
+        found = summaries(stored)
+        stored.drop_all()
         return found
 
     monkeypatch.setattr(DeadLetters, "summaries", summaries_of_what_goes_away)
@@ -421,12 +421,12 @@ def test_a_letter_leaves_only_once_enough_replicas_have_its_state(
     refused = run(own_redis.url, "replay", REDIS_MIN_REPLICAS="1")
     assert refused.exit_code == 1
     assert "\nkept        msg_1  0 of 1 replicas confirmed" in f"\n{refused.stdout}"
-    assert set(letters(own_client)) == {"msg_1"}
+    assert set(stored_dead_letters(own_client)) == {"msg_1"}
     again = run(own_redis.url, "replay")
     assert (again.exit_code, again.stdout.splitlines()[0]) == (0, "duplicate   msg_1  sess_1")
 
 
-def test_nothing_is_lost_when_redis_goes_away_between_state_and_box(
+def test_nothing_is_lost_when_redis_goes_away_between_state_and_drop(
     start_redis: Callable[..., EmbeddedRedis], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
@@ -436,12 +436,12 @@ def test_nothing_is_lost_when_redis_goes_away_between_state_and_box(
             put(client, f"msg_{number}", event(f"sess_{number}"), received_at=number)
     drop = DeadLetters.drop
 
-    def drop_at_the_wrong_time(box: DeadLetters, message_id: str) -> bool:
+    def drop_at_the_wrong_time(stored: DeadLetters, message_id: str) -> bool:
         if message_id == "msg_2":
             assert server.process is not None
             server.process.send_signal(signal.SIGKILL)
             server.process.wait()
-        return drop(box, message_id)
+        return drop(stored, message_id)
 
     with monkeypatch.context() as patched:
         patched.setattr(DeadLetters, "drop", drop_at_the_wrong_time)
@@ -456,7 +456,7 @@ def test_nothing_is_lost_when_redis_goes_away_between_state_and_box(
     assert again.exit_code == 0
     assert again.stdout.splitlines()[:-1] == ["duplicate   msg_2  sess_2", "applied     msg_3  sess_3"]
     with client_of(server.url) as client:
-        assert letters(client) == {}
+        assert stored_dead_letters(client) == {}
         entries = [fields["session_id"] for _, fields in client.xrange(EVENTS_KEY)]
     assert entries == ["sess_1", "sess_2", "sess_3"]
 
@@ -496,7 +496,7 @@ def test_drop_throws_away_what_is_named(command: Command, any_client: Any) -> No
         put(any_client, f"msg_{number}", unreadable())
     result = command("drop", "msg_1", "msg_3", "msg_1")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "2 dropped.\n", "")
-    assert set(letters(any_client)) == {"msg_2"}
+    assert set(stored_dead_letters(any_client)) == {"msg_2"}
 
 
 def test_drop_names_those_that_are_not_there(command: Command, any_client: Any) -> None:
@@ -504,7 +504,7 @@ def test_drop_names_those_that_are_not_there(command: Command, any_client: Any) 
     result = command("drop", "msg_2\x1b", "msg_1")
     assert (result.exit_code, result.stdout) == (1, "1 dropped.\n")
     assert result.stderr == "There is no dead letter msg_2\\x1b.\n"
-    assert letters(any_client) == {}
+    assert stored_dead_letters(any_client) == {}
 
 
 def test_drop_all_throws_all_away(command: Command, any_client: Any) -> None:
@@ -512,7 +512,7 @@ def test_drop_all_throws_all_away(command: Command, any_client: Any) -> None:
         put(any_client, f"msg_{number}", unreadable())
     result = command("drop", "--all")
     assert (result.exit_code, result.output) == (0, "3 dropped.\n")
-    assert letters(any_client) == {}
+    assert stored_dead_letters(any_client) == {}
 
 
 @pytest.mark.parametrize("arguments", [[], ["--all", "msg_1"]])
@@ -521,10 +521,10 @@ def test_drop_throws_nothing_away_unless_it_is_clear_what(
 ) -> None:
     put(any_client, "msg_1", unreadable())
     assert command("drop", *arguments).exit_code == 2
-    assert set(letters(any_client)) == {"msg_1"}
+    assert set(stored_dead_letters(any_client)) == {"msg_1"}
 
 
-# What is no letter
+# What is not a dead letter
 
 
 NO_LETTERS: dict[bytes, bytes] = {
@@ -545,21 +545,21 @@ NO_LETTERS: dict[bytes, bytes] = {
 
 
 @pytest.fixture
-def _no_letters(any_client: Any) -> None:
+def _not_dead_letters(any_client: Any) -> None:
     any_client.hset(DEAD_LETTERS_KEY, mapping=NO_LETTERS)
     put(any_client, "msg_1", event())
 
 
-@pytest.mark.usefixtures("_no_letters")
-def test_what_is_no_letter_does_not_stop_list(command: Command) -> None:
+@pytest.mark.usefixtures("_not_dead_letters")
+def test_what_is_not_a_dead_letter_does_not_stop_list(command: Command) -> None:
     for option in ([], ["--json"]):
         result = command("list", *option)
         assert result.exit_code == 0
         assert len(result.stdout.splitlines()) == len(NO_LETTERS) + 1
 
 
-@pytest.mark.usefixtures("_no_letters")
-def test_what_is_no_letter_does_not_stop_replay_and_stays(command: Command, any_client: Any) -> None:
+@pytest.mark.usefixtures("_not_dead_letters")
+def test_what_is_not_a_dead_letter_does_not_stop_replay_and_stays(command: Command, any_client: Any) -> None:
     result = command("replay")
     assert result.exit_code == 1
     assert "applied     msg_1  sess_1" in result.stdout
@@ -568,11 +568,11 @@ def test_what_is_no_letter_does_not_stop_replay_and_stays(command: Command, any_
     assert any_client.exists("{clerk}:session:sess_1")
 
 
-@pytest.mark.usefixtures("_no_letters")
-def test_what_is_no_letter_can_be_dropped_by_its_name(command: Command, any_client: Any) -> None:
+@pytest.mark.usefixtures("_not_dead_letters")
+def test_what_is_not_a_dead_letter_can_be_dropped_by_its_name(command: Command, any_client: Any) -> None:
     result = command("drop", *NO_LETTERS)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert set(letters(any_client)) == {"msg_1"}
+    assert set(stored_dead_letters(any_client)) == {"msg_1"}
 
 
 @pytest.mark.parametrize("received_at", [-1, 0, 10**15, 10**30])

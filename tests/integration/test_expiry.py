@@ -278,7 +278,7 @@ def test_all_partitions_are_worked_off(relay_redis: EmbeddedRedis, client: Any) 
 
 
 @pytest.mark.parametrize(
-    "held",
+    "stored",
     [
         pytest.param({"updated_at": EXPIRE_AT, "occurred_at": EXPIRE_AT}, id="at the same time"),
         pytest.param({"updated_at": EXPIRE_AT, "occurred_at": LATER + DAY_MS}, id="told of later"),
@@ -286,9 +286,9 @@ def test_all_partitions_are_worked_off(relay_redis: EmbeddedRedis, client: Any) 
     ],
 )
 def test_an_expiry_comes_after_the_state_that_it_ends(
-    relay: Relay, worker: Worker, client: Any, held: dict[str, Any]
+    relay: Relay, worker: Worker, client: Any, stored: dict[str, Any]
 ) -> None:
-    relay.take(event(**held), "msg_1")
+    relay.take(event(**stored), "msg_1")
 
     assert worker.run_once() == (1, 0)
 

@@ -103,17 +103,17 @@ class Model:
 
     def expire(self, now_ms: int) -> bool:
         """Return whether it ran out, which is told of once for each `expire_at`."""
-        held = self.state
-        if not self.waits or held is None or held.expire_at is None or held.expire_at > now_ms:
+        stored = self.state
+        if not self.waits or stored is None or stored.expire_at is None or stored.expire_at > now_ms:
             return False
         self.waits = False
         expiry = Sent(
-            f"exp_{self.session_id}_{held.expire_at}",
+            f"exp_{self.session_id}_{stored.expire_at}",
             "expired",
-            max(held.updated_at, held.expire_at),
-            max(held.occurred_at, held.expire_at),
-            held.user,
-            held.expire_at,
+            max(stored.updated_at, stored.expire_at),
+            max(stored.occurred_at, stored.expire_at),
+            stored.user,
+            stored.expire_at,
             source="synthetic",
         )
         outcome, _ = self.take(expiry, now_ms)
@@ -178,7 +178,7 @@ class StoreAndModel(RuleBasedStateMachine):
         repeated = data.draw(st.lists(st.sampled_from(same), max_size=3))
         twin = f"{name}{len(self.models)}"
         self.take(twin, data.draw(st.permutations(same + repeated)))
-        # An expiry depends on what was held when the worker looked.
+        # An expiry depends on what was stored when the worker looked.
         if not any(message_id.startswith("exp_") for message_id in self.models[name].seen):
             assert self.told_of(twin) == self.told_of(name)
 

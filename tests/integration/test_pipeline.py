@@ -424,7 +424,9 @@ def test_a_duplicate_too_is_acknowledged_only_when_the_replicas_have_the_first(
         assert patient.take(UNREADABLE, "msg_bad").outcome == "dead_lettered"
 
 
-def test_a_full_dead_letter_box_says_so_with_replicas_too(pair: tuple[EmbeddedRedis, EmbeddedRedis]) -> None:
+def test_a_full_dead_letter_store_says_so_with_replicas_too(
+    pair: tuple[EmbeddedRedis, EmbeddedRedis],
+) -> None:
     main, _ = pair
     with (
         run_relay(main.url, redis_min_replicas=1, dead_letter_max=0, redis_timeout=20) as relay,

@@ -452,8 +452,8 @@ def test_the_http_request_is_published_only_on_request(
 def test_the_session_hash_holds_what_the_contract_names(relay: Relay, client: Any) -> None:
     outcome = relay.take(clerk_event("active"), "msg_1")
 
-    held = client.hgetall(SESSION_KEY)
-    public = {name: value for name, value in held.items() if not name.startswith("_")}
+    stored = client.hgetall(SESSION_KEY)
+    public = {name: value for name, value in stored.items() if not name.startswith("_")}
     assert json.loads(public.pop("state"))["session"]["id"] == "sess_1"
     assert public == {
         "status": "active",
@@ -700,10 +700,10 @@ def test_a_dead_letter_is_kept_with_its_body(relay: Relay, client: Any) -> None:
 
     assert outcome == Outcome("dead_lettered", reason="invalid_id")
     assert list(client.scan_iter("*")) == [DEAD_LETTERS_KEY]
-    letter = json.loads(client.hget(DEAD_LETTERS_KEY, "msg_1"))
-    assert list(letter) == ["id", "received_at", "reason", "detail", "body"]
-    assert isinstance(letter.pop("detail"), str)
-    assert letter == {
+    dead_letter = json.loads(client.hget(DEAD_LETTERS_KEY, "msg_1"))
+    assert list(dead_letter) == ["id", "received_at", "reason", "detail", "body"]
+    assert isinstance(dead_letter.pop("detail"), str)
+    assert dead_letter == {
         "id": "msg_1",
         "received_at": NOW_MS,
         "reason": "invalid_id",

@@ -64,7 +64,7 @@ def test_a_failure_at_any_key_leaves_nothing_and_a_retry_applies(
     next_: str,
     broken: str,
 ) -> None:
-    # Given: what was held, and a key of the wrong type in the way
+    # Given: what was stored, and a key of the wrong type in the way
     for number, event in enumerate(HISTORIES[history]()):
         real_intake.take(event, f"msg_{number}")
     with client_of(real_redis.url, decode_responses=False) as binary:

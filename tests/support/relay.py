@@ -62,8 +62,8 @@ class Relay:
 
     def is_sending(self) -> bool:
         """Tell whether something was sent to Redis, and nothing more waits to be sent."""
-        groups = self.store._groups.values()
-        return any(group._stuck_from < math.inf and not group._waiting for group in groups)
+        pipelines = self.store._pipelines.values()
+        return any(each._stuck_from < math.inf and not each._waiting for each in pipelines)
 
     def take(self, event: object, message_id: str) -> Outcome:
         return self.begin(event, message_id).result(timeout=30)

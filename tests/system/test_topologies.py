@@ -1,6 +1,6 @@
 """Redis that moves: a primary that sentinels name, and a cluster whose nodes hold a part each.
 
-CONTRACT, section 2, REDIS_URL. On real servers; what a failover costs under load is in test_failover.py.
+REDIS_URL: docs/contract.md, section 2. On real servers; test_failover.py has failovers under load.
 """
 
 import contextlib
@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 import redis
-from clerk_session_feed import feed_stream
-from clerk_session_feed.feed import SessionFeed, SessionUpdate
+from clerk_session_feed import SessionFeed, SessionUpdate, stream
 from clerk_session_feed.keys import partition_of
 from support.clock import eventually
 from support.constants import DAY_MS, DEAD_LETTERS_KEY, NOW_MS, ROOT
@@ -33,7 +32,7 @@ from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
 from service.ingest import Ingest
 from service.store.dead_letters import DeadLetters, ReplayStore
-from service.store.pipeline import GroupCommit
+from service.store.pipeline import Pipeline
 
 StartRedis = Callable[..., EmbeddedRedis]
 UNREADABLE = b'{"type":"session.created"}'
@@ -350,8 +349,8 @@ def test_with_partitions_a_dead_letter_is_replayed_into_its_users_partition(
         contextlib.closing(SessionFeed(settings)) as feed,
         contextlib.closing(ReplayStore(settings)) as store,
     ):
-        replayed = list(letters.replay([letter.id for letter in letters.summaries()], Ingest(store)))
-        assert {(letter.id, letter.what) for letter in replayed} == {(user, "applied") for user in USERS}
+        replayed = [letters.replay(letter.id, Ingest(store)) for letter in letters.summaries()]
+        assert {(letter.id, letter.outcome) for letter in replayed} == {(user, "applied") for user in USERS}
         assert not box.exists(DEAD_LETTERS_KEY)
         for user in USERS:
             tag = f"{{clerk:{partition_of(user, PARTITIONS)}}}"
@@ -467,7 +466,7 @@ def test_a_feed_on_a_cluster_leaves_no_thread_and_no_connection(
 def test_a_failover_in_the_midst_of_the_snapshots(
     cluster: Cluster, nodes: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed_stream, "BATCH", 4)
+    monkeypatch.setattr(stream, "BATCH", 4)
     options: dict[str, Any] = {"on_reconnect": Reconnects(monkeypatch)}
     with contextlib.ExitStack() as stack:
         relay = stack.enter_context(run_relay(cluster.url, redis_timeout=20))
@@ -543,13 +542,13 @@ def test_connections_of_several_slots_are_closed_side_by_side(
     cluster: Cluster, nodes: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     all_at_once = threading.Barrier(PARTITIONS + 1, timeout=10)
-    close = GroupCommit.close
+    close = Pipeline.close
 
-    def close_together(group: GroupCommit) -> None:
+    def close_together(pipeline: Pipeline) -> None:
         all_at_once.wait()
-        close(group)
+        close(pipeline)
 
-    monkeypatch.setattr(GroupCommit, "close", close_together)
+    monkeypatch.setattr(Pipeline, "close", close_together)
     Relay(cluster.url, partitions=PARTITIONS).close()
 
 

@@ -178,12 +178,12 @@ _event = st.builds(
 
 
 def _state(changes: list[SessionChange]) -> dict[str, Any]:
-    """What the store ends with: each event in turn replaces the state held, if it is greater."""
-    held = changes[0]
+    """What the store ends with: each event in turn replaces the state stored, if it is greater."""
+    stored = changes[0]
     for made in changes:
-        if made.order > held.order:
-            held = made
-    return published(held)
+        if made.order > stored.order:
+            stored = made
+    return published(stored)
 
 
 @patient
