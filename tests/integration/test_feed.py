@@ -1,13 +1,14 @@
 """What a feed reads: states, the stream, the channel. docs/contract.md, sections 4 and 5."""
 
 import asyncio
+import gc
 import json
 import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -700,6 +701,42 @@ def test_a_context_manager_closes(real_redis: EmbeddedRedis) -> None:
         assert feed.get("sess_unknown") is None
     with pytest.raises(FeedClosedError):
         feed.get("sess_1")
+
+
+# In a thread whose event loop runs
+
+
+def test_a_blocking_feed_has_no_part_in_an_event_loop_that_runs(
+    relay_redis: EmbeddedRedis, relay: Relay
+) -> None:
+    """Its generators are asynchronous inside: the loop must not close them when it ends, nor warn of them."""
+    take_several(relay, "sess_1", "sess_2", "sess_3")
+    with SessionFeed.from_url(relay_redis.url) as feed:
+
+        async def begin() -> Iterator[SessionUpdate]:
+            kept, dropped = feed.follow("0-0"), feed.follow()
+            assert [next(kept).session.id, next(dropped).is_snapshot] == ["sess_1", True]
+            del dropped
+            gc.collect()
+            assert feed.is_live("sess_1")
+            assert not list(asyncio.get_running_loop()._asyncgens)  # type: ignore[attr-defined]
+            return kept
+
+        kept = asyncio.run(begin(), debug=True)
+        assert [next(kept).session.id, next(kept).session.id] == ["sess_2", "sess_3"]
+
+
+def test_a_feed_that_is_dropped_without_being_closed_leaves_no_connection(
+    own_redis: EmbeddedRedis, own_client: Any
+) -> None:
+    with run_relay(own_redis.url) as relay:
+        take_several(relay, "sess_1", "sess_2")
+    eventually(lambda: connections(own_client) == 0)
+    for update in SessionFeed.from_url(own_redis.url).follow("0-0"):
+        assert update.session.id == "sess_1"
+        break
+    gc.collect()
+    eventually(lambda: connections(own_client) == 0)
 
 
 # Many at once

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -9,10 +10,16 @@ import tomllib
 import venv
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import distribution, files, requires
 from pathlib import Path
 
 import pytest
-from support.constants import ROOT
+from packaging.requirements import Requirement
+from support.constants import NOW_MS, ROOT
+from support.events import clerk_event
+from support.relay import run_relay
+
+from service.dev.embedded import EmbeddedRedis
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = {"service": ROOT, "clerk_session_feed": ROOT / "clients" / "python"}
@@ -54,6 +61,78 @@ def installed(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     (site_packages / "dependencies.pth").write_text("\n".join(sorted(ours)))
 
     return lambda name, *arguments: run(scripts / name, *arguments, cwd=directory)
+
+
+@pytest.fixture(scope="module")
+def consumers_python(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the Python of an environment that has clerk-session-feed, and no more than that needs."""
+    directory = tmp_path_factory.mktemp("consumer")
+    venv.create(directory / "venv", symlinks=os.name != "nt")
+    python = directory / "venv" / "bin" / "python"
+    pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
+    run(*pip, "install", "--quiet", "--no-index", "--no-deps", wheels["clerk_session_feed"], cwd=directory)
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site_packages = Path(run(python, "-c", where, cwd=directory).strip())
+    for name in _needed("clerk-session-feed"):
+        for top in {
+            path.parts[0] for path in files(name) or () if path.parts[0] not in {"..", "__pycache__"}
+        }:
+            (site_packages / top).symlink_to(Path(str(distribution(name).locate_file(top))))
+    return python
+
+
+def _needed(name: str) -> set[str]:
+    """Return the distributions that one needs, directly or not."""
+    needed: set[str] = set()
+    for requirement in map(Requirement, requires(name) or ()):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            needed |= {requirement.name} | _needed(requirement.name)
+    return needed
+
+
+SESS_1 = ["sess_1", "active", True]
+SESS_2 = ["sess_2", "ended", False]
+EXPECTED = {
+    "get": [[*SESS_1, False], None],
+    "is_live": [True, False],
+    "live_sessions": [[*SESS_1, False]],
+    "history": [["sess_2", "active", True, False], [*SESS_2, False]],
+    "now": [0],
+    "snapshots": [[*SESS_1, True], [*SESS_2, True]],
+    "follow": [[*SESS_1, False], ["sess_2", "active", True, False], [*SESS_2, False]],
+    "consume": [[*SESS_1, False], ["sess_2", "active", True, False], [*SESS_2, False]],
+    "subscribe": [[*SESS_1, False]],
+}
+"""What tests/support/consumer.py prints of each feed."""
+
+
+@pytest.mark.parametrize("packages", ["newest", "oldest"])
+def test_a_consumer_needs_nothing_of_the_service(
+    own_redis: EmbeddedRedis, tmp_path: Path, request: pytest.FixtureRequest, packages: str
+) -> None:
+    """It may have a package of its own that is called `service`.
+
+    "oldest" is run by hand, with the oldest packages that are allowed: see CONTRIBUTING.md.
+    """
+    if packages == "newest":
+        command = [request.getfixturevalue("consumers_python")]
+    elif python := os.environ.get("FEED_FLOOR_PYTHON"):
+        command = ["env", f"PYTHONPATH={ROOT / 'clients' / 'python'}", python]
+    else:
+        pytest.skip("FEED_FLOOR_PYTHON names no Python")
+    program = shutil.copy(ROOT / "tests" / "support" / "consumer.py", tmp_path)
+    (tmp_path / "service").mkdir()
+    (tmp_path / "service" / "__init__.py").write_text("OWNER = 'the user'\n")
+    with run_relay(own_redis.url) as relay:
+        for session_id in ("sess_1", "sess_2"):
+            relay.take(clerk_event(session_id=session_id, expire_at=None), f"msg_{session_id}")
+        relay.take(clerk_event("ended", session_id="sess_2", updated_at=NOW_MS, expire_at=None), "msg_end")
+
+    printed = json.loads(run(*command, program, own_redis.url, cwd=tmp_path))
+
+    assert printed["threads"] == printed["asyncio"]
+    assert printed["threads"] == EXPECTED
+    assert (printed["service"], printed["foreign"]) == ("the user", [])
 
 
 @pytest.mark.parametrize(("package", "folder"), PACKAGES.items())
