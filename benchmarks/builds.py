@@ -12,6 +12,7 @@ from benchmarks.processes import ROOT
 
 _PIP: Final = ("-m", "pip", "--disable-pip-version-check", "--quiet", "--quiet", "--python")
 _INSTALL: Final = ("install", "--requirement", "requirements.txt")
+"""It names the revision's own packages, too: `.` and, where there is one, `./clients/python`."""
 
 
 def install(revision: str, root: Path = ROOT) -> Path:

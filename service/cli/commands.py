@@ -88,7 +88,7 @@ def serve(factory: str | None) -> None:
     processes.serve(settings, factory or processes.DEFAULT_FACTORY)
 
 
-@main.command(short_help="Run the service with nothing set up, and show what subscribers get.")
+@main.command(short_help="Run the service with nothing set up.")
 @click.option(
     "--simulate/--no-simulate", default=True, help="Send sample deliveries first.  [default: simulate]"
 )
