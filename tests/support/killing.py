@@ -1,4 +1,4 @@
-"""Redis killed and restarted, again and again, while events pass and programs follow. CONTRACT: nothing is lost.
+"""Redis killed and restarted, again and again, while events pass and programs follow: nothing is lost.
 
 By hand, for long: python -m support.killing EVENTS KILLS    (in tests/)
 """
