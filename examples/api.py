@@ -3,8 +3,8 @@
     REDIS_URL=redis://… uvicorn api:app
     curl -H "Authorization: Bearer sess_…" http://127.0.0.1:8000/me
 
-It needs `fastapi`, `uvicorn` and clerk-session-relay. 401: the session is not live. 503: Redis does not say;
-whoever can't be checked does not get in.
+It needs `fastapi`, `uvicorn` and clerk-session-feed. 401: the session is not live. 503: Redis can't say, and
+a request that can't be checked is refused.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ async def live_session(
     request: Request, bearer: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]
 ) -> str:
     """Return the id of the request's session."""
-    # This takes the client's word for it. HERE a real API verifies Clerk's token, and takes its `sid`:
+    # This trusts the client. A real API verifies Clerk's token HERE, and takes its `sid`:
     # https://clerk.com/docs/guides/sessions/manual-jwt-verification
     session_id = bearer.credentials
     feed: AsyncSessionFeed = request.state.feed
@@ -34,7 +34,7 @@ async def live_session(
         if await feed.is_live(session_id):
             return session_id
     except RedisError:
-        raise HTTPException(503, "Nobody knows whether the session is live", {"Retry-After": "1"}) from None
+        raise HTTPException(503, "It is unknown whether the session is live", {"Retry-After": "1"}) from None
     raise HTTPException(401, "The session is not live", {"WWW-Authenticate": "Bearer"})
 
 

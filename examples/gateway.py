@@ -3,8 +3,8 @@
     REDIS_URL=redis://… PORT=8765 python gateway.py
     python -m websockets "ws://127.0.0.1:8765/?session_id=sess_…"
 
-It needs `websockets` and clerk-session-relay. Whatever a client says comes back to it; a session that is not
-live is refused. Sessions that run out are closed, too, where `session-relay expire` runs.
+It needs `websockets` and clerk-session-feed. It sends back what a client sends, and refuses a session that is
+not live. If `session-relay expire` runs, it also closes the sockets of sessions that expire.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from websockets.frames import CloseCode
 from websockets.protocol import State
 
 NOT_LIVE = 4401
-"""For browsers: their scripts see the code that closes a socket, and never the status that refuses one."""
+"""For browsers: scripts see the code that closes a socket, but not the status of a refused handshake."""
 
 
 def session_of(socket: ServerConnection) -> str:
-    # This takes the client's word for it. HERE a real gateway verifies Clerk's token, and takes its `sid`:
+    # This trusts the client. A real gateway verifies Clerk's token HERE, and takes its `sid`:
     # https://clerk.com/docs/guides/sessions/manual-jwt-verification
     path = socket.request.path if socket.request else ""
     return parse_qs(urlsplit(path).query).get("session_id", [""])[0]
@@ -38,21 +38,21 @@ class Gateway:
 
     async def serve(self, socket: ServerConnection) -> None:
         session_id = session_of(socket)
-        # First listed, then checked. A session that ends before the check is refused by it; one that ends
-        # later comes up in `watch`, which has followed since before the first client came, and finds the
-        # socket listed. The other way round, an end in between would be seen by neither.
+        # First list the socket, then check the session. If the session ends before the check, the check
+        # refuses it. If it ends later, `watch` finds the socket listed. In the other order, an end in between
+        # would be noticed by neither.
         self._sockets[session_id].add(socket)
         try:
             if not await self._feed.is_live(session_id):
                 await socket.close(NOT_LIVE, "the session is not live")
             async for message in socket:
                 if socket.state is not State.OPEN:
-                    break  # whoever is told to go, and talks on, is not heard
+                    break  # the session has ended
                 await socket.send(message)
         except ConnectionClosed:
             pass
         except RedisError:
-            await socket.close(CloseCode.TRY_AGAIN_LATER, "nobody knows whether the session is live")
+            await socket.close(CloseCode.TRY_AGAIN_LATER, "it is unknown whether the session is live")
         finally:
             self._sockets[session_id].discard(socket)
             if not self._sockets[session_id]:
@@ -64,7 +64,7 @@ class Gateway:
                 async for update in self._feed.follow(after):
                     if not update.is_live:
                         self._drop(update.session.id)
-            except CursorLostError:  # it was away for longer than the stream reaches back
+            except CursorLostError:  # entries were trimmed before they were read
                 after = await self._feed.now()
                 for session_id in list(self._sockets):
                     if not await self._feed.is_live(session_id):
@@ -72,12 +72,12 @@ class Gateway:
 
     def _drop(self, session_id: str) -> None:
         for socket in self._sockets.get(session_id, ()):
-            # Nobody waits for it: a client that does not answer would keep the others connected.
+            # In a task of its own: a client that does not respond must not delay the others.
             self._tasks.create_task(socket.close(NOT_LIVE, "the session has ended"))
 
 
 async def main() -> None:
-    # If `watch` fails, the group ends the server: better no gateway than one that hears of no end.
+    # If `watch` fails, the group stops the server, which would no longer notice the end of a session.
     async with AsyncSessionFeed.from_env() as feed, asyncio.TaskGroup() as tasks:
         gateway = Gateway(feed, tasks)
         watching = tasks.create_task(gateway.watch(await feed.now()))

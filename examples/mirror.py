@@ -3,8 +3,8 @@
     REDIS_URL=redis://… python mirror.py sessions.db NAME
     sqlite3 sessions.db "SELECT * FROM live_sessions"
 
-It needs clerk-session-relay. Run as many as you like, each with a NAME of its own, that it keeps when it
-starts again: each update goes to one of them, and what one leaves undone comes to another.
+It needs clerk-session-feed. Run as many as you like, each with a NAME of its own that stays the same after a
+restart. Each update goes to one of them; if that one dies, to another.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import sys
 
 from clerk_session_feed import SessionFeed, SessionUpdate
 
-# Rows stay when their session ends: an update that comes again, late, must find that there was a later one.
+# Rows stay when their session ends: an older update that comes late must not bring the session back.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
   id TEXT PRIMARY KEY, user_id TEXT NOT NULL, status TEXT NOT NULL, live INTEGER NOT NULL, expire_at INTEGER,
@@ -24,8 +24,8 @@ CREATE VIEW IF NOT EXISTS live_sessions AS
   SELECT id, user_id, expire_at FROM sessions
   WHERE live AND (expire_at IS NULL OR expire_at > strftime('%s', 'now') * 1000);
 """
-# Between workers there is no order, and after a crash updates come again: the greater cursor wins. Not the
-# revision: that one begins again at 1 if Redis lost the session, and a cursor has the time in it.
+# Between workers there is no order, and after a crash updates come again: the greater cursor wins. The
+# revision can't decide: it begins again at 1 if Redis lost the session.
 UPSERT = """
 INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET
@@ -44,12 +44,12 @@ def row(update: SessionUpdate) -> tuple[object, ...]:
 def main(path: str, name: str) -> None:
     with SessionFeed.from_env() as feed, contextlib.closing(sqlite3.connect(path)) as database:
         database.executescript(SCHEMA)
-        # The group begins with the state of every session; and again, if the stream is trimmed past it.
+        # The group begins with the state of every session, and does so again if it missed entries.
         for update in feed.consume("mirror", name, resync=True):
-            with database:  # commits, and only then is the next update asked for, which acknowledges this one
+            with database:  # commits; the update is acknowledged after that, when the next one is asked for
                 database.execute(UPSERT, row(update))
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # what is not acknowledged by then comes again
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an update that is not acknowledged comes again
     main(*sys.argv[1:])
