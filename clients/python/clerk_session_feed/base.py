@@ -62,7 +62,6 @@ class Feed(Generic[C]):
 
         Raises:
             ConfigurationError: With a line for each fault.
-
         """
         return cls(load(RedisSettings, {"redis_url": url, **settings}))
 
@@ -72,7 +71,6 @@ class Feed(Generic[C]):
 
         Raises:
             ConfigurationError: With a line for each fault.
-
         """
         return cls(RedisSettings.from_env())
 
@@ -114,7 +112,6 @@ class Feed(Generic[C]):
             slots: The partitions in each slot.
             on_reconnect: Called with the error before each new attempt to connect.
             options: Further arguments of `rules`.
-
         """
         made = [
             self._connection(self._settings, slot[0].keys.events, blocks=True, on_reconnect=on_reconnect)

@@ -64,7 +64,6 @@ def connect(
 
     Raises:
         ConfigurationError: If the URL can't be used.
-
     """
     with _refusing_unusable_options():
         options, locate = _options(url, key, tls_verify, timeout)

@@ -19,7 +19,6 @@ def whole_cursor(cursor: str) -> str:
 
     Raises:
         ValueError: If it is neither.
-
     """
     parts = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", cursor)
     if parts is None or any(int(part or 0) > MAX_PART for part in parts.groups()):

@@ -64,7 +64,6 @@ class SessionFeed(Feed[BlockingConnection]):
             redis.RedisError: If Redis can't say.
             UnreadableMessageError: If another version of the relay has written it.
             FeedClosedError: If the feed is closed.
-
         """
         return run(reads.get, self._sources(user_id), session_id)
 
@@ -80,7 +79,6 @@ class SessionFeed(Feed[BlockingConnection]):
         Raises:
             redis.RedisError: If Redis can't say: the session may be live or not.
             FeedClosedError: If the feed is closed.
-
         """
         return run(reads.is_live, self._sources(user_id), session_id)
 
@@ -101,7 +99,6 @@ class SessionFeed(Feed[BlockingConnection]):
         Raises:
             redis.RedisError: If Redis can't say.
             FeedClosedError: If the feed is closed.
-
         """
         return run(reads.now, self._sources())
 
@@ -131,7 +128,6 @@ class SessionFeed(Feed[BlockingConnection]):
             UnreadableMessageError: If another version of the relay has written a message.
             redis.RedisError: If another attempt can't help.
             FeedClosedError: If the feed is closed already.
-
         """
         return iterate(
             self._begin(stream.follow, self._by_slot(after), on_reconnect, stale=stale, resync=resync)
@@ -162,14 +158,13 @@ class SessionFeed(Feed[BlockingConnection]):
             after: Where the group begins if it does not exist; see `follow`.
             stale: See `follow`.
             resync: See `follow`.
+            on_reconnect: See `follow`.
             claim_after: Seconds after which what a consumer has not acknowledged goes to another; at least
                 twice what the loop's body ever takes.
-            on_reconnect: See `follow`.
 
         Raises:
             ValueError: If a name is empty, or `after` or `claim_after` can't be used.
             Exception: The errors of `follow`.
-
         """
         share = Group(group, name, claim_after)
         return iterate(

@@ -53,7 +53,6 @@ async def consume(  # noqa: C901  # a turn of a consumer, in its order
 
     Raises:
         CursorLostError: Unless `resync` is set: then the snapshots come again.
-
     """
     shares = [_Share(connection, partition, group, resync=resync) for partition in partitions]
     while True:
@@ -106,7 +105,6 @@ class _Share:
         delivered: The cursor up to which the group got entries.
         has_pending: Entries may be this consumer's already: from an earlier life, claimed, or in a response
             that got lost.
-
     """
 
     def __init__(self, connection: Connection, partition: Partition, group: Group, *, resync: bool) -> None:
@@ -132,7 +130,6 @@ class _Share:
 
         Raises:
             CursorLostError: If entries were trimmed, unless `resync` is set.
-
         """
         try:
             # In this order: the group may get more between the two.

@@ -35,7 +35,6 @@ def loads(text: bytes) -> Any:
 
     Raises:
         ValueError: If it is none.
-
     """
     decoded = text.decode()
     try:
@@ -59,7 +58,6 @@ def dumps(value: Any, at_most: int | None = None) -> str:
 
     Raises:
         ValueError: If it is longer, or has NaN or Infinity, which JSON does not have.
-
     """
     written: list[str] = []
     size = 0
@@ -85,16 +83,16 @@ _END: Final = object()
 
 def _members(container: dict[str, Any] | list[Any]) -> Iterator[tuple[str, Any]]:
     """Yield each member with the text before it, then _END with the closing bracket."""
-    opening, closing = "{}" if isinstance(container, dict) else "[]"
-    comma = opening
     if isinstance(container, dict):
-        for key, member in container.items():
-            yield f"{comma}{json.dumps(key, ensure_ascii=False)}:", member
-            comma = ","
+        opening, closing = "{}"
+        named = ((f"{json.dumps(name, ensure_ascii=False)}:", member) for name, member in container.items())
     else:
-        for member in container:
-            yield comma, member
-            comma = ","
+        opening, closing = "[]"
+        named = (("", member) for member in container)
+    before = opening
+    for name, member in named:
+        yield before + name, member
+        before = ","
     yield (closing if container else opening + closing), _END
 
 

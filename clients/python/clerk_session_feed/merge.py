@@ -16,7 +16,6 @@ async def merge(followers: Sequence[tuple[Connection, Updates]]) -> Updates:
 
     Args:
         followers: Updates, and the connection from which they come; it is closed at the end.
-
     """
     first, _ = followers[0]
     ready = first.new_queue()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo
@@ -18,7 +19,6 @@ def expect(default: Any, expected: str, **limits: Any) -> Any:
         default: its value if it is not set.
         expected: what has to be there, as a fault puts it after "is not".
         limits: as `pydantic.Field` has them.
-
     """
     return Field(default, description=expected, **limits)
 
@@ -66,17 +66,27 @@ class RedisSettings(KeySettings):
     def from_env(cls) -> "RedisSettings":
         """Read the relay's own variables, REDIS_URL and so on; an empty one counts as not set.
 
-        Variables of `.env` in the working directory count, too, where python-dotenv is installed.
+        A file `.env` in the working directory is read too, if python-dotenv is installed. The environment
+        wins.
 
         Raises:
             ConfigurationError: With a line for each fault.
-
         """
-        names = {name.upper(): name for name in cls.model_fields}
-        found = {**_dotenv(), **os.environ}
-        return load(
-            cls, {names[key.upper()]: value for key, value in found.items() if value and key.upper() in names}
-        )
+        in_file: Mapping[str, str | None] = {}
+        unread = ""
+        try:
+            from dotenv import dotenv_values  # noqa: PLC0415  # optional
+        except ImportError:
+            if Path(".env").exists():
+                unread = ". The file .env is not read: python-dotenv is not installed"
+        else:
+            in_file = dotenv_values(".env", encoding="utf-8-sig")  # some editors begin a file with a BOM
+        found = {name.lower(): value for name, value in {**in_file, **os.environ}.items() if value}
+        try:
+            return load(cls, {name: value for name, value in found.items() if name in cls.model_fields})
+        except ConfigurationError as error:
+            lines = [line + unread if " is missing" in line else line for line in error.faults]
+            raise ConfigurationError(lines) from None
 
 
 S = TypeVar("S", bound=BaseModel)
@@ -87,7 +97,6 @@ def load(kind: type[S], values: Mapping[str, Any]) -> S:
 
     Raises:
         ConfigurationError: With a line for each fault.
-
     """
     try:
         return kind(**values)
@@ -104,7 +113,6 @@ def faults(
         kind: what was to be made.
         error: what pydantic raised.
         misspelt: returns a variable that may be meant for one that is missing.
-
     """
     lines = []
     for fault in error.errors(include_url=False, include_context=False, include_input=False):
@@ -126,11 +134,3 @@ def _explain(
     default = str(field.default).lower() if isinstance(field.default, bool) else field.default
     instead = "" if default is None else f", for {default}"
     return f"is not {field.description}: correct it, or leave it out{instead}"
-
-
-def _dotenv() -> dict[str, str | None]:
-    try:
-        from dotenv import dotenv_values  # noqa: PLC0415  # optional
-    except ImportError:
-        return {}
-    return dotenv_values(".env", encoding="utf-8-sig")  # some editors begin a file with a mark (BOM)

@@ -91,7 +91,6 @@ async def follow(
 
     Raises:
         CursorLostError: Unless `resync` is set: then the snapshots come again.
-
     """
     awake = list(partitions)
     while True:
@@ -155,7 +154,6 @@ async def newest(ask: Callable[..., Awaitable[list[Any]]], events: str) -> str:
     Args:
         ask: `ask` or `ask_twice` of a connection.
         events: The stream's key.
-
     """
     (entries,) = await ask(("XREVRANGE", events, "+", "-", "COUNT", 1))
     return entries[0][0].decode() if entries else NOTHING
@@ -168,7 +166,6 @@ def is_trimmed_past(cursor: str, stream: dict[bytes, Any], *, if_unknown: bool =
         cursor: How far the stream was read.
         stream: The response to XINFO STREAM.
         if_unknown: What to return for Redis 6.2, which does not count what was ever added.
-
     """
     first = stream.get(b"first-entry")
     if cursor == START or not first or position(first[0].decode()) <= position(cursor):

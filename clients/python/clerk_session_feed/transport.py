@@ -51,7 +51,6 @@ class Connection(abc.ABC):
 
     Attributes:
         connections: Number of connections made so far. A new one may lead to another server.
-
     """
 
     _connect: ClassVar[Callable[..., Any]]
@@ -70,7 +69,6 @@ class Connection(abc.ABC):
             key: A key to be read; it decides which node of a cluster is asked.
             blocks: Whether commands wait for something new.
             on_reconnect: Called with the error before each new attempt to connect.
-
         """
         self.connections = 0
         self._timeout = settings.redis_timeout + (BLOCK_MS / 1000 if blocks else 0)
@@ -119,7 +117,6 @@ class Connection(abc.ABC):
         Raises:
             redis.RedisError: If there is no response, or one of them is an error.
             FeedClosedError: If the connection is closed, or was closed meanwhile.
-
         """
         # Not with a blocking pool of redis-py: that of version 5 loses connections when a task is cancelled.
         if not await self._acquire():
@@ -144,7 +141,6 @@ class Connection(abc.ABC):
         Raises:
             redis.RedisError: If another attempt can't help.
             FeedClosedError: See `execute`.
-
         """
         return await self._persist(self.execute, *commands)
 
@@ -154,7 +150,6 @@ class Connection(abc.ABC):
         Raises:
             redis.RedisError: If the second attempt fails too, or can't help.
             FeedClosedError: See `execute`.
-
         """
         try:
             return await self.execute(*commands)

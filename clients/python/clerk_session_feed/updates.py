@@ -57,7 +57,6 @@ def published(message: bytes, *, partition: int = 0, is_snapshot: bool = False) 
 
     Raises:
         UnreadableMessageError: If another version of the relay has written it.
-
     """
     read = _read(SessionMessage, message)
     return _update(read, "applied", read.cursor, message, partition=partition, is_snapshot=is_snapshot)
