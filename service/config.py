@@ -195,7 +195,6 @@ def load(kind: type[S], **overrides: Any) -> S:
 
     Raises:
         ConfigurationError: A setting is wrong or missing; with a line for each.
-
     """
     try:
         return kind(**overrides)

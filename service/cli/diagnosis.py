@@ -82,7 +82,6 @@ def check_info(info: dict[str, Any], web: int, expiry: int, min_replicas: int) -
         web: Connections that all web workers of a release make to this server.
         expiry: Connections that one expiry worker makes to it.
         min_replicas: REDIS_MIN_REPLICAS.
-
     """
     version = info.get("redis_version")
     if version is None:

@@ -42,7 +42,6 @@ def run() -> Iterator[EmbeddedRedis]:
 
     Raises:
         StartError: Neither is there, or it does not start.
-
     """
     binary = shutil.which("redis-server")
     with run_server(binary) if binary else run_stand_in() as server:
@@ -55,7 +54,6 @@ def run_server(binary: str, options: Sequence[str] = (), port: int | None = None
 
     Raises:
         StartError: It does not start.
-
     """
     with tempfile.TemporaryDirectory(prefix="session-relay-redis-") as directory:
         chosen = port or _free_port()
@@ -76,7 +74,6 @@ def run_stand_in() -> Iterator[EmbeddedRedis]:
 
     Raises:
         StartError: fakeredis, or lupa, which runs Lua for it, is not installed.
-
     """
     try:
         import lupa  # type: ignore[import-untyped]  # noqa: F401, PLC0415  # fakeredis needs it for Lua

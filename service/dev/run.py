@@ -46,7 +46,6 @@ def run(settings: DevSettings, *, simulate: bool, console: Console) -> None:
     Raises:
         StartError: Redis or the service does not start, or the service ends by itself.
         ConfigurationError: PORT is taken, or HOST is no address of this machine.
-
     """
     # An event, not an exception: an exception between the start of a process and the `with` that ends it
     # would leave the process behind.

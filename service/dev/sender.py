@@ -81,7 +81,6 @@ def send(
         shuffle: Send them in random order.
         forge: Sign each with a new secret, which the receiver can't know.
         rate: Deliveries per second at most.
-
     """
     queue = [delivery for delivery in deliveries for _ in range(2 if duplicate else 1)]
     if shuffle:

@@ -84,7 +84,6 @@ def with_values(event: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]
 
     Raises:
         KeyError: A path leads through something that is no object.
-
     """
     event = copy.deepcopy(event)
     for path, value in values.items():
