@@ -44,7 +44,6 @@ class Ingest:
             MalformedEventError: The body is not an event.
             StoreUnavailableError: Redis did not take it in time.
             TimeoutError: The body is large, and no thread was free to read it in time.
-
         """
         event = read_body(delivery.body, self._read, delivery, info or DeliveryInfo())
         if isinstance(event, Ignored):

@@ -111,7 +111,6 @@ def wait(future: Any, timeout: float | None = None) -> Any:
 
     Raises:
         TimeoutError: The time is over; the future is cancelled.
-
     """
     current = getcurrent()
     if not isinstance(current, _LoopGreenlet):
@@ -145,7 +144,6 @@ def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
     Raises:
         TimeoutError: The function has not returned by the greenlet's deadline.
-
     """
     current = getcurrent()
     if not isinstance(current, _LoopGreenlet):
@@ -167,7 +165,6 @@ def await_only(awaitable: Awaitable[T]) -> T:
 
     Raises:
         RuntimeError: The caller does not run in a greenlet on an event loop.
-
     """
     current = getcurrent()
     if not isinstance(current, _LoopGreenlet):

@@ -28,7 +28,6 @@ class Body(io.BytesIO):
 
         Raises:
             RelayError: The body did not arrive whole, or it is too large.
-
         """
         if self.fault is not None:
             raise self.fault

@@ -60,7 +60,6 @@ class RelayFlask(Flask):
         store: where state is kept.
         access_log: records what became of each delivery.
         fast_lane: processes deliveries without Flask's contexts where nothing observes those.
-
     """
 
     request_class = RelayRequest
@@ -130,7 +129,6 @@ def create_app(settings: Settings | None = None, store: SessionStore | None = No
 
     Raises:
         ConfigurationError: A setting is missing or wrong.
-
     """
     if settings is None:
         settings = load(Settings)

@@ -18,7 +18,6 @@ def create_health(store: SessionStore, metrics_token: str) -> Blueprint:
     Args:
         store: is asked whether Redis is there.
         metrics_token: the Bearer token that /metrics requires; none if empty.
-
     """
     health = Blueprint("health", __name__)
 

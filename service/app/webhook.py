@@ -44,7 +44,6 @@ class Webhook:
 
         Raises:
             RelayError: The delivery is refused, or Redis did not take it. Any other exception is a bug.
-
         """
         started = time.perf_counter()
         info = DeliveryInfo()

@@ -42,7 +42,6 @@ def parse(
 
     Raises:
         MalformedEventError: The body is not a JSON object with a string `type`.
-
     """
     try:
         envelope = _load(body)

@@ -51,7 +51,6 @@ class Verifier:
 
         Raises:
             SignatureError: The signature is missing, malformed, too old or wrong. Nothing else is raised.
-
         """
         family, names = _FAMILIES[0] if any(map(headers.get, _FAMILIES[0][1])) else _FAMILIES[1]
         message_id, timestamp, signature = (headers.get(name) or "" for name in names)

@@ -26,7 +26,6 @@ def expiry_of(
 
     Raises:
         ValueError: The id or the state was not written by this version of the relay.
-
     """
     if not ID.fullmatch(session_id):
         raise ValueError("it is not an id of a session")

@@ -75,7 +75,6 @@ class ExpiryWorker:
 
         Raises:
             redis.RedisError: Trying again is no use: the password is wrong, or rights are missing.
-
         """
         # All threads block the signals, and this one waits for them. So no handler interrupts anything, and a
         # second signal does not kill a process that is about to end.
@@ -175,7 +174,6 @@ class ExpiryWorker:
         Raises:
             redis.RedisError: The batch could not be read.
             StoreUnavailableError: Redis failed; the whole batch was tried nevertheless.
-
         """
         due = partition.client.zrangebyscore(partition.keys.expiry, "-inf", now_ms, start=offset, num=BATCH)
         ids = [each.decode(errors="backslashreplace") for each in due]

@@ -48,7 +48,6 @@ class FlaskBridge:
 
     Args:
         app: what `create_app()` returned; hooks, routes and middleware may have been added.
-
     """
 
     def __init__(self, app: "RelayFlask") -> None:

@@ -127,7 +127,6 @@ def serve(settings: Settings, factory: str = DEFAULT_FACTORY) -> None:
 
     Raises:
         ConfigurationError: The settings or the factory can't work.
-
     """
     # What is wrong with the URL is reported once, not by each worker.
     connect(settings.redis_url.get_secret_value())
@@ -190,7 +189,6 @@ def listen(host: str, port: int) -> socket.socket:
 
     Raises:
         ConfigurationError: The address is unusable or taken.
-
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

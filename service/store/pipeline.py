@@ -82,7 +82,6 @@ class Pipeline:
             scripts: sources to load on each connection.
             timeout: seconds, for connecting and for one round trip.
             min_replicas: how many replicas must confirm a batch before its replies count (`WAIT`).
-
         """
         self._scripts = tuple(scripts)
         self._connect = connect
@@ -131,7 +130,6 @@ class Pipeline:
 
         Raises:
             StoreUnavailableError: Redis did not run the command in time; raised here, or by the future.
-
         """
         future = new_future(self._loop)
         with self._lock:

@@ -33,7 +33,6 @@ class Script:
 
         Raises:
             TypeError: A name is missing or unknown.
-
         """
         try:
             if len(values) == self._count:

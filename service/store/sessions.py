@@ -96,7 +96,6 @@ class SessionStore:
 
         Returns:
             `applied`, `duplicate` or `stale`.
-
         """
         session = change.session
         new = NewState(
@@ -158,7 +157,6 @@ class SessionStore:
 
         Raises:
             DeadLettersFullError: DEAD_LETTER_MAX are kept already.
-
         """
         dead_letter = {
             "id": delivery.id,

@@ -39,7 +39,6 @@ class AccessLog:
             info: what is known of the delivery.
             seconds: how long it took, from the complete request.
             result: its outcome, or why there is none.
-
         """
         if isinstance(result, RelayError):
             entry = _Entry(info, seconds, metrics.outcome_of(result.status), result.code)

@@ -131,7 +131,6 @@ def count_redis_error(name: str) -> None:
 
     Args:
         name: redis-py's exception class, or the first word of Redis' error; unknown ones count as `other`.
-
     """
     _REDIS_ERRORS.get(name, _REDIS_ERRORS[OTHER]).inc()
 
@@ -185,7 +184,6 @@ def render(dead_letters: int | None = None, expiry_lag: float | None = None) -> 
     Args:
         dead_letters: how many are stored; None if Redis did not answer.
         expiry_lag: seconds since the session that is longest overdue should have expired; None as above.
-
     """
     registry = CollectorRegistry()
     if _IS_SHARED:

@@ -27,7 +27,6 @@ def round_trip(contexts: Sequence[Any]) -> Iterator[None]:
 
     Args:
         contexts: for each command, what `current_context` returned when it was submitted.
-
     """
     traced = [context for context in contexts if context is not None]
     trace: Any = sys.modules.get("opentelemetry.trace")
