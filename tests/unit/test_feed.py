@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from clerk_session_feed import CursorLostError, FeedClosedError, SessionFeed, connections
 from clerk_session_feed.errors import ConfigurationError
+from clerk_session_feed.transport import BlockingConnection
 from support.constants import NO_REDIS
 
 
@@ -50,6 +51,6 @@ def test_what_begins_while_the_feed_is_closed_is_closed_too(monkeypatch: pytest.
         feed.close()
         return connect(*arguments, **named)
 
-    monkeypatch.setattr(connections, "connect", close_meanwhile)
+    monkeypatch.setattr(BlockingConnection, "_connect", staticmethod(close_meanwhile))
     with pytest.raises(FeedClosedError):
         feed.follow()

@@ -105,14 +105,7 @@ class Feed(Generic[C]):
         on_reconnect: OnReconnect,
         **options: Any,
     ) -> Updates:
-        """Return the updates of all slots, each read over a connection of its own.
-
-        Args:
-            rules: What to read: a function of `stream` or `group`.
-            slots: The partitions in each slot.
-            on_reconnect: Called with the error before each new attempt to connect.
-            options: Further arguments of `rules`.
-        """
+        """Return what the rules yield for all slots, each over a connection of its own."""
         made = [
             self._connection(self._settings, slot[0].keys.events, blocks=True, on_reconnect=on_reconnect)
             for slot in slots

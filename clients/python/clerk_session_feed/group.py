@@ -51,8 +51,7 @@ async def consume(  # noqa: C901  # a turn of a consumer, in its order
 
     The cursor of a partition says where a group begins that does not exist; None: with the snapshots.
 
-    Raises:
-        CursorLostError: Unless `resync` is set: then the snapshots come again.
+    Raises CursorLostError, unless `resync` is set: then the snapshots come again.
     """
     shares = [_Share(connection, partition, group, resync=resync) for partition in partitions]
     while True:
@@ -126,11 +125,7 @@ class _Share:
         self._claims_from = b"0-0"
 
     async def find_gap(self) -> _Gap | None:
-        """Return what the group lacks: itself, or entries that were trimmed before it got them.
-
-        Raises:
-            CursorLostError: If entries were trimmed, unless `resync` is set.
-        """
+        """Return what the group lacks: itself, or entries that were trimmed before it got them."""
         try:
             # In this order: the group may get more between the two.
             (stream,) = await self._ask(("XINFO", "STREAM", self._events))

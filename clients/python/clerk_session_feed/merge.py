@@ -13,9 +13,6 @@ async def merge(followers: Sequence[tuple[Connection, Updates]]) -> Updates:
     """Yield from all as updates come.
 
     Each follower has a thread, or a task, which goes on when its last update is done with.
-
-    Args:
-        followers: Updates, and the connection from which they come; it is closed at the end.
     """
     first, _ = followers[0]
     ready = first.new_queue()

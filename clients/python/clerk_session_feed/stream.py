@@ -89,8 +89,7 @@ async def follow(
 ) -> Updates:
     """Yield the snapshots of partitions without a cursor, then every entry behind the cursors; never end.
 
-    Raises:
-        CursorLostError: Unless `resync` is set: then the snapshots come again.
+    Raises CursorLostError, unless `resync` is set: then the snapshots come again.
     """
     awake = list(partitions)
     while True:
@@ -149,12 +148,7 @@ async def _read_on(connection: Connection, partition: Partition, *, resync: bool
 
 
 async def newest(ask: Callable[..., Awaitable[list[Any]]], events: str) -> str:
-    """Return the cursor at the end of a stream.
-
-    Args:
-        ask: `ask` or `ask_twice` of a connection.
-        events: The stream's key.
-    """
+    """Return the cursor at the end of a stream. ask: `ask` or `ask_twice` of a connection."""
     (entries,) = await ask(("XREVRANGE", events, "+", "-", "COUNT", 1))
     return entries[0][0].decode() if entries else NOTHING
 
@@ -162,10 +156,7 @@ async def newest(ask: Callable[..., Awaitable[list[Any]]], events: str) -> str:
 def is_trimmed_past(cursor: str, stream: dict[bytes, Any], *, if_unknown: bool = False) -> bool:
     """Tell whether something behind the cursor was removed.
 
-    Args:
-        cursor: How far the stream was read.
-        stream: The response to XINFO STREAM.
-        if_unknown: What to return for Redis 6.2, which does not count what was ever added.
+    stream: the response to XINFO STREAM. if_unknown: for Redis 6.2, which does not count what was ever added.
     """
     first = stream.get(b"first-entry")
     if cursor == START or not first or position(first[0].decode()) <= position(cursor):

@@ -62,14 +62,7 @@ class Connection(abc.ABC):
     def __init__(
         self, settings: RedisSettings, key: str, *, blocks: bool, on_reconnect: OnReconnect = log_reconnect
     ) -> None:
-        """Make a client.
-
-        Args:
-            settings: Where Redis is.
-            key: A key to be read; it decides which node of a cluster is asked.
-            blocks: Whether commands wait for something new.
-            on_reconnect: Called with the error before each new attempt to connect.
-        """
+        """Make a client for the server that holds the key. blocks: whether commands wait for news."""
         self.connections = 0
         self._timeout = settings.redis_timeout + (BLOCK_MS / 1000 if blocks else 0)
         self._permits: Any = self._semaphore(READ_CONNECTIONS)
@@ -136,21 +129,11 @@ class Connection(abc.ABC):
         return responses
 
     async def ask(self, *commands: Command) -> list[Any]:
-        """Return the responses, however many attempts it takes.
-
-        Raises:
-            redis.RedisError: If another attempt can't help.
-            FeedClosedError: See `execute`.
-        """
+        """Return the responses, however many attempts it takes. Raises an error that no attempt can help."""
         return await self._persist(self.execute, *commands)
 
     async def ask_twice(self, *commands: Command) -> list[Any]:
-        """Return the responses. A second attempt is made where the first may have met a dead connection.
-
-        Raises:
-            redis.RedisError: If the second attempt fails too, or can't help.
-            FeedClosedError: See `execute`.
-        """
+        """Return the responses. If the first attempt may have met a dead connection, make a second one."""
         try:
             return await self.execute(*commands)
         except redis.RedisError as error:
