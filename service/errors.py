@@ -35,55 +35,41 @@ class SignatureError(RelayError):
 
 
 class MissingSignatureError(SignatureError):
-    code = "missing_signature"
-    title = "Signature headers are missing"
+    code, title = "missing_signature", "Signature headers are missing"
 
 
 class MalformedSignatureError(SignatureError):
-    code = "malformed_signature"
-    title = "A signature header is malformed"
+    code, title = "malformed_signature", "A signature header is malformed"
 
 
 class TimestampOutOfToleranceError(SignatureError):
-    code = "timestamp_out_of_tolerance"
-    title = "The signature's timestamp is too far from now"
+    code, title = "timestamp_out_of_tolerance", "The signature's timestamp is too far from now"
 
 
 class InvalidSignatureError(SignatureError):
-    code = "invalid_signature"
-    title = "The signature does not match"
+    code, title = "invalid_signature", "The signature does not match"
 
 
 class MalformedEventError(RelayError):
-    status = 400
-    code = "malformed_event"
-    title = "The body is not an event"
+    status, code, title = 400, "malformed_event", "The body is not an event"
 
 
 class BadRequestError(RelayError):
-    status = 400
-    code = "bad_request"
-    title = "The request can't be read"
+    status, code, title = 400, "bad_request", "The request can't be read"
 
 
 class UnauthorizedError(RelayError):
-    status = 401
-    code = "unauthorized"
-    title = "This needs a token"
+    status, code, title = 401, "unauthorized", "This needs a token"
     # https://www.rfc-editor.org/rfc/rfc9110#section-15.5.2
     headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
 
 class NotFoundError(RelayError):
-    status = 404
-    code = "not_found"
-    title = "Not found"
+    status, code, title = 404, "not_found", "Not found"
 
 
 class MethodNotAllowedError(RelayError):
-    status = 405
-    code = "method_not_allowed"
-    title = "This method is not allowed here"
+    status, code, title = 405, "method_not_allowed", "This method is not allowed here"
 
     def __init__(self, allowed: Iterable[str]) -> None:
         names = ", ".join(allowed)
@@ -92,42 +78,31 @@ class MethodNotAllowedError(RelayError):
 
 
 class RequestTimeoutError(RelayError):
-    status = 408
-    code = "request_timeout"
-    title = "The request did not arrive in time"
+    status, code, title = 408, "request_timeout", "The request did not arrive in time"
 
 
 class LengthRequiredError(RelayError):
-    status = 411
-    code = "length_required"
-    title = "The request has no Content-Length"
+    status, code, title = 411, "length_required", "The request has no Content-Length"
 
 
 class BodyTooLargeError(RelayError):
-    status = 413
-    code = "body_too_large"
-    title = "The body is too large"
+    status, code, title = 413, "body_too_large", "The body is too large"
 
 
 class UnsupportedEncodingError(RelayError):
-    status = 415
-    code = "unsupported_encoding"
-    title = "This content encoding is not supported"
+    status, code, title = 415, "unsupported_encoding", "This content encoding is not supported"
 
 
 class StoreUnavailableError(RelayError):
     """Redis did not store the event, or did not confirm it in time. The sender will deliver it again."""
 
-    status = 503
-    code = "store_unavailable"
-    title = "The event can't be stored now"
+    status, code, title = 503, "store_unavailable", "The event can't be stored now"
     # Svix retries a 503 after about 5 s, and a 429 after a minute or more.
     headers = MappingProxyType({"Retry-After": "5"})
 
 
 class DeadLettersFullError(StoreUnavailableError):
-    code = "dead_letters_full"
-    title = "There is no room for another dead letter"
+    code, title = "dead_letters_full", "There is no room for another dead letter"
 
 
 class StartError(Exception):

@@ -1,7 +1,7 @@
 """The HTTP endpoints as OpenAPI 3.1; outcomes and problems are derived from `models` and `errors`."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Final, get_args, get_type_hints
 
@@ -26,7 +26,8 @@ _OUTCOMES: Final = {
 
 def document() -> Schema:
     """Return the OpenAPI document of the service."""
-    every = list(_errors(RelayError))
+    with_code = errors.errors_with_code()
+    every = [each for each in with_code if each is not RelayError and each.__module__ == errors.__name__]
     refused = [error for error in every if error is not UnauthorizedError]
     outcomes = [Outcome(name) for name in get_args(get_type_hints(Outcome)["outcome"])]
     return {
@@ -154,14 +155,6 @@ def _outcome_responses(outcomes: Iterable[Outcome]) -> Schema:
         schema = _one_of(f"Outcome_{name}" for name in names)
         responses |= _response(str(status), f"Genuine: {', '.join(names)}", schema)
     return responses
-
-
-def _errors(kind: type[RelayError]) -> Iterator[type[RelayError]]:
-    """Return the errors that have a code of their own."""
-    for error in kind.__subclasses__():
-        if error.__module__ == errors.__name__ and "code" in vars(error):
-            yield error
-        yield from _errors(error)
 
 
 def _problem(error: type[RelayError]) -> Schema:
