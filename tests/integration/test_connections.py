@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import gc
+import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, Final
 
 import pytest
 import redis
+from clerk_session_feed import connections
 from clerk_session_feed.connections import connect, connect_async
 from support.certificates import make_certificates, with_certificate
 from support.clock import eventually
@@ -384,3 +387,29 @@ def test_no_tls_to_a_server_that_wants_it_is_refused(start_tls: Callable[[str], 
     url = start_tls("own").replace("rediss://", "redis://")
 
     assert outcome_of_a_delivery(url, redis_timeout=1) == "store_unavailable"
+
+
+def test_several_may_ask_for_the_primary_at_once() -> None:
+    """Each asks the next host first; the list of them is never empty on the way."""
+    hosts = [("127.0.0.1", 1)]
+    options = {"socket_timeout": 1, "socket_connect_timeout": 1}
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    errors: list[BaseException] = []
+
+    def ask() -> None:
+        for _ in range(100):
+            try:
+                connections._locate(hosts, options, lambda *_: ("127.0.0.1", 2))
+            except BaseException as error:  # noqa: BLE001  # the test looks at it
+                errors.append(error)
+
+    try:
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert errors == []

@@ -6,6 +6,9 @@ import subprocess
 from typing import Any, NoReturn
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("quick", max_examples=20)  # of `make test-unit`; `make test` tries more
 
 
 @pytest.fixture(autouse=True)

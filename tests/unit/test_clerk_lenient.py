@@ -176,7 +176,7 @@ def test_the_spelling_of_the_wire_wins_even_where_it_is_odd() -> None:
 # What is not read.
 
 UNREAD: Final = (
-    *(("[" * 100_000 + "]" * 100_000), '{"a":' * 50_000 + "{}" + "}" * 50_000),
+    *(("[" * 2_000 + "]" * 2_000), '{"a":' * 2_000 + "{}" + "}" * 2_000),
     *(
         '"\\ud800"',
         '{"\\udfff":"\\udc00"}',
@@ -210,7 +210,7 @@ def test_nothing_in_a_field_that_is_not_read_costs_an_event(path: str, unread: s
 def test_the_deepest_nesting_where_another_type_belongs_is_just_another_type(
     path: str, becomes: str | None
 ) -> None:
-    deep = "[" * 100_000 + "]" * 100_000
+    deep = "[" * 2_000 + "]" * 2_000
     assert reason(json.dumps(event({path: "HERE"})).replace('"HERE"', deep).encode()) == becomes
 
 

@@ -22,6 +22,8 @@ READERS: Final = (
     pytest.param(_loads_without_recursion, id="without recursion"),
 )
 MAX_DIGITS: Final = 4300
+DEEP: Final = 12_000
+"""Levels; more than any of Python's limits on recursion."""
 
 
 def reading(reader: Reader, text: str) -> str:
@@ -202,21 +204,18 @@ def test_lone_surrogates_are_read(reader: Reader, text: str, value: object) -> N
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), (' [ {"a": ', " } ] ")])
-def test_nesting_as_deep_as_a_body_allows_is_read(reader: Reader, opening: str, closing: str) -> None:
-    depth = 1_048_576 // len(opening + closing) - 20
-    value = reader(f'[{opening * depth}"deep"{closing * depth}, "after"]')
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), (' [0, {"a": ', " }, 1] ")])
+def test_nesting_however_deep_is_read_and_written(reader: Reader, opening: str, closing: str) -> None:
+    depth = DEEP // len(opening.split())
+    text = f'{opening * depth}"deep"{closing * depth}'
+    value = reader(f'[{text}, "after"]')
     assert value[1] == "after"
-    levels, inner = 0, value[0]
-    while inner != "deep":
-        inner = inner["a"] if isinstance(inner, dict) else inner[0]
-        levels += 1
-    assert levels == depth * (opening.count("[") + opening.count("{"))
+    assert dumps(value[0]) == text.replace(" ", "")
 
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"a":' * 100_000, "[" * 100_000 + "]" * 99_999], ids=["[", "{", "[]"]
+    "text", ["[" * DEEP, '{"a":' * DEEP, "[" * DEEP + "]" * (DEEP - 1)], ids=["[", "{", "[]"]
 )
 def test_deep_nesting_that_is_not_closed_is_refused(reader: Reader, text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
@@ -237,9 +236,3 @@ def test_a_value_is_written_as_the_standard_library_writes_it_compactly(text: st
     value = json.loads(text)
     compact = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     assert written(dumps, value) == written(compact.encode, value)
-
-
-@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ('[0,{"a":', "},1]")])
-def test_nesting_however_deep_is_written(opening: str, closing: str) -> None:
-    text = f'{opening * 20_000}"deep"{closing * 20_000}'
-    assert dumps(_loads_without_recursion(text)) == text
