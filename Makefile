@@ -1,6 +1,6 @@
 # make run    the relay with nothing set up: its own Redis, its own secret, sample deliveries
 # make test   the whole test suite
-# make test-unit  its part without Redis, sockets and processes (seconds)
+# make test-unit  the tests without Redis, sockets and processes (seconds)
 # make soak   every fault of production in one long load, and the counts at its end (one minute)
 # make lint   style, types and the direction of imports
 # make schemas  write docs/schema anew, after a change of what is published or answered

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 from clerk_session_feed.lenient_json import loads
-
-MAX_BODY_BYTES = 1_048_576
+from support.constants import MAX_BODY_BYTES
 
 
 def depth_of(value: Any) -> int:

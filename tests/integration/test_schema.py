@@ -8,7 +8,7 @@ from support.constants import EVENTS_KEY, NOW_MS, SESSION_KEY
 from support.events import clerk_event
 from support.redis_clients import subscribed
 from support.relay import Relay, run_relay
-from support.schemas import PUBLISHED, faults, faults_held
+from support.schemas import PUBLISHED, faults, faults_stored
 
 from service.dev.embedded import EmbeddedRedis
 
@@ -31,7 +31,7 @@ def test_it_accepts_what_the_relay_publishes_holds_and_streams(
 
     assert [one["revision"] for one in messages] == list(range(1, len(messages) + 1))
     assert [faults(PUBLISHED, one) for one in messages] == [[]] * len(messages)
-    assert faults_held(client) == []
+    assert faults_stored(client) == []
     assert {fields["outcome"] for _, fields in client.xrange(EVENTS_KEY)} == {"applied", "stale"}
 
 
@@ -43,7 +43,7 @@ def test_the_check_of_what_redis_holds_notices(client: Any, relay: Relay) -> Non
     of_another_outcome = client.xadd(EVENTS_KEY, fields | {"outcome": "new"})
     with_a_cursor = client.xadd(EVENTS_KEY, fields | {"message": state})
 
-    places = {fault.split(": ")[0] for fault in faults_held(client)}
+    places = {fault.split(": ")[0] for fault in faults_stored(client)}
 
     client.flushall()
     assert places == {SESSION_KEY, f"{EVENTS_KEY} {of_another_outcome}", f"{EVENTS_KEY} {with_a_cursor}"}

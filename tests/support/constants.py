@@ -28,6 +28,9 @@ HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 86_400_000
 WEEK_S: Final = 604_800
 
+MAX_BODY_BYTES: Final = 1_048_576
+"""The default of that setting."""
+
 NO_REDIS: Final = "unix:///nonexistent/redis.sock"
 """Where nobody listens. Not a TCP port: somebody may listen there."""
 

@@ -1,4 +1,4 @@
-"""What is counted after a load: what Redis holds, what the sender was told, and what subscribers saw."""
+"""What is counted after a load: what Redis stores, what the sender was told, and what subscribers saw."""
 
 import collections
 import dataclasses
@@ -12,9 +12,9 @@ from support.constants import EVENTS_KEY, EXPIRY_KEY
 from support.lives import OPEN, Message, demanded
 from support.load import WORKERS, Load, Usage, await_connections
 from support.onlookers import CHANNEL, our_client
-from support.schemas import PUBLISHED, faults, faults_held
+from support.schemas import PUBLISHED, faults, faults_stored
 
-ANSWER_SECONDS: Final = 5.0
+RESPONSE_SECONDS: Final = 5.0
 HEALTH_SECONDS: Final = 1.0
 MORE_MEGABYTES: Final = 16.0
 """That a worker may have taken since the first fault: caches of its libraries fill up, and memory fragments."""
@@ -44,11 +44,11 @@ def count(load: Load) -> Counts:
     await_connections(load.redis, load.service)
     usage = load.usage()
     with our_client(load.redis.url) as client:
-        held = Held(client)
+        stored = Stored(client)
     sender = load.sender
     attempts = sender.attempts
     health = {watch.path: watch.answers for watch in load.watches}
-    applied = [entry for entry in held.entries if entry.revision is not None]
+    applied = [entry for entry in stored.entries if entry.revision is not None]
     was_there = load.killed_workers == load.moves == 0
     told: dict[str, object] = {
         "deliveries": len(sender.messages),
@@ -57,9 +57,9 @@ def count(load: Load) -> Counts:
         "attempts": len(attempts),
         **_rows(attempt.said for attempt in attempts),
         "acknowledged": len(sender.acknowledged),
-        "in the stream": len(held.entries),
+        "in the stream": len(stored.entries),
         "  applied": len(applied),
-        "  stale": len(held.entries) - len(applied),
+        "  stale": len(stored.entries) - len(applied),
         "subscriber: messages of applied events": sum(
             channel == CHANNEL for channel, _ in load.subscriber.messages
         ),
@@ -78,13 +78,13 @@ def count(load: Load) -> Counts:
         "deliveries taken that nobody was told of": len(taken := _taken_unanswered(load)),
     }
     wrong = {
-        **_wrong_in_stream(load, held),
-        **_wrong_states(load, held),
-        **_wrong_for_subscribers(load, held),
+        **_wrong_in_stream(load, stored),
+        **_wrong_states(load, stored),
+        **_wrong_for_subscribers(load, stored),
         "answers later than 5 s": [
             f"{attempt.message.id}: {attempt.seconds}"
             for attempt in attempts
-            if attempt.seconds > ANSWER_SECONDS
+            if attempt.seconds > RESPONSE_SECONDS
         ],
         "answers that are none of the contract's": [
             attempt.said
@@ -124,8 +124,8 @@ class Entry:
     """None: stale."""
 
 
-class Held:
-    """What Redis holds."""
+class Stored:
+    """What Redis stores."""
 
     def __init__(self, client: Any) -> None:
         self.entries = [
@@ -133,7 +133,7 @@ class Held:
             for cursor, fields in client.xrange(EVENTS_KEY)
             if (message := json.loads(fields["message"]))
         ]
-        self.schema_faults = faults_held(client)
+        self.schema_faults = faults_stored(client)
         self.sessions: dict[str, dict[str, str]] = {}
         self.user_sets: dict[str, dict[str, float]] = {}
         self.expiry: dict[str, float] = {}
@@ -182,10 +182,10 @@ def _taken_unanswered(load: Load) -> list[str]:
     return [id_ for id_ in unanswered - refused if id_ in first and first[id_].body["outcome"] == "duplicate"]
 
 
-def _wrong_in_stream(load: Load, held: Held) -> Wrong:
+def _wrong_in_stream(load: Load, stored: Stored) -> Wrong:
     sent = {message.id for message in load.sender.messages}
-    times = collections.Counter(entry.message_id for entry in held.entries)
-    place = {entry.message_id: (entry.cursor, entry.revision) for entry in held.entries}
+    times = collections.Counter(entry.message_id for entry in stored.entries)
+    place = {entry.message_id: (entry.cursor, entry.revision) for entry in stored.entries}
     answers = [attempt for attempt in load.sender.attempts if attempt.is_success]
     return {
         "sent, but never acknowledged": sorted(sent - set(load.sender.acknowledged)),
@@ -200,22 +200,22 @@ def _wrong_in_stream(load: Load, held: Held) -> Wrong:
     }
 
 
-def _wrong_states(load: Load, held: Held) -> Wrong:
+def _wrong_states(load: Load, stored: Stored) -> Wrong:
     demands = demanded(load.sender.messages)
     orders = {message.id: message.order for message in load.sender.messages}
     applied: dict[str, list[Entry]] = collections.defaultdict(list)
-    for entry in held.entries:
+    for entry in stored.entries:
         if entry.revision is not None:
             applied[entry.session_id].append(entry)
     return {
         "sessions in another state than their events demand": [
             session_id
-            for session_id in demands.keys() | held.sessions.keys()
-            if not _is_as_demanded(held.sessions.get(session_id), demands.get(session_id))
+            for session_id in demands.keys() | stored.sessions.keys()
+            if not _is_as_demanded(stored.sessions.get(session_id), demands.get(session_id))
         ],
         "sessions whose revision does not count the applied events": [
             session_id
-            for session_id, fields in held.sessions.items()
+            for session_id, fields in stored.sessions.items()
             if [entry.revision for entry in applied[session_id]]
             != list(range(1, int(fields["revision"]) + 1))
             or applied[session_id][-1].cursor != fields["cursor"]
@@ -232,11 +232,11 @@ def _wrong_states(load: Load, held: Held) -> Wrong:
             {
                 (str(message.session["user_id"]), session_id): _score(message)
                 for session_id, message in demands.items()
-                if held.sessions.get(session_id, {}).get("live") == "1"
+                if stored.sessions.get(session_id, {}).get("live") == "1"
             },
             {
                 (user_id, session_id): score
-                for user_id, scores in held.user_sets.items()
+                for user_id, scores in stored.user_sets.items()
                 for session_id, score in scores.items()
             },
         ),
@@ -246,10 +246,10 @@ def _wrong_states(load: Load, held: Held) -> Wrong:
                 for session_id, message in demands.items()
                 if message.status in OPEN and message.session["expire_at"] is not None
             },
-            held.expiry,
+            stored.expiry,
         ),
-        "keys without a TTL": held.without_ttl,
-        "keys that the contract does not know": held.unexpected,
+        "keys without a TTL": stored.without_ttl,
+        "keys that the contract does not know": stored.unexpected,
     }
 
 
@@ -280,12 +280,12 @@ def _score(message: Message) -> float:
     return float("inf") if expire_at is None else float(expire_at)
 
 
-def _differing(demanded: Mapping[Any, float], held: Mapping[Any, float]) -> list[str]:
-    return [str(key) for key in demanded.keys() | held.keys() if demanded.get(key) != held.get(key)]
+def _differing(demanded: Mapping[Any, float], stored: Mapping[Any, float]) -> list[str]:
+    return [str(key) for key in demanded.keys() | stored.keys() if demanded.get(key) != stored.get(key)]
 
 
-def _wrong_for_subscribers(load: Load, held: Held) -> Wrong:
-    place = {entry.message_id: (entry.cursor, entry.revision) for entry in held.entries}
+def _wrong_for_subscribers(load: Load, stored: Stored) -> Wrong:
+    place = {entry.message_id: (entry.cursor, entry.revision) for entry in stored.entries}
     ended: set[tuple[str, str]] = set()
     revisions: dict[tuple[str, str], int] = collections.defaultdict(int)
     risen, unordered, unknown = [], [], []
@@ -303,7 +303,7 @@ def _wrong_for_subscribers(load: Load, held: Held) -> Wrong:
             unknown.append(message["event"]["id"])
     return {
         "messages that break the schema": [
-            *held.schema_faults,
+            *stored.schema_faults,
             *(fault for _, message in load.subscriber.messages for fault in faults(PUBLISHED, message)),
         ],
         "sessions that subscribers saw go from ended to live": risen,

@@ -10,8 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-HOUR_MS: Final = 3_600_000
-DAY_MS: Final = 24 * HOUR_MS
+from support.constants import DAY_MS, HOUR_MS
 
 RANKS: Final = ("pending", "active", "abandoned", "expired", "replaced", "removed", "ended", "revoked")
 OPEN: Final = {"pending", "active"}
@@ -65,8 +64,8 @@ def demanded(messages: Sequence[Message]) -> dict[str, Message]:
     """Return the message that is the state of each session."""
     greatest: dict[str, Message] = {}
     for message in messages:
-        held = greatest.get(message.session_id)
-        if held is None or message.order > held.order:
+        stored = greatest.get(message.session_id)
+        if stored is None or message.order > stored.order:
             greatest[message.session_id] = message
     return greatest
 

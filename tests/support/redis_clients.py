@@ -17,15 +17,15 @@ def client_of(redis_url: str, **options: Any) -> Iterator[Any]:
 
 
 def contents(client: Any) -> dict[str, Any]:
-    """Return all that Redis holds, and which keys have a TTL; an empty stream holds nothing."""
+    """Return all that Redis stores, and which keys have a TTL; an empty stream holds nothing."""
     read = {
         "hash": client.hgetall,
         "zset": lambda key: client.zrange(key, 0, -1, withscores=True),
         "stream": client.xrange,
         "string": client.get,
     }
-    held = {key: (read[client.type(key)](key), client.pttl(key) >= 0) for key in client.scan_iter("*")}
-    return {key: value for key, value in held.items() if value[0]}
+    stored = {key: (read[client.type(key)](key), client.pttl(key) >= 0) for key in client.scan_iter("*")}
+    return {key: value for key, value in stored.items() if value[0]}
 
 
 def assert_sessions_and_users_expire(client: Any) -> None:
@@ -35,8 +35,8 @@ def assert_sessions_and_users_expire(client: Any) -> None:
 
 
 def assert_messages_keep_to_the_schema(client: Any) -> None:
-    """Those that Redis holds, that is; Subscriber looks at what is published."""
-    assert schemas.faults_held(client) == []
+    """Those that Redis stores, that is; Subscriber looks at what is published."""
+    assert schemas.faults_stored(client) == []
 
 
 class Subscriber:

@@ -51,7 +51,7 @@ def faults_in_stream(fields: dict[str, str]) -> list[str]:
     return faults(ENTRY, fields) + faults(STREAMED, _loads(fields["message"]))
 
 
-def faults_held(client: Any) -> list[str]:
+def faults_stored(client: Any) -> list[str]:
     """Check every state and every entry of a stream, whatever their prefix. client: one that speaks text."""
     found = []
     for key in client.scan_iter("*:session:*", _type="hash"):
@@ -62,7 +62,7 @@ def faults_held(client: Any) -> list[str]:
     return found
 
 
-def answer_faults(method: str, path: str, status: int, headers: Any, body: bytes) -> list[str]:
+def response_faults(method: str, path: str, status: int, headers: Any, body: bytes) -> list[str]:
     """Check an answer against the OpenAPI document. headers: with a `get`, by names in lower case."""
     # What is asked in another way than any operation is, is answered as the webhook's own operation says.
     operations = OPENAPI["paths"].get(path, {})
@@ -78,10 +78,10 @@ def answer_faults(method: str, path: str, status: int, headers: Any, body: bytes
         if value != header["schema"]["const"]:
             found.append(f"{name}: {value}")
     if media_type != "text/plain":
-        found += faults(_answers_of(json.dumps(content["schema"])), json.loads(body))
+        found += faults(_responses_of(json.dumps(content["schema"])), json.loads(body))
     return found
 
 
 @functools.cache
-def _answers_of(schema: str) -> jsonschema_rs.Draft202012Validator:
+def _responses_of(schema: str) -> jsonschema_rs.Draft202012Validator:
     return component(OPENAPI, json.loads(schema))

@@ -30,7 +30,9 @@ def _assert_described(response: httpx.Response) -> None:
     if request.method != "HEAD":
         body = response.read()
         headers = response.headers
-        faults = schemas.answer_faults(request.method, request.url.path, response.status_code, headers, body)
+        faults = schemas.response_faults(
+            request.method, request.url.path, response.status_code, headers, body
+        )
         assert faults == [], response.text
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from support.constants import DEAD_LETTERS_KEY, EVENTS_KEY, SECRET
+from support.constants import DEAD_LETTERS_KEY, EVENTS_KEY, MAX_BODY_BYTES, SECRET
+from support.events import IGNORED
 from support.raw_http import exchange, request_head
 from support.relay import make_settings
 from support.services import Endpoint, ServiceProcess, run_plain_wsgi
@@ -19,9 +20,6 @@ from support.signing import signature, signed
 
 from service.app.factory import create_app
 from service.dev import simulator
-
-MAX_BODY_BYTES = 1_048_576
-IGNORED = b'{"type":"user.created"}'
 
 
 def now_ms() -> int:

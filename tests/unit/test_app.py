@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 from clerk_session_feed.errors import ConfigurationError
-from support.constants import NO_REDIS
+from support.constants import MAX_BODY_BYTES, NO_REDIS
 from support.events import IGNORED
 from support.relay import make_settings
 from support.signing import signed
 from werkzeug.test import create_environ, run_wsgi_app
 
 from service.app.factory import create_app
-
-MAX_BODY_BYTES = 1_048_576
 
 
 class Endless(io.RawIOBase):

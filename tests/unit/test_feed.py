@@ -4,7 +4,7 @@ import pickle
 from typing import Any
 
 import pytest
-from clerk_session_feed import CursorLostError, FeedClosedError, SessionFeed, connections
+from clerk_session_feed import CursorLostError, FeedClosedError, SessionFeed, transport
 from clerk_session_feed.errors import ConfigurationError
 from clerk_session_feed.transport import BlockingConnection
 from support.constants import NO_REDIS
@@ -45,7 +45,7 @@ def test_an_error_survives_being_handed_to_another_process() -> None:
 
 def test_what_begins_while_the_feed_is_closed_is_closed_too(monkeypatch: pytest.MonkeyPatch) -> None:
     feed = SessionFeed.from_url(NO_REDIS)
-    connect = connections.connect
+    connect = transport.BlockingConnection._connect
 
     def close_meanwhile(*arguments: Any, **named: Any) -> Any:
         feed.close()

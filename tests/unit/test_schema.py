@@ -22,7 +22,7 @@ from support.constants import CLERK, NO_REDIS, PAYLOADS, ROOT
 from support.events import ABSENT, EVENT_PATHS, event
 from support.parsing import try_change
 from support.relay import make_settings
-from support.schemas import ASYNCAPI, ENTRY, OPENAPI, PUBLISHED, STREAMED, answer_faults, faults
+from support.schemas import ASYNCAPI, ENTRY, OPENAPI, PUBLISHED, STREAMED, faults, response_faults
 from support.strategies import json_values, patient
 
 from service import errors
@@ -558,7 +558,7 @@ def test_the_check_of_all_answers_notices(answer: tuple[int, str, Any]) -> None:
     """`Endpoint` does it to all that come by way of its client."""
     status, media_type, body = answer
 
-    assert answer_faults(
+    assert response_faults(
         "POST", "/webhooks/clerk", status, {"content-type": media_type}, json.dumps(body).encode()
     )
 
@@ -569,6 +569,6 @@ def test_the_check_of_all_answers_notices_a_missing_retry_after() -> None:
     headers["content-type"] = problem.content_type
     checked = ("POST", "/webhooks/clerk", 503)
 
-    assert answer_faults(*checked, headers, problem.body) == []
+    assert response_faults(*checked, headers, problem.body) == []
     del headers["retry-after"]
-    assert answer_faults(*checked, headers, problem.body) == ["Retry-After: None"]
+    assert response_faults(*checked, headers, problem.body) == ["Retry-After: None"]
