@@ -159,9 +159,7 @@ def main(
 def available() -> list[Contender]:
     """Return the contenders that can run here; say which can't."""
     pinned = json.loads((ROOT / "benchmarks" / "package.json").read_text())["dependencies"]
-    if shutil.which("node") and all(
-        (ROOT / "benchmarks" / "node_modules" / name).exists() for name in pinned
-    ):
+    if shutil.which("node") and all((ROOT / "benchmarks" / "node_modules" / name).exists() for name in pinned):
         return list(CONTENDERS)
     click.echo("(c) is left out: it needs Node and npm (apt-get install nodejs npm; make bench).", err=True)
     return [each for each in CONTENDERS if each.command[0] != "node"]
@@ -185,19 +183,9 @@ def builds_against(revision: str) -> list[Contender]:
 
 
 def _measure(
-    contender: Contender,
-    path: Path,
-    store: Store,
-    secret: str,
-    seconds: int,
-    rates: Sequence[int],
-    connections: int,
+    contender: Contender, path: Path, store: Store, secret: str, seconds: int, rates: Sequence[int], connections: int
 ) -> Round:
-    environment = {
-        "CLERK_WEBHOOK_SIGNING_SECRET": secret,
-        "REDIS_URL": store.url,
-        **contender.environment,
-    }
+    environment = {"CLERK_WEBHOOK_SIGNING_SECRET": secret, "REDIS_URL": store.url, **contender.environment}
     store.empty()
     with processes.running(contender.command, environment, path.parent) as server:
         measure.warm_up(server, store, path, connections)

@@ -66,9 +66,7 @@ end
 class Bench:
     """The service, with what is sent to it and where that goes."""
 
-    def __init__(
-        self, store: Store, folder: Path, rounds: int, seconds: int, at_most: int, most_sessions: int
-    ) -> None:
+    def __init__(self, store: Store, folder: Path, rounds: int, seconds: int, at_most: int, most_sessions: int) -> None:
         self.store = store
         self.folder = folder
         self.rounds = rounds
@@ -101,10 +99,7 @@ class Bench:
         return path
 
     def saturate(
-        self,
-        server: Server,
-        connections: int = measure.CONNECTIONS,
-        body_bytes: range = deliveries.BODY_BYTES,
+        self, server: Server, connections: int = measure.CONNECTIONS, body_bytes: range = deliveries.BODY_BYTES
     ) -> list[Saturated]:
         """Return what was measured; nothing, if it is void."""
         requests = self.prepare(body_bytes)
@@ -114,8 +109,7 @@ class Bench:
             click.echo(f"  void: {error.message}", err=True)
             return []
         click.echo(
-            f"  {measured.cpu_us:.0f} µs CPU, Redis {measured.redis_cpu_us:.0f}, {measured.per_second:.0f}/s",
-            err=True,
+            f"  {measured.cpu_us:.0f} µs CPU, Redis {measured.redis_cpu_us:.0f}, {measured.per_second:.0f}/s", err=True
         )
         return [measured]
 
@@ -158,10 +152,7 @@ def by_payload(bench: Bench) -> Growth:
     with bench.serving() as server:
         # Lengths vary a little: deliveries.py says why.
         sizes = {kilobytes: range(kilobytes * 975, kilobytes * 1025) for kilobytes in BODY_KB}
-        cases = {
-            str(kilobytes): partial(bench.saturate, server, body_bytes=size)
-            for kilobytes, size in sizes.items()
-        }
+        cases = {str(kilobytes): partial(bench.saturate, server, body_bytes=size) for kilobytes, size in sizes.items()}
         return _interleaved(bench, "payload, KB", cases)
 
 
@@ -231,15 +222,11 @@ PARTS: Final[dict[str, Callable[[Bench], Growth]]] = {
 @click.option("--rounds", default=3, show_default=True, help="Measurements of each figure.")
 @click.option("--seconds", default=3, show_default=True, help="Of each measurement.")
 @compare.at_most
-@click.option(
-    "--sessions", default=SESSIONS[-1], show_default=True, help="Held at most; 1,000,000 take 3 GB."
-)
+@click.option("--sessions", default=SESSIONS[-1], show_default=True, help="Held at most; 1,000,000 take 3 GB.")
 @click.option("--deliveries", "count", default=MEMORY_DELIVERIES, show_default=True, help="For the memory.")
 @click.option("--only", multiple=True, type=click.Choice([*PARTS, "memory"]), help="Parts; may be repeated.")
 @click.option("--write/--no-write", default=True, help="Into docs/benchmarks.md, that is.")
-def main(
-    rounds: int, seconds: int, at_most: int, sessions: int, count: int, only: Sequence[str], write: bool
-) -> None:
+def main(rounds: int, seconds: int, at_most: int, sessions: int, count: int, only: Sequence[str], write: bool) -> None:
     """Measure how the cost of a delivery grows."""
     measure.find_wrk()
     surroundings = report.Surroundings()

@@ -129,9 +129,7 @@ def warm_up(server: Server, into: Store, requests: Path, connections: int = CONN
     into.empty()
 
 
-def saturate(
-    server: Server, into: Store, requests: Path, seconds: int, connections: int = CONNECTIONS
-) -> Saturated:
+def saturate(server: Server, into: Store, requests: Path, seconds: int, connections: int = CONNECTIONS) -> Saturated:
     """Put a server under full load.
 
     Raises VoidError.

@@ -43,9 +43,7 @@ class Run:
     """By how much the sender itself was late."""
 
 
-def send(
-    port: int, redis_port: int, requests: Sequence[bytes], rate: float, channel: str = "clerk:sessions"
-) -> Run:
+def send(port: int, redis_port: int, requests: Sequence[bytes], rate: float, channel: str = "clerk:sessions") -> Run:
     """Send requests at `rate` per second; each has to be answered 200 and published.
 
     Raises VoidError.

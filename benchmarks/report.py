@@ -148,14 +148,7 @@ def chart(rounds: Mapping[str, Sequence[Round]], path: Path) -> None:
 
 def growth_tables(grown: Sequence[Growth]) -> Iterator[str]:
     for growth in grown:
-        columns = (
-            "CPU µs per delivery",
-            "its measurements",
-            "Redis: CPU µs",
-            "per second",
-            "p50 ms",
-            "p99 ms",
-        )
+        columns = ("CPU µs per delivery", "its measurements", "Redis: CPU µs", "per second", "p50 ms", "p99 ms")
         yield f"| {growth.what} | {' | '.join(columns)} |"
         yield "| ---: | ---: | --- | ---: | ---: | ---: | ---: |"
         for size, measured in growth.measured.items():
@@ -191,10 +184,7 @@ def growth_chart(grown: Sequence[Growth], samples: Sequence[tuple[int, float]], 
     (axes,) = canvas.subplots(1, panels, squeeze=False)
     for axis, growth in zip(axes, grown, strict=False):
         sizes = [size for size, measured in growth.measured.items() if measured]
-        for name, attribute, colour in (
-            ("server", "cpu_us", "#d9480f"),
-            ("Redis", "redis_cpu_us", "#adb5bd"),
-        ):
+        for name, attribute, colour in (("server", "cpu_us", "#d9480f"), ("Redis", "redis_cpu_us", "#adb5bd")):
             medians = [
                 statistics.median(getattr(one, attribute) for one in measured)
                 for measured in growth.measured.values()
@@ -247,9 +237,7 @@ class Surroundings:
 
     def lines(self, command: str, redis_version: str) -> Iterator[str]:
         arguments = f' ARGS="{shlex.join(sys.argv[1:])}"' if sys.argv[1:] else ""
-        busy, total = (
-            now - then for now, then in zip(_machine_seconds(), (self._busy, self._all), strict=True)
-        )
+        busy, total = (now - then for now, then in zip(_machine_seconds(), (self._busy, self._all), strict=True))
         others = max(0.0, busy - (_own_seconds() - self._own)) / total
         now = datetime.datetime.now(datetime.UTC)
         yield f"{now:%Y-%m-%d %H:%M} UTC, commit {self._commit}, `{command}{arguments}`."

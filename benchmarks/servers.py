@@ -127,9 +127,7 @@ def table(figures: dict[str, list[Saturated]]) -> Iterator[str]:
             for field in ("per_second", "cpu_us", "p50_ms", "p99_ms", "core")
         )
         spread = ", ".join(f"{each.cpu_us:.0f}" for each in rounds)
-        cells = (
-            f"{name} | {cpu_us:.0f} | {spread} | {per_second:.0f} | {p50_ms:.0f} | {p99_ms:.0f} | {core:.0%}"
-        )
+        cells = f"{name} | {cpu_us:.0f} | {spread} | {per_second:.0f} | {p50_ms:.0f} | {p99_ms:.0f} | {core:.0%}"
         ratios = [a.cpu_us / b.cpu_us for a, b in zip(figures.get(SERVE, ()), rounds, strict=False)]
         compared = ""
         if ratios and name != SERVE:

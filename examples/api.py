@@ -22,9 +22,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, AsyncSessionFeed]]:
         yield {"feed": feed}
 
 
-async def live_session(
-    request: Request, bearer: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]
-) -> str:
+async def live_session(request: Request, bearer: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]) -> str:
     """Return the id of the request's session."""
     # This trusts the client. A real API verifies Clerk's token HERE, and takes its `sid`:
     # https://clerk.com/docs/guides/sessions/manual-jwt-verification

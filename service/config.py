@@ -15,13 +15,7 @@ from clerk_session_feed import settings as feed_settings
 from clerk_session_feed.errors import ConfigurationError
 from clerk_session_feed.settings import CheckedRedisUrl, KeySettings, expect, faults
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    DotEnvSettingsSource,
-    EnvSettingsSource,
-    NoDecode,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from service.models import OMITTABLE_FIELDS
 
@@ -74,17 +68,13 @@ def _check_token(token: SecretStr) -> SecretStr:
     text = token.get_secret_value()
     # https://www.rfc-editor.org/rfc/rfc9110#section-5.5
     if text != text.strip() or re.search(r"[\x00-\x1f\x7f]", text):
-        raise ValueError(
-            "has white space at an end, or a control character: leave out what no header carries"
-        )
+        raise ValueError("has white space at an end, or a control character: leave out what no header carries")
     return token
 
 
 _LogLevel = Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)]
 _LogFormat = Annotated[Literal["json", "console"], BeforeValidator(_lower)]
-_SigningSecrets = Annotated[
-    tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_secrets)
-]
+_SigningSecrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_secrets)]
 _OmitFields = Annotated[frozenset[str], NoDecode, BeforeValidator(_split), AfterValidator(_check_omit_fields)]
 _SIGNING_SECRET_NAMES: Final = AliasChoices("clerk_webhook_signing_secret", "clerk_webhook_secret")
 

@@ -22,11 +22,7 @@ class Ingest:
     """Turns genuine deliveries into session state."""
 
     def __init__(
-        self,
-        store: SessionStore,
-        *,
-        publish_http_request: bool = False,
-        clock: Callable[[], float] = time.time,
+        self, store: SessionStore, *, publish_http_request: bool = False, clock: Callable[[], float] = time.time
     ) -> None:
         """Take the setting PUBLISH_HTTP_REQUEST, and a clock that returns Unix seconds."""
         self._store = store

@@ -38,9 +38,7 @@ def receive() -> Response:
     event = orjson.loads(body)
     if not event["type"].startswith("session."):
         return answer({"outcome": "ignored"})
-    outcome, cursor, revision, _ = apply_session(
-        *session_script.call(request.headers["svix-id"], body, event)
-    )
+    outcome, cursor, revision, _ = apply_session(*session_script.call(request.headers["svix-id"], body, event))
     return answer(
         {
             "outcome": outcome.decode(),

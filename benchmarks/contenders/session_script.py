@@ -41,12 +41,7 @@ def call(message_id: str, body: bytes, event: dict[str, Any]) -> tuple[list[str]
         },
         "session": {name: data.get(name) for name in FIELDS},
     }
-    keys = [
-        f"{{clerk}}:session:{session_id}",
-        f"{{clerk}}:user:{user_id}:sessions",
-        "{clerk}:events",
-        "{clerk}:expiry",
-    ]
+    keys = [f"{{clerk}}:session:{session_id}", f"{{clerk}}:user:{user_id}:sessions", "{clerk}:events", "{clerk}:expiry"]
     order = f"{int(not is_open)} {updated_at} {occurred_at} {RANKS.index(status)} {message_id}"
     ttl_ms = max(expire_at - now_ms, 0) + RETENTION_MS
     return keys, [

@@ -172,9 +172,7 @@ class _Body:
     def read(self, size: int, /) -> bytes:
         environ = self._request.environ
         if "HTTP_TRANSFER_ENCODING" in environ and not environ.get("wsgi.input_terminated"):
-            raise errors.LengthRequiredError(
-                "This server does not read chunked bodies: send a Content-Length."
-            )
+            raise errors.LengthRequiredError("This server does not read chunked bodies: send a Content-Length.")
         try:
             return self._request.stream.read(size)
         except exceptions.RequestEntityTooLarge:

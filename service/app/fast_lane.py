@@ -33,10 +33,7 @@ _CONFIGURATION: Final = (
     *("TRUSTED_HOSTS", "SERVER_NAME", "MAX_CONTENT_LENGTH", "DEBUG", "TESTING", "PROPAGATE_EXCEPTIONS"),
     *("TRAP_HTTP_EXCEPTIONS", "TRAP_BAD_REQUEST_ERRORS"),
 )
-_ATTRIBUTES: Final = {
-    *_METHODS,
-    *("create_url_adapter", "request_class", "response_class", "session_interface"),
-}
+_ATTRIBUTES: Final = {*_METHODS, *("create_url_adapter", "request_class", "response_class", "session_interface")}
 _methods, _hooks = attrgetter(*_METHODS), attrgetter(*_HOOKS)
 _receivers: Final = [each.receivers for each in vars(signals).values() if hasattr(each, "receivers")]
 

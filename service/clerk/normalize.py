@@ -30,9 +30,7 @@ def normalize(event: clerk.SessionEvent, *, message_id: str, now_ms: int) -> Ses
         if updated_at is not None:
             break
     else:
-        return Unusable(
-            event.type, "invalid_updated_at", "data.updated_at: missing, and no other time is set"
-        )
+        return Unusable(event.type, "invalid_updated_at", "data.updated_at: missing, and no other time is set")
     if updated_at > now_ms + DAY_MS:
         return Unusable(event.type, "invalid_updated_at", "data.updated_at: over a day in the future")
     occurred_at = updated_at if event.timestamp is None else event.timestamp
@@ -47,9 +45,7 @@ def normalize(event: clerk.SessionEvent, *, message_id: str, now_ms: int) -> Ses
             live=status == "active" and (data.expire_at is None or data.expire_at > now_ms),
             last_active_organization_id=data.last_active_organization_id,
             last_active_at=data.last_active_at,
-            latest_activity=models.SessionActivity(**vars(data.latest_activity))
-            if data.latest_activity
-            else None,
+            latest_activity=models.SessionActivity(**vars(data.latest_activity)) if data.latest_activity else None,
             expire_at=data.expire_at,
             abandon_at=data.abandon_at,
             updated_at=updated_at,
@@ -78,6 +74,4 @@ def _event(event: clerk.SessionEvent, message_id: str, occurred_at_ms: int) -> E
     if not isinstance(event, clerk.SessionEventWithRequest):
         return Event(**common)
     request = event.event_attributes.http_request if event.event_attributes else None
-    return models.EventWithRequest(
-        **common, http_request=models.HttpRequest(**vars(request)) if request else None
-    )
+    return models.EventWithRequest(**common, http_request=models.HttpRequest(**vars(request)) if request else None)

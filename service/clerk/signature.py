@@ -64,20 +64,14 @@ class Verifier:
             raise MalformedSignatureError(f"{family}-timestamp is not 1 to 12 digits.")
         entries = [entry for entry in signature.split(" ") if _V1_ENTRY.fullmatch(entry)]
         if not entries:
-            raise MalformedSignatureError(
-                f"{family}-signature has no `v1,` entry with the base64 of 32 bytes."
-            )
+            raise MalformedSignatureError(f"{family}-signature has no `v1,` entry with the base64 of 32 bytes.")
 
         sent_at = int(timestamp)
         if abs((time.time() if now is None else now) - sent_at) > TOLERANCE_SECONDS:
             raise TimestampOutOfToleranceError(
                 f"{family}-timestamp is more than {TOLERANCE_SECONDS} seconds away from the time here."
             )
-        well_formed = {
-            "svix-id": message_id,
-            "svix-timestamp": timestamp,
-            "svix-signature": " ".join(entries),
-        }
+        well_formed = {"svix-id": message_id, "svix-timestamp": timestamp, "svix-signature": " ".join(entries)}
         for webhook in self._webhooks:
             try:
                 webhook.verify(body, well_formed)
@@ -88,8 +82,7 @@ class Verifier:
 
 
 _FAMILIES: Final = tuple(
-    (family, tuple(f"{family}-{part}" for part in ("id", "timestamp", "signature")))
-    for family in ("svix", "webhook")
+    (family, tuple(f"{family}-{part}" for part in ("id", "timestamp", "signature"))) for family in ("svix", "webhook")
 )
 HEADERS: Final = (*_FAMILIES[0][1], *_FAMILIES[1][1])
 """The headers that `verify` reads. If both families are there, the `svix-` one counts."""

@@ -67,10 +67,7 @@ def _keys(settings: Settings) -> Keys:
 
 def _client_at(settings: Settings, key: str) -> Any:
     return connections.connect(
-        settings.redis_url.get_secret_value(),
-        key,
-        tls_verify=settings.redis_tls_verify,
-        timeout=settings.redis_timeout,
+        settings.redis_url.get_secret_value(), key, tls_verify=settings.redis_tls_verify, timeout=settings.redis_timeout
     )
 
 

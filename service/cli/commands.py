@@ -89,9 +89,7 @@ def serve(factory: str | None) -> None:
 
 
 @main.command(short_help="Run the service with nothing set up.")
-@click.option(
-    "--simulate/--no-simulate", default=True, help="Send sample deliveries first.  [default: simulate]"
-)
+@click.option("--simulate/--no-simulate", default=True, help="Send sample deliveries first.  [default: simulate]")
 def dev(simulate: bool) -> None:
     """Run the service with nothing set up, and show what subscribers get.
 

@@ -32,10 +32,7 @@ _ADVICE: Final = (
     ("Authentication required", "give a password: let REDIS_URL be like redis://:password@host:port/0"),
     ("without any password", "it has no password: leave it out of REDIS_URL"),
     ("AuthenticationError", "correct user and password in REDIS_URL"),
-    (
-        "NoPermissionError|The user executing the script can't",
-        "give the user the rights that docs/redis.md lists",
-    ),
+    ("NoPermissionError|The user executing the script can't", "give the user the rights that docs/redis.md lists"),
     ("OutOfMemoryError", "give Redis more memory, or keep less: STREAM_MAXLEN, DEAD_LETTER_MAX"),
     ("ReadOnlyError", "let REDIS_URL name the primary, or the sentinels that know it"),
     ("BusyLoadingError", "wait until it has read its data"),
@@ -95,9 +92,7 @@ def check_info(info: dict[str, Any], web: int, expiry: int, min_replicas: int) -
         yield CheckResult("error", f"is a replica: {advice}")
     if (policy := info.get("maxmemory_policy", "noeviction")) != "noeviction":
         advice = "set it to noeviction"
-        yield CheckResult(
-            "warning", f"maxmemory-policy {policy} deletes sessions when memory is short: {advice}"
-        )
+        yield CheckResult("warning", f"maxmemory-policy {policy} deletes sessions when memory is short: {advice}")
     yield _check_memory(info.get("used_memory", 0), info.get("maxmemory", 0))
     if not info.get("aof_enabled", 1):
         lost = {

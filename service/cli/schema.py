@@ -6,11 +6,7 @@ import click
 
 from service.schema import asyncapi, json_schema, openapi
 
-DOCUMENTS: Final = {
-    "json-schema": json_schema.document,
-    "asyncapi": asyncapi.document,
-    "openapi": openapi.document,
-}
+DOCUMENTS: Final = {"json-schema": json_schema.document, "asyncapi": asyncapi.document, "openapi": openapi.document}
 
 
 @click.command()

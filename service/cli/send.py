@@ -81,9 +81,7 @@ def send(
     sys.exit(failed)
 
 
-def _deliveries(
-    what: tuple[str, ...], files: dict[str, bytes], values: dict[str, Any]
-) -> list[OutgoingDelivery]:
+def _deliveries(what: tuple[str, ...], files: dict[str, bytes], values: dict[str, Any]) -> list[OutgoingDelivery]:
     try:
         samples = iter(sender.one_life([name for name in what if name not in files], values))
         return [_from_file(name, files[name], values) if name in files else next(samples) for name in what]

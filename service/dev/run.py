@@ -136,9 +136,7 @@ def _await_start(server: subprocess.Popen[bytes], url: str, stop: threading.Even
 
 @contextlib.contextmanager
 def _subscribe(settings: DevSettings, redis_url: str) -> Iterator[Any]:
-    client = connections.connect(
-        redis_url, tls_verify=settings.redis_tls_verify, timeout=settings.redis_timeout
-    )
+    client = connections.connect(redis_url, tls_verify=settings.redis_tls_verify, timeout=settings.redis_timeout)
     pubsub: Any = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
     with client, pubsub as subscriber:
         try:
@@ -170,9 +168,7 @@ def _shown(message: bytes, show: Callable[[SessionUpdate], Text]) -> Text:
         return Text(f"something else was published ({error})", "dim")
 
 
-def _introduce(
-    console: Console, url: str, secret: str, redis_name: str, redis_url: str, channel: str
-) -> None:
+def _introduce(console: Console, url: str, secret: str, redis_name: str, redis_url: str, channel: str) -> None:
     program, shown_url = _program(), _without_password(redis_url)
     quoted_url = shlex.quote(shown_url)
     console.print(

@@ -102,9 +102,7 @@ def encode(event: dict[str, Any]) -> bytes:
     return json.dumps(event, separators=(",", ":")).encode()
 
 
-def sign(
-    secret: str, body: bytes, *, message_id: str | None = None, at: float | None = None
-) -> dict[str, str]:
+def sign(secret: str, body: bytes, *, message_id: str | None = None, at: float | None = None) -> dict[str, str]:
     """Return the headers of a delivery that is signed with a `whsec_…` secret, `at` a time in Unix seconds.
 
     A message id that is left out is made up; a time that is left out is now.

@@ -29,9 +29,7 @@ def expiry_of(
     """
     if not ID.fullmatch(session_id):
         raise ValueError("it is not an id of a session")
-    state, cursor, status, user_id, expire_at, order = (
-        None if value is None else value.decode() for value in stored
-    )
+    state, cursor, status, user_id, expire_at, order = (None if value is None else value.decode() for value in stored)
     if status not in OPEN_STATUSES or not expire_at or int(expire_at) > now_ms:
         return None
     if state is None or cursor is None or user_id is None or order is None:

@@ -80,9 +80,7 @@ class ExpiryWorker:
         # second signal does not kill a process that is about to end.
         signals = {signal.SIGTERM, signal.SIGINT}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        threads = [
-            threading.Thread(target=self._run, args=(slot,), daemon=True) for slot in self._slots.values()
-        ]
+        threads = [threading.Thread(target=self._run, args=(slot,), daemon=True) for slot in self._slots.values()]
         for thread in threads:
             thread.start()
         log.info("expiry_started")

@@ -54,9 +54,9 @@ def schemas(*models: type, at: str) -> dict[str, Schema]:
     They refer to each other by where they will be `at` in the document, like `#/$defs/`.
     """
     every: Any = tuple[models]  # type: ignore[valid-type]  # they are known at run time only
-    made = TypeAdapter(every, config=_STRICT).json_schema(
-        ref_template=f"{at}{{model}}", schema_generator=_Generator
-    )["$defs"]
+    made = TypeAdapter(every, config=_STRICT).json_schema(ref_template=f"{at}{{model}}", schema_generator=_Generator)[
+        "$defs"
+    ]
     for name, rules in _rules().items():
         if name in made:
             made[name]["allOf"] = rules
@@ -117,9 +117,7 @@ def _rules() -> dict[str, list[Schema]]:
             _has(event=_has(source={"const": "synthetic"})),
             _has(
                 previous_status={"enum": sorted(OPEN_STATUSES)},
-                event=_has(
-                    type={"const": "session.expired"}, id=schema(ExpiryId), http_request={"type": "null"}
-                ),
+                event=_has(type={"const": "session.expired"}, id=schema(ExpiryId), http_request={"type": "null"}),
                 session=_has(status={"const": "expired"}),
             ),
             _has(event=_has(id=schema(Id))),

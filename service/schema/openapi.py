@@ -200,12 +200,7 @@ def _content(schema: Schema, media_type: str = "application/json") -> Schema:
 
 
 def _object(properties: Schema) -> Schema:
-    return {
-        "type": "object",
-        "required": [*properties],
-        "properties": properties,
-        "additionalProperties": False,
-    }
+    return {"type": "object", "required": [*properties], "properties": properties, "additionalProperties": False}
 
 
 def _one_of(names: Iterable[str]) -> Schema:

@@ -80,9 +80,7 @@ class FlaskBridge:
         loop = self._loop
         store.bind_loop(loop)
         # Log a single request at once, and several together after their responses are sent.
-        access_log.schedule = lambda write: (
-            loop.call_soon_threadsafe(write) if self._under_way > 1 else write()
-        )
+        access_log.schedule = lambda write: loop.call_soon_threadsafe(write) if self._under_way > 1 else write()
         # Connect now, not with the first delivery. Redis may be unavailable.
         connecting = asyncio.create_task(self._connect())
         closed_by = self._app.fast_lane.closed_by()
@@ -121,9 +119,7 @@ class FlaskBridge:
                 except TimeoutError:
                     body.fault = errors.RequestTimeoutError("The body did not arrive in time.")
             if body.size > self._max_body_bytes:
-                body.fault = errors.BodyTooLargeError(
-                    f"The body is larger than {self._max_body_bytes} bytes."
-                )
+                body.fault = errors.BodyTooLargeError(f"The body is larger than {self._max_body_bytes} bytes.")
             body.seek(0)
             deadline = begun + RESPONSE_SECONDS
             if self._app.fast_lane.takes(scope["method"], path.decode("latin-1")):
@@ -146,13 +142,9 @@ class FlaskBridge:
         sender.start = start
         written: list[bytes] = []
 
-        def start_response(
-            status: str, headers: list[tuple[str, str]], _: Any = None
-        ) -> Callable[[bytes], object]:
+        def start_response(status: str, headers: list[tuple[str, str]], _: Any = None) -> Callable[[bytes], object]:
             start["status"] = int(status.partition(" ")[0])
-            start["headers"] = [
-                (name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers
-            ]
+            start["headers"] = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
             return written.append
 
         chunks = self._app(environ, start_response)

@@ -17,9 +17,7 @@ PIPELINED: Final = 16
 """Requests that may wait on a connection for an earlier response."""
 UNREAD_SECONDS: Final = 10
 """Seconds a client may leave its response unread before the connection is aborted."""
-_TOO_LARGE: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-)
+_TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
 BODY_IS_WHOLE: Final = "session_relay.body_is_whole"
@@ -40,9 +38,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: BaseTransport) -> None:
         """Limit the time until the first head is complete."""
         super().connection_made(transport)  # type: ignore[arg-type]  # of a stream
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrives, within the limits.
@@ -120,9 +116,7 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, response: bytes | None = None) -> None:
         """Refuse what can't be parsed, and close. If earlier requests await responses, send only those."""
         self._is_refused = True
-        if self.pipeline or (
-            self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
-        ):
+        if self.pipeline or (self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete):
             self.cycle.keep_alive = False
         elif response is None:
             self.send_400_response("This is no request in HTTP/1.1.")

@@ -264,9 +264,7 @@ class Pipeline:
                 confirmed = await _read(connection) if self._min_replicas else 0
         self.on_round_trip(len(batch), time.perf_counter() - started)
         if isinstance(confirmed, int) and confirmed < self._min_replicas:
-            confirmed = TooFewReplicasError(
-                f"{confirmed} of {self._min_replicas} replicas confirmed in time."
-            )
+            confirmed = TooFewReplicasError(f"{confirmed} of {self._min_replicas} replicas confirmed in time.")
         if isinstance(confirmed, Exception):
             return [reply if isinstance(reply, Exception) else confirmed for reply in replies]
         return replies

@@ -79,9 +79,7 @@ class SessionStore:
         for pipeline in self._pipelines.values():
             pipeline.bind_loop(loop)
 
-    def set_metrics_hooks(
-        self, on_round_trip: Callable[[int, float], None], on_failure: Callable[[str], None]
-    ) -> None:
+    def set_metrics_hooks(self, on_round_trip: Callable[[int, float], None], on_failure: Callable[[str], None]) -> None:
         """Call these after each round trip (commands, seconds) and each failure (its name)."""
         for pipeline in self._pipelines.values():
             pipeline.on_round_trip, pipeline.on_failure = on_round_trip, on_failure
@@ -124,9 +122,7 @@ class SessionStore:
         )
         return pipeline.submit(command, bool)
 
-    def _submit(
-        self, partition: int, new: NewState, now_ms: int, parse: Callable[[list[bytes]], T]
-    ) -> Future[T]:
+    def _submit(self, partition: int, new: NewState, now_ms: int, parse: Callable[[list[bytes]], T]) -> Future[T]:
         keys, pipeline = self._partitions[partition]
         command = APPLY_SESSION.command(
             session_key=keys.session(new.session_id),
@@ -185,8 +181,7 @@ class SessionStore:
         size = partial(pipeline.submit, ("HLEN", key), int)
         first = ("-inf", "+inf", "WITHSCORES", "LIMIT", 0, 1)
         firsts = [
-            partial(each.submit, ("ZRANGEBYSCORE", keys.expiry, *first), _score)
-            for keys, each in self._partitions
+            partial(each.submit, ("ZRANGEBYSCORE", keys.expiry, *first), _score) for keys, each in self._partitions
         ]
         dead_letters, *expiries = _results([size, *firsts])
         return Backlog(dead_letters, min(expiries))

@@ -147,9 +147,7 @@ def _processors(log_format: str) -> list[Any]:
     if log_format == "json":
         return [*shared, structlog.processors.JSONRenderer(_to_json)]
     console = structlog.dev.ConsoleRenderer(
-        timestamp_key="time",
-        exception_formatter=structlog.dev.plain_traceback,
-        colors=sys.stderr.isatty(),
+        timestamp_key="time", exception_formatter=structlog.dev.plain_traceback, colors=sys.stderr.isatty()
     )
     return [*shared, _escape, console]
 

@@ -49,9 +49,7 @@ STORE = Histogram(
     "One round trip to Redis.",
     buckets=(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
 )
-BATCH = Histogram(
-    "session_relay_batch_commands", "Commands in one round trip to Redis.", buckets=(1, 2, 4, 8, 16, 32)
-)
+BATCH = Histogram("session_relay_batch_commands", "Commands in one round trip to Redis.", buckets=(1, 2, 4, 8, 16, 32))
 LAG = Histogram(
     "session_relay_publish_lag_seconds",
     "From the time that Clerk gives an event to its publishing.",
@@ -101,9 +99,7 @@ def outcome_of(status: int) -> str:
 # Created before they are needed: rate() does not see the first failure of a counter that begins with it.
 _DELIVERIES: Final = {each: DELIVERIES.labels(*each) for each in outcomes()}
 _REDIS_ERRORS: Final = {
-    name: REDIS_ERRORS.labels(kind)
-    for kind, names in REDIS_ERROR_KINDS.items()
-    for name in (*names.split(), kind)
+    name: REDIS_ERRORS.labels(kind) for kind, names in REDIS_ERROR_KINDS.items() for name in (*names.split(), kind)
 }
 
 
@@ -223,8 +219,4 @@ def _build() -> dict[str, str]:
         version = importlib.metadata.version("clerk-session-relay")
     except importlib.metadata.PackageNotFoundError:  # run from a folder
         version = "unknown"
-    return {
-        "version": version,
-        "python": platform.python_version(),
-        "redis_py": importlib.metadata.version("redis"),
-    }
+    return {"version": version, "python": platform.python_version(), "redis_py": importlib.metadata.version("redis")}

@@ -65,12 +65,7 @@ def test_where_all_is_well_everything_is_ok(good_redis: EmbeddedRedis, good_clie
     [
         ("maxmemory-policy", "allkeys-lru", "warning", "set it to noeviction"),
         ("maxmemory-policy", "volatile-ttl", "warning", "set it to noeviction"),
-        (
-            "appendonly",
-            "no",
-            "warning",
-            "so are snapshots: a restart loses all that is stored: set appendonly",
-        ),
+        ("appendonly", "no", "warning", "so are snapshots: a restart loses all that is stored: set appendonly"),
         ("maxmemory", "1", "error", "more memory"),
         ("requirepass", "s3cr3t", "error", "REDIS_URL be like redis://:password@"),
         ("min-replicas-to-write", "1", "error", "NOREPLICAS"),
@@ -110,9 +105,7 @@ def test_a_clock_that_is_off_by_more_than_a_minute_is_found(
     assert text in re.sub("(99|101) s", "100 s", found)
 
 
-def test_a_clock_that_is_off_by_less_is_not(
-    good_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_clock_that_is_off_by_less_is_not(good_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 50)
 
@@ -120,9 +113,7 @@ def test_a_clock_that_is_off_by_less_is_not(
 
 
 def test_what_the_user_may_not_see_is_no_failure(good_redis: EmbeddedRedis, good_client: Any) -> None:
-    good_client.execute_command(
-        "ACL", "SETUSER", "relay", "on", ">secret", "~*", "&*", "+@all", "-@dangerous"
-    )
+    good_client.execute_command("ACL", "SETUSER", "relay", "on", ">secret", "~*", "&*", "+@all", "-@dangerous")
 
     found = problems(findings(good_redis.url.replace("//", "//relay:secret@")))
 
@@ -184,17 +175,13 @@ def test_a_redis_that_is_away_is_one_error() -> None:
 def take_some(redis_url: str, partitions: int) -> None:
     with run_relay(redis_url, partitions=partitions) as relay:
         for number in range(30):
-            event = clerk_event(
-                session_id=f"sess_{number}", user_id=f"user_{number}", expire_at=NOW_MS + DAY_MS
-            )
+            event = clerk_event(session_id=f"sess_{number}", user_id=f"user_{number}", expire_at=NOW_MS + DAY_MS)
             relay.take(event, f"msg_{number}")
 
 
 @pytest.mark.parametrize("was", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("is_", [1, 2, 3, 4, 8])
-def test_another_number_of_partitions_than_the_datas_is_found(
-    real_redis: EmbeddedRedis, was: int, is_: int
-) -> None:
+def test_another_number_of_partitions_than_the_datas_is_found(real_redis: EmbeddedRedis, was: int, is_: int) -> None:
     with client_of(real_redis.url) as client:
         client.flushall()
         take_some(real_redis.url, was)

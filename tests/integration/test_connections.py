@@ -111,11 +111,7 @@ def test_each_new_connection_is_handed_over_after_its_handshake() -> None:
 
 @pytest.mark.parametrize("reply", [b"-ERR no", None])
 def test_no_command_is_tried_a_second_time(reply: bytes | None) -> None:
-    with (
-        scripted_redis(lambda _: reply) as server,
-        connect(server.url) as client,
-        contextlib.suppress(Exception),
-    ):
+    with scripted_redis(lambda _: reply) as server, connect(server.url) as client, contextlib.suppress(Exception):
         client.execute_command("INCR", "x")
 
     assert server.commands == [[b"INCR", b"x"]]
@@ -170,29 +166,8 @@ def test_a_password(own_redis: EmbeddedRedis, own_client: Any) -> None:
 def test_a_user_with_no_more_rights_than_the_relay_needs(own_redis: EmbeddedRedis, own_client: Any) -> None:
     """The rights that docs/redis.md may ask for."""
     own_client.execute_command(
-        *(
-            "ACL",
-            "SETUSER",
-            "relay",
-            "on",
-            ">secret",
-            "~{clerk}:*",
-            "resetchannels",
-            "&clerk:sessions*",
-            "-@all",
-        ),
-        *(
-            "+script|load",
-            "+evalsha",
-            "+lpushx",
-            "+hmget",
-            "+hset",
-            "+hdel",
-            "+hget",
-            "+hexists",
-            "+exists",
-            "+hlen",
-        ),
+        *("ACL", "SETUSER", "relay", "on", ">secret", "~{clerk}:*", "resetchannels", "&clerk:sessions*", "-@all"),
+        *("+script|load", "+evalsha", "+lpushx", "+hmget", "+hset", "+hdel", "+hget", "+hexists", "+exists", "+hlen"),
         *("+del", "+pttl", "+pexpire", "+zadd", "+zrem", "+xadd", "+xdel", "+publish"),
     )
 
@@ -249,9 +224,7 @@ def test_the_service_itself_on_a_self_signed_certificate(
         assert service.http.get("/readyz").status_code == status
 
 
-def test_a_private_ca_is_trusted_if_the_url_names_it(
-    start_tls: Callable[[str], str], certificates: Path
-) -> None:
+def test_a_private_ca_is_trusted_if_the_url_names_it(start_tls: Callable[[str], str], certificates: Path) -> None:
     url = start_tls("here")
 
     assert outcome_of_a_delivery(url) == "store_unavailable"
@@ -324,9 +297,7 @@ def test_a_reader_with_no_more_rights_than_it_needs(
     assert own_client.acl_log() == []
 
 
-def test_a_certificate_for_another_host_is_refused(
-    start_tls: Callable[[str], str], certificates: Path
-) -> None:
+def test_a_certificate_for_another_host_is_refused(start_tls: Callable[[str], str], certificates: Path) -> None:
     url = start_tls("else")
 
     assert outcome_of_a_delivery(f"{url}?ssl_ca_certs={certificates}/ca.crt") == "store_unavailable"
@@ -369,18 +340,14 @@ def test_a_cluster_over_tls(start_tls: Callable[..., str], certificates: Path) -
     assert asked_in_a_loop(url, tls_verify=False) == "subscribe"
 
 
-def test_check_tells_the_way_out_where_nobody_vouches_for_a_certificate(
-    start_tls: Callable[..., str],
-) -> None:
+def test_check_tells_the_way_out_where_nobody_vouches_for_a_certificate(start_tls: Callable[..., str]) -> None:
     url = start_tls("own")
     *_, last = run_checks(make_settings(url))
 
     assert last.level == "error"
     assert "ssl_ca_certs" in last.text
     assert "REDIS_TLS_VERIFY=false" in last.text
-    assert "error" not in {
-        finding.level for finding in run_checks(make_settings(url, redis_tls_verify=False))
-    }
+    assert "error" not in {finding.level for finding in run_checks(make_settings(url, redis_tls_verify=False))}
 
 
 def test_no_tls_to_a_server_that_wants_it_is_refused(start_tls: Callable[[str], str]) -> None:

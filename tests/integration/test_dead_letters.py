@@ -97,9 +97,7 @@ def stored_dead_letters(client: Any) -> Any:
 # What is stored
 
 
-def test_a_letter_of_the_service_is_one_that_the_commands_read(
-    any_redis: EmbeddedRedis, any_client: Any
-) -> None:
+def test_a_letter_of_the_service_is_one_that_the_commands_read(any_redis: EmbeddedRedis, any_client: Any) -> None:
     body = unreadable()
     with run_relay(any_redis.url, now_ms=NOW_MS) as relay:
         relay.take(body, "msg_1")
@@ -110,9 +108,7 @@ def test_a_letter_of_the_service_is_one_that_the_commands_read(
     assert json.loads(dead_letter.body) == body
 
 
-def test_two_workers_together_keep_no_more_letters_than_may_be(
-    own_redis: EmbeddedRedis, own_client: Any
-) -> None:
+def test_two_workers_together_keep_no_more_letters_than_may_be(own_redis: EmbeddedRedis, own_client: Any) -> None:
     with run_service(own_redis.url, WEB_CONCURRENCY="2", DEAD_LETTER_MAX="5") as service:
 
         def deliver(number: int) -> str:
@@ -134,14 +130,7 @@ def test_two_workers_together_keep_no_more_letters_than_may_be(
 
 def test_list_shows_a_line_for_each_letter_in_the_order_received(command: Command, any_client: Any) -> None:
     put(any_client, "msg_2", unreadable(), received_at=1_795_422_762_000)
-    put(
-        any_client,
-        "msg_1",
-        "{}",
-        received_at=1_795_422_763_000,
-        reason="invalid_data",
-        detail="data: missing",
-    )
+    put(any_client, "msg_1", "{}", received_at=1_795_422_763_000, reason="invalid_data", detail="data: missing")
     result = command("list")
     assert (result.exit_code, result.stderr) == (0, "")
     size = len(json.dumps(unreadable()))
@@ -198,12 +187,7 @@ def test_list_lets_nothing_steer_the_terminal(command: Command, any_client: Any)
 
 
 def test_show_shows_all_of_a_dead_letter(command: Command, any_client: Any) -> None:
-    put(
-        any_client,
-        "msg_1",
-        {"type": "session.ended", "data": {"name": "Åse"}},
-        received_at=1_795_422_762_000,
-    )
+    put(any_client, "msg_1", {"type": "session.ended", "data": {"name": "Åse"}}, received_at=1_795_422_762_000)
     result = command("show", "msg_1")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
@@ -229,12 +213,7 @@ def test_show_as_json_is_the_letter_as_it_is_stored(command: Command, any_client
 
 @pytest.mark.parametrize(
     "body",
-    [
-        "[" * 50_000 + "]" * 50_000,
-        '{"digits": ' + "9" * 5000 + "}",
-        "no JSON",
-        "",
-    ],
+    ["[" * 50_000 + "]" * 50_000, '{"digits": ' + "9" * 5000 + "}", "no JSON", ""],
     ids=["deep", "digits", "no JSON", "empty"],
 )
 def test_show_shows_as_it_is_what_can_not_be_indented(body: str, command: Command, any_client: Any) -> None:
@@ -393,10 +372,7 @@ def test_what_another_replay_took_first_is_no_failure(
     monkeypatch.setattr(DeadLetters, "summaries", summaries_of_what_goes_away)
     put(any_client, "msg_1", event())
     result = command("replay")
-    assert (result.exit_code, result.stdout.splitlines()[0]) == (
-        0,
-        "missing     msg_1  It is not stored.",
-    )
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (0, "missing     msg_1  It is not stored.")
 
 
 def test_replay_publishes_what_the_settings_say(command: Command, any_client: Any) -> None:
@@ -414,9 +390,7 @@ def test_replay_publishes_what_the_settings_say(command: Command, any_client: An
         assert json.loads(message)["session"]["latest_activity"]["country"] == "NO"
 
 
-def test_a_letter_leaves_only_once_enough_replicas_have_its_state(
-    own_redis: EmbeddedRedis, own_client: Any
-) -> None:
+def test_a_letter_leaves_only_once_enough_replicas_have_its_state(own_redis: EmbeddedRedis, own_client: Any) -> None:
     put(own_client, "msg_1", event())
     refused = run(own_redis.url, "replay", REDIS_MIN_REPLICAS="1")
     assert refused.exit_code == 1
@@ -607,9 +581,7 @@ def test_what_redis_says_is_told_without_the_password_that_it_quotes(arguments: 
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["show", "msg_1"], ["replay"], ["drop", "msg_1"]])
-def test_letters_of_another_prefix_are_others(
-    arguments: list[str], command: Command, any_client: Any
-) -> None:
+def test_letters_of_another_prefix_are_others(arguments: list[str], command: Command, any_client: Any) -> None:
     put(any_client, "msg_1", event())
     before = contents(any_client)
     command(*arguments, REDIS_KEY_PREFIX="{other}")

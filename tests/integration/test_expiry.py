@@ -234,9 +234,7 @@ def test_a_session_is_due_at_its_expire_at(relay: Relay, worker: Worker) -> None
     assert worker.run_once() == (1, 0)
 
 
-def test_a_session_that_was_extended_runs_out_at_its_new_end(
-    relay: Relay, worker: Worker, client: Any
-) -> None:
+def test_a_session_that_was_extended_runs_out_at_its_new_end(relay: Relay, worker: Worker, client: Any) -> None:
     relay.take(event(updated_at=NOW_MS - 2000), "msg_1")
     relay.take(event(updated_at=NOW_MS - 1000, expire_at=LATER + HOUR_MS), "msg_2")
     assert worker.run_once() == (0, 0)
@@ -260,10 +258,7 @@ def test_more_than_a_batch_is_worked_off(relay: Relay, worker: Worker, client: A
 
 def test_all_partitions_are_worked_off(relay_redis: EmbeddedRedis, client: Any) -> None:
     users = {partition_of(user := f"user_{n}", 3): user for n in range(20)}
-    with (
-        run_relay(relay_redis.url, partitions=3) as relay,
-        worker_on(relay_redis.url, partitions=3) as worker,
-    ):
+    with run_relay(relay_redis.url, partitions=3) as relay, worker_on(relay_redis.url, partitions=3) as worker:
         for number, user in users.items():
             relay.take(event(session_id=f"sess_{number}", user_id=user), "msg_1")
 
@@ -299,9 +294,7 @@ def test_an_expiry_comes_after_the_state_that_it_ends(
     ("late", "outcome", "status"),
     [
         pytest.param(event("ended", updated_at=NOW_MS - DAY_MS), "applied", "ended", id="a real end"),
-        pytest.param(
-            event(updated_at=EXPIRE_AT + 1, expire_at=LATER + DAY_MS), "applied", "active", id="later life"
-        ),
+        pytest.param(event(updated_at=EXPIRE_AT + 1, expire_at=LATER + DAY_MS), "applied", "active", id="later life"),
         pytest.param(event(updated_at=EXPIRE_AT - 1), "stale", "expired", id="earlier life"),
     ],
 )
@@ -395,9 +388,7 @@ def test_an_id_without_a_session_leaves_the_expiry_set(worker: Worker, client: A
     assert contents(client) == {}
 
 
-def test_a_session_that_came_in_between_stays_in_the_expiry_set(
-    relay: Relay, worker: Worker, client: Any
-) -> None:
+def test_a_session_that_came_in_between_stays_in_the_expiry_set(relay: Relay, worker: Worker, client: Any) -> None:
     client.zadd(EXPIRY_KEY, {"sess_1": EXPIRE_AT})
     worker.meanwhile = lambda: relay.take(event(expire_at=LATER + HOUR_MS), "msg_1")
 
@@ -420,9 +411,7 @@ def test_a_session_opened_again_without_a_new_end_is_told_of_once_and_not_looked
     assert contents(client) == before
 
 
-def test_a_session_of_which_no_end_is_held_leaves_the_expiry_set(
-    relay: Relay, worker: Worker, client: Any
-) -> None:
+def test_a_session_of_which_no_end_is_held_leaves_the_expiry_set(relay: Relay, worker: Worker, client: Any) -> None:
     relay.take(event(), "msg_1")
     client.hdel(SESSION_KEY, "_expire_at")
 
@@ -460,13 +449,7 @@ def test_what_is_no_id_of_a_session_is_in_nobodys_way(
     ],
 )
 def test_a_state_that_cannot_be_read_stays_as_it_is_and_is_in_nobodys_way(
-    relay: Relay,
-    worker: Worker,
-    client: Any,
-    logger: CapturingLogger,
-    field: str,
-    value: str | None,
-    why: str,
+    relay: Relay, worker: Worker, client: Any, logger: CapturingLogger, field: str, value: str | None, why: str
 ) -> None:
     for n in (1, 2, 3):
         relay.take(event(session_id=f"sess_{n}"), f"msg_{n}")
@@ -497,9 +480,7 @@ def real_client(real_redis: EmbeddedRedis) -> Iterator[Any]:
         yield client
 
 
-def test_more_than_a_batch_that_cannot_be_read_is_in_nobodys_way(
-    real_redis: EmbeddedRedis, real_client: Any
-) -> None:
+def test_more_than_a_batch_that_cannot_be_read_is_in_nobodys_way(real_redis: EmbeddedRedis, real_client: Any) -> None:
     with run_relay(real_redis.url) as relay, worker_on(real_redis.url) as worker:
         for n in range(BATCH + 1):
             real_client.set(f"{{clerk}}:session:sess_{n}", "no hash", ex=60)
@@ -531,13 +512,8 @@ def test_sessions_that_redis_refuses_to_end_are_named_in_nobodys_way_and_stay_du
     assert "WRONGTYPE" in warnings[0]["detail"]
 
 
-def test_without_the_replicas_that_have_to_confirm_it_says_so(
-    real_redis: EmbeddedRedis, real_client: Any
-) -> None:
-    with (
-        run_relay(real_redis.url) as relay,
-        worker_on(real_redis.url, redis_min_replicas=1, redis_timeout=1) as worker,
-    ):
+def test_without_the_replicas_that_have_to_confirm_it_says_so(real_redis: EmbeddedRedis, real_client: Any) -> None:
+    with run_relay(real_redis.url) as relay, worker_on(real_redis.url, redis_min_replicas=1, redis_timeout=1) as worker:
         relay.take(event(), "msg_1")
 
         with pytest.raises(StoreUnavailableError, match="0 of 1 replicas"):

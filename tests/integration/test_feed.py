@@ -115,12 +115,8 @@ def test_a_late_event_leaves_the_state_as_it_is(feed: Feed, relay: Relay) -> Non
     assert feed.get("sess_1") == before
 
 
-def test_where_the_users_request_came_from(
-    open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any
-) -> None:
-    event = clerk_event() | {
-        "event_attributes": {"http_request": {"client_ip": "192.0.2.1", "user_agent": "UA"}}
-    }
+def test_where_the_users_request_came_from(open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any) -> None:
+    event = clerk_event() | {"event_attributes": {"http_request": {"client_ip": "192.0.2.1", "user_agent": "UA"}}}
     with run_relay(relay_redis.url, publish_http_request=True) as relay:
         relay.take(event, "msg_1")
     feed = open_feed(relay_redis.url)
@@ -234,9 +230,7 @@ def test_whether_a_session_is_live_costs_one_command(feed: Feed, relay: Relay, c
 # A user's live sessions
 
 
-def test_a_session_that_ends_while_it_is_read_is_not_among_the_live_ones(
-    feed: Feed, relay: Relay, client: Any
-) -> None:
+def test_a_session_that_ends_while_it_is_read_is_not_among_the_live_ones(feed: Feed, relay: Relay, client: Any) -> None:
     relay.take(clerk_event(), "msg_1")
     relay.take(clerk_event("ended", updated_at=NOW_MS), "msg_2")
     client.zadd(USER_KEY, {"sess_1": "+inf"})  # as it was when the first of the two reads saw it
@@ -283,10 +277,7 @@ def test_the_history_of_a_session_has_its_late_events_too(feed: Feed, relay: Rel
     late = relay.take(clerk_event(), "msg_2")
     first, second = feed.history("sess_1")
     assert (first.outcome, first.event.id, first.revision) == ("applied", "msg_1", 1)
-    assert (second.outcome, second.event.id, second.revision, second.cursor) == (
-        *("stale", "msg_2", None),
-        late.cursor,
-    )
+    assert (second.outcome, second.event.id, second.revision, second.cursor) == (*("stale", "msg_2", None), late.cursor)
 
 
 def test_the_history_goes_on_past_what_one_read_returns(
@@ -310,12 +301,8 @@ def test_an_update_is_the_message_published_with_its_cursor(feed: Feed, relay: R
     assert update.json == published.encode()
 
 
-@pytest.mark.parametrize(
-    ("stale", "expected"), [(False, ["msg_1", "msg_3"]), (True, ["msg_1", "msg_2", "msg_3"])]
-)
-def test_late_events_are_left_out_unless_asked_for(
-    feed: Feed, relay: Relay, stale: bool, expected: list[str]
-) -> None:
+@pytest.mark.parametrize(("stale", "expected"), [(False, ["msg_1", "msg_3"]), (True, ["msg_1", "msg_2", "msg_3"])])
+def test_late_events_are_left_out_unless_asked_for(feed: Feed, relay: Relay, stale: bool, expected: list[str]) -> None:
     relay.take(clerk_event("ended"), "msg_1")
     relay.take(clerk_event(), "msg_2")
     relay.take(clerk_event("ended", session_id="sess_2"), "msg_3")
@@ -410,9 +397,7 @@ def test_names_are_those_that_are_set(open_feed: OpenFeed, relay_redis: Embedded
     assert sessions(published.result(10)) == ["sess_1"]
 
 
-def test_a_feed_from_the_environment(
-    relay_redis: EmbeddedRedis, relay: Relay, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_feed_from_the_environment(relay_redis: EmbeddedRedis, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", relay_redis.url)
     relay.take(clerk_event(), "msg_1")
     with SessionFeed.from_env() as feed:
@@ -473,7 +458,7 @@ def test_the_state_of_every_session_comes_first(feed: Feed, relay: Relay) -> Non
     held = updates.take(3)
     later = relay.take(clerk_event("ended", session_id="sess_0", updated_at=NOW_MS), "msg_later")
     assert {(u.session.id, u.session.status, u.revision) for u in held} == {
-        *(("sess_0", "active", 1), ("sess_1", "active", 1), ("sess_2", "ended", 2)),
+        *(("sess_0", "active", 1), ("sess_1", "active", 1), ("sess_2", "ended", 2))
     }
     assert {(update.is_snapshot, update.position) for update in held} == {(True, None)}
     news = updates.next()
@@ -488,9 +473,7 @@ def test_without_a_session_there_are_no_snapshots(feed: Feed, relay: Relay, clie
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_what_happens_while_the_snapshots_are_read_is_neither_missed_nor_told_twice(
-    feed: Feed, relay: Relay
-) -> None:
+def test_what_happens_while_the_snapshots_are_read_is_neither_missed_nor_told_twice(feed: Feed, relay: Relay) -> None:
     begin_sessions(relay, 30)
     updates, whole = feed.follow(), Whole()
     for change in range(4):  # six snapshots in between, and the last ones after all changes
@@ -706,9 +689,7 @@ def test_a_context_manager_closes(real_redis: EmbeddedRedis) -> None:
 # In a thread whose event loop runs
 
 
-def test_a_blocking_feed_has_no_part_in_an_event_loop_that_runs(
-    relay_redis: EmbeddedRedis, relay: Relay
-) -> None:
+def test_a_blocking_feed_has_no_part_in_an_event_loop_that_runs(relay_redis: EmbeddedRedis, relay: Relay) -> None:
     """Its generators are asynchronous inside: the loop must not close them when it ends, nor warn of them."""
     take_several(relay, "sess_1", "sess_2", "sess_3")
     with SessionFeed.from_url(relay_redis.url) as feed:
@@ -742,9 +723,7 @@ def test_a_feed_that_is_dropped_without_being_closed_leaves_no_connection(
 # Many at once
 
 
-def test_short_reads_share_eight_connections(
-    open_feed: OpenFeed, own_redis: EmbeddedRedis, own_client: Any
-) -> None:
+def test_short_reads_share_eight_connections(open_feed: OpenFeed, own_redis: EmbeddedRedis, own_client: Any) -> None:
     with run_relay(own_redis.url) as relay:
         relay.take(clerk_event(), "msg_1")
     feed = open_feed(own_redis.url, redis_timeout=20)
@@ -776,9 +755,7 @@ def test_a_read_that_is_given_up_costs_the_others_nothing(relay_redis: EmbeddedR
 
 
 def test_neither_flask_nor_svix_is_imported() -> None:
-    program = (
-        "import clerk_session_feed, sys; print({'flask', 'svix', 'werkzeug', 'uvicorn'} & set(sys.modules))"
-    )
+    program = "import clerk_session_feed, sys; print({'flask', 'svix', 'werkzeug', 'uvicorn'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )

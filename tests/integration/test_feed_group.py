@@ -38,10 +38,7 @@ def feed(open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any) -> Feed:
 
 def begin_sessions(relay: Relay, *numbers: int) -> list[str]:
     """Let each session begin; return the cursors."""
-    return [
-        str(relay.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}").cursor)
-        for number in numbers
-    ]
+    return [str(relay.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}").cursor) for number in numbers]
 
 
 def numbers(updates: list[SessionUpdate]) -> list[int]:
@@ -171,9 +168,7 @@ def test_what_is_no_message_is_an_error_for_whoever_gets_it(feed: Feed, relay: R
 # Several consumers
 
 
-def test_consumers_of_a_group_share_the_stream(
-    feed: Feed, relay: Relay, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_consumers_of_a_group_share_the_stream(feed: Feed, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group_rules, "BATCH", 2)
     begin_sessions(relay, *range(8))
     one, other = feed.consume(name="one", after="0-0"), feed.consume(name="other")
@@ -205,11 +200,7 @@ with SessionFeed.from_url(sys.argv[1]) as feed:
 
 
 def test_what_a_killed_process_was_at_goes_to_another(
-    relay_redis: EmbeddedRedis,
-    feed: Feed,
-    relay: Relay,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    relay_redis: EmbeddedRedis, feed: Feed, relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     block_shortly(monkeypatch)
     begin_sessions(relay, 1, 2, 3)
@@ -223,9 +214,7 @@ def test_what_a_killed_process_was_at_goes_to_another(
 def clock_of_the_group(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Let a test set by how many seconds the consumer's clock is ahead."""
     clock = SimpleNamespace(ahead=0.0)
-    monkeypatch.setattr(
-        group_rules, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + clock.ahead)
-    )
+    monkeypatch.setattr(group_rules, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + clock.ahead))
     return clock
 
 
@@ -246,9 +235,7 @@ def test_a_consumer_that_was_cut_off_leaves_alone_what_became_anothers(
 ) -> None:
     with run_relay(own_redis.url) as relay:
         _, second, _ = begin_sessions(relay, 1, 2, 3)
-    updates = open_feed(own_redis.url).consume(
-        name="cut off", after="0-0", on_reconnect=Reconnects(monkeypatch)
-    )
+    updates = open_feed(own_redis.url).consume(name="cut off", after="0-0", on_reconnect=Reconnects(monkeypatch))
     updates.next()
     own_client.xclaim(EVENTS_KEY, "group", "quick", 0, [second])
     own_client.client_kill_filter(_type="normal", skipme=True)
@@ -338,10 +325,7 @@ def test_a_redis_that_was_restarted_with_nothing(
 
 
 def test_a_restart_in_the_midst_of_a_batch(
-    open_feed: OpenFeed,
-    start_redis: Callable[..., EmbeddedRedis],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    open_feed: OpenFeed, start_redis: Callable[..., EmbeddedRedis], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
     before = start_durable_redis(start_redis, tmp_path / "redis", port)
@@ -433,9 +417,7 @@ def test_whoever_dies_while_the_group_begins_again_leaves_that_to_the_next(
         assert sorted(numbers(feed.consume(name="other", resync=True).take(4))) == [1, 2, 3, 4]
 
 
-def test_what_is_trimmed_while_the_group_begins_again_is_not_missed(
-    feed: Feed, relay: Relay, client: Any
-) -> None:
+def test_what_is_trimmed_while_the_group_begins_again_is_not_missed(feed: Feed, relay: Relay, client: Any) -> None:
     with fallen_behind(feed, relay, client):
         updates = feed.consume(resync=True)
         updates.take(4)
@@ -537,9 +519,7 @@ def test_a_group_reads_all_partitions(open_feed: OpenFeed, relay_redis: Embedded
     assert sorted(update.session.user_id for update in seen) == sorted(users)
     assert {update.partition for update in seen} == {0, 1, 2, 3}
     more = updates.begin()
-    eventually(
-        lambda: not any(client.xpending(f"{{clerk:{n}}}:events", "group")["pending"] for n in range(4))
-    )
+    eventually(lambda: not any(client.xpending(f"{{clerk:{n}}}:events", "group")["pending"] for n in range(4)))
     with run_relay(relay_redis.url, partitions=4) as relay:
         relay.take(clerk_event(session_id="sess_later"), "msg_later")
     assert [update.session.id for update in more.result(10)] == ["sess_later"]

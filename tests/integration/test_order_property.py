@@ -13,13 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from support.constants import DAY_MS, EVENTS_KEY, EXPIRY_KEY, NOW_MS, WEEK_S
 from support.events import clerk_event
 from support.redis_clients import assert_messages_keep_to_the_schema, client_of
@@ -152,16 +146,11 @@ class StoreAndModel(RuleBasedStateMachine):
         """By session and message id: what has an id is one event, however often it is delivered."""
         self.user_ttls: dict[str, int] = {}
 
-    @rule(
-        name=st.sampled_from("xyz"), batch=st.lists(events("active", "ended", *RANKS), min_size=1, max_size=8)
-    )
+    @rule(name=st.sampled_from("xyz"), batch=st.lists(events("active", "ended", *RANKS), min_size=1, max_size=8))
     def deliver(self, name: str, batch: list[Sent]) -> None:
         self.take(name, batch)
 
-    @rule(
-        name=st.sampled_from("vw"),
-        life=st.lists(events("active", *OPEN) | times_passed, min_size=1, max_size=8),
-    )
+    @rule(name=st.sampled_from("vw"), life=st.lists(events("active", *OPEN) | times_passed, min_size=1, max_size=8))
     def live(self, name: str, life: list[Sent | int]) -> None:
         """What ends stays so: others have to live, or hardly any would run out, and come to life again."""
         for what in life:
@@ -193,8 +182,7 @@ class StoreAndModel(RuleBasedStateMachine):
         batch = [known.setdefault(sent.message_id, sent) for sent in batch]
         model = self.models.setdefault(name, Model(self.session(name)))
         begun = [
-            self.relay.begin(sent.body(self.session(name), self.user(sent.user)), sent.message_id)
-            for sent in batch
+            self.relay.begin(sent.body(self.session(name), self.user(sent.user)), sent.message_id) for sent in batch
         ]
         outcomes = [future.result(timeout=30) for future in begun]
         answers = []

@@ -72,9 +72,7 @@ def test_each_delivery_is_one_evalsha_and_nothing_else(connected: Relay, own_cli
     assert [command.split()[0] for command in commands] == ["EVALSHA"] * 4
 
 
-def test_connecting_loads_the_scripts_and_says_nothing_else(
-    own_redis: EmbeddedRedis, own_client: Any
-) -> None:
+def test_connecting_loads_the_scripts_and_says_nothing_else(own_redis: EmbeddedRedis, own_client: Any) -> None:
     with run_relay(own_redis.url) as relay, monitored(own_client) as commands:
         relay.take(clerk_event(), "msg_1")
 
@@ -161,9 +159,7 @@ def test_there_is_a_bound_to_what_may_wait(own_redis: EmbeddedRedis, monkeypatch
             future.result(timeout=30)
 
 
-def test_closing_sends_what_waits_and_refuses_what_comes_later(
-    own_redis: EmbeddedRedis, own_client: Any
-) -> None:
+def test_closing_sends_what_waits_and_refuses_what_comes_later(own_redis: EmbeddedRedis, own_client: Any) -> None:
     relay = Relay(own_redis.url)
     futures = [relay.begin(clerk_event(session_id=f"sess_{i}"), f"msg_{i}") for i in range(300)]
     relay.call(lambda: None).result(timeout=30)  # by now, the others wait
@@ -233,9 +229,7 @@ def test_refusals_at_once_end_after_a_second(connected: Relay, own_redis: Embedd
         eventually(lambda: refusal(connected) >= 0.4)
 
 
-def test_all_that_wait_for_a_redis_that_hangs_are_refused_together(
-    connected: Relay, own_redis: EmbeddedRedis
-) -> None:
+def test_all_that_wait_for_a_redis_that_hangs_are_refused_together(connected: Relay, own_redis: EmbeddedRedis) -> None:
     with frozen(own_redis):
         first = connected.begin(clerk_event(), "msg_first")
         eventually(connected.is_sending)
@@ -388,9 +382,7 @@ def intakes_with_replica(main: EmbeddedRedis) -> Iterator[tuple[Relay, Relay]]:
         yield hasty, patient
 
 
-def test_without_the_replicas_asked_for_a_write_is_refused_until_they_have_it(
-    start_redis: StartRedis,
-) -> None:
+def test_without_the_replicas_asked_for_a_write_is_refused_until_they_have_it(start_redis: StartRedis) -> None:
     main = start_redis("--repl-diskless-sync-delay", "0")
     with intakes_with_replica(main) as (hasty, patient):
         refusal(hasty, "msg_1")
@@ -424,9 +416,7 @@ def test_a_duplicate_too_is_acknowledged_only_when_the_replicas_have_the_first(
         assert patient.take(UNREADABLE, "msg_bad").outcome == "dead_lettered"
 
 
-def test_a_full_dead_letter_store_says_so_with_replicas_too(
-    pair: tuple[EmbeddedRedis, EmbeddedRedis],
-) -> None:
+def test_a_full_dead_letter_store_says_so_with_replicas_too(pair: tuple[EmbeddedRedis, EmbeddedRedis]) -> None:
     main, _ = pair
     with (
         run_relay(main.url, redis_min_replicas=1, dead_letter_max=0, redis_timeout=20) as relay,

@@ -18,10 +18,7 @@ def test_it_accepts_what_the_relay_publishes_holds_and_streams(
     relay_redis: EmbeddedRedis, client: Any, publish_http_request: bool
 ) -> None:
     """Besides, `client`, `any_client` and `Subscriber` do this to whatever any test makes the relay say."""
-    settings = {
-        "omit_fields": "updated_at,tasks,latest_activity.city",
-        "publish_http_request": publish_http_request,
-    }
+    settings = {"omit_fields": "updated_at,tasks,latest_activity.city", "publish_http_request": publish_http_request}
     statuses = ("pending", "active", "pending", "ended", "revoked", "expired")
     with run_relay(relay_redis.url, **settings) as relay, subscribed(client, "clerk:sessions") as subscriber:
         for number, status in enumerate(statuses):

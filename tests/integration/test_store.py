@@ -55,9 +55,7 @@ def test_the_first_event_of_a_session_is_applied(relay: Relay, client: Any) -> N
 
 
 def test_each_applied_state_counts_a_revision(relay: Relay) -> None:
-    revisions = [
-        relay.take(clerk_event(updated_at=NOW_MS - 1000 + step), f"msg_{step}").revision for step in range(3)
-    ]
+    revisions = [relay.take(clerk_event(updated_at=NOW_MS - 1000 + step), f"msg_{step}").revision for step in range(3)]
 
     assert revisions == [1, 2, 3]
 
@@ -85,9 +83,7 @@ def test_a_stale_event_changes_no_state_and_publishes_nothing(relay: Relay, clie
     assert after == before
 
 
-def test_a_message_seen_before_is_a_duplicate_with_cursor_and_revision_of_the_first_time(
-    relay: Relay,
-) -> None:
+def test_a_message_seen_before_is_a_duplicate_with_cursor_and_revision_of_the_first_time(relay: Relay) -> None:
     event = clerk_event(updated_at=NOW_MS - 3000)
     first = relay.take(event, "msg_1")
     relay.take(clerk_event(updated_at=NOW_MS - 2000), "msg_2")
@@ -236,9 +232,7 @@ def test_a_terminal_event_of_a_session_never_seen_leaves_a_tombstone(relay: Rela
 
 @pytest.mark.parametrize("type_", ["session.ended", "session.removed", "session.revoked"])
 @pytest.mark.parametrize("reported", ["active", "pending", None])
-def test_a_terminal_type_outranks_an_open_status(
-    relay: Relay, client: Any, type_: str, reported: str | None
-) -> None:
+def test_a_terminal_type_outranks_an_open_status(relay: Relay, client: Any, type_: str, reported: str | None) -> None:
     relay.take(clerk_event(reported, type_=type_), "msg_1")
 
     assert client.hget(SESSION_KEY, "status") == type_.removeprefix("session.")
@@ -253,13 +247,9 @@ def test_an_unknown_session_type_is_applied_like_any_other(relay: Relay, client:
 @pytest.mark.parametrize(
     ("later", "outcome", "status"),
     [
-        pytest.param(
-            clerk_event("active", updated_at=NOW_MS - 1), "applied", "active", id="evidence of life"
-        ),
+        pytest.param(clerk_event("active", updated_at=NOW_MS - 1), "applied", "active", id="evidence of life"),
         pytest.param(clerk_event("ended", updated_at=NOW_MS - DAY_MS), "applied", "ended", id="a real end"),
-        pytest.param(
-            clerk_event("active", updated_at=NOW_MS - DAY_MS), "stale", "expired", id="a late event"
-        ),
+        pytest.param(clerk_event("active", updated_at=NOW_MS - DAY_MS), "stale", "expired", id="a late event"),
     ],
 )
 def test_an_expiry_that_the_relay_found_itself_gives_way_to_what_clerk_says_later(
@@ -407,10 +397,7 @@ def test_the_embedded_user_is_nowhere(relay: Relay, client: Any) -> None:
 
 def test_omitted_fields_are_null_wherever_the_message_is(relay_redis: EmbeddedRedis, client: Any) -> None:
     omitted = "latest_activity.ip_address,latest_activity.city, updated_at,tasks"
-    with (
-        subscribed(client, *CHANNELS) as subscriber,
-        run_relay(relay_redis.url, omit_fields=omitted) as relay,
-    ):
+    with subscribed(client, *CHANNELS) as subscriber, run_relay(relay_redis.url, omit_fields=omitted) as relay:
         relay.take(clerk_event("active", tasks=[{"key": "choose-organization"}]), "msg_1")
         messages = [json.loads(data) for _, data in subscriber.rest()]
 
@@ -433,9 +420,7 @@ def test_omitted_times_still_order_events(relay_redis: EmbeddedRedis, client: An
 
 
 @pytest.mark.parametrize("publish", [False, True])
-def test_the_http_request_is_published_only_on_request(
-    relay_redis: EmbeddedRedis, client: Any, publish: bool
-) -> None:
+def test_the_http_request_is_published_only_on_request(relay_redis: EmbeddedRedis, client: Any, publish: bool) -> None:
     with run_relay(relay_redis.url, publish_http_request=publish) as relay:
         relay.take(clerk_event(), "msg_1")
 
@@ -455,13 +440,7 @@ def test_the_session_hash_holds_what_the_contract_names(relay: Relay, client: An
     stored = client.hgetall(SESSION_KEY)
     public = {name: value for name, value in stored.items() if not name.startswith("_")}
     assert json.loads(public.pop("state"))["session"]["id"] == "sess_1"
-    assert public == {
-        "status": "active",
-        "live": "1",
-        "user_id": "user_1",
-        "revision": "1",
-        "cursor": outcome.cursor,
-    }
+    assert public == {"status": "active", "live": "1", "user_id": "user_1", "revision": "1", "cursor": outcome.cursor}
 
 
 @pytest.mark.parametrize(
@@ -530,9 +509,7 @@ def test_a_stream_entry_holds_the_message_without_its_cursor(relay: Relay, clien
     assert list(entry) == ["outcome", "session_id", "user_id", "message"]
 
 
-def test_a_stale_events_stream_entry_has_no_revision_and_no_previous_status(
-    relay: Relay, client: Any
-) -> None:
+def test_a_stale_events_stream_entry_has_no_revision_and_no_previous_status(relay: Relay, client: Any) -> None:
     relay.take(clerk_event("active", updated_at=NOW_MS - 1000), "msg_new")
     event = clerk_event("active", updated_at=NOW_MS - 2000, user_id="user_2")
 
@@ -587,9 +564,7 @@ def test_prefix_and_channel_are_settings(relay_redis: EmbeddedRedis, client: Any
 
 
 @pytest.mark.parametrize("id_", ["a", "_", "-", "A-Z_a-z-0", "s" * 128, "sess_1-expiry", "events"])
-def test_any_id_of_the_contract_works_for_sessions_users_and_messages(
-    relay: Relay, client: Any, id_: str
-) -> None:
+def test_any_id_of_the_contract_works_for_sessions_users_and_messages(relay: Relay, client: Any, id_: str) -> None:
     event = clerk_event(session_id=id_, user_id=id_)
 
     outcomes = [relay.take(event, id_).outcome for _ in range(2)]
@@ -617,12 +592,7 @@ def test_any_id_of_the_contract_works_for_sessions_users_and_messages(
     ],
 )
 def test_a_session_outlives_its_end_by_the_retention_but_400_days_at_most(
-    relay_redis: EmbeddedRedis,
-    client: Any,
-    status: str,
-    expire_at: int | None,
-    retention_s: int,
-    ttl_ms: int,
+    relay_redis: EmbeddedRedis, client: Any, status: str, expire_at: int | None, retention_s: int, ttl_ms: int
 ) -> None:
     with run_relay(relay_redis.url, session_retention=retention_s) as relay:
         relay.take(clerk_event(status, expire_at=expire_at), "msg_1")
@@ -703,12 +673,7 @@ def test_a_dead_letter_is_kept_with_its_body(relay: Relay, client: Any) -> None:
     dead_letter = json.loads(client.hget(DEAD_LETTERS_KEY, "msg_1"))
     assert list(dead_letter) == ["id", "received_at", "reason", "detail", "body"]
     assert isinstance(dead_letter.pop("detail"), str)
-    assert dead_letter == {
-        "id": "msg_1",
-        "received_at": NOW_MS,
-        "reason": "invalid_id",
-        "body": UNREADABLE.decode(),
-    }
+    assert dead_letter == {"id": "msg_1", "received_at": NOW_MS, "reason": "invalid_id", "body": UNREADABLE.decode()}
 
 
 def test_a_dead_letter_is_kept_once_per_message(relay: Relay, client: Any) -> None:
@@ -762,20 +727,14 @@ def test_the_probe_leaves_no_trace(relay: Relay, client: Any) -> None:
 # Races
 
 
-def test_two_processes_that_race_for_the_same_messages_take_each_once(
-    relay_redis: EmbeddedRedis, client: Any
-) -> None:
+def test_two_processes_that_race_for_the_same_messages_take_each_once(relay_redis: EmbeddedRedis, client: Any) -> None:
     deliveries = [(clerk_event(updated_at=NOW_MS - 1000 + i % 7), f"msg_{i}") for i in range(60)]
 
     def take_all(relay: Relay) -> list[Outcome]:
         futures = [relay.begin(event, message_id) for event, message_id in deliveries]
         return [future.result(timeout=30) for future in futures]
 
-    with (
-        run_relay(relay_redis.url) as one,
-        run_relay(relay_redis.url) as other,
-        ThreadPoolExecutor(2) as threads,
-    ):
+    with run_relay(relay_redis.url) as one, run_relay(relay_redis.url) as other, ThreadPoolExecutor(2) as threads:
         results = list(zip(*threads.map(take_all, [one, other]), strict=True))
 
     for both in results:

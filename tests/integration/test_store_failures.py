@@ -38,9 +38,7 @@ HISTORIES: dict[str, Callable[[], list[Any]]] = {
     "a session never seen": list,
     "a live session": lambda: [clerk_event("active", updated_at=NOW_MS - 5000)],
     "a pending session": lambda: [clerk_event("pending", updated_at=NOW_MS - 5000)],
-    "a live session of another user": lambda: [
-        clerk_event("active", updated_at=NOW_MS - 5000, user_id="user_0")
-    ],
+    "a live session of another user": lambda: [clerk_event("active", updated_at=NOW_MS - 5000, user_id="user_0")],
     "one of two live sessions": lambda: [
         clerk_event("active", updated_at=NOW_MS - 5000),
         clerk_event("active", updated_at=NOW_MS - 5000, session_id="sess_2"),
@@ -57,12 +55,7 @@ NEXT: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("next_", NEXT)
 @pytest.mark.parametrize("history", HISTORIES)
 def test_a_failure_at_any_key_leaves_nothing_and_a_retry_applies(
-    real_redis: EmbeddedRedis,
-    real_intake: Relay,
-    real_client: Any,
-    history: str,
-    next_: str,
-    broken: str,
+    real_redis: EmbeddedRedis, real_intake: Relay, real_client: Any, history: str, next_: str, broken: str
 ) -> None:
     # Given: what was stored, and a key of the wrong type in the way
     for number, event in enumerate(HISTORIES[history]()):

@@ -66,12 +66,7 @@ async def deliver(url: str, *, fast_lane: bool) -> tuple[list[str], bytes]:
     protocol: Any = functools.partial(Protocol, config=config, server_state=ServerState(), app_state={})
     body = json.dumps(clerk_event()).encode()
     headers = {"host": "relay", "connection": "close", "content-length": len(body), **signed(body)}
-    lines = [
-        "POST /webhooks/clerk HTTP/1.1",
-        *(f"{name}: {value}" for name, value in headers.items()),
-        "",
-        "",
-    ]
+    lines = ["POST /webhooks/clerk HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
     way = Way()
     async with await loop.create_server(protocol, "127.0.0.1", 0) as server:
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
@@ -87,9 +82,7 @@ async def deliver(url: str, *, fast_lane: bool) -> tuple[list[str], bytes]:
 
 
 @pytest.mark.parametrize("fast_lane", [True, False])
-def test_a_delivery_passes_ten_modules_from_socket_to_script(
-    any_redis: EmbeddedRedis, fast_lane: bool
-) -> None:
+def test_a_delivery_passes_ten_modules_from_socket_to_script(any_redis: EmbeddedRedis, fast_lane: bool) -> None:
     modules, response = asyncio.run(deliver(any_redis.url, fast_lane=fast_lane))
 
     assert response.startswith(b"HTTP/1.1 200 ")

@@ -30,10 +30,7 @@ def make_certificates(directory: Path) -> Path:
         openssl(*request, "-subj", "/CN=redis", directory=directory)
         (directory / "extensions").write_text(f"subjectAltName={alternative}\nauthorityKeyIdentifier=keyid\n")
         signing = ("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-days", "2")
-        openssl(
-            *(*signing, "-CAcreateserial", "-extfile", "extensions", "-out", f"{name}.crt"),
-            directory=directory,
-        )
+        openssl(*(*signing, "-CAcreateserial", "-extfile", "extensions", "-out", f"{name}.crt"), directory=directory)
     return directory
 
 

@@ -84,16 +84,12 @@ class Program:
 
 
 @contextlib.contextmanager
-def started(
-    command: Sequence[str | Path], cwd: Path, environment: dict[str, str] | None = None
-) -> Iterator[Program]:
+def started(command: Sequence[str | Path], cwd: Path, environment: dict[str, str] | None = None) -> Iterator[Program]:
     """Run a command in a process group of its own; nothing of it is left afterwards."""
     with subprocess.Popen(
         command,
         cwd=cwd,
-        env=os.environ
-        | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
-        | (environment or {}),
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "COLUMNS": "200"} | (environment or {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -19,25 +19,11 @@ from clerk_session_feed import AsyncSessionFeed, SessionFeed, SessionUpdate
 
 import service  # in the folder from which this is run
 
-FOREIGN = {
-    "flask",
-    "hiredis",
-    "orjson",
-    "pydantic_settings",
-    "structlog",
-    "svix",
-    "uvicorn",
-    "uvloop",
-    "werkzeug",
-}
+FOREIGN = {"flask", "hiredis", "orjson", "pydantic_settings", "structlog", "svix", "uvicorn", "uvloop", "werkzeug"}
 
 
 def short(update: SessionUpdate | None) -> list[Any] | None:
-    return (
-        None
-        if update is None
-        else [update.session.id, update.session.status, update.is_live, update.is_snapshot]
-    )
+    return None if update is None else [update.session.id, update.session.status, update.is_live, update.is_snapshot]
 
 
 def publish(url: str, message: bytes) -> None:

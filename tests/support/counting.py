@@ -60,9 +60,7 @@ def count(load: Load) -> Counts:
         "in the stream": len(stored.entries),
         "  applied": len(applied),
         "  stale": len(stored.entries) - len(applied),
-        "subscriber: messages of applied events": sum(
-            channel == CHANNEL for channel, _ in load.subscriber.messages
-        ),
+        "subscriber: messages of applied events": sum(channel == CHANNEL for channel, _ in load.subscriber.messages),
         "subscriber: connections made": load.subscriber.connections,
         "slowest answer (s)": f"{max(attempt.seconds for attempt in attempts):.3f}",
         **{
@@ -82,9 +80,7 @@ def count(load: Load) -> Counts:
         **_wrong_states(load, stored),
         **_wrong_for_subscribers(load, stored),
         "answers later than 5 s": [
-            f"{attempt.message.id}: {attempt.seconds}"
-            for attempt in attempts
-            if attempt.seconds > RESPONSE_SECONDS
+            f"{attempt.message.id}: {attempt.seconds}" for attempt in attempts if attempt.seconds > RESPONSE_SECONDS
         ],
         "answers that are none of the contract's": [
             attempt.said
@@ -216,8 +212,7 @@ def _wrong_states(load: Load, stored: Stored) -> Wrong:
         "sessions whose revision does not count the applied events": [
             session_id
             for session_id, fields in stored.sessions.items()
-            if [entry.revision for entry in applied[session_id]]
-            != list(range(1, int(fields["revision"]) + 1))
+            if [entry.revision for entry in applied[session_id]] != list(range(1, int(fields["revision"]) + 1))
             or applied[session_id][-1].cursor != fields["cursor"]
         ],
         "sessions that took an older event after a newer one": [

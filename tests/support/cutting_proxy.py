@@ -16,10 +16,7 @@ class _Passing(socketserver.BaseRequestHandler):
         proxy = self.server
         assert isinstance(proxy, CuttingProxy)
         self._has_asked = False
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection(("127.0.0.1", proxy.redis_port)) as upstream,
-        ):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", proxy.redis_port)) as upstream:
             answering = threading.Thread(target=self._pass_replies, args=(proxy, upstream), daemon=True)
             answering.start()
             while request := self.request.recv(65536):

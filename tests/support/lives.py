@@ -54,9 +54,7 @@ def lives(deliveries: int, sessions: int, seed: int, now_ms: int) -> list[Messag
     return [
         message
         for number, length in enumerate(lengths)
-        for message in _life(
-            chance, f"{seed}_{number}", f"user_{seed}_{chance.randrange(sessions)}", length, now_ms
-        )
+        for message in _life(chance, f"{seed}_{number}", f"user_{seed}_{chance.randrange(sessions)}", length, now_ms)
     ]
 
 
@@ -111,8 +109,7 @@ def _life(chance: random.Random, name: str, user_id: str, length: int, now_ms: i
         yield _message(
             f"msg_{name}_{chance.randrange(1000):03}_{number}",
             type_,
-            session
-            | {"updated_at": at, "tasks": [{"key": "choose-organization"}] if status == "pending" else []},
+            session | {"updated_at": at, "tasks": [{"key": "choose-organization"}] if status == "pending" else []},
             reported,
             status,
             occurred_at // 1000 if in_seconds else occurred_at,
@@ -124,9 +121,7 @@ def _life(chance: random.Random, name: str, user_id: str, length: int, now_ms: i
 def _step(chance: random.Random, number: int, has_ended: bool) -> tuple[str, str | None, str]:
     """Return an event's type, the status it reports, and the one that it means."""
     if number == 0:
-        return chance.choice(
-            [("session.created", "active", "active"), ("session.pending", "pending", "pending")]
-        )
+        return chance.choice([("session.created", "active", "active"), ("session.pending", "pending", "pending")])
     if has_ended or chance.random() < 0.4:
         status = chance.choice(["ended", "ended", "removed", "revoked", "replaced", "active"])
         if status in {"ended", "removed", "revoked"}:

@@ -34,9 +34,7 @@ class Usage:
 
 
 class Load:
-    def __init__(
-        self, server: DurableRedis, service: Service, sender: SvixSender, subscriber: Subscriber
-    ) -> None:
+    def __init__(self, server: DurableRedis, service: Service, sender: SvixSender, subscriber: Subscriber) -> None:
         self.redis = server
         self.service = service
         self.sender = sender
@@ -151,9 +149,7 @@ def _read(pid: int, name: str) -> bytes:
 
 
 @contextlib.contextmanager
-def under_load(
-    server: DurableRedis, service: Service, deliveries: int, sessions: int, seed: int
-) -> Iterator[Load]:
+def under_load(server: DurableRedis, service: Service, deliveries: int, sessions: int, seed: int) -> Iterator[Load]:
     """Empty Redis, and get ready to send; the load itself comes with `suffer`."""
     with our_client(server.url) as client:
         client.flushall()

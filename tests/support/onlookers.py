@@ -113,9 +113,7 @@ class Watch:
         """By socket: the fewer steps, the less this measures the threads of the sender instead."""
         try:
             with socket.create_connection(("127.0.0.1", self._port()), timeout=15) as connection:
-                connection.sendall(
-                    f"GET {self.path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode()
-                )
+                connection.sendall(f"GET {self.path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
                 version, _, rest = connection.recv(4096).partition(b" ")
         except OSError:
             return None

@@ -14,11 +14,7 @@ import pytest
 
 from service.dev.embedded import EmbeddedRedis, run_stand_in
 from support.feeds import KINDS, OpenFeed, feeds
-from support.redis_clients import (
-    assert_messages_keep_to_the_schema,
-    assert_sessions_and_users_expire,
-    client_of,
-)
+from support.redis_clients import assert_messages_keep_to_the_schema, assert_sessions_and_users_expire, client_of
 from support.redis_servers import redis_server
 from support.relay import Relay, run_relay
 

@@ -28,9 +28,7 @@ def redis_server(binary: str, *options: str, port: int | None = None) -> Iterato
         yield server
 
 
-def start_durable_redis(
-    start_redis: Callable[..., EmbeddedRedis], directory: Path, port: int
-) -> EmbeddedRedis:
+def start_durable_redis(start_redis: Callable[..., EmbeddedRedis], directory: Path, port: int) -> EmbeddedRedis:
     """Start a Redis that keeps in this directory what it is told, and has read what is there."""
     directory.mkdir(exist_ok=True)
     server = start_redis("--dir", str(directory), "--appendonly", "yes", "--appendfsync", "always", port=port)

@@ -14,21 +14,13 @@ from service.ingest import Ingest
 from service.models import Delivery, Outcome
 from service.store.sessions import SessionStore
 from service.waiting import Greenlets
-from support.constants import (
-    NOW_MS,
-    SECRET,
-)
+from support.constants import NOW_MS, SECRET
 
 T = TypeVar("T")
 
 
 def make_settings(redis_url: str, **overrides: Any) -> Settings:
-    return load(
-        Settings,
-        _env_file=None,
-        redis_url=redis_url,
-        **{"clerk_webhook_signing_secret": SECRET} | overrides,
-    )
+    return load(Settings, _env_file=None, redis_url=redis_url, **{"clerk_webhook_signing_secret": SECRET} | overrides)
 
 
 class Relay:
@@ -39,9 +31,7 @@ class Relay:
         settings = make_settings(redis_url, **overrides)
         self.store = SessionStore(settings)
         self._ingest = Ingest(
-            self.store,
-            publish_http_request=settings.publish_http_request,
-            clock=lambda: self.now_ms / 1000,
+            self.store, publish_http_request=settings.publish_http_request, clock=lambda: self.now_ms / 1000
         )
 
         # As under `serve`: on an event loop, in greenlets.

@@ -27,10 +27,7 @@ ENTRY: Final = component(ASYNCAPI, {"$ref": "#/components/schemas/StreamEntry"})
 
 
 def faults(validator: jsonschema_rs.Draft202012Validator, value: object) -> list[str]:
-    return [
-        f"{'/'.join(map(str, error.instance_path))}: {error.message}"
-        for error in validator.iter_errors(value)
-    ]
+    return [f"{'/'.join(map(str, error.instance_path))}: {error.message}" for error in validator.iter_errors(value)]
 
 
 def faults_published(message: str) -> list[str]:

@@ -30,9 +30,7 @@ def _assert_described(response: httpx.Response) -> None:
     if request.method != "HEAD":
         body = response.read()
         headers = response.headers
-        faults = schemas.response_faults(
-            request.method, request.url.path, response.status_code, headers, body
-        )
+        faults = schemas.response_faults(request.method, request.url.path, response.status_code, headers, body)
         assert faults == [], response.text
 
 
@@ -161,11 +159,7 @@ def _starts(service: ServiceProcess, workers: int) -> bool:
             answers = service.http.get("/healthz").status_code == 200
         except httpx.TransportError:
             return ""
-        return (
-            "started"
-            if answers and service.log_text().count("Application startup complete.") >= workers
-            else ""
-        )
+        return "started" if answers and service.log_text().count("Application startup complete.") >= workers else ""
 
     return eventually(outcome, within=60) == "started"
 

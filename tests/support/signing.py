@@ -16,12 +16,7 @@ def signature(message_id: str, timestamp: str, body: bytes, secret: str = SECRET
 
 
 def signed(
-    body: bytes,
-    message_id: str | None = None,
-    *,
-    at: float | None = None,
-    family: str = "svix",
-    secret: str = SECRET,
+    body: bytes, message_id: str | None = None, *, at: float | None = None, family: str = "svix", secret: str = SECRET
 ) -> dict[str, str]:
     """Return the three headers of a delivery. message_id: None is a new one. at: Unix seconds; None is now."""
     message_id = f"msg_{secrets.token_hex(12)}" if message_id is None else message_id

@@ -155,9 +155,7 @@ def _role(node: EmbeddedRedis) -> str | None:
 def cluster_of(binary: str, replicas: int = 1) -> Iterator[Cluster]:
     """Run three primaries with a third of the slots each, and so many replicas of each."""
     with contextlib.ExitStack() as stack:
-        shards = tuple(
-            tuple(stack.enter_context(_cluster_node(binary)) for _ in range(1 + replicas)) for _ in range(3)
-        )
+        shards = tuple(tuple(stack.enter_context(_cluster_node(binary)) for _ in range(1 + replicas)) for _ in range(3))
         nodes = tuple(itertools.chain(*shards))
         client = {node: stack.enter_context(client_of(node.url)) for node in nodes}
         for number, (primary, *_) in enumerate(shards):

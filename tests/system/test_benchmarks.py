@@ -83,9 +83,7 @@ def fastify(folder: Path) -> Iterator[Post]:
     with processes.running(contender.command, environment, folder) as server:
 
         def post(body: bytes, headers: dict[str, str]) -> tuple[int, Any]:
-            answer = httpx.post(
-                f"http://127.0.0.1:{server.port}/webhooks/clerk", content=body, headers=headers
-            )
+            answer = httpx.post(f"http://127.0.0.1:{server.port}/webhooks/clerk", content=body, headers=headers)
             return answer.status_code, answer.json()
 
         yield post
@@ -104,8 +102,7 @@ def contender(
 def _states(client: Any) -> dict[str, Any]:
     """Return the messages held, but for their cursors; and empty the store."""
     held = {
-        key: json.loads(client.hget(key, "state")) | {"cursor": None}
-        for key in client.scan_iter("{clerk}:session:*")
+        key: json.loads(client.hget(key, "state")) | {"cursor": None} for key in client.scan_iter("{clerk}:session:*")
     }
     client.flushall()
     return held
@@ -133,9 +130,7 @@ def test_a_contender_writes_what_the_service_writes_and_refuses_what_is_forged(
 # Builds
 
 
-def test_a_build_is_that_of_its_revision_and_made_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_build_is_that_of_its_revision_and_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "service.py"
     program.write_text("print('committed')")
     (tmp_path / "requirements.txt").touch()
@@ -181,9 +176,7 @@ def filled(store: Store, real_redis: EmbeddedRedis) -> Iterator[tuple[Store, Rel
 
 
 @pytest.mark.parametrize(
-    ("answered", "failed"),
-    [(1, 1), (2, 0), (0, 0)],
-    ids=["some failed", "some are not applied", "as it should be"],
+    ("answered", "failed"), [(1, 1), (2, 0), (0, 0)], ids=["some failed", "some are not applied", "as it should be"]
 )
 def test_a_figure_is_void_unless_all_that_was_answered_is_applied(
     filled: tuple[Store, Relay], monkeypatch: pytest.MonkeyPatch, answered: int, failed: int
@@ -203,9 +196,7 @@ def test_a_figure_is_void_unless_all_that_was_answered_is_applied(
         assert (measured.per_second, measured.p99_ms) == (0.5, 2)
 
 
-def test_sessions_that_fill_the_store_are_like_the_one_they_are_copied_from(
-    filled: tuple[Store, Relay],
-) -> None:
+def test_sessions_that_fill_the_store_are_like_the_one_they_are_copied_from(filled: tuple[Store, Relay]) -> None:
     store, _ = filled
 
     growth.fill(store, 2, 4)
@@ -219,9 +210,7 @@ def test_sessions_that_fill_the_store_are_like_the_one_they_are_copied_from(
             for field, value in client.hgetall(f"{{clerk}}:session:sess_{name(number)}").items()
         }
         assert copy == client.hgetall("{clerk}:session:sess_1")
-        assert client.zrange(f"{{clerk}}:user:user_{name(number)}:sessions", 0, -1) == [
-            f"sess_{name(number)}".encode()
-        ]
+        assert client.zrange(f"{{clerk}}:user:user_{name(number)}:sessions", 0, -1) == [f"sess_{name(number)}".encode()]
 
 
 # The sender

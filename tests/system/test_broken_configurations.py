@@ -80,26 +80,14 @@ LOGIN: Final = f":{PASSWORD}@127.0.0.1"
     [
         ("redis://127.0.0.1:{nobody}", "Connection refused", "see that it runs where REDIS_URL says"),
         ("redis://127.0.0.1:{plain}", "Authentication required", "let REDIS_URL be like redis://:password@h"),
-        (
-            "redis://:hunter2@127.0.0.1:{plain}",
-            "invalid username-password",
-            "correct user and password in RED",
-        ),
+        ("redis://:hunter2@127.0.0.1:{plain}", "invalid username-password", "correct user and password in RED"),
         ("redis://127.0.0.1:{tls}", "Connection", "if it wants TLS, with rediss://"),
         ("rediss://" + LOGIN + ":{plain}", "Timeout connecting", "rediss:// only if it speaks TLS"),
         ("rediss://" + LOGIN + ":{tls}", "self-signed certificate", "set REDIS_TLS_VERIFY=false"),
         ("redis://" + LOGIN + ":{replica}", "without any password", "leave it out of REDIS_URL"),
         ("redis://127.0.0.1:{replica}", "read only replica", "let REDIS_URL name the primary"),
-        (
-            "redis://" + LOGIN + ":{plain}/99",
-            "DB index is out of range",
-            "let REDIS_URL name a database that",
-        ),
-        (
-            "redis+cluster://" + LOGIN + ":{plain}",
-            "cluster support disabled",
-            "REDIS_URL begin with redis://",
-        ),
+        ("redis://" + LOGIN + ":{plain}/99", "DB index is out of range", "let REDIS_URL name a database that"),
+        ("redis+cluster://" + LOGIN + ":{plain}", "cluster support disabled", "REDIS_URL begin with redis://"),
         ("redis+sentinel://127.0.0.1:{replica}/main", "unknown command", "let REDIS_URL name the sentinels"),
     ],
 )
@@ -116,9 +104,7 @@ def test_a_redis_that_does_not_fit_is_an_error_with_what_to_do(
 
 
 @pytest.mark.parametrize("reason", ["Name or service not known", "Temporary failure in name resolution"])
-def test_a_host_that_is_not_found_is_an_error_with_what_to_do(
-    reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_host_that_is_not_found_is_an_error_with_what_to_do(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise socket.gaierror(-2, reason)
 

@@ -47,9 +47,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def relay(
-    *arguments: str, cwd: Path, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def relay(*arguments: str, cwd: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own, to its end."""
     return subprocess.run(
         [*RELAY, *arguments],
@@ -93,8 +91,7 @@ def test_serve_names_every_missing_setting_in_a_line_of_its_own(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("host", "why"),
-    [("127.0.0.1", "Address already in use"), ("192.0.2.1", "Cannot assign requested address")],
+    ("host", "why"), [("127.0.0.1", "Address already in use"), ("192.0.2.1", "Cannot assign requested address")]
 )
 def test_serve_tells_of_a_place_that_it_can_not_have_in_one_line(tmp_path: Path, host: str, why: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -171,9 +168,7 @@ def test_send_without_a_type_creates_a_session(service: ServiceProcess, publishe
     assert result.exit_code == 0
     (message,) = messages(published)
     assert (message["event"]["type"], message["session"]["status"]) == ("session.created", "active")
-    assert rows(result) == [
-        ["200", "applied", "session.created", message["event"]["id"], message["session"]["id"]]
-    ]
+    assert rows(result) == [["200", "applied", "session.created", message["event"]["id"], message["session"]["id"]]]
 
 
 @pytest.mark.parametrize(
@@ -187,17 +182,13 @@ def test_send_without_a_type_creates_a_session(service: ServiceProcess, publishe
         ("session.updated", "active"),
     ],
 )
-def test_send_sends_each_type(
-    type_: str, status: str, service: ServiceProcess, published: Subscriber
-) -> None:
+def test_send_sends_each_type(type_: str, status: str, service: ServiceProcess, published: Subscriber) -> None:
     assert send(service, type_).exit_code == 0
     (message,) = messages(published)
     assert (message["event"]["type"], message["session"]["status"]) == (type_, status)
 
 
-def test_send_of_several_types_is_the_life_of_one_session(
-    service: ServiceProcess, published: Subscriber
-) -> None:
+def test_send_of_several_types_is_the_life_of_one_session(service: ServiceProcess, published: Subscriber) -> None:
     assert send(service, "session.pending", "session.created", "session.revoked").exit_code == 0
     life = messages(published)
     assert [message["session"]["status"] for message in life] == ["pending", "active", "revoked"]
@@ -215,9 +206,7 @@ def test_send_of_another_type_is_ignored_by_the_relay(
     assert messages(published) == []
 
 
-def test_a_file_is_accepted_by_the_relay(
-    service: ServiceProcess, published: Subscriber, tmp_path: Path
-) -> None:
+def test_a_file_is_accepted_by_the_relay(service: ServiceProcess, published: Subscriber, tmp_path: Path) -> None:
     body = event("session.ended")
     (tmp_path / "event.json").write_text(json.dumps(body, indent=2))
     result = send(service, "event.json")
@@ -242,9 +231,7 @@ def test_duplicate_sends_each_delivery_twice(service: ServiceProcess, published:
     assert len(messages(published)) == 2
 
 
-def test_shuffle_ends_in_the_same_state(
-    service: ServiceProcess, published: Subscriber, any_client: Any
-) -> None:
+def test_shuffle_ends_in_the_same_state(service: ServiceProcess, published: Subscriber, any_client: Any) -> None:
     types = ["session.pending", "session.created", "session.revoked"]
     result = send(service, *types, "--count", "10", "--duplicate", "--shuffle")
     assert result.exit_code == 0
@@ -399,9 +386,7 @@ def test_tail_from_now_shows_only_what_comes_later(service: ServiceProcess, tail
     assert before["session_id"] not in program.stdout
 
 
-def test_tail_from_a_cursor_shows_only_what_is_after_it(
-    service: ServiceProcess, tail_to_the_end: Lines
-) -> None:
+def test_tail_from_a_cursor_shows_only_what_is_after_it(service: ServiceProcess, tail_to_the_end: Lines) -> None:
     answers = [deliver(service, event()) for _ in range(3)]
     (line,) = tail_to_the_end("--from", answers[1]["cursor"])
     assert answers[2]["session_id"] in line
@@ -446,20 +431,14 @@ def test_tail_leaves_out_events_that_came_too_late(service: ServiceProcess, tail
     assert last["session_id"] in lines[1]
 
 
-def test_tail_shows_events_that_came_too_late_if_asked(
-    service: ServiceProcess, tail_to_the_end: Lines
-) -> None:
+def test_tail_shows_events_that_came_too_late_if_asked(service: ServiceProcess, tail_to_the_end: Lines) -> None:
     late_event(service)
     assert "active (stale)" in tail_to_the_end("--from", "start", "--stale")[1]
 
 
-def test_tail_as_json_is_what_was_published(
-    service: ServiceProcess, any_client: Any, tail_to_the_end: Lines
-) -> None:
+def test_tail_as_json_is_what_was_published(service: ServiceProcess, any_client: Any, tail_to_the_end: Lines) -> None:
     created = event(latest_activity={"city": "Tromsø", "browser_name": 'a "b" \\ \x1b[31m'})
-    published = channel_messages(
-        service, any_client, created, event("session.ended", id=created["data"]["id"])
-    )
+    published = channel_messages(service, any_client, created, event("session.ended", id=created["data"]["id"]))
     assert tail_to_the_end("--from", "start", "--json") == published
     assert any_client.hget(f"{{clerk}}:session:{created['data']['id']}", "state") == published[1]
 
@@ -467,11 +446,7 @@ def test_tail_as_json_is_what_was_published(
 def test_tail_as_json_of_a_late_event_has_its_cursor(service: ServiceProcess, tail_to_the_end: Lines) -> None:
     late, _ = late_event(service)
     message = json.loads(tail_to_the_end("--from", "start", "--stale", "--json")[1])
-    assert (message["cursor"], message["revision"], message["previous_status"]) == (
-        late["cursor"],
-        None,
-        None,
-    )
+    assert (message["cursor"], message["revision"], message["previous_status"]) == (late["cursor"], None, None)
 
 
 def test_tail_says_what_it_missed_and_goes_on(service: ServiceProcess, any_client: Any, tail: Tail) -> None:
@@ -533,9 +508,7 @@ def test_tail_ends_without_a_word_when_its_reader_has_enough(
 def take(redis_url: str, *numbers: int) -> list[str]:
     """Have these sessions created; return the cursors."""
     with run_relay(redis_url) as relay:
-        outcomes = [
-            relay.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}") for number in numbers
-        ]
+        outcomes = [relay.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}") for number in numbers]
     assert all(outcome.outcome == "applied" for outcome in outcomes)
     return [str(outcome.cursor) for outcome in outcomes]
 
@@ -585,12 +558,7 @@ def test_session_shows_every_field_of_a_session(service: ServiceProcess, any_red
     lines = show_session(any_redis, answer["session_id"]).splitlines()
     shown = dict(re.findall(r"^(last event|\S+) +(.*?) *$", "\n".join(lines), re.MULTILINE))
     data = body["data"]
-    assert list(shown) == [
-        *[field.name for field in dataclasses.fields(Session)],
-        "revision",
-        "cursor",
-        "last event",
-    ]
+    assert list(shown) == [*[field.name for field in dataclasses.fields(Session)], "revision", "cursor", "last event"]
     assert (shown["id"], shown["user_id"]) == (answer["session_id"], data["user_id"])
     assert (shown["status"], shown["live"], shown["actor"]) == ("active", "true", "null")
     assert str(data["expire_at"]) in shown["expire_at"]
@@ -623,9 +591,7 @@ def test_session_that_ended_is_shown_as_it_ended(service: ServiceProcess, any_re
     assert not re.search(r"^live +true", result.stdout, re.MULTILINE)
 
 
-def test_session_folds_nothing_that_another_program_reads(
-    service: ServiceProcess, any_redis: EmbeddedRedis
-) -> None:
+def test_session_folds_nothing_that_another_program_reads(service: ServiceProcess, any_redis: EmbeddedRedis) -> None:
     answer = deliver(service, event())
     shown = show_session(any_redis, answer["session_id"], columns=40)
     assert re.search(f"^id +{answer['session_id']}$", shown, re.MULTILINE)
@@ -646,9 +612,7 @@ def run_out(any_redis: EmbeddedRedis, any_client: Any) -> dict[str, Any]:
     return data
 
 
-def test_session_that_has_run_out_is_not_shown_as_live(
-    run_out: dict[str, Any], any_redis: EmbeddedRedis
-) -> None:
+def test_session_that_has_run_out_is_not_shown_as_live(run_out: dict[str, Any], any_redis: EmbeddedRedis) -> None:
     result = read(any_redis, "session", run_out["id"])
     assert re.search(r"^live +false", result.stdout, re.MULTILINE)
 
@@ -688,13 +652,9 @@ def test_session_shows_its_history(service: ServiceProcess, any_redis: EmbeddedR
     assert "active → ended (not live)" in lines[1]
 
 
-def test_session_as_json_is_its_history(
-    service: ServiceProcess, any_client: Any, any_redis: EmbeddedRedis
-) -> None:
+def test_session_as_json_is_its_history(service: ServiceProcess, any_client: Any, any_redis: EmbeddedRedis) -> None:
     session_id, answers = life_of_one(service)
-    messages = [
-        json.loads(line) for line in read(any_redis, "session", session_id, "--json").stdout.splitlines()
-    ]
+    messages = [json.loads(line) for line in read(any_redis, "session", session_id, "--json").stdout.splitlines()]
     assert [(message["cursor"], message["revision"]) for message in messages] == [
         (answer["cursor"], answer["revision"]) for answer in answers
     ]
@@ -730,9 +690,7 @@ def test_sessions_shows_the_live_ones_of_a_user(service: ServiceProcess, any_red
 def test_sessions_as_json_are_what_was_published(
     service: ServiceProcess, any_client: Any, any_redis: EmbeddedRedis
 ) -> None:
-    published = channel_messages(
-        service, any_client, event(user_id="user_1"), event(user_id="user_1", expire_at=None)
-    )
+    published = channel_messages(service, any_client, event(user_id="user_1"), event(user_id="user_1", expire_at=None))
     result = read(any_redis, "sessions", "user_1", "--json")
     assert (result.exit_code, result.stdout.splitlines()) == (0, published)
 

@@ -75,9 +75,7 @@ HARMS: dict[str, Harm] = {
     "answers with another cursor or revision than the stream's": lambda load, _: answer(
         load, status=200, body={"cursor": "1-0", "revision": 1, "outcome": "applied"}
     ),
-    "sessions in another state than their events demand": lambda _, client: client.delete(
-        session_key(client)
-    ),
+    "sessions in another state than their events demand": lambda _, client: client.delete(session_key(client)),
     "sessions whose revision does not count the applied events": lambda _, client: client.hincrby(
         session_key(client), "revision", 1
     ),
@@ -93,9 +91,7 @@ HARMS: dict[str, Harm] = {
     "sessions that subscribers saw go back to an older revision": lambda _, client: publish(
         client, "active", 0, live=True
     ),
-    "messages to subscribers that are not in the stream": lambda _, client: publish(
-        client, "active", 1000, live=True
-    ),
+    "messages to subscribers that are not in the stream": lambda _, client: publish(client, "active", 1000, live=True),
     "answers later than 5 s": lambda load, _: answer(load, seconds=5.1),
     "answers that are none of the contract's": lambda load, _: answer(load, status=500, body={}),
     "health answers later than 1 s": lambda load, _: load.watches[1].answers.append((503, 1.5, 0.0)),
@@ -129,9 +125,7 @@ def test_counts_notice_a_connection_that_was_not_given_back(
         assert count(load).wrong["connections or memory not given back"]
 
 
-def test_counts_have_a_row_for_each_harm(
-    durable_server: DurableRedis, durable_service: ServiceProcess
-) -> None:
+def test_counts_have_a_row_for_each_harm(durable_server: DurableRedis, durable_service: ServiceProcess) -> None:
     with under_load(durable_server, durable_service, DELIVERIES, SESSIONS, seed=3) as load:
         load.suffer(nothing, DELIVERIES)
 

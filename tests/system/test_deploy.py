@@ -85,9 +85,7 @@ def connections(start_redis: Callable[..., EmbeddedRedis]) -> Iterator[tuple[str
 
 
 @pytest.mark.parametrize("name", ["follow()", "consume()", "subscribe()", "tail"])
-def test_a_consumer_takes_as_many_connections_as_is_said(
-    name: str, connections: tuple[str, Callable[[], int]]
-) -> None:
+def test_a_consumer_takes_as_many_connections_as_is_said(name: str, connections: tuple[str, Callable[[], int]]) -> None:
     url, count = connections
     with ThreadPoolExecutor(1) as threads, SessionFeed.from_url(url) as feed:
         updates: dict[str, Callable[[], Iterator[Any]]] = {
@@ -107,9 +105,7 @@ def test_a_consumer_takes_as_many_connections_as_is_said(
         eventually(lambda: count() == documented)
 
 
-def test_short_reads_take_no_more_connections_than_is_said(
-    connections: tuple[str, Callable[[], int]],
-) -> None:
+def test_short_reads_take_no_more_connections_than_is_said(connections: tuple[str, Callable[[], int]]) -> None:
     url, count = connections
     with SessionFeed.from_url(url) as feed, ThreadPoolExecutor(16) as threads:
         list(threads.map(feed.is_live, [f"sess_{number}" for number in range(500)]))
@@ -118,9 +114,7 @@ def test_short_reads_take_no_more_connections_than_is_said(
     assert "up to 8 for a feed" in DOCS
 
 
-def test_the_expiry_worker_takes_as_many_connections_as_is_said(
-    connections: tuple[str, Callable[[], int]],
-) -> None:
+def test_the_expiry_worker_takes_as_many_connections_as_is_said(connections: tuple[str, Callable[[], int]]) -> None:
     url, count = connections
     with run_relay(url) as relay:
         relay.take(clerk_event(), "msg_1")

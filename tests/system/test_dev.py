@@ -96,10 +96,7 @@ def own_redis_of(kind: str, directory: Path) -> dict[str, str]:
     return (
         {"REDIS_URL": ""}
         if kind == "redis-server"
-        else {
-            "REDIS_URL": "",
-            "PATH": without_redis_server(directory / "bin"),
-        }
+        else {"REDIS_URL": "", "PATH": without_redis_server(directory / "bin")}
     )
 
 
@@ -113,9 +110,7 @@ def all_of_them(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
         def get(kind: str) -> RunningDev:
             if kind not in found:
                 environment = {"PORT": str(free_port())} | own_redis_of(kind, directory)
-                found[kind] = RunningDev(
-                    stack.enter_context(started([*RELAY, "dev"], directory, environment))
-                )
+                found[kind] = RunningDev(stack.enter_context(started([*RELAY, "dev"], directory, environment)))
             return found[kind]
 
         yield get
@@ -146,12 +141,7 @@ def given(any_redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) ->
     url += "?health_check_interval=30&client_name=relay"
     with client_of(url) as client:
         client.flushdb()
-    environment = {
-        "CLERK_WEBHOOK_SIGNING_SECRET": " ".join(secrets),
-        "REDIS_URL": url,
-        "PORT": "",
-        "COLUMNS": "30",
-    }
+    environment = {"CLERK_WEBHOOK_SIGNING_SECRET": " ".join(secrets), "REDIS_URL": url, "PORT": "", "COLUMNS": "30"}
     command = [*preferring(port), "dev", "--no-simulate"]
     with started(command, tmp_path_factory.mktemp("given"), environment) as program:
         yield GivenDev(program, port, url, secrets)
@@ -173,18 +163,14 @@ def start(any_redis: EmbeddedRedis, tmp_path: Path) -> Iterator[Dev]:
 
         def begin(*arguments: str, command: tuple[str, ...] = RELAY, **environment: str) -> Program:
             defaults = {"PORT": str(free_port()), "REDIS_URL": any_redis.url}
-            return stack.enter_context(
-                started([*command, "dev", *arguments], tmp_path, defaults | environment)
-            )
+            return stack.enter_context(started([*command, "dev", *arguments], tmp_path, defaults | environment))
 
         yield begin
 
 
 def shell(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
     """Run a line as someone would who copied it into another terminal."""
-    return subprocess.run(
-        command, shell=True, cwd=directory, capture_output=True, text=True, timeout=60, check=False
-    )
+    return subprocess.run(command, shell=True, cwd=directory, capture_output=True, text=True, timeout=60, check=False)
 
 
 # What it says
@@ -451,9 +437,7 @@ def test_settings_in_dotenv_are_used(start: Dev, any_redis: EmbeddedRedis, tmp_p
 
 
 @pytest.mark.real_redis
-def test_the_password_of_a_redis_given_is_not_shown(
-    start: Dev, start_redis: Callable[..., EmbeddedRedis]
-) -> None:
+def test_the_password_of_a_redis_given_is_not_shown(start: Dev, start_redis: Callable[..., EmbeddedRedis]) -> None:
     server = start_redis()
     with client_of(server.url) as client:
         client.config_set("requirepass", "hunter-two")
@@ -469,9 +453,7 @@ def test_a_redis_given_that_is_away_ends_it(start: Dev) -> None:
     assert "hunter" not in program.stdout + program.stderr
 
 
-def test_a_wrong_setting_ends_it_with_a_line_that_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_setting_ends_it_with_a_line_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     wrong = {"CLERK_WEBHOOK_SIGNING_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLa"}
     result = CliRunner().invoke(main, ["dev"], env=wrong)
@@ -497,9 +479,7 @@ def test_without_redis_server_and_stand_in_it_says_what_to_do(start: Dev, tmp_pa
     assert "REDIS_URL" in line
 
 
-def test_a_redis_that_comes_back_is_heard_again(
-    start: Dev, start_redis: Callable[..., EmbeddedRedis]
-) -> None:
+def test_a_redis_that_comes_back_is_heard_again(start: Dev, start_redis: Callable[..., EmbeddedRedis]) -> None:
     server = start_redis()
     dev = RunningDev(start("--no-simulate", REDIS_URL=server.url))
     assert server.process is not None

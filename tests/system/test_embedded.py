@@ -112,10 +112,7 @@ def test_a_server_that_hangs_is_ended_too(redis_binary: str) -> None:
 
 
 def test_a_server_that_does_not_start_says_why(redis_binary: str) -> None:
-    with (
-        pytest.raises(StartError, match="did not start"),
-        embedded.run_server(redis_binary, ["--no-such-option", "1"]),
-    ):
+    with pytest.raises(StartError, match="did not start"), embedded.run_server(redis_binary, ["--no-such-option", "1"]):
         pass
 
 

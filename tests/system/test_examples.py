@@ -90,9 +90,7 @@ def gateway(service: ServiceProcess, real_redis: EmbeddedRedis, tmp_path: Path) 
         yield program
 
 
-def test_the_gateway_closes_the_sockets_of_a_session_that_is_revoked(
-    gateway: Program, service: ServiceProcess
-) -> None:
+def test_the_gateway_closes_the_sockets_of_a_session_that_is_revoked(gateway: Program, service: ServiceProcess) -> None:
     sign_in(service, "sess_1")
     sign_in(service, "sess_2")
     with (

@@ -72,9 +72,7 @@ def now_ms() -> int:
 def expiries(client: Any, stream: str = EVENTS_KEY) -> collections.Counter[str]:
     """Count the expiries in the stream, by session."""
     messages = [json.loads(fields["message"]) for _, fields in client.xrange(stream)]
-    return collections.Counter(
-        each["session"]["id"] for each in messages if each["event"]["source"] == "synthetic"
-    )
+    return collections.Counter(each["session"]["id"] for each in messages if each["event"]["source"] == "synthetic")
 
 
 def is_idle(client: Any) -> bool:
@@ -89,9 +87,7 @@ def test_four_workers_of_which_one_is_killed_tell_of_each_session_once(
         subscriber = stack.enter_context(subscribed(own_client, "clerk:sessions"))
         workers = [stack.enter_context(worker_on(own_redis.url, tmp_path)) for _ in range(4)]
         with client_of(own_redis.url) as watch:
-            eventually(
-                lambda: len(watch.client_list()) >= 2 + 4, within=60
-            )  # all of them look for what is due
+            eventually(lambda: len(watch.client_list()) >= 2 + 4, within=60)  # all of them look for what is due
         take(own_redis.url, session_ids, now_ms() - HOUR_MS)
         eventually(lambda: expiries(own_client))
         workers[0].process.kill()
@@ -107,9 +103,7 @@ def test_four_workers_of_which_one_is_killed_tell_of_each_session_once(
     assert revisions == {"2"}
 
 
-def test_a_session_is_told_of_when_it_runs_out(
-    own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path
-) -> None:
+def test_a_session_is_told_of_when_it_runs_out(own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path) -> None:
     with (
         worker_on(own_redis.url, tmp_path) as worker,
         subscribed(own_client, "clerk:sessions:user:user_1") as subscriber,
@@ -191,9 +185,7 @@ def test_a_cluster_with_partitions_is_worked_off(redis_binary: str) -> None:
         for keys in Keys().split(4):
             with client_of(nodes.primary(nodes.owner(keys.events)).url) as client:
                 found = expiries(client, keys.events)
-                assert {partition_of(each.replace("sess", "user"), 4) for each in found} <= {
-                    int(keys.prefix[-2])
-                }
+                assert {partition_of(each.replace("sess", "user"), 4) for each in found} <= {int(keys.prefix[-2])}
                 told += found
         assert told == dict.fromkeys(session_ids, 1)
 
@@ -230,9 +222,7 @@ def test_once_fails_in_one_line_without_redis() -> None:
 
 # What trying again can't mend
 
-(RIGHTS,) = re.findall(
-    r"^ACL SETUSER relay on >password (.*)$", (ROOT / "docs/redis.md").read_text(), re.MULTILINE
-)
+(RIGHTS,) = re.findall(r"^ACL SETUSER relay on >password (.*)$", (ROOT / "docs/redis.md").read_text(), re.MULTILINE)
 """Those that docs/redis.md gives the relay's user."""
 
 

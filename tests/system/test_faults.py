@@ -18,9 +18,7 @@ faults = Faults(SHORT)
 
 
 @pytest.mark.parametrize("fault", faults.all(), ids=lambda fault: fault.__name__)
-def test_nothing_is_lost_when(
-    durable_server: DurableRedis, durable_service: ServiceProcess, fault: Fault
-) -> None:
+def test_nothing_is_lost_when(durable_server: DurableRedis, durable_service: ServiceProcess, fault: Fault) -> None:
     if fault in faults.of_workers and not PROC.exists():
         pytest.skip("needs /proc to look for processes")
     with under_load(durable_server, durable_service, DELIVERIES, SESSIONS, seed=1) as load:

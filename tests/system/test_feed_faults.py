@@ -52,10 +52,7 @@ def own_intake(own_redis: EmbeddedRedis) -> Iterator[Relay]:
 
 def begin_sessions(relay: Relay, *numbers: int) -> list[str]:
     """Let each session begin; return the cursors."""
-    return [
-        str(relay.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}").cursor)
-        for number in numbers
-    ]
+    return [str(relay.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}").cursor) for number in numbers]
 
 
 def ids(updates: list[SessionUpdate]) -> list[str]:
@@ -71,9 +68,7 @@ def kill(server: EmbeddedRedis) -> None:
 # Killed and restarted
 
 
-def test_every_revision_is_seen_once_and_in_order_while_redis_is_killed(
-    redis_binary: str, tmp_path: Path
-) -> None:
+def test_every_revision_is_seen_once_and_in_order_while_redis_is_killed(redis_binary: str, tmp_path: Path) -> None:
     (tmp_path / "redis").mkdir()
     with durable_redis(redis_binary, tmp_path / "redis") as server:
         seen = suffer(server, tmp_path, events=1500, kills=3)
@@ -138,9 +133,7 @@ def test_snapshots_that_are_interrupted_come_once_each(
         last[update.session.id] = update.revision or 0
 
 
-def test_short_reads_after_redis_was_restarted(
-    open_feed: OpenFeed, start_redis: StartRedis, tmp_path: Path
-) -> None:
+def test_short_reads_after_redis_was_restarted(open_feed: OpenFeed, start_redis: StartRedis, tmp_path: Path) -> None:
     """The connections that are kept have ended meanwhile: no reason to fail."""
     port = free_port()
     before = start_durable_redis(start_redis, tmp_path / "redis", port)
@@ -158,25 +151,15 @@ def test_short_reads_after_redis_was_restarted(
 
 @pytest.mark.parametrize(
     ("method", "arguments"),
-    [
-        ("get", ["sess_1"]),
-        ("is_live", ["sess_1"]),
-        ("live_sessions", ["user_1"]),
-        ("history", ["sess_1"]),
-        ("now", []),
-    ],
+    [("get", ["sess_1"]), ("is_live", ["sess_1"]), ("live_sessions", ["user_1"]), ("history", ["sess_1"]), ("now", [])],
 )
-def test_a_short_read_fails_where_redis_is_away(
-    open_feed: OpenFeed, method: str, arguments: list[str]
-) -> None:
+def test_a_short_read_fails_where_redis_is_away(open_feed: OpenFeed, method: str, arguments: list[str]) -> None:
     feed = open_feed(NO_REDIS)
     with pytest.raises(redis.ConnectionError):
         feed.do(getattr(feed.feed, method), *arguments)
 
 
-def test_a_short_read_fails_where_redis_hangs(
-    feed: Feed, own_redis: EmbeddedRedis, open_feed: OpenFeed
-) -> None:
+def test_a_short_read_fails_where_redis_hangs(feed: Feed, own_redis: EmbeddedRedis, open_feed: OpenFeed) -> None:
     feed = open_feed(own_redis.url, redis_timeout=0.2)
     with frozen(own_redis), pytest.raises(redis.TimeoutError):
         feed.get("sess_1")
@@ -250,9 +233,7 @@ def test_a_stream_that_is_none_is_an_error_at_once(feed: Feed, own_client: Any) 
             updates.next()
 
 
-def test_a_wrong_password_is_an_error_at_once(
-    open_feed: OpenFeed, own_redis: EmbeddedRedis, own_client: Any
-) -> None:
+def test_a_wrong_password_is_an_error_at_once(open_feed: OpenFeed, own_redis: EmbeddedRedis, own_client: Any) -> None:
     own_client.config_set("requirepass", "hunter-two")
     feed = open_feed(own_redis.url.replace("//", "//:hunter-three@"))
     for updates in (feed.follow(), feed.consume(), feed.subscribe()):
@@ -310,12 +291,7 @@ def wait_for_one(client: Any, updates: Updates) -> "Future[list[SessionUpdate]]"
 @pytest.mark.parametrize("begin", [follow, consume])
 @pytest.mark.parametrize("disturb", [cut, demote_and_promote])
 def test_an_iterator_goes_on_after_a_disturbance(
-    feed: Feed,
-    own_intake: Relay,
-    own_client: Any,
-    reconnects: Reconnects,
-    begin: Begin,
-    disturb: Callable[[Any], None],
+    feed: Feed, own_intake: Relay, own_client: Any, reconnects: Reconnects, begin: Begin, disturb: Callable[[Any], None]
 ) -> None:
     waiting = wait_for_one(own_client, begin(feed, reconnects))
     disturb(own_client)
@@ -410,11 +386,7 @@ def test_closing_does_not_wait_for_the_next_try(open_feed: OpenFeed, monkeypatch
 
 
 def test_closing_at_any_moment_is_an_end_and_no_error(
-    open_feed: OpenFeed,
-    own_redis: EmbeddedRedis,
-    own_client: Any,
-    own_intake: Relay,
-    monkeypatch: pytest.MonkeyPatch,
+    open_feed: OpenFeed, own_redis: EmbeddedRedis, own_client: Any, own_intake: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "BLOCK_MS", 60_000)
     begin_sessions(own_intake, *range(20))
@@ -469,9 +441,7 @@ with SessionFeed.from_url(sys.argv[1]) as feed:
 
 
 @pytest.mark.parametrize("call", [["follow"], ["subscribe"]])
-def test_ctrl_c_ends_a_program(
-    own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path, call: list[str]
-) -> None:
+def test_ctrl_c_ends_a_program(own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path, call: list[str]) -> None:
     with started([sys.executable, "-c", PROGRAM, own_redis.url, *call], tmp_path) as program:
         program.wait_for("begun")
         eventually(lambda: len(own_client.client_list()) == 2)
@@ -493,11 +463,7 @@ def trim_everything(client: Any) -> None:
 
 @pytest.mark.parametrize("lose", [forget_everything, trim_everything])
 def test_following_a_stream_that_lost_the_cursor(
-    feed: Feed,
-    own_intake: Relay,
-    own_client: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    lose: Callable[[Any], None],
+    feed: Feed, own_intake: Relay, own_client: Any, monkeypatch: pytest.MonkeyPatch, lose: Callable[[Any], None]
 ) -> None:
     block_shortly(monkeypatch)
     (cursor,) = begin_sessions(own_intake, 1)
@@ -553,9 +519,7 @@ def test_a_consumer_that_was_held_up_can_begin_again(feed: Feed, own_intake: Rel
     updates = feed.follow("0-0", resync=True)
     last = {"sess_0": updates.next().revision}
     for number in range(3):
-        own_intake.take(
-            clerk_event(session_id="sess_0", updated_at=NOW_MS - 900 + number), f"msg_more_{number}"
-        )
+        own_intake.take(clerk_event(session_id="sess_0", updated_at=NOW_MS - 900 + number), f"msg_more_{number}")
     begin_sessions(own_intake, 1, 2)
     own_client.xtrim(EVENTS_KEY, maxlen=1, approximate=False)
     for update in updates.take(3):
@@ -566,9 +530,7 @@ def test_a_consumer_that_was_held_up_can_begin_again(feed: Feed, own_intake: Rel
     assert ids(updates.take(1)) == ["sess_3"]
 
 
-def test_a_stream_that_began_and_was_trimmed_meanwhile(
-    feed: Feed, own_intake: Relay, own_client: Any
-) -> None:
+def test_a_stream_that_began_and_was_trimmed_meanwhile(feed: Feed, own_intake: Relay, own_client: Any) -> None:
     if int(own_client.info("server")["redis_version"].partition(".")[0]) < 7:
         pytest.skip("Redis 6.2 does not count what was ever added")
     updates = feed.follow(feed.now())

@@ -84,9 +84,7 @@ def test_the_test_client_delivers(client: FlaskClient, any_client: Any) -> None:
     assert any_client.xlen(EVENTS_KEY) == 1
 
 
-def test_what_a_hook_refuses_does_not_reach_redis(
-    app: RelayFlask, client: FlaskClient, any_client: Any
-) -> None:
+def test_what_a_hook_refuses_does_not_reach_redis(app: RelayFlask, client: FlaskClient, any_client: Any) -> None:
     app.before_request(lambda: flask.abort(403, "Not from you."))
 
     assert problem_of(deliver(client, event_body())) == (403, "forbidden", "Not from you.")
@@ -123,9 +121,7 @@ def test_hooks_run_in_the_order_that_flask_documents(app: RelayFlask, client: Fl
     ]
 
 
-def test_what_a_delivery_is_refused_with_has_the_headers_of_after_request(
-    app: RelayFlask, client: FlaskClient
-) -> None:
+def test_what_a_delivery_is_refused_with_has_the_headers_of_after_request(app: RelayFlask, client: FlaskClient) -> None:
     @app.after_request
     def mark(response: flask.Response) -> flask.Response:
         response.headers["X-After"] = "yes"
@@ -147,18 +143,14 @@ def test_after_this_request(app: RelayFlask, client: FlaskClient) -> None:
     assert deliver(client).headers["X-Once"] == "yes"
 
 
-def test_a_hook_that_reads_the_body_gets_nothing_and_the_delivery_passes(
-    app: RelayFlask, client: FlaskClient
-) -> None:
+def test_a_hook_that_reads_the_body_gets_nothing_and_the_delivery_passes(app: RelayFlask, client: FlaskClient) -> None:
     read: list[Any] = []
 
     @app.before_request
     def hook() -> None:
         flask_request = flask.request
         read.extend([flask_request.get_data(), flask_request.get_data(as_text=True), flask_request.data])
-        read.extend(
-            [flask_request.get_json(silent=True), dict(flask_request.form), dict(flask_request.files)]
-        )
+        read.extend([flask_request.get_json(silent=True), dict(flask_request.form), dict(flask_request.files)])
 
     response = deliver(client, event_body(), **{"content-type": "application/json"})
 
@@ -166,9 +158,7 @@ def test_a_hook_that_reads_the_body_gets_nothing_and_the_delivery_passes(
     assert read == [b"", "", b"", None, {}, {}]
 
 
-@pytest.mark.parametrize(
-    "content_type", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
-)
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
 def test_a_hook_that_reads_a_form_does_not_take_the_body(
     app: RelayFlask, client: FlaskClient, content_type: str
 ) -> None:
@@ -434,11 +424,7 @@ def test_a_smaller_max_content_length_counts(app: RelayFlask, client: FlaskClien
 
 def test_a_proxy_in_front_tells_of_the_sender(app: RelayFlask, client: FlaskClient) -> None:
     own_apps._add_views(app)
-    forwarded = {
-        "X-Forwarded-For": "203.0.113.7",
-        "X-Forwarded-Proto": "https",
-        "X-Forwarded-Host": "a.example",
-    }
+    forwarded = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "a.example"}
 
     before = client.get("/who", headers=forwarded).get_json()
     app.wsgi_app = ProxyFix(app.wsgi_app, x_host=1)  # type: ignore[method-assign]
@@ -542,9 +528,7 @@ def post(http: httpx.Client, body: bytes, **headers: str) -> httpx.Response:
     return http.post(WEBHOOK_PATH, content=body, headers=signed(body) | headers)
 
 
-def test_served_a_delivery_passes_hooks_middleware_and_blueprints(
-    http: httpx.Client, any_client: Any
-) -> None:
+def test_served_a_delivery_passes_hooks_middleware_and_blueprints(http: httpx.Client, any_client: Any) -> None:
     response = post(http, event_body())
 
     assert (response.status_code, response.json()["outcome"]) == (200, "applied")
@@ -556,9 +540,7 @@ def test_served_a_delivery_passes_hooks_middleware_and_blueprints(
 
 
 @pytest.mark.parametrize("which", ["hook", "async hook"])
-def test_served_what_a_hook_refuses_does_not_reach_redis(
-    http: httpx.Client, any_client: Any, which: str
-) -> None:
+def test_served_what_a_hook_refuses_does_not_reach_redis(http: httpx.Client, any_client: Any, which: str) -> None:
     response = post(http, event_body(), **{own_apps.CLOSED: which})
 
     assert problem_of(response) == (403, "forbidden", "Not from you.")
@@ -640,10 +622,7 @@ def test_served_head_of_an_own_view_has_no_body(http: httpx.Client) -> None:
 def test_served_a_trailing_slash_redirects(http: httpx.Client) -> None:
     response = http.get("/folder")
 
-    assert (response.status_code, response.next_request and response.next_request.url.path) == (
-        308,
-        "/folder/",
-    )
+    assert (response.status_code, response.next_request and response.next_request.url.path) == (308, "/folder/")
     assert http.get("/folder", follow_redirects=True).text == "in it"
 
 
@@ -688,9 +667,7 @@ def test_served_redis_that_is_away_is_the_users_own_503() -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_an_asgi_application_around_the_bridge(
-    any_redis: EmbeddedRedis, any_client: Any, workers: str
-) -> None:
+def test_an_asgi_application_around_the_bridge(any_redis: EmbeddedRedis, any_client: Any, workers: str) -> None:
     environment = {"PYTHONPATH": PYTHONPATH, "WEB_CONCURRENCY": workers}
     with run_service(any_redis.url, command=serve_app("wrapped"), **environment) as service:
         own = httpx.get(f"http://127.0.0.1:{service.port}/own")
@@ -744,12 +721,9 @@ def test_a_wrong_name_is_status_2_and_one_line(factory: str, workers: str) -> No
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize(
-    ("factory", "said"),
-    [("raising", "ZeroDivisionError"), ("mistaken", "in mistaken"), ("unfit", "is neither")],
+    ("factory", "said"), [("raising", "ZeroDivisionError"), ("mistaken", "in mistaken"), ("unfit", "is neither")]
 )
-def test_a_factory_that_fails_ends_the_service_and_the_log_says_where(
-    factory: str, said: str, workers: str
-) -> None:
+def test_a_factory_that_fails_ends_the_service_and_the_log_says_where(factory: str, said: str, workers: str) -> None:
     ended = run_to_its_end(NO_REDIS, f"support.own_apps:{factory}", workers)
 
     assert ended.returncode > 0, "not ended by a signal"
@@ -757,14 +731,10 @@ def test_a_factory_that_fails_ends_the_service_and_the_log_says_where(
     assert SECRET not in ended.stderr
 
 
-def test_a_module_in_the_working_directory_is_found(
-    tmp_path: Path, any_redis: EmbeddedRedis, any_client: Any
-) -> None:
+def test_a_module_in_the_working_directory_is_found(tmp_path: Path, any_redis: EmbeddedRedis, any_client: Any) -> None:
     """As other servers do: without PYTHONPATH."""
     (tmp_path / "here.py").write_text("from service.app.factory import create_app as create\n")
-    script = (
-        f"import os, runpy; os.chdir({str(tmp_path)!r}); runpy.run_module('service', run_name='__main__')"
-    )
+    script = f"import os, runpy; os.chdir({str(tmp_path)!r}); runpy.run_module('service', run_name='__main__')"
     command = [sys.executable, "-c", script, "serve", "--app", "here:create"]
 
     with run_service(any_redis.url, command=command) as service, client_of(any_redis.url) as redis:

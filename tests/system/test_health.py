@@ -111,9 +111,7 @@ def test_not_ready_while_redis_loads() -> None:
         assert_not_ready(endpoint.http.get("/readyz"))
 
 
-def test_not_ready_within_a_second_while_redis_hangs(
-    own_endpoint: Endpoint, own_redis: EmbeddedRedis
-) -> None:
+def test_not_ready_within_a_second_while_redis_hangs(own_endpoint: Endpoint, own_redis: EmbeddedRedis) -> None:
     with frozen(own_redis):
         for _ in range(2):
             started = time.monotonic()
@@ -203,17 +201,7 @@ def test_metrics_with_the_token(with_token: Endpoint) -> None:
 
 
 @pytest.mark.parametrize(
-    "authorization",
-    [
-        None,
-        "",
-        "Bearer",
-        TOKEN,
-        f"Bearer {TOKEN[:-1]}",
-        f"Bearer {TOKEN}x",
-        f"Basic {TOKEN}",
-        "\xff",
-    ],
+    "authorization", [None, "", "Bearer", TOKEN, f"Bearer {TOKEN[:-1]}", f"Bearer {TOKEN}x", f"Basic {TOKEN}", "\xff"]
 )
 def test_metrics_without_the_token(with_token: Endpoint, authorization: str | None) -> None:
     headers = {} if authorization is None else {"authorization": authorization.encode("latin-1")}

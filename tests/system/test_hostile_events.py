@@ -150,11 +150,7 @@ def test_the_last_of_duplicate_keys_wins(
         assert said == expected
     else:
         session = held["session"]
-        assert expected in {
-            session["status"],
-            session["user_id"],
-            json.dumps(session["actor"]).replace(" ", ""),
-        }
+        assert expected in {session["status"], session["user_id"], json.dumps(session["actor"]).replace(" ", "")}
 
 
 @pytest.mark.parametrize(
@@ -244,9 +240,7 @@ def test_status_against_type(service: ServiceProcess, any_client: Any, type_: st
     assert said == ("applied" if expected else "dead_lettered: invalid_status")
     held = state(any_client)
     assert (held and held["session"]["status"]) == expected
-    assert any_client.zscore(USER_KEY, "sess_1") == (
-        held["session"]["expire_at"] if expected == "active" else None
-    )
+    assert any_client.zscore(USER_KEY, "sess_1") == (held["session"]["expire_at"] if expected == "active" else None)
 
 
 @pytest.mark.parametrize(
@@ -324,10 +318,7 @@ def test_when_a_session_expires(
 @pytest.mark.parametrize("name", TIMES)
 @pytest.mark.parametrize("time_", [YEAR_9999 * 1000, 10**14 + 1, -1, -YEAR_9999])
 def test_times_out_of_range(service: ServiceProcess, name: str, time_: int) -> None:
-    assert (
-        outcome(service, simulator.with_values(event(), {f"data.{name}": time_}))
-        == "dead_lettered: invalid_time"
-    )
+    assert outcome(service, simulator.with_values(event(), {f"data.{name}": time_})) == "dead_lettered: invalid_time"
 
 
 @pytest.mark.parametrize("unit", [1, 1000, 1000.0])
@@ -350,9 +341,7 @@ def test_clocks_that_are_wrong(
     order = ("data.updated_at", "timestamp", "data.last_active_at", "data.created_at")
     earlier = dict.fromkeys(order[: order.index(path)])
 
-    said = outcome(
-        service, simulator.with_values(event(), earlier | {path: then / unit if unit > 1 else then})
-    )
+    said = outcome(service, simulator.with_values(event(), earlier | {path: then / unit if unit > 1 else then}))
 
     assert said == expected
     if said == "applied":
@@ -361,16 +350,9 @@ def test_clocks_that_are_wrong(
 
 def test_times_of_mixed_units_in_one_event(service: ServiceProcess, any_client: Any) -> None:
     now = now_ms() // 1000 * 1000
-    times = {
-        "updated_at": now // 1000,
-        "created_at": now - 5000,
-        "last_active_at": now / 1000,
-        "abandon_at": 5,
-    }
+    times = {"updated_at": now // 1000, "created_at": now - 5000, "last_active_at": now / 1000, "abandon_at": 5}
 
-    assert outcome(
-        service, simulator.with_values(event(timestamp=now), {f"data.{k}": v for k, v in times.items()})
-    )
+    assert outcome(service, simulator.with_values(event(timestamp=now), {f"data.{k}": v for k, v in times.items()}))
 
     held = state(any_client)
     assert held["event"]["occurred_at"] == now
@@ -399,9 +381,7 @@ def test_an_impersonated_session_never_looks_ordinary(
     said = outcome(service, event(data__actor=actor))
 
     assert said == ("applied" if is_kept else "dead_lettered: invalid_actor")
-    assert (state(any_client) or {"session": {"actor": None}})["session"]["actor"] == (
-        actor if is_kept else None
-    )
+    assert (state(any_client) or {"session": {"actor": None}})["session"]["actor"] == (actor if is_kept else None)
 
 
 ODD: Final[tuple[object, ...]] = (
@@ -419,12 +399,8 @@ ODD: Final[tuple[object, ...]] = (
 
 
 @pytest.mark.parametrize("odd", ODD, ids=lambda odd: ascii(odd)[:20])
-@pytest.mark.parametrize(
-    "path", [ACTIVITY, "data.tasks", "event_attributes", "object", "data.user", f"{ACTIVITY}.id"]
-)
-def test_metadata_never_costs_an_event(
-    service: ServiceProcess, any_client: Any, path: str, odd: object
-) -> None:
+@pytest.mark.parametrize("path", [ACTIVITY, "data.tasks", "event_attributes", "object", "data.user", f"{ACTIVITY}.id"])
+def test_metadata_never_costs_an_event(service: ServiceProcess, any_client: Any, path: str, odd: object) -> None:
     assert outcome(service, simulator.with_values(event(), {path: odd})) == "applied"
 
     session = state(any_client)["session"]

@@ -85,9 +85,7 @@ def test_bytes_that_are_not_ascii_in_a_header_of_no_concern(service: ServiceProc
 
 
 @pytest.mark.parametrize("name", [b"svix-id", b"svix-timestamp", b"svix-signature"])
-def test_bytes_that_are_not_ascii_in_a_signature_header_are_malformed(
-    service: ServiceProcess, name: bytes
-) -> None:
+def test_bytes_that_are_not_ascii_in_a_signature_header_are_malformed(service: ServiceProcess, name: bytes) -> None:
     headers = [(key, b"\xff" if key == name else value) for key, value in genuine()]
 
     answer = exchange(service.port, request_head(headers) + IGNORED)
@@ -204,9 +202,7 @@ def test_http_1_0(service: ServiceProcess) -> None:
 
 
 @pytest.mark.parametrize("pipelined", [False, True], ids=["one by one", "in one segment"])
-def test_one_connection_serves_many_requests_whatever_becomes_of_them(
-    service: ServiceProcess, pipelined: bool
-) -> None:
+def test_one_connection_serves_many_requests_whatever_becomes_of_them(service: ServiceProcess, pipelined: bool) -> None:
     requests = [
         (request_head(genuine()) + IGNORED, 200),
         (request_head([]), 400),
@@ -236,9 +232,7 @@ def test_another_protocol_is_not_taken_up(service: ServiceProcess, upgrade: byte
     assert exchange(service.port, request_head([*genuine(), *asked]) + IGNORED).status == 200
 
 
-@pytest.mark.parametrize(
-    "header", [b"x-http-method-override", b"content_length", b"content_encoding", b"expect"]
-)
+@pytest.mark.parametrize("header", [b"x-http-method-override", b"content_length", b"content_encoding", b"expect"])
 def test_headers_that_say_something_else_elsewhere(service: ServiceProcess, header: bytes) -> None:
     answer = exchange(service.port, request_head([*genuine(), (header, b"PUT")]) + IGNORED)
 
@@ -255,9 +249,7 @@ def test_content_encodings_repeated(service: ServiceProcess, values: list[bytes]
     assert exchange(service.port, request_head([*genuine(), *encodings]) + IGNORED).status == status
 
 
-@pytest.mark.parametrize(
-    ("encoding", "code"), [("gzip", "unsupported_encoding"), ("identity", "invalid_signature")]
-)
+@pytest.mark.parametrize(("encoding", "code"), [("gzip", "unsupported_encoding"), ("identity", "invalid_signature")])
 def test_a_gzip_bomb_is_not_unpacked(service: ServiceProcess, encoding: str, code: str) -> None:
     bomb = gzip.compress(bytes(30_000_000))
     headers = with_length(signed(bomb), bomb) | {"content-encoding": encoding}
@@ -352,9 +344,7 @@ def test_a_body_that_ends_in_two_places_or_in_none_hides_no_request(
     assert [answer.status for answer in answers] == [status]
 
 
-@pytest.mark.parametrize(
-    "coding", [[b"gzip, chunked"], [b"chunked, chunked"], [b"chunked"] * 2, [b"gzip", b"chunked"]]
-)
+@pytest.mark.parametrize("coding", [[b"gzip, chunked"], [b"chunked, chunked"], [b"chunked"] * 2, [b"gzip", b"chunked"]])
 def test_transfer_codings_beside_chunked(service: ServiceProcess, coding: list[bytes]) -> None:
     headers = [*without_length(), *((b"transfer-encoding", each) for each in coding)]
 
@@ -403,9 +393,7 @@ def test_senders_that_leave_in_the_middle(service: ServiceProcess) -> None:
                 connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def test_a_sender_that_does_not_wait_for_the_answer_may_come_again(
-    service: ServiceProcess, any_client: Any
-) -> None:
+def test_a_sender_that_does_not_wait_for_the_answer_may_come_again(service: ServiceProcess, any_client: Any) -> None:
     body = sample_body()
     headers = signed(body)
     for _ in range(5):
@@ -444,16 +432,8 @@ ENDLESS: dict[str, tuple[bytes, bytes, int]] = {
     "chunks": (request_head([*without_length(), CHUNKED]), chunk(b"x" * 65_536), 413),
     "small chunks": (request_head([*without_length(), CHUNKED]), chunk(b"x") * 10_000, 408),
     "chunk extension": (request_head([*without_length(), CHUNKED]) + b"1;", b"a" * 65_536, 408),
-    "trailers": (
-        request_head([*without_length(), CHUNKED]) + chunk(IGNORED) + b"0\r\n",
-        b"a: b\r\n" * 1000,
-        408,
-    ),
-    "body of a GET": (
-        request_head(lengths(b"99999999999"), method=b"GET", target=b"/healthz"),
-        b"x" * 65_536,
-        200,
-    ),
+    "trailers": (request_head([*without_length(), CHUNKED]) + chunk(IGNORED) + b"0\r\n", b"a: b\r\n" * 1000, 408),
+    "body of a GET": (request_head(lengths(b"99999999999"), method=b"GET", target=b"/healthz"), b"x" * 65_536, 200),
     "headers": (request_head(genuine())[:-2], b"a: b\r\n" * 1000, 431),
     "header": (request_head(genuine())[:-2] + b"a: ", b"b" * 65_536, 431),
     "target": (b"POST /", b"b" * 65_536, 431),
@@ -492,22 +472,10 @@ CUT = request_head(genuine()) + IGNORED[:-1]
 STALLED: dict[str, tuple[bytes, int, str | None]] = {
     "nothing of the body": (request_head(genuine()), 408, "request_timeout"),
     "one byte missing": (CUT, 408, "request_timeout"),
-    "between two chunks": (
-        request_head([*without_length(), CHUNKED]) + chunk(IGNORED),
-        408,
-        "request_timeout",
-    ),
+    "between two chunks": (request_head([*without_length(), CHUNKED]) + chunk(IGNORED), 408, "request_timeout"),
     "in the size of a chunk": (request_head([*without_length(), CHUNKED]) + b"00", 408, "request_timeout"),
-    "in a trailer": (
-        request_head([*without_length(), CHUNKED]) + CHUNKS[:-2] + b"a: b",
-        408,
-        "request_timeout",
-    ),
-    "too large already": (
-        request_head([*without_length(), *lengths(b"9999999")]) + b"x",
-        413,
-        "body_too_large",
-    ),
+    "in a trailer": (request_head([*without_length(), CHUNKED]) + CHUNKS[:-2] + b"a: b", 408, "request_timeout"),
+    "too large already": (request_head([*without_length(), *lengths(b"9999999")]) + b"x", 413, "body_too_large"),
     "another path": (CUT.replace(b"/clerk", b"/x"), 404, "not_found"),
     "another method": (CUT.replace(b"POST", b"PUT"), 405, "method_not_allowed"),
     "an encoding": (request_head([*genuine(), (b"content-encoding", b"br")]), 415, "unsupported_encoding"),
@@ -517,11 +485,7 @@ STALLED: dict[str, tuple[bytes, int, str | None]] = {
 
 def test_slow_senders_are_answered_in_time_and_delay_nobody(service: ServiceProcess, any_client: Any) -> None:
     body = sample_body("sess_slow")
-    begun = (
-        request_head(genuine(body)) + body[:100],
-        request_head(genuine())[:-40],
-        b"POST /webhooks/clerk HT",
-    )
+    begun = (request_head(genuine(body)) + body[:100], request_head(genuine())[:-40], b"POST /webhooks/clerk HT")
 
     def stall(sent: bytes) -> tuple[int, str | None, float]:
         with raw_connection(service.port) as connection:

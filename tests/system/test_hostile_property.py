@@ -25,9 +25,7 @@ PROBLEMS: Final = {
 TAKEN: Final = {200: {"applied", "duplicate", "stale", "ignored"}, 202: {"dead_lettered"}}
 CLOSE: Final = (b"connection", b"close")
 
-bounded: Final = settings(
-    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+bounded: Final = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 """The service that the examples share is meant to: none may harm the next."""
 
 
@@ -35,9 +33,7 @@ def assert_of_the_contract(answer: RawResponse) -> None:
     assert "location" not in answer.headers
     assert b"Traceback" not in answer.body
     assert SECRET.removeprefix("whsec_").encode() not in answer.body
-    if (
-        answer.body == b"This is no request in HTTP/1.1."
-    ):  # the parser's refusal, before any route is looked at
+    if answer.body == b"This is no request in HTTP/1.1.":  # the parser's refusal, before any route is looked at
         assert answer.status == 400
         return
     body = json.loads(answer.body)
@@ -60,9 +56,9 @@ targets = st.one_of(
     st.text("/webhooks.clerk%2fF;?#[]@", max_size=30).map(lambda text: b"/" + text.encode()),
     st.text("/.?%#", max_size=4).map(lambda text: b"/webhooks/clerk" + text.encode()),
 )
-values = st.text(
-    st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f"), max_size=80
-).map(lambda text: text.encode("latin-1"))
+values = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f"), max_size=80).map(
+    lambda text: text.encode("latin-1")
+)
 names = st.sampled_from(
     [
         *(f"{family}{dash}{part}".encode() for family in ("svix", "webhook", "SVIX") for dash in "-_"
@@ -106,13 +102,7 @@ bodies = st.one_of(
     is_chunked=st.booleans(),
 )
 def test_whatever_is_asked_for(
-    service: ServiceProcess,
-    method: bytes,
-    target: bytes,
-    more: Pairs,
-    body: bytes,
-    is_signed: bool,
-    is_chunked: bool,
+    service: ServiceProcess, method: bytes, target: bytes, more: Pairs, body: bytes, is_signed: bool, is_chunked: bool
 ) -> None:
     framing = (b"transfer-encoding", b"chunked") if is_chunked else (b"content-length", b"%d" % len(body))
     sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if is_chunked and body else body

@@ -112,9 +112,7 @@ def test_each_of_clerks_examples_is_published(service: ServiceProcess, any_clien
     }
 
 
-def test_clerks_pending_example_is_not_live_though_its_time_is_not_up(
-    service: ServiceProcess, any_client: Any
-) -> None:
+def test_clerks_pending_example_is_not_live_though_its_time_is_not_up(service: ServiceProcess, any_client: Any) -> None:
     example = clerk_examples()["pending"]
     example["data"]["expire_at"] = int(time.time() * 1000) + 86_400_000
 

@@ -43,19 +43,8 @@ def lines(text: str) -> list[Any]:
 def test_each_line_is_a_json_object_of_the_service_and_of_libraries_alike() -> None:
     ours, theirs = lines(logged("log.info('hello', number=1)\nlibrary.warning('hello %s', 'you')"))
 
-    assert ours == {
-        "time": ours["time"],
-        "level": "info",
-        "logger": "service.test",
-        "event": "hello",
-        "number": 1,
-    }
-    assert theirs == {
-        "time": theirs["time"],
-        "level": "warning",
-        "logger": "some.library",
-        "event": "hello you",
-    }
+    assert ours == {"time": ours["time"], "level": "info", "logger": "service.test", "event": "hello", "number": 1}
+    assert theirs == {"time": theirs["time"], "level": "warning", "logger": "some.library", "event": "hello you"}
     assert ours["time"].endswith("Z")
 
 
@@ -195,10 +184,7 @@ log.error("failed", detail="x\\ny")
 
     said = logged(script, f"{own}\nconfigure_unless_done(settings)", log_level="debug")
 
-    assert said.splitlines() == [
-        "INFO service.test: 5% done number=1",
-        "ERROR service.test: failed detail='x\\ny'",
-    ]
+    assert said.splitlines() == ["INFO service.test: 5% done number=1", "ERROR service.test: failed detail='x\\ny'"]
 
 
 def test_a_process_that_configured_structlog_keeps_that() -> None:
@@ -248,15 +234,12 @@ def test_no_value_can_steer_a_terminal() -> None:
     said = logged(LOG_THE_ODD)
 
     assert all(line.isprintable() for line in said.split("\n"))
-    assert [line.get("value", line["event"]) for line in lines(said)] == [
-        odd for odd in ODD for _ in range(2)
-    ]
+    assert [line.get("value", line["event"]) for line in lines(said)] == [odd for odd in ODD for _ in range(2)]
 
 
 def test_no_exception_can_forge_a_line_for_a_console() -> None:
     said = logged(
-        f"try:\n    raise ValueError({FORGED!r})\nexcept ValueError:\n    log.exception('failed')",
-        log_format="console",
+        f"try:\n    raise ValueError({FORGED!r})\nexcept ValueError:\n    log.exception('failed')", log_format="console"
     )
 
     first, *rest = said.split("\n")[:-1]

@@ -267,9 +267,7 @@ def test_a_supervisor_that_shares_what_it_did_not_itself_forgets_too(
     assert started(processes.rendered()) == set()
 
 
-@pytest.mark.parametrize(
-    ("workers", "expected"), [((True, True), 1), ((True, False), 0), ((False, False), 0)]
-)
+@pytest.mark.parametrize(("workers", "expected"), [((True, True), 1), ((True, False), 0), ((False, False), 0)])
 def test_the_fast_lane_is_on_if_all_workers_have_it(
     processes: Processes, workers: tuple[bool, ...], expected: int
 ) -> None:

@@ -84,9 +84,7 @@ def sink() -> Iterator[Sink]:
         yield sink
 
 
-def sentry_service(
-    redis_url: str, sink: Sink, **environment: str
-) -> contextlib.AbstractContextManager[ServiceProcess]:
+def sentry_service(redis_url: str, sink: Sink, **environment: str) -> contextlib.AbstractContextManager[ServiceProcess]:
     command = [sys.executable, "-m", "service", "serve", "--app", "support.observed_app:with_sentry"]
     environment |= {"SENTRY_SINK": sink.dsn, "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
     return run_service(redis_url, command=command, **environment)
@@ -160,9 +158,7 @@ def spans(text: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_opentelemetry_sees_a_delivery_as_a_span_with_redis_below_it(
-    any_redis: EmbeddedRedis, workers: int
-) -> None:
+def test_opentelemetry_sees_a_delivery_as_a_span_with_redis_below_it(any_redis: EmbeddedRedis, workers: int) -> None:
     with traced_service(any_redis.url, workers) as service:
         assert service.deliver(event(), "msg_1").status_code == 200
         assert service.stop() == 0
@@ -209,9 +205,7 @@ def test_a_round_trip_of_many_deliveries_is_linked_to_each(own_redis: EmbeddedRe
             for each in seen.values()
             if any(link["context"]["span_id"] == batch["context"]["span_id"] for link in each["links"])
         ]
-        assert {each["parent_id"] for each in below} == {
-            link["context"]["span_id"] for link in batch["links"]
-        }
+        assert {each["parent_id"] for each in below} == {link["context"]["span_id"] for link in batch["links"]}
 
 
 def connected(service: ServiceProcess) -> list[str]:

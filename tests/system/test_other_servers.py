@@ -71,10 +71,7 @@ def run_server(command: Command, redis_url: str, **settings: str) -> Iterator[Se
         **settings,
     }
     inherited = {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}
-    with (
-        tempfile.TemporaryDirectory(prefix="session-relay-test-") as directory,
-        contextlib.ExitStack() as stack,
-    ):
+    with tempfile.TemporaryDirectory(prefix="session-relay-test-") as directory, contextlib.ExitStack() as stack:
         for _ in range(3):  # someone else may take the free port first
             port = free_port()
             log = Path(directory) / "log"
@@ -186,11 +183,7 @@ def test_a_body_that_is_too_large_is_refused(server: ServiceProcess) -> None:
 def test_another_method_and_another_path_are_problems(server: ServiceProcess) -> None:
     method, path = server.http.get(WEBHOOK_PATH), server.http.get("/nowhere")
 
-    assert (method.status_code, method.json()["code"], method.headers["allow"]) == (
-        405,
-        "method_not_allowed",
-        "POST",
-    )
+    assert (method.status_code, method.json()["code"], method.headers["allow"]) == (405, "method_not_allowed", "POST")
     assert (path.status_code, path.json()["code"]) == (404, "not_found")
 
 
@@ -267,16 +260,12 @@ def test_workers_forked_from_a_process_that_was_in_use_all_take_deliveries(
         answers = answers_of_all(server, 2, deliver_one)
         log = server.log_text()
 
-    assert [(answer.status_code, answer.json()["outcome"]) for answer in answers] == [(200, "applied")] * len(
-        answers
-    )
+    assert [(answer.status_code, answer.json()["outcome"]) for answer in answers] == [(200, "applied")] * len(answers)
     assert any_client.xlen(EVENTS_KEY) == 1 + len(answers)
     assert "Traceback" not in log
 
 
-def test_workers_that_do_not_share_their_metrics_say_so_once(
-    any_redis: EmbeddedRedis, any_client: Any
-) -> None:
+def test_workers_that_do_not_share_their_metrics_say_so_once(any_redis: EmbeddedRedis, any_client: Any) -> None:
     command = gunicorn("--workers", "2", "--threads", "8", app="support.own_apps:counted()")
     with run_server(command, any_redis.url) as server:
         for _ in range(2):
@@ -336,9 +325,7 @@ def _recorded(name: str) -> Iterator[list[logging.LogRecord]]:
 def said_by(script: str, **settings: str) -> str:
     """Run a script that makes an application, in a process of its own; return what stands on stderr."""
     environment = {"CLERK_WEBHOOK_SIGNING_SECRET": SECRET, "REDIS_URL": NO_REDIS, "PYTHONPATH": str(ROOT)}
-    first = (
-        "import logging\nfrom service.app.factory import create_app\nfrom service.config import Settings\n"
-    )
+    first = "import logging\nfrom service.app.factory import create_app\nfrom service.config import Settings\n"
     last = '\napp.test_client().post("/webhooks/clerk")\n'
     command = [sys.executable, "-c", first + script + last]
     environment = os.environ | environment | settings
@@ -387,9 +374,7 @@ def uvicorn(port: int) -> list[str]:
 
 
 @pytest.mark.parametrize("command", [granian_asgi, uvicorn])
-def test_another_asgi_server_takes_deliveries(
-    any_redis: EmbeddedRedis, any_client: Any, command: Command
-) -> None:
+def test_another_asgi_server_takes_deliveries(any_redis: EmbeddedRedis, any_client: Any, command: Command) -> None:
     with run_server(command, any_redis.url) as server:
         body = sample_body()
         assert server.post(body, signed(body, "msg_1")).json()["outcome"] == "applied"

@@ -29,9 +29,7 @@ PACKAGES = {"service": ROOT, "clerk_session_feed": ROOT / "clients" / "python"}
 def run(*command: str | Path, cwd: Path) -> str:
     """Run a program that sees nothing of this folder and of this test run; return what it prints."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -74,9 +72,7 @@ def consumers_python(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathF
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site_packages = Path(run(python, "-c", where, cwd=directory).strip())
     for name in _needed("clerk-session-feed"):
-        for top in {
-            path.parts[0] for path in files(name) or () if path.parts[0] not in {"..", "__pycache__"}
-        }:
+        for top in {path.parts[0] for path in files(name) or () if path.parts[0] not in {"..", "__pycache__"}}:
             (site_packages / top).symlink_to(Path(str(distribution(name).locate_file(top))))
     return python
 
@@ -136,9 +132,7 @@ def test_a_consumer_needs_nothing_of_the_service(
 
 
 @pytest.mark.parametrize(("package", "folder"), PACKAGES.items())
-def test_a_wheel_holds_its_package_and_nothing_else(
-    wheels: dict[str, Path], package: str, folder: Path
-) -> None:
+def test_a_wheel_holds_its_package_and_nothing_else(wheels: dict[str, Path], package: str, folder: Path) -> None:
     files = {
         path.relative_to(folder).as_posix()
         for path in (folder / package).rglob("*")

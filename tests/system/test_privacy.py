@@ -108,9 +108,7 @@ class Story:
 
 
 @pytest.fixture(scope="module", params=["json", "console"])
-def story(
-    request: pytest.FixtureRequest, redis_binary: str, tmp_path_factory: pytest.TempPathFactory
-) -> Story:
+def story(request: pytest.FixtureRequest, redis_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Story:
     directory = tmp_path_factory.mktemp("elsewhere")
     with (
         redis_server(redis_binary) as server,
@@ -120,11 +118,7 @@ def story(
         client.config_set("requirepass", PASSWORD)
         redis_url = server.url.replace("//", f"//:{PASSWORD}@")
         with run_service(
-            redis_url,
-            LOG_LEVEL="debug",
-            LOG_FORMAT=request.param,
-            METRICS_TOKEN=TOKEN,
-            MAX_BODY_BYTES="100000",
+            redis_url, LOG_LEVEL="debug", LOG_FORMAT=request.param, METRICS_TOKEN=TOKEN, MAX_BODY_BYTES="100000"
         ) as service:
             sender = _Sender(service)
             sender.send_what_is_taken()
@@ -178,31 +172,20 @@ class _Sender:
         self.send(private_event(), 200, "msg_created")
         self.send(private_event(updated_at=1_700_000_000_000), 200, "msg_late")
         self.send(private_event(session_id="sess_odd", **ODD_METADATA), 200)
-        self.send(
-            private_event(session_id="sess_type") | {"type": 'session.\n\x1b[31m{"event":"forged"}\x85'}, 200
-        )
+        self.send(private_event(session_id="sess_type") | {"type": 'session.\n\x1b[31m{"event":"forged"}\x85'}, 200)
         self.send(private_event("revoked", session_id="sess_revoked"), 200)
         for sample in ("session.created.impersonated", "session.created.sdk-spelling", "user.updated"):
             self.send(marked(payload(sample)), 200)
         self.send({"type": f'{MARK}\n\x1b[31m{{"event":"forged"}}', **PRIVATE}, 200)
         for reason, data in UNREADABLE.items():
             event = private_event()
-            self.send(
-                event | data if reason == "invalid_data" else event | {"data": event["data"] | data}, 202
-            )
+            self.send(event | data if reason == "invalid_data" else event | {"data": event["data"] | data}, 202)
         self.send(private_event() | {"type": "session." + MARK * 50}, 202)
         self.send(private_event(session_id="sess_last"), 200)
 
     def send_what_is_refused(self) -> None:
         service, body = self.service, json.dumps(private_event()).encode()
-        for malformed in (
-            MARK,
-            f'"{MARK}"',
-            f'{{"type":["{MARK}"]}}',
-            f"[{MARK}",
-            f'{{"{MARK}":1}}',
-            "\x1b[31m",
-        ):
+        for malformed in (MARK, f'"{MARK}"', f'{{"type":["{MARK}"]}}', f"[{MARK}", f'{{"{MARK}":1}}', "\x1b[31m"):
             self.send(malformed.encode(), 400)
         self.send(body, 400, svix_id=f"{MARK}\t{{}}")
         self.send(body, 400, svix_id="msg_other")
@@ -253,9 +236,7 @@ def _commands(redis_url: str) -> Iterator[tuple[str, str]]:
 
 
 def _tail(redis_url: str, directory: Path, *options: str) -> Iterator[tuple[str, str]]:
-    with started(
-        [*RELAY, "tail", "--from", "start", *options], directory, {"REDIS_URL": redis_url}
-    ) as program:
+    with started([*RELAY, "tail", "--from", "start", *options], directory, {"REDIS_URL": redis_url}) as program:
         program.wait_for("sess_last")
         program.interrupt()
         yield "tail", program.stdout + program.stderr
@@ -347,14 +328,13 @@ def test_each_line_of_the_log_is_one_that_the_service_wrote(story: Story) -> Non
     said = [json.loads(line) for line in lines]
     common = {"time", "level", "logger", "event"}
     keys = {
-        "delivery": common
-        | {"outcome", "reason", "type", "message_id", "session_id", "user_id", "duration_ms"},
+        "delivery": common | {"outcome", "reason", "type", "message_id", "session_id", "user_id", "duration_ms"},
         "redis_failed": common | {"error", "detail", "commands"},
         "listening": common | {"host", "port", "fast_lane", "fast_lane_closed_by"},
     }
     assert [line for line in said if set(line) != keys.get(line["event"], common)] == []
     assert {line["logger"] for line in said} <= {
-        *("service.access", "service.server.bridge", "service.store.pipeline", "uvicorn.error", "asyncio"),
+        *("service.access", "service.server.bridge", "service.store.pipeline", "uvicorn.error", "asyncio")
     }
     assert sum(line["event"] == "delivery" for line in said) == deliveries_counted(story)
 
@@ -366,9 +346,7 @@ def test_no_input_makes_a_label(story: Story) -> None:
     labels: dict[str, set[str]] = {}
     for name, value in re.findall(r'(\w+)="([^"]*)"', story.metrics):
         labels.setdefault(name, set()).add(value)
-    codes = {
-        error.code for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "code")
-    }
+    codes = {error.code for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "code")}
     kinds = (clerk.SessionEvent, clerk.SessionData, clerk.Activity, clerk.HttpRequestData)
     known = {
         "outcome": {"applied", "duplicate", "stale", "ignored", "dead_lettered", "rejected", "failed"},
@@ -421,12 +399,7 @@ def test_omitted_fields_are_nowhere(selective: tuple[Endpoint, Any]) -> None:
     }
     for message in published_by(service, client, clerk_event(session_id="sess_omit", **omitted)):
         session = message["session"]
-        assert [session[name] for name in ("client_id", "last_active_at", "actor", "tasks")] == [
-            None,
-            None,
-            None,
-            [],
-        ]
+        assert [session[name] for name in ("client_id", "last_active_at", "actor", "tasks")] == [None, None, None, []]
         activity = session["latest_activity"]
         assert [activity[name] for name in ("ip_address", "city", "country")] == [None, None, "NO"]
     assert MARK not in json.dumps(contents(client))
@@ -435,10 +408,7 @@ def test_omitted_fields_are_nowhere(selective: tuple[Endpoint, Any]) -> None:
 def test_the_http_request_is_published_on_request(selective: tuple[Endpoint, Any]) -> None:
     service, client = selective
     event = clerk_event(session_id="sess_request")
-    event["event_attributes"] = {
-        "http_request": {"client_ip": "192.0.2.1", "user_agent": "x", **PRIVATE},
-        **PRIVATE,
-    }
+    event["event_attributes"] = {"http_request": {"client_ip": "192.0.2.1", "user_agent": "x", **PRIVATE}, **PRIVATE}
     for message in published_by(service, client, event):
         assert message["event"]["http_request"] == {"client_ip": "192.0.2.1", "user_agent": "x"}
     assert MARK not in json.dumps(contents(client))

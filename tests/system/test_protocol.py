@@ -45,9 +45,7 @@ def test_what_is_no_http_waits_for_the_answer_to_what_came_before(own_redis: Emb
 
 
 @pytest.mark.parametrize("cut", [20, 60, 100])
-def test_a_body_is_no_request_though_its_head_asks_for_another_protocol(
-    service: ServiceProcess, cut: int
-) -> None:
+def test_a_body_is_no_request_though_its_head_asks_for_another_protocol(service: ServiceProcess, cut: int) -> None:
     head = request_head([*genuine(HEALTHZ), *UPGRADE])
     with raw_connection(service.port) as connection:
         connection.send(head[:cut])
@@ -95,9 +93,7 @@ def test_a_client_that_asks_and_never_reads_takes_no_memory(memory: tuple[Servic
         assert megabytes() - before < 60
 
 
-def test_a_client_that_asks_one_by_one_and_never_reads_is_given_up(
-    memory: tuple[ServiceProcess, Any],
-) -> None:
+def test_a_client_that_asks_one_by_one_and_never_reads_is_given_up(memory: tuple[ServiceProcess, Any]) -> None:
     service, megabytes = memory
     before = megabytes()
     with socket.create_connection(("127.0.0.1", service.port)) as connection:

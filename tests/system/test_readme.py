@@ -28,9 +28,7 @@ from service.dev.embedded import EmbeddedRedis
 
 
 def snippets(language: str) -> list[Any]:
-    return [
-        pytest.param(code, id=f"{language}-{n}") for n, code in enumerate(fenced(README, language), start=1)
-    ]
+    return [pytest.param(code, id=f"{language}-{n}") for n, code in enumerate(fenced(README, language), start=1)]
 
 
 @pytest.mark.parametrize("code", snippets("python"))
@@ -199,9 +197,7 @@ def test_the_reader_that_it_makes_suffices_for_every_method_of_a_feed(
                 first = threads.submit(next, published)
                 channel = f"clerk:sessions:user:{session['user_id']}"
                 eventually(lambda: dict(own_client.pubsub_numsub(channel))[channel])
-                service.deliver(
-                    simulator.sample("session.ended", session_id=session["id"], user_id=session["user_id"])
-                )
+                service.deliver(simulator.sample("session.ended", session_id=session["id"], user_id=session["user_id"]))
                 assert first.result(10).session.status == "ended"
             # The next one acknowledges the one before.
             taken = feed.consume("other", "worker-1")
@@ -213,9 +209,6 @@ def test_the_reader_that_it_makes_may_not_write(own_redis: EmbeddedRedis, own_cl
     (line,) = re.findall(r"^ACL SETUSER reader .*$", section(REDIS, "Rights"), re.MULTILINE)
     own_client.execute_command(*line.split())
     with client_of(own_redis.url.replace("//", "//reader:password@")) as client:
-        for write in (
-            ("HSET", "{clerk}:session:sess_1", "live", "1"),
-            ("XADD", "{clerk}:events", "*", "a", "b"),
-        ):
+        for write in (("HSET", "{clerk}:session:sess_1", "live", "1"), ("XADD", "{clerk}:events", "*", "a", "b")):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.execute_command(*write)

@@ -152,9 +152,7 @@ def accepts(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_sigterm_under_load_answers_all_that_it_took(
-    own_service: ServiceProcess, own_redis: EmbeddedRedis
-) -> None:
+def test_sigterm_under_load_answers_all_that_it_took(own_service: ServiceProcess, own_redis: EmbeddedRedis) -> None:
     enough = threading.Event()
     stop = threading.Event()
 
@@ -215,9 +213,7 @@ def test_it_ends_with_status_0_though_redis_is_away_or_hangs(
         assert own_service.process.wait(timeout=25) == 0
 
 
-@pytest.mark.parametrize(
-    "moment", ["Shutting down", "Application shutdown complete", "Finished server process"]
-)
+@pytest.mark.parametrize("moment", ["Shutting down", "Application shutdown complete", "Finished server process"])
 def test_being_told_again_to_stop_changes_nothing(own_redis: EmbeddedRedis, moment: str) -> None:
     with run_service(own_redis.url) as service:
         service.process.terminate()

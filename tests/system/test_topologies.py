@@ -76,10 +76,7 @@ def test_a_sentinel_that_is_away_is_passed_over() -> None:
         port = primary.server_address[1]
         with scripted_redis(lambda _: named_by_a_sentinel(port)) as sentinel:
             known = f"127.0.0.1:{sentinel.server_address[1]}"
-            with (
-                unused_port() as nobodys,
-                run_relay(f"redis+sentinel://127.0.0.1:{nobodys},{known}/{MASTER}") as relay,
-            ):
+            with unused_port() as nobodys, run_relay(f"redis+sentinel://127.0.0.1:{nobodys},{known}/{MASTER}") as relay:
                 relay.call(relay.store.probe).result(timeout=30)
 
 
@@ -125,8 +122,7 @@ def test_whatever_they_say_but_an_address_is_a_refusal(url: str, reply: bytes | 
 
 
 @pytest.mark.parametrize(
-    "reply",
-    [b"-MOVED 1234 127.0.0.1:1", b"-READONLY You can't write", b"-NOSCRIPT no", b"-CLUSTERDOWN no"],
+    "reply", [b"-MOVED 1234 127.0.0.1:1", b"-READONLY You can't write", b"-NOSCRIPT no", b"-CLUSTERDOWN no"]
 )
 def test_what_was_not_run_is_sent_once_more_over_a_new_connection(reply: bytes) -> None:
     replies = iter([reply, *([b"*4\r\n$7\r\napplied\r\n$3\r\n1-0\r\n$1\r\n1\r\n$0\r\n"] * 2)])
@@ -259,10 +255,7 @@ def test_the_script_runs_on_the_node_that_has_the_slot(cluster: Cluster, nodes: 
 
 def test_any_node_leads_to_the_others(cluster: Cluster, nodes: list[Any]) -> None:
     for node, *_ in cluster.shards:
-        with (
-            unused_port() as nobodys,
-            run_relay(f"redis+cluster://127.0.0.1:{nobodys},127.0.0.1:{node.port}") as relay,
-        ):
+        with unused_port() as nobodys, run_relay(f"redis+cluster://127.0.0.1:{nobodys},127.0.0.1:{node.port}") as relay:
             assert relay.take(clerk_event(), f"msg_{node.port}").outcome in {"applied", "stale"}
 
     assert nodes[cluster.owner("{clerk}")].xlen("{clerk}:events") == 3
@@ -327,17 +320,13 @@ def test_partitions_spread_keys_streams_and_expiry_over_the_shards(
     assert sum(client.xlen(key) for client in nodes for key in client.scan_iter("*:events")) == len(USERS)
 
 
-def test_with_partitions_dead_letters_share_one_box(
-    cluster: Cluster, nodes: list[Any], spread: Relay
-) -> None:
+def test_with_partitions_dead_letters_share_one_box(cluster: Cluster, nodes: list[Any], spread: Relay) -> None:
     assert spread.take(UNREADABLE, "msg_unreadable").outcome == "dead_lettered"
 
     assert nodes[cluster.owner("{clerk}")].hkeys("{clerk}:dead-letters") == ["msg_unreadable"]
 
 
-def test_with_partitions_a_dead_letter_is_replayed_into_its_users_partition(
-    cluster: Cluster, nodes: list[Any]
-) -> None:
+def test_with_partitions_a_dead_letter_is_replayed_into_its_users_partition(cluster: Cluster, nodes: list[Any]) -> None:
     box = nodes[cluster.owner(DEAD_LETTERS_KEY)]
     for user in USERS:
         event = clerk_event(session_id=f"sess_of_{user}", user_id=user)
@@ -358,9 +347,7 @@ def test_with_partitions_a_dead_letter_is_replayed_into_its_users_partition(
             assert feed.get(f"sess_of_{user}") is not None
 
 
-def test_with_partitions_readiness_asks_every_shard(
-    cluster: Cluster, nodes: list[Any], spread: Relay
-) -> None:
+def test_with_partitions_readiness_asks_every_shard(cluster: Cluster, nodes: list[Any], spread: Relay) -> None:
     spread.call(spread.store.probe).result(timeout=30)
     nodes[2].config_set("maxmemory", "1")
     try:
@@ -406,9 +393,7 @@ def test_the_feed_reads_all_partitions(
     assert not feed.is_live("sess_unknown")
 
 
-def test_following_partitions_goes_on_from_the_position_in_each(
-    own_redis: EmbeddedRedis, open_feed: OpenFeed
-) -> None:
+def test_following_partitions_goes_on_from_the_position_in_each(own_redis: EmbeddedRedis, open_feed: OpenFeed) -> None:
     feed = open_feed(own_redis.url, partitions=PARTITIONS)
     with run_relay(own_redis.url, partitions=PARTITIONS) as relay:
         for user in USERS:
@@ -427,9 +412,7 @@ def test_following_partitions_goes_on_from_the_position_in_each(
         feed.follow(positions[0])
 
 
-def test_an_error_in_one_partition_ends_them_all(
-    cluster: Cluster, nodes: list[Any], open_feed: OpenFeed
-) -> None:
+def test_an_error_in_one_partition_ends_them_all(cluster: Cluster, nodes: list[Any], open_feed: OpenFeed) -> None:
     nodes[cluster.owner("{clerk:3}")].set("{clerk:3}:events", "not a stream")
     feed = open_feed(cluster.url, partitions=PARTITIONS)
     for updates in (feed.follow("0-0"), feed.consume()):

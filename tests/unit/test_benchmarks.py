@@ -54,13 +54,9 @@ def test_a_build_is_compared_round_by_round_and_a_void_round_with_nothing() -> N
     def build(*cpu_us: float) -> dict[int, Round]:
         return {number: a_round(cpu_us=each) for number, each in enumerate(cpu_us) if each}
 
-    rows = list(
-        report.against({"this": build(80, 300, 99, 90), "e4052d6": build(100, 200, 0, 100)}, "e4052d6")
-    )
+    rows = list(report.against({"this": build(80, 300, 99, 90), "e4052d6": build(100, 200, 0, 100)}, "e4052d6"))
 
-    assert rows[2].startswith(
-        "| this | 94; 0.90× (0.80, 1.50, 0.90) | 10; 1.00× (1.00, 1.00, 1.00) | 10.0; 1.00×"
-    )
+    assert rows[2].startswith("| this | 94; 0.90× (0.80, 1.50, 0.90) | 10; 1.00× (1.00, 1.00, 1.00) | 10.0; 1.00×")
     assert rows[3] == "| e4052d6 | 100 | 10 | 10.0 |"
     assert list(report.against({"this": build(80)}, "e4052d6"))[2] == "| this | 80 | 10 | 10.0 |"
 

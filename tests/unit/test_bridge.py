@@ -153,9 +153,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("pieces", [[], [chunk(b"hel", more=True)]])
-def test_a_body_that_does_not_arrive_is_a_request_timeout(
-    app: FlaskBridge, pieces: list[dict[str, Any]]
-) -> None:
+def test_a_body_that_does_not_arrive_is_a_request_timeout(app: FlaskBridge, pieces: list[dict[str, Any]]) -> None:
     client = call(app, scope(), Client(*pieces, then_hang=True))
 
     assert (client.status, json.loads(client.body)["code"]) == (408, "request_timeout")
@@ -232,9 +230,7 @@ def test_computing_that_waits_too_long_for_a_thread_is_answered_in_time(
     assert (client.status, json.loads(client.body)["code"]) == (503, "store_unavailable")
 
 
-def test_computing_in_a_thread_does_not_keep_the_loop(
-    app: FlaskBridge, futures: dict[str, Future[str]]
-) -> None:
+def test_computing_in_a_thread_does_not_keep_the_loop(app: FlaskBridge, futures: dict[str, Future[str]]) -> None:
     async def both() -> tuple[Client, Client]:
         large, small = Client(chunk(b"")), Client(chunk(b"hello"))
         task = asyncio.create_task(app(scope("/compute/long"), large.receive, large.send))
@@ -295,9 +291,7 @@ def test_a_result_that_does_not_come_is_503_and_its_future_is_cancelled(
     assert futures["briefly"].cancelled()
 
 
-def test_a_result_under_way_that_does_not_come_is_503_too(
-    app: FlaskBridge, futures: dict[str, Future[str]]
-) -> None:
+def test_a_result_under_way_that_does_not_come_is_503_too(app: FlaskBridge, futures: dict[str, Future[str]]) -> None:
     futures["briefly"].set_running_or_notify_cancel()
 
     client = call(app, scope("/wait/briefly"), Client(chunk(b"")))
@@ -305,9 +299,7 @@ def test_a_result_under_way_that_does_not_come_is_503_too(
     assert (client.status, json.loads(client.body)["code"]) == (503, "store_unavailable")
 
 
-def test_a_result_that_is_a_defect_says_so_and_no_more(
-    app: FlaskBridge, futures: dict[str, Future[str]]
-) -> None:
+def test_a_result_that_is_a_defect_says_so_and_no_more(app: FlaskBridge, futures: dict[str, Future[str]]) -> None:
     futures["long"].set_exception(ZeroDivisionError("a secret detail"))
 
     client = call(app, scope("/wait/long"), Client(chunk(b"")))
@@ -316,9 +308,7 @@ def test_a_result_that_is_a_defect_says_so_and_no_more(
     assert b"a secret detail" not in client.body
 
 
-def test_while_one_request_waits_others_are_answered(
-    app: FlaskBridge, futures: dict[str, Future[str]]
-) -> None:
+def test_while_one_request_waits_others_are_answered(app: FlaskBridge, futures: dict[str, Future[str]]) -> None:
     async def both() -> list[bytes]:
         waiting, other = Client(chunk(b"")), Client(chunk(b"hello"))
         stalled = Client(chunk(b"hel", more=True), then_hang=True)
@@ -386,10 +376,7 @@ def test_the_store_connects_at_the_start_and_closes_at_the_end(app: FlaskBridge)
 
     call(app, {"type": "lifespan"}, client)
 
-    assert [message["type"] for message in client.sent] == [
-        "lifespan.startup.complete",
-        "lifespan.shutdown.complete",
-    ]
+    assert [message["type"] for message in client.sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert app._app.store.calls == ["bind_loop", "probe", "close"]  # type: ignore[attr-defined]
 
 

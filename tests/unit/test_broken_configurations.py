@@ -47,18 +47,8 @@ ENCODE: Final = "in a password, write @ as %40"
 OR_ELSE: Final = "correct it, or leave it out, for "
 
 SETTINGS: Final[list[tuple[Environment, str, str, str]]] = [
-    (
-        {SIGNING: None},
-        SIGNING,
-        "is missing",
-        "set it, in the environment or in .env, to what is at Clerk's Dash",
-    ),
-    (
-        {SIGNING: ""},
-        SIGNING,
-        "or empty",
-        "set it, in the environment or in .env, to what is at Clerk's Dashboard",
-    ),
+    ({SIGNING: None}, SIGNING, "is missing", "set it, in the environment or in .env, to what is at Clerk's Dash"),
+    ({SIGNING: ""}, SIGNING, "or empty", "set it, in the environment or in .env, to what is at Clerk's Dashboard"),
     ({SIGNING: BARE}, SIGNING, "does not start with whsec_", "copy it from Clerk's Dashboard"),
     ({SIGNING: SECRET[:-3]}, SIGNING, "as if it was cut", FROM_CLERK),
     ({SIGNING: SECRET[:-4]}, SIGNING, "21 bytes, not 24 to 64, as if it was cut", FROM_CLERK),
@@ -90,12 +80,7 @@ SETTINGS: Final[list[tuple[Environment, str, str, str]]] = [
     ({"SESSION_RETENTION": "3600"}, "SESSION_RETENTION", "from 172800 (two days", f"{OR_ELSE}604800"),
     ({"SESSION_RETENTION": "7d"}, "SESSION_RETENTION", "is not a number of seconds", f"{OR_ELSE}604800"),
     ({"MAX_BODY_BYTES": "1MB"}, "MAX_BODY_BYTES", "is not a number of bytes", f"{OR_ELSE}1048576"),
-    (
-        {"METRICS_TOKEN": f"{PASSWORD}\n"},
-        "METRICS_TOKEN",
-        "white space at an end",
-        "leave out what no header",
-    ),
+    ({"METRICS_TOKEN": f"{PASSWORD}\n"}, "METRICS_TOKEN", "white space at an end", "leave out what no header"),
     ({"PARTITIONS": "8", "REDIS_KEY_PREFIX": "x"}, "PARTITIONS", "has none", "like {clerk}"),
 ]
 
@@ -148,10 +133,7 @@ def test_the_password_of_redis_is_never_told(url: str) -> None:
 def test_every_limit_of_a_setting_is_told() -> None:
     for name, field in Settings.model_fields.items():
         limits = [
-            getattr(limit, side)
-            for limit in field.metadata
-            for side in ("gt", "ge", "le")
-            if hasattr(limit, side)
+            getattr(limit, side) for limit in field.metadata for side in ("gt", "ge", "le") if hasattr(limit, side)
         ]
         told = (field.description or "").replace(",", "").split()
         assert {str(limit) for limit in limits} <= set(told), name
@@ -180,9 +162,7 @@ def test_what_editors_and_shells_do_to_a_file_is_no_fault(text: str) -> None:
 def test_a_misspelt_name_in_the_file_is_told() -> None:
     Path(".env").write_text(f"CLERK_WEBHOOK_SIGNIN_SECRET={SECRET}\n")
 
-    assert "CLERK_WEBHOOK_SIGNIN_SECRET is there: if that is it, rename it" in said_by(
-        "serve", {SIGNING: None}
-    )
+    assert "CLERK_WEBHOOK_SIGNIN_SECRET is there: if that is it, rename it" in said_by("serve", {SIGNING: None})
 
 
 def test_a_file_in_another_encoding_is_told() -> None:
@@ -196,6 +176,4 @@ def test_a_file_that_can_not_be_read_is_told() -> None:
     if not Path(".env").is_file():
         pytest.skip("needs /proc")
 
-    assert said_by("serve", {}) == (
-        ".env: can't be read (Input/output error): let this user read it, or remove it\n"
-    )
+    assert said_by("serve", {}) == (".env: can't be read (Input/output error): let this user read it, or remove it\n")

@@ -20,24 +20,9 @@ TIMES: Final = ("last_active_at", "expire_at", "abandon_at", "updated_at", "crea
 
 
 MALFORMED: Final = (
-    *(
-        b"",
-        b"not JSON",
-        b"\xff",
-        b"\xef\xbb\xbf{}",
-        b"null",
-        b"17",
-        b'"session.ended"',
-        b"[]",
-        b"{}",
-        b"[{}]",
-    ),
+    *(b"", b"not JSON", b"\xff", b"\xef\xbb\xbf{}", b"null", b"17", b'"session.ended"', b"[]", b"{}", b"[{}]"),
     *(b'{"type":null}', b'{"type":17}', b'{"type":["session.ended"]}', b'{"Type":"session.ended"}'),
-    *(
-        b'{"type":"session.ended"} {}',
-        b'{"data":{"type":"session.ended"}}',
-        b'{"type":"session.ended","x":1.}',
-    ),
+    *(b'{"type":"session.ended"} {}', b'{"data":{"type":"session.ended"}}', b'{"type":"session.ended","x":1.}'),
 )
 
 
@@ -48,9 +33,7 @@ def test_what_is_no_json_object_with_a_string_type_is_malformed(body: bytes) -> 
     assert (caught.value.status, caught.value.code) == (400, "malformed_event")
 
 
-@pytest.mark.parametrize(
-    "type_", ["user.created", "", "session", "sessions.ended", "Session.ended", "x" * 500]
-)
+@pytest.mark.parametrize("type_", ["user.created", "", "session", "sessions.ended", "Session.ended", "x" * 500])
 def test_an_event_about_something_else_is_ignored_whatever_else_is_in_it(type_: str) -> None:
     assert read({"type": type_, "data": 17, "timestamp": "odd"}) == (Ignored(type_), [])
 
@@ -83,10 +66,7 @@ def test_what_is_missing_of_the_envelope_is_null(name: str, value: object) -> No
     [
         *(("instance_id", odd) for odd in [True, 17, "", "ins 1", "ins_é", "i" * 129, [], {}, "\ud800"]),
         *(("event_attributes", odd) for odd in [True, 17, "x", [], [{}]]),
-        *(
-            ("timestamp", odd)
-            for odd in [True, "1795422761000", -1, 10**14 + 1, float("nan"), [], {}, 10**400]
-        ),
+        *(("timestamp", odd) for odd in [True, "1795422761000", -1, 10**14 + 1, float("nan"), [], {}, 10**400]),
     ],
 )
 def test_what_is_odd_of_the_envelope_is_null_and_counted(name: str, odd: object) -> None:
@@ -128,19 +108,7 @@ def test_data_that_is_another_object_is_a_dead_letter(value: object) -> None:
 
 
 IDS: Final = ("a", "0", "-", "_", "sess_2X-y_Z", "s" * 128)
-NO_IDS: Final = (
-    "",
-    " ",
-    "s" * 129,
-    "sess 1",
-    "sess.1",
-    "sess:1",
-    "sess_é",
-    "sess_1\n",
-    "{clerk}",
-    "\x00",
-    "\ud800",
-)
+NO_IDS: Final = ("", " ", "s" * 129, "sess 1", "sess.1", "sess:1", "sess_é", "sess_1\n", "{clerk}", "\x00", "\ud800")
 
 
 @pytest.mark.parametrize("name", ["id", "user_id"])
@@ -170,9 +138,7 @@ def test_each_of_the_eight_statuses_is_read(status: str) -> None:
 
 
 @pytest.mark.parametrize("type_", ["session.created", "session.ended"])
-@pytest.mark.parametrize(
-    "status", ["", "Active", "unknown", " active", "activ\u00e9", True, 17, [], {}, "\ud800"]
-)
+@pytest.mark.parametrize("status", ["", "Active", "unknown", " active", "activ\u00e9", True, 17, [], {}, "\ud800"])
 def test_another_status_is_a_dead_letter_whatever_the_type(type_: str, status: object) -> None:
     assert reason(event({"type": type_, "data.status": status})) == "invalid_status"
 
@@ -199,9 +165,7 @@ def test_another_status_is_a_dead_letter_whatever_the_type(type_: str, status: o
         (70358031990.678, 70358031990678),
     ],
 )
-def test_a_time_is_read_in_seconds_or_milliseconds_and_its_fraction_cut(
-    name: str, value: float, ms: int
-) -> None:
+def test_a_time_is_read_in_seconds_or_milliseconds_and_its_fraction_cut(name: str, value: float, ms: int) -> None:
     read_ms = getattr(read_event(event({f"data.{name}": value})).data, name)
     assert (read_ms, type(read_ms)) == (ms, int)
 
@@ -225,8 +189,7 @@ def test_a_time_of_thousands_of_digits_is_a_dead_letter() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [*TIMES, "client_id", "last_active_organization_id", "latest_activity", "actor", "status"],
+    "name", [*TIMES, "client_id", "last_active_organization_id", "latest_activity", "actor", "status"]
 )
 @pytest.mark.parametrize("value", [ABSENT, None])
 def test_what_is_missing_of_the_session_is_null(name: str, value: object) -> None:

@@ -51,9 +51,7 @@ def test_is_mobile_is_a_boolean_or_null(odd: object) -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVITY_TEXTS)
-@pytest.mark.parametrize(
-    "text", ["", "æ" * 1024, "😀" * 1024, "a\nb\x00\u2028"], ids=lambda text: ascii(text)[:20]
-)
+@pytest.mark.parametrize("text", ["", "æ" * 1024, "😀" * 1024, "a\nb\x00\u2028"], ids=lambda text: ascii(text)[:20])
 def test_text_of_up_to_1024_characters_is_read(name: str, text: str) -> None:
     activity = read_event(event({f"data.latest_activity.{name}": text})).data.latest_activity
     assert getattr(activity, name) == text
@@ -177,15 +175,7 @@ def test_the_spelling_of_the_wire_wins_even_where_it_is_odd() -> None:
 
 UNREAD: Final = (
     *(("[" * 2_000 + "]" * 2_000), '{"a":' * 2_000 + "{}" + "}" * 2_000),
-    *(
-        '"\\ud800"',
-        '{"\\udfff":"\\udc00"}',
-        "9" * 5000,
-        "-" + "9" * 5000,
-        "1e999",
-        "-1E-999",
-        "0." + "1" * 5000,
-    ),
+    *('"\\ud800"', '{"\\udfff":"\\udc00"}', "9" * 5000, "-" + "9" * 5000, "1e999", "-1E-999", "0." + "1" * 5000),
     *("NaN", "-Infinity", "-0", "true", '"\\u0000"', '{"":{"":[]}}', '{"id":"user_other","status":"ended"}'),
 )
 
@@ -207,9 +197,7 @@ def test_nothing_in_a_field_that_is_not_read_costs_an_event(path: str, unread: s
         ("data", "invalid_data"),
     ],
 )
-def test_the_deepest_nesting_where_another_type_belongs_is_just_another_type(
-    path: str, becomes: str | None
-) -> None:
+def test_the_deepest_nesting_where_another_type_belongs_is_just_another_type(path: str, becomes: str | None) -> None:
     deep = "[" * 2_000 + "]" * 2_000
     assert reason(json.dumps(event({path: "HERE"})).replace('"HERE"', deep).encode()) == becomes
 
@@ -228,10 +216,7 @@ def test_whatever_the_body_is_it_is_read_or_malformed(body: bytes) -> None:
 
 
 @patient
-@given(
-    st.dictionaries(st.sampled_from(EVENT_PATHS), json_values, max_size=3),
-    st.sampled_from(["session.ended", "x"]),
-)
+@given(st.dictionaries(st.sampled_from(EVENT_PATHS), json_values, max_size=3), st.sampled_from(["session.ended", "x"]))
 def test_whatever_the_fields_are_the_event_is_read_or_malformed(values: dict[str, Any], type_: str) -> None:
     # Longer paths first: what a shorter one puts there may be no object.
     body = event({"type": type_} | {path: values[path] for path in sorted(values, key=len, reverse=True)})

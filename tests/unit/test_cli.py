@@ -207,9 +207,7 @@ def test_forge_that_is_taken_is_a_failure(recorder: Recorder) -> None:
     assert record(recorder, "--forge").exit_code == 1
 
 
-@pytest.mark.parametrize(
-    "name", ["nonsense", "event.json", "./nowhere/event.txt", "/nowhere/session.created"]
-)
+@pytest.mark.parametrize("name", ["nonsense", "event.json", "./nowhere/event.txt", "/nowhere/session.created"])
 def test_what_is_neither_type_nor_file_is_an_error_of_usage(name: str) -> None:
     result = run("send", name, environment={**SIGNING, "PORT": "1"})
     assert result.exit_code == 2

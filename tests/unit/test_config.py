@@ -102,9 +102,7 @@ def test_the_defaults_are_those_of_the_contract(environment: Environment) -> Non
         ("LOG_FORMAT", "console", "console"),
     ],
 )
-def test_each_setting_is_read_under_its_name(
-    name: str, text: str, value: object, environment: Environment
-) -> None:
+def test_each_setting_is_read_under_its_name(name: str, text: str, value: object, environment: Environment) -> None:
     environment(**NEEDED | {name: text})
     assert getattr(load(Settings), name.lower()) == value
 
@@ -181,16 +179,12 @@ BAD: Final = (
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)
-def test_a_bad_value_is_one_line_that_names_the_variable(
-    name: str, value: str, environment: Environment
-) -> None:
+def test_a_bad_value_is_one_line_that_names_the_variable(name: str, value: str, environment: Environment) -> None:
     assert fault_of(name, value, environment)
 
 
 @pytest.mark.parametrize("prefix", ["clerk", "{}", "{}{clerk}", "}clerk{"])
-@pytest.mark.parametrize(
-    ("name", "value"), [("PARTITIONS", "2"), ("REDIS_URL", "redis+cluster://127.0.0.1:7000")]
-)
+@pytest.mark.parametrize(("name", "value"), [("PARTITIONS", "2"), ("REDIS_URL", "redis+cluster://127.0.0.1:7000")])
 def test_what_needs_a_hash_tag_says_so(name: str, value: str, prefix: str, environment: Environment) -> None:
     environment(REDIS_KEY_PREFIX=prefix)
     assert "REDIS_KEY_PREFIX" in fault_of(name, value, environment)

@@ -76,12 +76,7 @@ def test_a_secret_of_another_size_stops_the_start(size: int) -> None:
     "text",
     [
         *(",", " ", "whsec", "whsec_", "hunter2", SECRET.removeprefix("whsec_"), SECRET.upper()),
-        *(
-            f" {SECRET}x",
-            f"whsec_{SECRET}",
-            f"{SECRET[:20]}\u00e9{SECRET[21:]}",
-            f"{SECRET[:20]}*{SECRET[20:]}",
-        ),
+        *(f" {SECRET}x", f"whsec_{SECRET}", f"{SECRET[:20]}\u00e9{SECRET[21:]}", f"{SECRET[:20]}*{SECRET[20:]}"),
         *(f"{SECRET},hunter2", f"hunter2 {SECRET}", f"{SECRET},{SECRET[:-8]}", f"{SECRET};{OTHER_SECRET}"),
     ],
     ids=ascii,
@@ -125,38 +120,11 @@ def test_each_form_of_url_is_understood(url: str, options: dict[str, object]) ->
 @pytest.mark.parametrize(
     "url",
     [
-        *(
-            "hunter2",
-            "127.0.0.1:6379",
-            "http://:hunter2@h",
-            "redis:h",
-            "redis://",
-            "redis:///0",
-            "redis://:6379",
-        ),
-        *(
-            "redis://h:port",
-            "redis://h:65536",
-            "redis://h:0",
-            "redis://h/hunter2",
-            "redis://h/0/1",
-            "redis://h/-1",
-        ),
+        *("hunter2", "127.0.0.1:6379", "http://:hunter2@h", "redis:h", "redis://", "redis:///0", "redis://:6379"),
+        *("redis://h:port", "redis://h:65536", "redis://h:0", "redis://h/hunter2", "redis://h/0/1", "redis://h/-1"),
         *("unix://", "unix:///", "unix:///s?db=hunter2", "redis://h?db=hunter2", "redis://h?hunter2=1"),
-        *(
-            "redis://h?socket_timeout=hunter2",
-            "redis://[::1",
-            "redis://h]",
-            "rediss://h?ssl_cert_reqs=hunter2",
-        ),
-        *(
-            " redis://h",
-            "REDIS://h",
-            "redis://h:1,i:2",
-            "unix+cluster://h",
-            "redis+hunter2://h",
-            "redis://a..b",
-        ),
+        *("redis://h?socket_timeout=hunter2", "redis://[::1", "redis://h]", "rediss://h?ssl_cert_reqs=hunter2"),
+        *(" redis://h", "REDIS://h", "redis://h:1,i:2", "unix+cluster://h", "redis+hunter2://h", "redis://a..b"),
         *("redis+sentinel://h:1", "redis+sentinel://h:1/", "redis+sentinel:///m", "redis+sentinel://h,,i/m"),
         *("redis+sentinel://h:1/m/hunter2", "redis+sentinel://h:1/m/0/1", "redis+sentinel://h:0/m"),
         *("redis+cluster://", "redis+cluster://h:1,i:port", "redis+cluster://h/1", "redis+cluster://h?db=3"),
@@ -198,9 +166,7 @@ def test_of_a_password_not_encoded_nothing_is_quoted(password: str, form: str) -
 
 @patient
 @given(st.text(), st.text(), st.sampled_from(["redis", "rediss", "unix", "redis+sentinel", "redis+cluster"]))
-def test_whatever_the_password_is_the_url_is_understood_or_one_fault(
-    before: str, after: str, scheme: str
-) -> None:
+def test_whatever_the_password_is_the_url_is_understood_or_one_fault(before: str, after: str, scheme: str) -> None:
     faults = faults_of(connect_to, f"{scheme}://app:{before}hunter2{after}@h/{'m' * ('sentinel' in scheme)}")
     assert len(faults) <= 1
     assert "hunter2" not in "".join(faults)

@@ -95,8 +95,7 @@ def test_the_http_request_is_published_only_on_request() -> None:
 
 
 @pytest.mark.parametrize(
-    "values",
-    [{"event_attributes": None}, {"event_attributes.http_request": ABSENT}, {"event_attributes": 17}],
+    "values", [{"event_attributes": None}, {"event_attributes.http_request": ABSENT}, {"event_attributes": 17}]
 )
 def test_an_http_request_that_is_not_there_is_null(values: dict[str, Any]) -> None:
     assert published(change(event(values), publish_http_request=True))["event"]["http_request"] is None
@@ -233,11 +232,7 @@ def test_leaving_out_a_part_of_no_activity_makes_none() -> None:
             {"outcome": "stale", "session_id": "sess_1", "cursor": "1-0", "revision": None},
         ),
         (Outcome("ignored"), 200, {"outcome": "ignored"}),
-        (
-            Outcome("dead_lettered", reason="invalid_id"),
-            202,
-            {"outcome": "dead_lettered", "reason": "invalid_id"},
-        ),
+        (Outcome("dead_lettered", reason="invalid_id"), 202, {"outcome": "dead_lettered", "reason": "invalid_id"}),
     ],
 )
 def test_the_answer_to_each_outcome(outcome: Outcome, status: int, body: dict[str, object]) -> None:
@@ -247,25 +242,9 @@ def test_the_answer_to_each_outcome(outcome: Outcome, status: int, body: dict[st
 
 def test_the_names_that_programs_rely_on() -> None:
     assert SCHEMA_VERSION == 1
-    assert {
-        "active",
-        "pending",
-        "ended",
-        "removed",
-        "revoked",
-        "replaced",
-        "expired",
-        "abandoned",
-    } == STATUSES
+    assert {"active", "pending", "ended", "removed", "revoked", "replaced", "expired", "abandoned"} == STATUSES
     assert set(get_args(Reason)) == {
-        *(
-            "invalid_data",
-            "invalid_type",
-            "invalid_object",
-            "invalid_id",
-            "invalid_user_id",
-            "invalid_status",
-        ),
+        *("invalid_data", "invalid_type", "invalid_object", "invalid_id", "invalid_user_id", "invalid_status"),
         *("invalid_time", "invalid_updated_at", "invalid_actor"),
     }
 

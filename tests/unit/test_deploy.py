@@ -48,11 +48,7 @@ def test_the_button_makes_what_the_procfile_names() -> None:
 def test_the_image_is_built_from_what_is_not_ignored() -> None:
     ignored, *others = (ROOT / ".dockerignore").read_text().splitlines()[1:]
     kept = {line.removeprefix("!") for line in others if line.startswith("!")}
-    copied = {
-        name
-        for line in re.findall(r"^COPY (?!--)(.*) \S+$", DOCKERFILE, re.MULTILINE)
-        for name in line.split()
-    }
+    copied = {name for line in re.findall(r"^COPY (?!--)(.*) \S+$", DOCKERFILE, re.MULTILINE) for name in line.split()}
 
     assert ignored == "*"
     assert copied == kept

@@ -56,9 +56,7 @@ def test_the_readme_lists_the_required_settings() -> None:
 
 
 def test_every_command_is_in_the_contract() -> None:
-    documented = [
-        command.strip("`").removeprefix("session-relay ") for command, _ in table(CONTRACT, "8. Commands")
-    ]
+    documented = [command.strip("`").removeprefix("session-relay ") for command, _ in table(CONTRACT, "8. Commands")]
     assert sorted(documented) == sorted(main.list_commands(CONTEXT))
 
 

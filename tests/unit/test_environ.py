@@ -17,9 +17,7 @@ from service.app.webhook import WEBHOOK_PATH
 
 def chunked_environ(body: bytes, **more: Any) -> dict[str, Any]:
     """Return what a server passes that neither reads chunks itself nor says where the body ends."""
-    environ = create_environ(
-        WEBHOOK_PATH, method="POST", headers=signed(body) | {"transfer-encoding": "chunked"}
-    )
+    environ = create_environ(WEBHOOK_PATH, method="POST", headers=signed(body) | {"transfer-encoding": "chunked"})
     environ.pop("CONTENT_LENGTH", None)
     return environ | {"wsgi.input": io.BytesIO(body)} | more
 

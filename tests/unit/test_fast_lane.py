@@ -106,9 +106,7 @@ def test_it_is_closed_while_a_signal_has_a_receiver(app: RelayFlask, name: str) 
     assert app.fast_lane.closed_by() == ""
 
 
-def test_it_is_closed_by_an_agent_that_patches_flask(
-    app: RelayFlask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_closed_by_an_agent_that_patches_flask(app: RelayFlask, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Flask.dispatch_request
 
     def traced(self: Flask) -> Any:

@@ -15,9 +15,7 @@ READERS_OF_THE_ENVIRONMENT = {
 """Besides config, which leaves the reading to pydantic-settings."""
 
 
-def test_the_import_contracts_are_kept(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_import_contracts_are_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
 
     status = lint_imports(config_filename="pyproject.toml", no_cache=True)

@@ -64,9 +64,7 @@ def test_any_other_event_without_a_status_is_a_dead_letter(type_: str, status: o
     ],
 )
 @pytest.mark.parametrize("how", [ABSENT, None])
-def test_the_next_best_time_stands_in_for_updated_at(
-    missing: list[str], updated_at: int, how: object
-) -> None:
+def test_the_next_best_time_stands_in_for_updated_at(missing: list[str], updated_at: int, how: object) -> None:
     times = {"data.created_at": 1, "data.last_active_at": 2, "timestamp": 3, "data.updated_at": 4}
     made = change(event(times | dict.fromkeys(missing, how)))
     assert made.session.updated_at == made.order.updated_at_ms == updated_at
@@ -113,17 +111,10 @@ def test_without_a_readable_time_it_occurred_when_the_session_was_updated(timest
         ("active", NOW_S + 1, True),
         ("active", None, True),
         ("active", ABSENT, True),
-        *(
-            (status, expire_at, False)
-            for status in RANKS
-            if status != "active"
-            for expire_at in (None, NOW_MS + 1)
-        ),
+        *((status, expire_at, False) for status in RANKS if status != "active" for expire_at in (None, NOW_MS + 1)),
     ],
 )
-def test_live_is_active_and_not_expired_at_the_moment_of_publishing(
-    status: str, expire_at: object, live: bool
-) -> None:
+def test_live_is_active_and_not_expired_at_the_moment_of_publishing(status: str, expire_at: object, live: bool) -> None:
     assert change(event({"data.status": status, "data.expire_at": expire_at})).session.live is live
 
 

@@ -38,9 +38,7 @@ def test_requirements_txt_installs_the_project_and_pins_what_it_needs() -> None:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
 
     assert [line for line in lines if line in LOCAL] == LOCAL
-    assert all(
-        specifier.operator == "==" for pin in pins.values() for each in pin for specifier in each.specifier
-    )
+    assert all(specifier.operator == "==" for pin in pins.values() for each in pin for specifier in each.specifier)
     for needed in map(Requirement, PROJECT["dependencies"]):
         if needed.name == "clerk-session-feed":
             continue

@@ -22,21 +22,10 @@ def test_a_single_servers_url_is_redis_pys_own(url: str) -> None:
         ),
         (
             "rediss+sentinel://app:p%2C%40@h1:1,h2:2/relay?ssl_ca_certs=/ca.crt",
-            RedisUrl(
-                "sentinel",
-                "rediss://app:p%2C%40@h1:1/?ssl_ca_certs=/ca.crt",
-                (("h1", 1), ("h2", 2)),
-                "relay",
-            ),
+            RedisUrl("sentinel", "rediss://app:p%2C%40@h1:1/?ssl_ca_certs=/ca.crt", (("h1", 1), ("h2", 2)), "relay"),
         ),
-        (
-            "redis+cluster://h1:1,h2",
-            RedisUrl("cluster", "redis://h1:1/", (("h1", 1), ("h2", 6379))),
-        ),
-        (
-            "rediss+cluster://:p@h1:1/0",
-            RedisUrl("cluster", "rediss://:p@h1:1/0", (("h1", 1),)),
-        ),
+        ("redis+cluster://h1:1,h2", RedisUrl("cluster", "redis://h1:1/", (("h1", 1), ("h2", 6379)))),
+        ("rediss+cluster://:p@h1:1/0", RedisUrl("cluster", "rediss://:p@h1:1/0", (("h1", 1),))),
     ],
 )
 def test_sentinels_and_cluster_nodes_are_taken_apart(url: str, parsed: RedisUrl) -> None:

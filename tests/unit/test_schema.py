@@ -143,9 +143,7 @@ def lookup(document: Any, ref: str) -> Any:
     return document
 
 
-@pytest.mark.parametrize(
-    "document", [ASYNCAPI, OPENAPI, MESSAGE_SCHEMA], ids=["asyncapi", "openapi", "json-schema"]
-)
+@pytest.mark.parametrize("document", [ASYNCAPI, OPENAPI, MESSAGE_SCHEMA], ids=["asyncapi", "openapi", "json-schema"])
 def test_every_reference_leads_somewhere_and_every_schema_is_used(document: Any) -> None:
     used = set(refs(document))
     schemas = document.get("components", document).get("schemas", document.get("$defs"))
@@ -247,11 +245,7 @@ LEGAL: Final[dict[str, dict[str, Any]]] = {
     "the longest type": {"event.type": f"session.{'x' * 120}"},
     "a type of several lines": {"event.type": "session.\n"},
     "ended, says the type; revoked, the status": {"session.status": "revoked"},
-    "back from an expiry": {
-        "previous_status": "expired",
-        "event.type": "session.x",
-        "session.status": "active",
-    },
+    "back from an expiry": {"previous_status": "expired", "event.type": "session.x", "session.status": "active"},
     "synthetic": SYNTHETIC,
     "synthetic, of the longest id": SYNTHETIC | {"event.id": f"exp_{'s' * 128}_{10**14}"},
     "expired, says Clerk": {"event.type": "session.expired", "session.status": "expired"},
@@ -297,10 +291,7 @@ ILLEGAL: Final[dict[str, dict[str, Any]]] = {
     "revision 0": {"revision": 0, "previous_status": None},
     "stale": {"revision": None, "previous_status": None},
     "ended, says the type; active, the status": {"session.status": "active"},
-    "revoked, says the type; pending, the status": {
-        "event.type": "session.revoked",
-        "session.status": "pending",
-    },
+    "revoked, says the type; pending, the status": {"event.type": "session.revoked", "session.status": "pending"},
     "back from the dead": {"previous_status": "ended", "event.type": "session.x", "session.status": "active"},
     "a user's event": {"event.type": "user.created"},
     "a type that only ends well": {"event.type": "x.session.ended"},
@@ -312,8 +303,7 @@ ILLEGAL: Final[dict[str, dict[str, Any]]] = {
     "synthetic, of a Svix id": SYNTHETIC | {"event.id": "msg_1"},
     "synthetic, of what was over": SYNTHETIC | {"previous_status": "expired"},
     "synthetic, of what was never seen": SYNTHETIC | {"revision": 1, "previous_status": None},
-    "synthetic, with a request": SYNTHETIC
-    | {"event.http_request": {"client_ip": "192.0.2.7", "user_agent": None}},
+    "synthetic, with a request": SYNTHETIC | {"event.http_request": {"client_ip": "192.0.2.7", "user_agent": None}},
     "synthetic, without a time": SYNTHETIC | {"event.id": "exp_sess_2xample_"},
     "Clerk's, of an id too long": {"event.id": f"exp_{'s' * 128}_1"},
     "an actor without sub": {"session.actor": {"iss": "x"}},
@@ -323,21 +313,7 @@ ILLEGAL: Final[dict[str, dict[str, Any]]] = {
     "a text too long": {"session.latest_activity.city": "🌍" * 1025},
     **{
         f"cursor {cursor!r}": {"cursor": cursor}
-        for cursor in (
-            "",
-            "1",
-            "1-",
-            "-1",
-            "1-0-0",
-            "01-0",
-            "1-0\n",
-            " 1-0",
-            "a-0",
-            "1-٣",
-            f"{10**20}-0",
-            None,
-            1,
-        )
+        for cursor in ("", "1", "1-", "-1", "1-0-0", "01-0", "1-0\n", " 1-0", "a-0", "1-٣", f"{10**20}-0", None, 1)
     },
     **{
         f"{name} {value!r:.20}": {name: value}
@@ -375,9 +351,7 @@ EVERY: Final = dict(paths(message()))
 OBJECTS: Final = ["", *(f"{path}." for path, value in EVERY.items() if isinstance(value, dict))]
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in EVERY if not path[-1].isdigit() and path != "event.http_request"]
-)
+@pytest.mark.parametrize("path", [path for path in EVERY if not path[-1].isdigit() and path != "event.http_request"])
 def test_it_refuses_a_message_without(path: str) -> None:
     assert not accepts(message({path: ABSENT}))
 
@@ -390,9 +364,7 @@ def test_it_refuses_a_key_more_in(at: str) -> None:
 @pytest.mark.parametrize("path", EVERY)
 def test_it_refuses_any_other_type(path: str) -> None:
     was = EVERY[path]
-    others = [
-        value for value in ("text\x00", 17.5, -1, True, [None], {"x": 1}) if type(value) is not type(was)
-    ]
+    others = [value for value in ("text\x00", 17.5, -1, True, [None], {"x": 1}) if type(value) is not type(was)]
 
     assert [value for value in others if accepts(message({path: value}))] == []
 
@@ -426,9 +398,7 @@ def test_it_accepts_what_is_published_of_any_event_under_any_settings(
 @pytest.mark.skipif(not CLERK.is_dir(), reason="../shared/clerk is not here")
 @pytest.mark.parametrize("with_request", [False, True])
 @pytest.mark.parametrize("omitted", [frozenset(), OMITTABLE_FIELDS], ids=["whole", "omitted"])
-def test_it_accepts_what_is_published_of_clerks_own_examples(
-    with_request: bool, omitted: frozenset[str]
-) -> None:
+def test_it_accepts_what_is_published_of_clerks_own_examples(with_request: bool, omitted: frozenset[str]) -> None:
     examples = json.loads((CLERK / "webhooks-openapi-sessions.json").read_bytes())["examples"].values()
     assert len(examples) == 5
     for body in examples:
@@ -442,9 +412,7 @@ def texts_unlike(pattern: str) -> st.SearchStrategy[Any]:
 
 
 ID_NAMES: Final = ["id", "user_id", "client_id", "last_active_organization_id", "instance_id"]
-CHOICES: Final = {
-    *("previous_status", "session.status", "session.object", "event.source"),
-}
+CHOICES: Final = {*("previous_status", "session.status", "session.object", "event.source")}
 odd_times = st.integers(max_value=-1) | st.integers(min_value=10**14 + 1) | st.floats(0.1, 0.9)
 odd_texts = st.text(min_size=1025, max_size=1030) | st.integers()
 
@@ -474,14 +442,8 @@ def odd_values(path: str) -> st.SearchStrategy[Any]:
 @patient
 @given(st.data())
 def test_it_refuses_any_odd_value(data: st.DataObject) -> None:
-    path = data.draw(
-        st.sampled_from([path for path, was in EVERY.items() if not isinstance(was, dict | list)])
-    )
-    legal = [
-        values
-        for values in LEGAL.values()
-        if not any(f"{path}.".startswith(f"{changed}.") for changed in values)
-    ]
+    path = data.draw(st.sampled_from([path for path, was in EVERY.items() if not isinstance(was, dict | list)]))
+    legal = [values for values in LEGAL.values() if not any(f"{path}.".startswith(f"{changed}.") for changed in values)]
     values = data.draw(st.sampled_from(legal))
 
     assert PUBLISHED.is_valid(message(values))
@@ -541,11 +503,7 @@ def test_every_code_but_that_of_a_defect_is_described() -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        (
-            200,
-            "application/json",
-            {"outcome": "applied", "session_id": "s", "cursor": "1-0", "revision": None},
-        ),
+        (200, "application/json", {"outcome": "applied", "session_id": "s", "cursor": "1-0", "revision": None}),
         (200, "application/json", {"outcome": "ignored", "session_id": "s"}),
         (200, "application/json", {"outcome": "dead_lettered", "reason": "invalid_id"}),
         (200, "text/html", {"outcome": "ignored"}),
@@ -558,9 +516,7 @@ def test_the_check_of_all_answers_notices(answer: tuple[int, str, Any]) -> None:
     """`Endpoint` does it to all that come by way of its client."""
     status, media_type, body = answer
 
-    assert response_faults(
-        "POST", "/webhooks/clerk", status, {"content-type": media_type}, json.dumps(body).encode()
-    )
+    assert response_faults("POST", "/webhooks/clerk", status, {"content-type": media_type}, json.dumps(body).encode())
 
 
 def test_the_check_of_all_answers_notices_a_missing_retry_after() -> None:

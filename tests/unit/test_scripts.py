@@ -9,11 +9,7 @@ from service.store.scripts import APPLY_SESSION, KEEP_DEAD_LETTER, SCRIPTS, SETT
 
 def test_a_command_has_the_scripts_keys_and_arguments_in_its_own_order() -> None:
     command = KEEP_DEAD_LETTER.command(
-        confirm=0,
-        max_dead_letters=10,
-        dead_letter=b"{}",
-        message_id="msg_1",
-        dead_letters_key="{clerk}:dead-letters",
+        confirm=0, max_dead_letters=10, dead_letter=b"{}", message_id="msg_1", dead_letters_key="{clerk}:dead-letters"
     )
 
     assert command[0] == "EVALSHA"

@@ -16,9 +16,7 @@ from service.errors import InvalidSignatureError
 
 SECRET = simulator.new_secret()
 URL = "http://relay.example/webhooks/clerk"
-DELIVERIES = [
-    OutgoingDelivery(b'{"type":"session.created"}', "session.created", f"msg_{n}") for n in range(4)
-]
+DELIVERIES = [OutgoingDelivery(b'{"type":"session.created"}', "session.created", f"msg_{n}") for n in range(4)]
 
 Endpoint = Callable[[httpx.Request], httpx.Response]
 
@@ -72,9 +70,7 @@ def post(monkeypatch: pytest.MonkeyPatch, clients: list[httpx.Client]) -> Post:
     return post
 
 
-def send(
-    deliveries: Sequence[OutgoingDelivery] = DELIVERIES, secret: str = SECRET, **options: Any
-) -> list[Response]:
+def send(deliveries: Sequence[OutgoingDelivery] = DELIVERIES, secret: str = SECRET, **options: Any) -> list[Response]:
     return list(sender.send(deliveries, url=URL, secret=secret, **options))
 
 
@@ -127,9 +123,7 @@ def test_an_event_about_something_else_has_nothing_of_the_session() -> None:
 
 
 def test_values_win_over_what_lasts_a_life() -> None:
-    events = [
-        json.loads(delivery.body) for delivery in one_life(["session.created"] * 2, {"data.expire_at": 5})
-    ]
+    events = [json.loads(delivery.body) for delivery in one_life(["session.created"] * 2, {"data.expire_at": 5})]
     assert [event["data"]["expire_at"] for event in events] == [5, 5]
 
 
@@ -166,9 +160,7 @@ def test_it_looks_like_svix(post: Post) -> None:
 
 
 def verify(request: httpx.Request, secret: str = SECRET) -> str:
-    settings = load(
-        Settings, _env_file=None, clerk_webhook_signing_secret=secret, redis_url="redis://127.0.0.1"
-    )
+    settings = load(Settings, _env_file=None, clerk_webhook_signing_secret=secret, redis_url="redis://127.0.0.1")
     return Verifier(settings.secrets).verify(request.headers, request.content).id
 
 
@@ -295,9 +287,7 @@ def response_to(post: Post, endpoint: Endpoint) -> Response:
         (200, {}, ""),
     ],
 )
-def test_a_response_says_its_outcome_or_its_code(
-    status: int, body: dict[str, str], said: str, post: Post
-) -> None:
+def test_a_response_says_its_outcome_or_its_code(status: int, body: dict[str, str], said: str, post: Post) -> None:
     response = response_to(post, lambda _: httpx.Response(status, json=body))
     assert (response.status, response.body, response.summary) == (status, body, said)
 

@@ -143,9 +143,7 @@ def test_a_delivery_is_signed_as_svix_signs() -> None:
 
 
 def test_the_public_test_vector_is_signed_alike() -> None:
-    headers = simulator.sign(
-        SECRET, b'{"test": 2432232314}', message_id="msg_p5jXN8AQM9LWM0D4loKWxJek", at=1614265330
-    )
+    headers = simulator.sign(SECRET, b'{"test": 2432232314}', message_id="msg_p5jXN8AQM9LWM0D4loKWxJek", at=1614265330)
     assert headers["svix-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
@@ -160,9 +158,7 @@ def test_a_delivery_signed_with_a_secret_that_nobody_knows_is_well_formed_and_re
         verify(simulator.sign(simulator.new_secret(), BODY, at=NOW_S))
 
 
-@pytest.mark.parametrize(
-    "odd", ["\ud800", 10**400, float("inf"), [{"æ": None}]], ids=lambda odd: ascii(odd)[:9]
-)
+@pytest.mark.parametrize("odd", ["\ud800", 10**400, float("inf"), [{"æ": None}]], ids=lambda odd: ascii(odd)[:9])
 def test_whatever_was_set_can_be_written_and_signed(odd: object) -> None:
     body = simulator.encode(simulator.with_values(payload("session.created"), {"data.extra": odd}))
     assert json.loads(body)["data"]["extra"] == odd

@@ -59,13 +59,7 @@ def rows(content: SessionUpdate) -> dict[str, str]:
 
 def test_a_line_tells_when_what_whose_and_what_changed() -> None:
     line = plain(view.line(message()))
-    assert re.split(" {2,}", line) == [
-        "2026-11-23 08:32:41",
-        "session.created",
-        "active (live)",
-        "sess_1",
-        "user_1",
-    ]
+    assert re.split(" {2,}", line) == ["2026-11-23 08:32:41", "session.created", "active (live)", "sess_1", "user_1"]
 
 
 def test_a_line_tells_what_the_session_was_before() -> None:

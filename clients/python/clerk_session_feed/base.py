@@ -99,11 +99,7 @@ class Feed(Generic[C]):
         return self._channels.channel if user_id is None else self._channels.user_channel(user_id)
 
     def _begin(
-        self,
-        rules: Callable[..., Updates],
-        slots: list[list[Partition]],
-        on_reconnect: OnReconnect,
-        **options: Any,
+        self, rules: Callable[..., Updates], slots: list[list[Partition]], on_reconnect: OnReconnect, **options: Any
     ) -> Updates:
         """Return what the rules yield for all slots, each over a connection of its own."""
         made = [
@@ -114,9 +110,7 @@ class Feed(Generic[C]):
             if self._is_closed:
                 raise FeedClosedError("The feed is closed.")
             self._followers.update(made)
-        updates = [
-            each.until_closed(rules(each, slot, **options)) for each, slot in zip(made, slots, strict=True)
-        ]
+        updates = [each.until_closed(rules(each, slot, **options)) for each, slot in zip(made, slots, strict=True)]
         return updates[0] if len(updates) == 1 else merge(list(zip(made, updates, strict=True)))
 
     def _end(self) -> list[C]:

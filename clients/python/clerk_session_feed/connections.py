@@ -88,11 +88,7 @@ def connect_async(
     with _refusing_unusable_options():
         options, locate = _options(url, key, tls_verify, timeout)
         kind = _ASYNC[options["connection_class"]]
-        options |= {
-            "connection_class": kind,
-            "retry": AsyncRetry(NoBackoff(), 0),
-            "redis_connect_func": greet,
-        }
+        options |= {"connection_class": kind, "retry": AsyncRetry(NoBackoff(), 0), "redis_connect_func": greet}
         options = _located(_AsyncLocated, options, locate)
         pool = aio.ConnectionPool(**options)
         pool.connection_class(**pool.connection_kwargs)  # refuses options that it does not know
@@ -102,9 +98,7 @@ def connect_async(
 Locate = Callable[[], Host]
 
 
-def _options(
-    url: str, key: str, tls_verify: bool, timeout: float | None
-) -> tuple[dict[str, Any], Locate | None]:
+def _options(url: str, key: str, tls_verify: bool, timeout: float | None) -> tuple[dict[str, Any], Locate | None]:
     """Return options of redis-py, and what asks where the server is, unless the URL says so."""
     target = RedisUrl.parse(url)
     options: dict[str, Any] = {

@@ -10,14 +10,7 @@ from typing import Self
 from clerk_session_feed import reads, stream
 from clerk_session_feed.base import After, Feed
 from clerk_session_feed.group import Group, consume
-from clerk_session_feed.transport import (
-    AsyncConnection,
-    BlockingConnection,
-    OnReconnect,
-    iterate,
-    log_reconnect,
-    run,
-)
+from clerk_session_feed.transport import AsyncConnection, BlockingConnection, OnReconnect, iterate, log_reconnect, run
 from clerk_session_feed.updates import SessionUpdate
 
 
@@ -129,9 +122,7 @@ class SessionFeed(Feed[BlockingConnection]):
             redis.RedisError: If another attempt can't help.
             FeedClosedError: If the feed is closed already.
         """
-        return iterate(
-            self._begin(stream.follow, self._by_slot(after), on_reconnect, stale=stale, resync=resync)
-        )
+        return iterate(self._begin(stream.follow, self._by_slot(after), on_reconnect, stale=stale, resync=resync))
 
     def consume(
         self,
@@ -178,9 +169,7 @@ class SessionFeed(Feed[BlockingConnection]):
 
         Raises like `follow`, CursorLostError aside.
         """
-        return iterate(
-            self._begin(stream.subscribe, self._by_slot()[:1], on_reconnect, channel=self._channel(user_id))
-        )
+        return iterate(self._begin(stream.subscribe, self._by_slot()[:1], on_reconnect, channel=self._channel(user_id)))
 
 
 class AsyncSessionFeed(Feed[AsyncConnection]):
@@ -235,13 +224,9 @@ class AsyncSessionFeed(Feed[AsyncConnection]):
         on_reconnect: OnReconnect = log_reconnect,
     ) -> AsyncGenerator[SessionUpdate, None]:
         share = Group(group, name, claim_after)
-        return self._begin(
-            consume, self._by_slot(after), on_reconnect, group=share, stale=stale, resync=resync
-        )
+        return self._begin(consume, self._by_slot(after), on_reconnect, group=share, stale=stale, resync=resync)
 
     def subscribe(
         self, user_id: str | None = None, *, on_reconnect: OnReconnect = log_reconnect
     ) -> AsyncGenerator[SessionUpdate, None]:
-        return self._begin(
-            stream.subscribe, self._by_slot()[:1], on_reconnect, channel=self._channel(user_id)
-        )
+        return self._begin(stream.subscribe, self._by_slot()[:1], on_reconnect, channel=self._channel(user_id))

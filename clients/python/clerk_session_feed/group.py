@@ -12,16 +12,7 @@ import redis
 
 from clerk_session_feed.cursors import NOTHING, START, position
 from clerk_session_feed.errors import CursorLostError
-from clerk_session_feed.stream import (
-    Entries,
-    Partition,
-    Updates,
-    as_dict,
-    is_trimmed_past,
-    newest,
-    sleep,
-    snapshots,
-)
+from clerk_session_feed.stream import Entries, Partition, Updates, as_dict, is_trimmed_past, newest, sleep, snapshots
 from clerk_session_feed.transport import Connection
 
 BATCH: Final = 50

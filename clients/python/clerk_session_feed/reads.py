@@ -62,6 +62,5 @@ async def history(sources: Sources, session_id: str) -> list[SessionUpdate]:
 
 async def now(sources: Sources) -> dict[int, str]:
     return {
-        partition.number: await newest(connection.ask_twice, partition.keys.events)
-        for connection, partition in sources
+        partition.number: await newest(connection.ask_twice, partition.keys.events) for connection, partition in sources
     }

@@ -47,9 +47,7 @@ class KeySettings(BaseModel):
     redis_tls_verify: bool = expect(True, "true or false")
     redis_key_prefix: str = Field("{clerk}", min_length=1)
     redis_channel: str = Field("clerk:sessions", min_length=1)
-    partitions: Annotated[int, AfterValidator(_check_partitions)] = expect(
-        1, "a number from 1 to 1024", ge=1, le=1024
-    )
+    partitions: Annotated[int, AfterValidator(_check_partitions)] = expect(1, "a number from 1 to 1024", ge=1, le=1024)
     """Each has keys, a stream and an expiry set of its own; chosen once, for the life of the data."""
     redis_timeout: float = expect(
         2.0, "a number of seconds, more than 0 and up to 60", gt=0, le=60, allow_inf_nan=False
@@ -121,9 +119,7 @@ def faults(
     return lines
 
 
-def _explain(
-    kind: type[BaseModel], name: str, error: str, message: str, misspelt: Callable[[str], str | None]
-) -> str:
+def _explain(kind: type[BaseModel], name: str, error: str, message: str, misspelt: Callable[[str], str | None]) -> str:
     field = kind.model_fields.get(name)
     if error == "value_error" or field is None or field.description is None:
         return message.removeprefix("Value error, ")

@@ -65,9 +65,7 @@ class Partition:
         entry_id, fields = entry
         named = dict(zip(fields[::2], fields[1::2], strict=False))
         outcome, session_id = named.get(b"outcome", b""), named.get(b"session_id", b"")
-        return Entry(
-            entry_id.decode(), outcome.decode(), session_id.decode(), named.get(b"message", b""), self
-        )
+        return Entry(entry_id.decode(), outcome.decode(), session_id.decode(), named.get(b"message", b""), self)
 
     def snapshot(self, key: bytes, state: bytes) -> SessionUpdate:
         """Raises UnreadableMessageError."""
@@ -84,9 +82,7 @@ class Partition:
         return at <= self.ahead.get(entry.session_id, (0, 0))
 
 
-async def follow(
-    connection: Connection, partitions: Sequence[Partition], *, stale: bool, resync: bool
-) -> Updates:
+async def follow(connection: Connection, partitions: Sequence[Partition], *, stale: bool, resync: bool) -> Updates:
     """Yield the snapshots of partitions without a cursor, then every entry behind the cursors; never end.
 
     Raises CursorLostError, unless `resync` is set: then the snapshots come again.
@@ -198,9 +194,7 @@ async def snapshots(connection: Connection, partition: Partition) -> Updates:
             return
 
 
-async def sleep(
-    connection: Connection, partitions: Sequence[Partition], cursors: Sequence[str]
-) -> list[Partition]:
+async def sleep(connection: Connection, partitions: Sequence[Partition], cursors: Sequence[str]) -> list[Partition]:
     """Wait, and return the partitions to look at: those with something behind the cursor, or all."""
     streams = [partition.keys.events for partition in partitions]
     command = ("XREAD", "COUNT", 1, "BLOCK", transport.BLOCK_MS, "STREAMS", *streams, *cursors)
