@@ -3,8 +3,8 @@
 # make test-unit  the tests without Redis, sockets and processes (seconds)
 # make soak   every fault of production in one long load, and the counts at its end (one minute)
 # make lint   style, types and the direction of imports
-# make schemas  write docs/schema anew, after a change of what is published or answered
-# make pins   write the pins of requirements*.txt anew (needs uv; ARGS=--upgrade moves them)
+# make schemas  generate docs/schema, after a change of messages or responses
+# make pins   generate the pins in requirements*.txt (needs uv; ARGS=--upgrade updates them)
 # make clean  forget the virtual environment and what the tools keep
 #
 # ARGS is handed on: make run ARGS=--no-simulate, make test ARGS="-k store".
@@ -93,7 +93,7 @@ BENCH_PYTHON := $(shell /usr/bin/python3 -c '$(NEW_ENOUGH)' 2>/dev/null && echo 
 		echo "npm could not install what benchmarks/package.json pins" >&2; \
 	fi
 
-# Programs in .venv hold its path, and .venv holds that of its Python: when either moved, it is made anew.
+# Programs in .venv hold its path, and .venv holds that of its Python: when either moved, it is created again.
 IN_PLACE := $(shell test -x .venv/bin/python && test "$$(cat .venv/.made)" = "$$(pwd -P)" && echo yes)
 ifneq ($(IN_PLACE),yes)
 .PHONY: .venv/.made

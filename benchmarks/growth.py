@@ -1,7 +1,7 @@
 """How the cost of a delivery grows: `make bench-growth`. The result: docs/benchmarks.md.
 
-By sessions held, connections, workers and size of the payload; and a worker's memory over many deliveries.
-Each figure is the median of several short measurements, interleaved but for the sessions held.
+By sessions stored, connections, workers and size of the payload; and a worker's memory over many deliveries.
+Each figure is the median of several short measurements, interleaved but for the sessions stored.
 """
 
 import contextlib
@@ -115,14 +115,14 @@ class Bench:
 
 
 def by_sessions(bench: Bench) -> Growth:
-    """Held at the start of a measurement, that is: it adds as many as it delivers."""
-    growth = Growth("sessions held", {})
+    """Stored at the start of a measurement, which adds as many as it delivers."""
+    growth = Growth("sessions stored", {})
     with bench.serving() as server:
         for wanted in (number for number in SESSIONS if number <= bench.most_sessions):
             if (free := _free_bytes()) < wanted * SESSION_BYTES:
                 click.echo(f"{wanted:,} sessions do not fit into the {free / 1e9:.1f} GB left", err=True)
                 break
-            click.echo(f"sessions held: {wanted:,}", err=True)
+            click.echo(f"sessions stored: {wanted:,}", err=True)
             growth.measured[f"{wanted:,}"] = []
             for _ in range(bench.rounds):
                 if not wanted <= bench.store.sessions() <= wanted * MORE_SESSIONS:
@@ -222,7 +222,7 @@ PARTS: Final[dict[str, Callable[[Bench], Growth]]] = {
 @click.option("--rounds", default=3, show_default=True, help="Measurements of each figure.")
 @click.option("--seconds", default=3, show_default=True, help="Of each measurement.")
 @compare.at_most
-@click.option("--sessions", default=SESSIONS[-1], show_default=True, help="Held at most; 1,000,000 take 3 GB.")
+@click.option("--sessions", default=SESSIONS[-1], show_default=True, help="Stored at most; 1,000,000 take 3 GB.")
 @click.option("--deliveries", "count", default=MEMORY_DELIVERIES, show_default=True, help="For the memory.")
 @click.option("--only", multiple=True, type=click.Choice([*PARTS, "memory"]), help="Parts; may be repeated.")
 @click.option("--write/--no-write", default=True, help="Into docs/benchmarks.md, that is.")
