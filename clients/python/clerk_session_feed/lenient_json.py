@@ -7,27 +7,13 @@ by the same rules (NaN and Infinity are accepted, the last of duplicate keys win
 without a limit on digits.
 """
 
-import contextlib
 import json
 import re
 from collections.abc import Generator, Iterator
-from json.decoder import JSONDecodeError, scanstring  # type: ignore[attr-defined]  # C, without a stub
+from json import JSONDecodeError
 from typing import Any, Final
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
-_COLON: Final = re.compile(r"[ \t\n\r]*:")
-_SCALAR: Final = re.compile(
-    r"-?(?:0|[1-9][0-9]*)(?P<fraction>(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)"
-    r"|(?P<word>true|false|null|NaN|-?Infinity)"
-)
-_WORDS: Final = {
-    "true": True,
-    "false": False,
-    "null": None,
-    "NaN": float("nan"),
-    "Infinity": float("inf"),
-    "-Infinity": float("-inf"),
-}
 
 
 def loads(text: bytes) -> Any:
@@ -44,7 +30,7 @@ def loads(text: bytes) -> Any:
     except (ValueError, RecursionError):
         pass  # an integer is too long, or something is too deep
     try:
-        return json.loads(decoded, parse_int=_integer)
+        return _DECODER.decode(decoded)
     except RecursionError:
         return _loads_without_recursion(decoded)
 
@@ -61,39 +47,34 @@ def dumps(value: Any, at_most: int | None = None) -> str:
     """
     written: list[str] = []
     size = 0
-    open_containers = [iter([("", value)])]
-    while open_containers:
-        before, member = next(open_containers[-1], (None, None))
-        if before is None:
-            open_containers.pop()
-            continue
-        if isinstance(member, dict | list):
-            open_containers.append(_members(member))
-        elif member is not _END:
-            before += json.dumps(member, ensure_ascii=False, allow_nan=False)
-        written.append(before)
-        size += len(before)
-        if at_most is not None and size > at_most:
-            raise ValueError(f"more than {at_most} characters of JSON")
+    unfinished = [_parts(value)]
+    while unfinished:
+        part = next(unfinished[-1], None)
+        if part is None:
+            unfinished.pop()
+        elif not isinstance(part, str):
+            unfinished.append(part)
+        else:
+            written.append(part)
+            size += len(part)
+            if at_most is not None and size > at_most:
+                raise ValueError(f"more than {at_most} characters of JSON")
     return "".join(written)
 
 
-_END: Final = object()
-
-
-def _members(container: dict[str, Any] | list[Any]) -> Iterator[tuple[str, Any]]:
-    """Yield each member with the text before it, then _END with the closing bracket."""
-    if isinstance(container, dict):
-        opening, closing = "{}"
-        named = ((f"{json.dumps(name, ensure_ascii=False)}:", member) for name, member in container.items())
-    else:
-        opening, closing = "[]"
-        named = (("", member) for member in container)
+def _parts(value: Any) -> Iterator[Any]:
+    """Yield the JSON of a value in parts: each is text, or an iterator over the parts of a member."""
+    if not isinstance(value, dict | list):
+        yield json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return
+    is_object = isinstance(value, dict)
+    opening, closing = "{}" if is_object else "[]"
     before = opening
-    for name, member in named:
-        yield before + name, member
+    for member in value:
+        yield f"{before}{json.dumps(member, ensure_ascii=False)}:" if is_object else before
+        yield _parts(value[member] if is_object else member)
         before = ","
-    yield (closing if container else opening + closing), _END
+    yield closing if value else opening + closing
 
 
 def is_unicode(text: str) -> bool:
@@ -128,19 +109,15 @@ def _parse(text: str, position: int) -> Generator[int, tuple[Any, int], tuple[An
 
     Yields the position of each value inside it, and is sent what this function returns of that.
     """
-    opening = text[position : position + 1]
-    if opening == '"':
-        value, position = scanstring(text, position + 1, True)
-        return value, position
-    if opening not in {"{", "["}:
-        return _read_scalar(text, position)
-    is_object, closing = opening == "{", {"{": "}", "[": "]"}[opening]
+    closing = {"{": "}", "[": "]"}.get(text[position : position + 1])
+    if closing is None:
+        return _DECODER.raw_decode(text, position)
     keys: list[str] = []
     values: list[Any] = []
     position = _skip_space(text, position + 1)
     is_open = text[position : position + 1] != closing
     while is_open:
-        if is_object:
+        if closing == "}":
             key, position = _read_key(text, position)
             keys.append(key)
         value, position = yield position
@@ -151,7 +128,18 @@ def _parse(text: str, position: int) -> Generator[int, tuple[Any, int], tuple[An
             position = _skip_space(text, position + 1)
     if text[position : position + 1] != closing:
         raise JSONDecodeError(f"Expecting ',' or '{closing}'", text, position)
-    return dict(zip(keys, values, strict=True)) if is_object else values, position + 1
+    return dict(zip(keys, values, strict=True)) if closing == "}" else values, position + 1
+
+
+def _read_key(text: str, position: int) -> tuple[str, int]:
+    """Return the key of `"key":` and where its value begins."""
+    if text[position : position + 1] != '"':
+        raise JSONDecodeError("Expecting a key in double quotes", text, position)
+    key, position = _DECODER.raw_decode(text, position)
+    position = _skip_space(text, position)
+    if text[position : position + 1] != ":":
+        raise JSONDecodeError("Expecting ':'", text, position)
+    return key, _skip_space(text, position + 1)
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -159,28 +147,12 @@ def _skip_space(text: str, position: int) -> int:
     return match.end() if match else position
 
 
-def _read_key(text: str, position: int) -> tuple[str, int]:
-    """Return the key of `"key":` and where its value begins."""
-    if text[position : position + 1] != '"':
-        raise JSONDecodeError("Expecting a key in double quotes", text, position)
-    key, position = scanstring(text, position + 1, True)
-    colon = _COLON.match(text, position)
-    if not colon:
-        raise JSONDecodeError("Expecting ':'", text, position)
-    return key, _skip_space(text, colon.end())
-
-
-def _read_scalar(text: str, position: int) -> tuple[Any, int]:
-    match = _SCALAR.match(text, position)
-    if not match:
-        raise JSONDecodeError("Expecting a value", text, position)
-    if match["word"]:
-        return _WORDS[match["word"]], match.end()
-    return (float if match["fraction"] else _integer)(match[0]), match.end()
-
-
 def _integer(text: str) -> int | float:
     """Python converts no more digits than sys.get_int_max_str_digits(): it takes quadratic time."""
-    with contextlib.suppress(ValueError):
+    try:
         return int(text)
-    return float(text)
+    except ValueError:
+        return float(text)
+
+
+_DECODER: Final = json.JSONDecoder(parse_int=_integer)
