@@ -4,6 +4,7 @@ Everything that Flask documents works on it: hooks, error handlers, signals, blu
 middleware. Only what Flask documents as replaceable is replaced here.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
@@ -109,7 +110,8 @@ class RelayFlask(Flask):
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if waiting.is_on_loop():
-                return waiting.run_coroutine(func(*args, **kwargs))
+                # In a task of its own, which has this greenlet's context, with Flask's request.
+                return waiting.await_only(asyncio.ensure_future(func(*args, **kwargs)))
             return in_own_loop(*args, **kwargs)
 
         return call

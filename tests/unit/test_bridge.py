@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+import uvloop
 from flask import Response, request
 from support.asgi import Client, chunk, scope
 from support.constants import NO_REDIS
@@ -77,7 +78,7 @@ def flask(futures: dict[str, Future[str]]) -> RelayFlask:
     @flask.post("/compute/<name>")
     def compute(name: str) -> str:
         try:
-            return waiting.in_thread(futures[name].result, 30)
+            return waiting.read_body(bytes(waiting.LARGE_BYTES + 1), futures[name].result, 30)
         except TimeoutError:
             raise StoreUnavailableError("Too many large bodies wait to be read.") from None
 
@@ -297,6 +298,17 @@ def test_a_result_under_way_that_does_not_come_is_503_too(app: FlaskBridge, futu
     client = call(app, scope("/wait/briefly"), Client(chunk(b"")))
 
     assert (client.status, json.loads(client.body)["code"]) == (503, "store_unavailable")
+
+
+def test_a_timeout_of_any_length_is_a_timeout() -> None:
+    async def wait_for(seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        greenlets = waiting.Greenlets(loop)
+        with pytest.raises(TimeoutError):
+            await greenlets.run(loop.time() + 1, waiting.wait, loop.create_future(), seconds)
+
+    for tenth in range(10):  # of a millisecond, by which uvloop rounds
+        uvloop.run(wait_for(0.01 + tenth / 10_000))
 
 
 def test_a_result_that_is_a_defect_says_so_and_no_more(app: FlaskBridge, futures: dict[str, Future[str]]) -> None:
