@@ -34,7 +34,8 @@ def message(
     assert isinstance(change, SessionChange)
     head = {"schema_version": 1, "cursor": None, "revision": revision, "previous_status": previous_status}
     content = orjson.dumps(head | {"event": change.event, "session": change.session})
-    return streamed("1795422761000-0", "applied" if revision else "stale", content, partition=0)
+    outcome = "applied" if revision else "stale"
+    return streamed(content, "stream", cursor="1795422761000-0", outcome=outcome, partition=0)
 
 
 def plain(text: Text, width: int = 1000) -> str:

@@ -1,5 +1,6 @@
-"""What both feeds have in common: which keys there are, and which connection leads to them."""
+"""What both feeds have in common: the keys of each partition, the connections to them, and one iterator over all."""
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -9,10 +10,10 @@ from clerk_session_feed import connections
 from clerk_session_feed.cursors import START
 from clerk_session_feed.errors import FeedClosedError
 from clerk_session_feed.keys import Keys, partition_of
-from clerk_session_feed.merge import merge
 from clerk_session_feed.settings import RedisSettings, load
 from clerk_session_feed.stream import Partition, Updates
-from clerk_session_feed.transport import AsyncConnection, BlockingConnection, OnReconnect
+from clerk_session_feed.transport import AsyncConnection, BlockingConnection, Connection, OnReconnect
+from clerk_session_feed.updates import SessionUpdate
 
 After = str | Mapping[int, str | None] | None
 """Where to begin: behind a cursor; behind one for each partition, by its number; None: with the snapshots."""
@@ -111,7 +112,7 @@ class Feed(Generic[C]):
                 raise FeedClosedError("The feed is closed.")
             self._followers.update(made)
         updates = [each.until_closed(rules(each, slot, **options)) for each, slot in zip(made, slots, strict=True)]
-        return updates[0] if len(updates) == 1 else merge(list(zip(made, updates, strict=True)))
+        return updates[0] if len(updates) == 1 else _merge(list(zip(made, updates, strict=True)))
 
     def _end(self) -> list[C]:
         """Let nothing begin any more; return the connections to close."""
@@ -130,3 +131,50 @@ def _place(partitions: Sequence[Partition], after: After) -> None:
             raise ValueError(f"There is no partition {number}.")
         if cursor is not None:
             partitions[int(number)].go_to(cursor)
+
+
+async def _merge(followers: Sequence[tuple[Connection, Updates]]) -> Updates:
+    """Yield from all as updates come.
+
+    Each follower has a thread, or a task, which goes on when its last update has been dealt with.
+    """
+    first, _ = followers[0]
+    ready = first.new_queue()
+    gates = [connection.new_queue() for connection, _ in followers]
+    workers = [
+        connection.start(_hand_over, connection, updates, ready, gate)
+        for (connection, updates), gate in zip(followers, gates, strict=True)
+    ]
+    running = len(workers)
+    try:
+        while running:
+            item, gate = await first.resolve(ready.get())
+            is_update = isinstance(item, SessionUpdate)
+            running -= not is_update
+            if first.is_closed:  # and so are all
+                return
+            if is_update:
+                yield item
+                gate.put_nowait(True)
+            elif item is not None:
+                raise item
+    finally:
+        for (connection, _), gate in zip(followers, gates, strict=True):
+            gate.put_nowait(False)
+            await connection.close()
+        while running:
+            item, _ = await first.resolve(ready.get())
+            running -= not isinstance(item, SessionUpdate)
+
+
+async def _hand_over(connection: Connection, updates: Updates, ready: Any, gate: Any) -> None:
+    try:
+        async with contextlib.aclosing(updates):
+            async for update in updates:
+                ready.put_nowait((update, gate))
+                if not await connection.resolve(gate.get()):
+                    break
+    except BaseException as error:  # noqa: BLE001  # it is raised where the updates are taken
+        ready.put_nowait((error, gate))
+    else:
+        ready.put_nowait((None, gate))

@@ -1,15 +1,11 @@
 """Short reads: the state of sessions, and what the stream says about one."""
 
 from collections.abc import Sequence
-from typing import Final
 
 from clerk_session_feed.cursors import START
-from clerk_session_feed.stream import Partition, newest
+from clerk_session_feed.stream import BATCH, Partition, newest
 from clerk_session_feed.transport import Connection
 from clerk_session_feed.updates import SessionUpdate, now_ms, published
-
-BATCH: Final = 500
-"""Entries in one response."""
 
 Sources = Sequence[tuple[Connection, Partition]]
 """The partitions that may know, each with a connection to it."""
@@ -17,9 +13,10 @@ Sources = Sequence[tuple[Connection, Partition]]
 
 async def get(sources: Sources, session_id: str) -> SessionUpdate | None:
     for connection, partition in sources:
-        ((state,),) = await connection.ask_twice(("HMGET", partition.keys.session(session_id), "state"))
+        key = partition.keys.session(session_id)
+        ((state,),) = await connection.ask_twice(("HMGET", key, "state"))
         if state is not None:
-            return published(state, partition=partition.number)
+            return published(state, key, partition=partition.number)
     return None
 
 
@@ -34,13 +31,13 @@ async def is_live(sources: Sources, session_id: str) -> bool:
 
 async def live_sessions(sources: Sources, user_id: str) -> list[SessionUpdate]:
     ((connection, partition),) = sources
-    keys = partition.keys
-    alive = ("ZRANGEBYSCORE", keys.user_sessions(user_id), f"({now_ms()}", "+inf")
+    alive = ("ZRANGEBYSCORE", partition.keys.user_sessions(user_id), f"({now_ms()}", "+inf")
     (ids,) = await connection.ask_twice(alive)
     if not ids:
         return []
-    states = await connection.ask_twice(*(("HMGET", keys.session(each.decode()), "state") for each in ids))
-    updates = [published(state, partition=partition.number) for (state,) in states if state is not None]
+    keys = [partition.keys.session(each.decode()) for each in ids]
+    states = zip(keys, await connection.ask_twice(*(("HMGET", key, "state") for key in keys)), strict=True)
+    updates = [published(state, key, partition=partition.number) for key, (state,) in states if state is not None]
     return [update for update in updates if update.is_live]  # it may have ended in between
 
 

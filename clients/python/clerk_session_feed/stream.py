@@ -10,7 +10,7 @@ import redis
 
 from clerk_session_feed import transport
 from clerk_session_feed.cursors import NOTHING, START, position, whole_cursor
-from clerk_session_feed.errors import CursorLostError, UnreadableMessageError
+from clerk_session_feed.errors import CursorLostError
 from clerk_session_feed.keys import Keys
 from clerk_session_feed.transport import Connection
 from clerk_session_feed.updates import SessionUpdate, published, streamed
@@ -35,10 +35,8 @@ class Entry:
 
     def update(self) -> SessionUpdate:
         """Raises UnreadableMessageError."""
-        try:
-            return streamed(self.cursor, self.outcome, self.message, self.partition.number)
-        except UnreadableMessageError as error:
-            raise UnreadableMessageError(f"{self.partition.keys.events} {self.cursor}: {error}") from None
+        where, number = f"{self.partition.keys.events} {self.cursor}", self.partition.number
+        return streamed(self.message, where, cursor=self.cursor, outcome=self.outcome, partition=number)
 
 
 @dataclasses.dataclass(slots=True)
@@ -63,16 +61,9 @@ class Partition:
 
     def entry(self, entry: tuple[bytes, Sequence[bytes]]) -> Entry:
         entry_id, fields = entry
-        named = dict(zip(fields[::2], fields[1::2], strict=False))
+        named = as_dict(fields)
         outcome, session_id = named.get(b"outcome", b""), named.get(b"session_id", b"")
         return Entry(entry_id.decode(), outcome.decode(), session_id.decode(), named.get(b"message", b""), self)
-
-    def snapshot(self, key: bytes, state: bytes) -> SessionUpdate:
-        """Raises UnreadableMessageError."""
-        try:
-            return published(state, partition=self.number, is_snapshot=True)
-        except UnreadableMessageError as error:
-            raise UnreadableMessageError(f"{key.decode()}: {error}") from None
 
     def is_known(self, entry: Entry) -> bool:
         """Tell whether the session's snapshot was made after this entry."""
@@ -100,7 +91,8 @@ async def follow(connection: Connection, partitions: Sequence[Partition], *, sta
             while entries := await _read_on(connection, partition, resync=resync):
                 for entry in map(partition.entry, entries):
                     partition.cursor, partition.is_entry = entry.cursor, True
-                    if stale if entry.outcome != "applied" else not partition.is_known(entry):
+                    is_news = not partition.is_known(entry) if entry.outcome == "applied" else stale
+                    if is_news:
                         yield entry.update()
         awake = [partition for partition in awake if partition.cursor is None]
         awake = awake or await sleep(connection, partitions, [str(each.cursor) for each in partitions])
@@ -111,7 +103,7 @@ async def subscribe(connection: Connection, _: object, *, channel: str) -> Updat
     while True:
         message = await connection.receive(channel)
         if message is not None:
-            yield published(message)
+            yield published(message, channel)
 
 
 async def _read_on(connection: Connection, partition: Partition, *, resync: bool) -> Entries:
@@ -183,7 +175,7 @@ async def snapshots(connection: Connection, partition: Partition) -> Updates:
         for key, (state,) in zip(new, states, strict=True):
             if state is not None:
                 seen.add(key)
-                update = partition.snapshot(key, state)
+                update = published(state, key.decode(), partition=partition.number, is_snapshot=True)
                 reached = position(update.cursor)
                 if begun_at is not None and reached > begun_at:
                     partition.ahead[update.session.id] = reached

@@ -52,45 +52,48 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def published(message: bytes, *, partition: int = 0, is_snapshot: bool = False) -> SessionUpdate:
+def published(
+    message: bytes, where: str = "a message", *, partition: int = 0, is_snapshot: bool = False
+) -> SessionUpdate:
     """Return what was published, or is stored as a session's state.
+
+    Args:
+        message: As it was published.
+        where: The channel or the key that it is from, for the error.
+        partition: The number of the partition that it is from.
+        is_snapshot: See `SessionUpdate`.
 
     Raises:
         UnreadableMessageError: If another version of the relay has written it.
     """
-    read = _read(SessionMessage, message)
-    return _update(read, "applied", read.cursor, message, partition=partition, is_snapshot=is_snapshot)
-
-
-def streamed(cursor: str, outcome: Any, message: bytes, partition: int) -> SessionUpdate:
-    """Return the update in an entry of the stream. Raises like `published`."""
-    read = _read(StreamMessage, message)
-    complete = message.replace(b'"cursor":null', f'"cursor":"{cursor}"'.encode(), 1)
-    return _update(read, outcome, cursor, complete, partition=partition)
-
-
-def _update(read: Any, outcome: Any, cursor: str, message: bytes, **more: Any) -> SessionUpdate:
-    return SessionUpdate(
-        outcome=outcome,
-        cursor=cursor,
-        revision=read.revision,
-        previous_status=read.previous_status,
-        event=read.event,
-        session=read.session,
-        json=message,
-        **more,
+    read = _read(SessionMessage, message, where)
+    return _update(
+        read, outcome="applied", cursor=read.cursor, json=message, partition=partition, is_snapshot=is_snapshot
     )
 
 
-def _read(kind: type, message: bytes) -> Any:
+def streamed(message: bytes, where: str, *, cursor: str, outcome: Any, partition: int) -> SessionUpdate:
+    """Return the update in an entry of the stream. Arguments and errors are those of `published`."""
+    read = _read(StreamMessage, message, where)
+    complete = message.replace(b'"cursor":null', f'"cursor":"{cursor}"'.encode(), 1)
+    return _update(read, outcome=outcome, cursor=cursor, json=complete, partition=partition)
+
+
+def _read(kind: type, message: bytes, where: str) -> Any:
     try:
         return _reader(kind).validate_python(lenient_json.loads(message))
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise UnreadableMessageError(f"{where}: {fault['msg']}") from None
+        field = ".".join(map(str, fault["loc"]))
+        raise UnreadableMessageError(f"{where}: {field}: {fault['msg']}") from None
     except ValueError:
-        raise UnreadableMessageError("it is no JSON") from None
+        raise UnreadableMessageError(f"{where}: it is no JSON") from None
+
+
+def _update(read: Any, **more: Any) -> SessionUpdate:
+    return SessionUpdate(
+        revision=read.revision, previous_status=read.previous_status, event=read.event, session=read.session, **more
+    )
 
 
 @functools.cache  # not at import: it takes 30 ms to make them
