@@ -5,10 +5,8 @@ docs/contract.md, section 2, lists them. What consumers need, too (`REDIS_URL` a
 """
 
 import base64
-import binascii
 import difflib
 import re
-from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from clerk_session_feed import settings as feed_settings
@@ -50,7 +48,7 @@ def _fault_of_secret(secret: str) -> str | None:
         return f"does not start with whsec_: copy it from {_DASHBOARD}"
     try:
         size = len(base64.b64decode(secret.removeprefix("whsec_"), validate=True))
-    except (binascii.Error, ValueError):
+    except ValueError:
         return f"is not base64 after whsec_, as if it was cut: copy it whole from {_DASHBOARD}"
     if not 24 <= size <= 64:  # noqa: PLR2004  # https://www.standardwebhooks.com: 24 to 64 bytes
         return f"decodes to {size} bytes, not 24 to 64, as if it was cut: copy it whole from {_DASHBOARD}"
@@ -177,11 +175,7 @@ S = TypeVar("S", bound=_Environment)
 
 
 def load(kind: type[S], **overrides: Any) -> S:
-    """Read settings from the environment and `.env`; the environment wins.
-
-    Args:
-        kind: The class to make.
-        overrides: Values of fields; they win over the environment.
+    """Read settings from the environment and `.env`; the environment wins over the file, `overrides` over both.
 
     Raises:
         ConfigurationError: A setting is wrong or missing; with a line for each.
@@ -189,7 +183,7 @@ def load(kind: type[S], **overrides: Any) -> S:
     try:
         return kind(**overrides)
     except ValidationError as error:
-        raise ConfigurationError(faults(kind, error, lambda name: misspelt([name]).get(name))) from None
+        raise ConfigurationError(faults(kind, error, misspelt)) from None
     except UnicodeDecodeError:
         raise ConfigurationError([".env: is not text in UTF-8: save it as that"]) from None
     except OSError as error:
@@ -197,12 +191,12 @@ def load(kind: type[S], **overrides: Any) -> S:
         raise ConfigurationError([f".env: can't be read {reason}"]) from None
 
 
-def misspelt(unset: Iterable[str]) -> dict[str, str]:
-    """Return the variable that is probably meant for each of these unset settings, where there is one.
+def misspelt(unset: str) -> str | None:
+    """Return the variable that is probably meant for a setting that is not set, if there is one.
 
     Such a variable is no fault by itself: it may be another program's.
     """
     present = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
     others = present - set(Settings.model_fields) - set(_SIGNING_SECRET_NAMES.choices)
-    close = {name: difflib.get_close_matches(name, others, n=1, cutoff=_SIMILARITY) for name in unset}
-    return {name: matches[0].upper() for name, matches in close.items() if matches}
+    close = difflib.get_close_matches(unset, others, n=1, cutoff=_SIMILARITY)
+    return close[0].upper() if close else None

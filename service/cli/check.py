@@ -1,7 +1,6 @@
 """The command `check`: can this configuration work, and what is to be done if not?"""
 
 import contextlib
-import dataclasses
 import sys
 import time
 from collections import Counter
@@ -47,8 +46,9 @@ def check() -> None:
 def run_checks(settings: Settings) -> Iterator[CheckResult]:
     """Check one thing after the other. If one result is an `error`, the service can't work."""
     yield CheckResult("ok", f"signing secrets: {len(settings.secrets)}, well-formed")
-    for name, alike in misspelt(Settings.model_fields.keys() - settings.model_fields_set).items():
-        yield CheckResult("warning", f"{alike} is no setting: if it is meant for {name.upper()}, rename it")
+    for name in sorted(Settings.model_fields.keys() - settings.model_fields_set):
+        if alike := misspelt(name):
+            yield CheckResult("warning", f"{alike} is not a setting: if it is meant for {name.upper()}, rename it")
     yield _check_tls(settings)
     writing = _check_writing(settings)
     yield writing
@@ -76,24 +76,20 @@ def _check_tls(settings: Settings) -> CheckResult:
     if not url.startswith("rediss:"):
         return CheckResult("ok", "TLS: off; use rediss:// across any network that is not your own")
     if not settings.redis_tls_verify or "ssl_cert_reqs=none" in url:
-        return CheckResult("ok", "TLS: on, with the certificate not checked, as it is set")
-    return CheckResult("ok", "TLS: on, with the certificate checked")
+        return CheckResult("ok", "TLS: on; the certificate is not checked, as configured")
+    return CheckResult("ok", "TLS: on; the certificate is checked")
 
 
 def _check_writing(settings: Settings) -> CheckResult:
     """Store an event in each partition, and a dead letter, under keys of its own; then delete them."""
-    trial = settings.model_copy(
-        update={
-            "redis_key_prefix": f"{settings.redis_key_prefix}:check",
-            "redis_channel": f"{settings.redis_channel}:check",
-        }
-    )
+    names = {name: f"{getattr(settings, name)}:check" for name in ("redis_key_prefix", "redis_channel")}
+    trial = settings.model_copy(update=names)
     many = (f"user_{number}" for number in range(20 * settings.partitions))
     users = {partition_of(user, settings.partitions): user for user in many}
     store = SessionStore(trial)
+    ingest = Ingest(store)
     try:
         store.probe()
-        ingest = Ingest(store)
         for user in users.values():
             event = simulator.sample("session.pending", session_id="sess_check", user_id=user)
             ingest(_delivery(simulator.encode(event)))
@@ -139,7 +135,7 @@ def _check_servers(settings: Settings) -> Iterator[CheckResult]:
     for address, key in key_at.items():
         with _client_at(settings, key) as client:
             for result in _check_server(client, web[address], expiry[address], settings):
-                yield dataclasses.replace(result, text=f"{address}: {result.text}")
+                yield result._replace(text=f"{address}: {result.text}")
 
 
 def _check_server(client: Any, web: int, expiry: int, settings: Settings) -> Iterator[CheckResult]:
@@ -158,7 +154,7 @@ def _check_server(client: Any, web: int, expiry: int, settings: Settings) -> Ite
         ahead = seconds + microseconds / 1e6 - time.time()
         if abs(ahead) > CLOCK_SECONDS:
             text = f"its clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
-            why = "With more than 300 s off, this machine refuses every delivery"
+            why = "A machine whose clock is more than 300 s off refuses every delivery"
             yield CheckResult("warning", f"{text}: set both by NTP. {why}")
 
 
@@ -184,8 +180,8 @@ def _check_types(settings: Settings) -> Iterator[CheckResult]:
 def _check_partitions(settings: Settings) -> CheckResult:
     """Compare PARTITIONS with what is stored.
 
-    The users of each stream have to belong to its partition. They also do so if the data has a multiple of
-    PARTITIONS, but then there are streams of the next numbers, too.
+    The users of each stream have to belong to its partition. They also do if the data has a multiple of PARTITIONS,
+    but then there are streams of the next numbers, too.
     """
     count, keys = settings.partitions, _keys(settings)
     others = [keys] if count > 1 else [*keys.split(2)] if has_hash_tag(keys.prefix) else []
@@ -203,7 +199,7 @@ def _check_partitions(settings: Settings) -> CheckResult:
         if any(partition_of(user, count) != number for user in users):
             wrong.append(part.events)
     if wrong:
-        text = f"PARTITIONS={count} does not fit the data: {', '.join(wrong[:3])} is of another number"
+        text = f"PARTITIONS={count} does not fit the data in {', '.join(wrong[:3])}"
         advice = "Set it to what it was, or let the service start anew under another REDIS_KEY_PREFIX"
         return CheckResult("error", f"{text}. {advice}")
     return CheckResult("ok", f"PARTITIONS={count} fits the data")

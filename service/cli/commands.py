@@ -1,4 +1,4 @@
-"""The command `session-relay`, and the commands that run something: `serve`, `dev` and `expire`.
+"""The command `session-relay`, and its commands `serve`, `dev`, `expire` and `schema`.
 
 Each command imports only what it needs: all of it together takes most of a second.
 """
@@ -6,6 +6,7 @@ Each command imports only what it needs: all of it together takes most of a seco
 
 import contextlib
 import importlib
+import json
 from typing import Any, Final
 
 import click
@@ -18,7 +19,6 @@ from service.telemetry import printable
 _MODULES: Final = {
     "check": "service.cli.check",
     "dead-letters": "service.cli.dead_letters",
-    "schema": "service.cli.schema",
     "send": "service.cli.send",
     "session": "service.cli.sessions",
     "sessions": "service.cli.sessions",
@@ -62,7 +62,7 @@ class _Group(click.Group):
             ctx.exit(1)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="clerk-session-relay")
 def main() -> None:
     """Keep the state of every Clerk session in Redis, from Clerk's webhooks.
@@ -76,7 +76,7 @@ def main() -> None:
     "--app",
     "factory",
     metavar="MODULE:FACTORY",
-    help="Serve an application of your own, which FACTORY builds on create_app().",
+    help="Serve your own application, which FACTORY builds on create_app().",
 )
 def serve(factory: str | None) -> None:
     """Run the service for production."""
@@ -89,7 +89,7 @@ def serve(factory: str | None) -> None:
 
 
 @main.command(short_help="Run the service with nothing set up.")
-@click.option("--simulate/--no-simulate", default=True, help="Send sample deliveries first.  [default: simulate]")
+@click.option("--simulate/--no-simulate", default=True, help="Send sample deliveries first.")
 def dev(simulate: bool) -> None:
     """Run the service with nothing set up, and show what subscribers get.
 
@@ -121,3 +121,16 @@ def expire(once: bool) -> None:
     click.echo(f"{expired} expired.")
     if unreadable:
         raise click.ClickException(f"{unreadable} can't be read, and stay as they are.")
+
+
+@main.command()
+@click.argument("which", type=click.Choice(["json-schema", "asyncapi", "openapi"]), default="json-schema")
+def schema(which: str) -> None:
+    """Print a schema of what is published and what is served.
+
+    json-schema: the published message. asyncapi: channels and stream. openapi: the HTTP endpoints.
+    """
+    from service.schema import asyncapi, json_schema, openapi
+
+    documents = {"json-schema": json_schema.document, "asyncapi": asyncapi.document, "openapi": openapi.document}
+    click.echo(json.dumps(documents[which](), indent=2, ensure_ascii=False))

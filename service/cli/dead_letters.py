@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections import Counter
 
 import click
 
@@ -72,7 +72,7 @@ def replay(message_ids: tuple[str, ...]) -> None:
     """
     # Each failure is shown here; the log is for the service.
     log.configure(load(LogSettings, log_level="critical", log_format="console"))
-    replayed = kept = missing = 0
+    outcomes: Counter[str] = Counter()
     settings = load(StoreSettings)
     store = ReplayStore(settings)
     ingest = Ingest(store, publish_http_request=settings.publish_http_request)
@@ -81,14 +81,13 @@ def replay(message_ids: tuple[str, ...]) -> None:
         try:
             for message_id in ids:
                 result = stored.replay(message_id, ingest)
-                kept += result.outcome == "kept"
-                missing += result.outcome == "missing"
-                replayed += result.outcome not in {"kept", "missing"}
+                outcomes[result.outcome] += 1
                 click.echo(printable(f"{result.outcome:<10}  {result.id}  {result.detail}").rstrip())
         finally:
-            click.echo(f"{replayed} replayed and removed, {len(ids) - replayed - missing} kept.")
+            replayed = outcomes.total() - outcomes["kept"] - outcomes["missing"]
+            click.echo(f"{replayed} replayed and removed, {len(ids) - replayed - outcomes['missing']} kept.")
     # Without ids, one that is missing was removed by somebody else in the meantime.
-    sys.exit(1 if kept or (missing and message_ids) else 0)
+    sys.exit(1 if outcomes["kept"] or (outcomes["missing"] and message_ids) else 0)
 
 
 @dead_letters.command()
@@ -110,10 +109,8 @@ def drop(message_ids: tuple[str, ...], everything: bool) -> None:
     sys.exit(1 if missing else 0)
 
 
-@contextlib.contextmanager
-def _open() -> Iterator[DeadLetters]:
-    with contextlib.closing(DeadLetters(load(StoreSettings))) as stored:
-        yield stored
+def _open() -> contextlib.closing[DeadLetters]:
+    return contextlib.closing(DeadLetters(load(StoreSettings)))
 
 
 def _not_found(message_id: str) -> str:

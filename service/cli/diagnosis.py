@@ -3,10 +3,9 @@
 Apart from `check`, which does the I/O: so what each kind of server says can be tried without one.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from clerk_session_feed import connections
 
@@ -53,8 +52,7 @@ _ADVICE: Final = (
 """What to do, by a pattern in the name or text of an error; the first one that is found."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class CheckResult:
+class CheckResult(NamedTuple):
     """What one check found."""
 
     level: Literal["ok", "warning", "error"]
@@ -74,22 +72,21 @@ def check_info(info: dict[str, Any], web: int, expiry: int, min_replicas: int) -
     """Check what a server says of itself.
 
     Args:
-        info: What INFO returns (https://redis.io/docs/latest/commands/info/), of which managed servers leave
-            out parts; and `save` of CONFIG, if that may be asked.
+        info: What INFO returns (https://redis.io/docs/latest/commands/info/), of which managed servers leave out
+            parts; and `save` of CONFIG, if that may be asked.
         web: Connections that all web workers of a release make to this server.
         expiry: Connections that one expiry worker makes to it.
         min_replicas: REDIS_MIN_REPLICAS.
     """
     version = info.get("redis_version")
     if version is None:
-        yield CheckResult("ok", "Redis of a version that it does not tell; 6.2 is the oldest that serves")
+        yield CheckResult("ok", "Redis does not tell its version; 6.2 is the oldest that serves")
     elif tuple(int(part) for part in str(version).split(".")[:2]) < OLDEST_REDIS:
         yield CheckResult("error", f"Redis {version} is too old: use 6.2 or newer")
     else:
         yield CheckResult("ok", f"Redis {version}")
     if info.get("role") == "slave":
-        advice = "let REDIS_URL name the primary, or the sentinels that know it"
-        yield CheckResult("error", f"is a replica: {advice}")
+        yield CheckResult("error", "is a replica: let REDIS_URL name the primary, or the sentinels that know it")
     if (policy := info.get("maxmemory_policy", "noeviction")) != "noeviction":
         advice = "set it to noeviction"
         yield CheckResult("warning", f"maxmemory-policy {policy} deletes sessions when memory is short: {advice}")

@@ -30,9 +30,8 @@ def _parse_start(_: click.Context, __: click.Parameter, value: str) -> str:
     "start",
     metavar="start|now|CURSOR",
     default="now",
-    show_default=True,
     callback=_parse_start,
-    help="Where to begin; after CURSOR.",
+    help="Begin here, or after CURSOR.",
 )
 @click.option("--user", metavar="USER_ID", help="Only this user's sessions.")
 @click.option("--stale", is_flag=True, help="Also show events that came too late to change anything.")

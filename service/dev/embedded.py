@@ -98,22 +98,18 @@ def run_stand_in() -> Iterator[EmbeddedRedis]:
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
 
 
 def _await_start(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     with redis.Redis(port=port, retry=Retry(NoBackoff(), 0), socket_timeout=1) as client:
-        while True:
-            try:
+        while process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(redis.RedisError):
                 # The process id tells it from another server that took the port.
                 if client.info("server")["process_id"] == process.pid:
                     client.ping()  # refused while it loads, where INFO is not
                     return
-                raise redis.ConnectionError("another server")
-            except redis.RedisError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    said = log.read_text(errors="replace") if log.exists() else ""
-                    raise StartError(f"redis-server did not start:\n{said}") from None
-                time.sleep(0.01)
+            time.sleep(0.01)
+    said = log.read_text(errors="replace") if log.exists() else ""
+    raise StartError(f"redis-server did not start:\n{said}")

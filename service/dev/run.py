@@ -5,6 +5,7 @@ It starts up to two processes: a redis-server, and `session-relay serve`, the sa
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -83,7 +84,7 @@ def run(settings: DevSettings, *, simulate: bool, console: Console) -> None:
             if server.poll() is not None:
                 raise StartError(f"The relay ended by itself, with exit status {server.returncode}.")
             if (message := _next_message(subscriber, 0.2)) is not None:
-                console.print(_shown(message, view.line), soft_wrap=True)
+                console.print(_shown(message, view.line))
         console.print("\nStopping …", style="dim")
 
 
@@ -102,8 +103,7 @@ def _choose_port(settings: DevSettings) -> int:
             raise
         server = listen(settings.host, 0)
     with server:
-        port: int = server.getsockname()[1]
-        return port
+        return int(server.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -126,12 +126,11 @@ def _await_start(server: subprocess.Popen[bytes], url: str, stop: threading.Even
     # One client for all attempts: to make one takes longer than the pause, since it reads certificates.
     with httpx.Client(timeout=1, trust_env=False) as client:
         while not stop.wait(0.05):
-            try:
+            with contextlib.suppress(httpx.HTTPError):
                 if client.get(url).is_success:
                     return
-            except httpx.HTTPError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise StartError("The relay did not start; see its messages above.") from None
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise StartError("The relay did not start; see its messages above.")
 
 
 @contextlib.contextmanager
@@ -180,9 +179,7 @@ def _introduce(console: Console, url: str, secret: str, redis_name: str, redis_u
         f"  REDIS_URL={quoted_url} {program} tail --from start",
         f"  redis-cli -u {quoted_url} subscribe {shlex.quote(channel)}\n",
         sep="\n",
-        soft_wrap=True,
         markup=False,
-        highlight=False,
     )
 
 
@@ -196,7 +193,8 @@ def _program() -> str:
 
 def _without_password(url: str) -> str:
     head, at, tail = url.rpartition("@")
-    return f"{head.partition('://')[0]}://…@{tail}" if at else url
+    shown = f"{head.partition('://')[0]}://…@{tail}" if at else url
+    return re.sub("(password=)[^&]*", r"\1…", shown)
 
 
 def _simulate(console: Console, url: str, secret: str, subscriber: Any, stop: threading.Event) -> None:
@@ -216,7 +214,7 @@ def _simulate(console: Console, url: str, secret: str, subscriber: Any, stop: th
     for description, delivery in steps.items():
         if stop.is_set():
             return
-        (response,) = sender.send([delivery], url=url, secret=secret, forge=delivery is forged)
+        (response,) = sender.send([delivery], url=url, secret=None if delivery is forged else secret)
         applied = response.summary == "applied"
         message = _next_message(subscriber, MESSAGE_SECONDS if applied else NO_MESSAGE_SECONDS)
         shown = Text("nothing", "dim") if message is None else _shown(message, view.change)

@@ -1,5 +1,6 @@
 """Sends signed deliveries over HTTP, as Svix does: for the commands `send` and `dev`."""
 
+import contextlib
 import dataclasses
 import random
 import re
@@ -46,16 +47,14 @@ def one_life(types: Sequence[str], values: dict[str, Any]) -> list[OutgoingDeliv
 
     Each has these values, by dotted path, as in `simulator.with_values`, which may raise KeyError.
     """
-    now_ms = time.time_ns() // 1_000_000
-    first_ms = now_ms - 1000 * (len(types) - 1)
+    first_ms = time.time_ns() // 1_000_000 - 1000 * (len(types) - 1)
     session = simulator.sample(now_ms=first_ms)["data"]
     constant = ("client_id", "created_at", "expire_at", "abandon_at")
     same = {f"data.{name}": session[name] for name in constant}
     deliveries = []
     for number, type_ in enumerate(types):
-        event = simulator.sample(
-            type_, session_id=session["id"], user_id=session["user_id"], now_ms=first_ms + 1000 * number
-        )
+        now_ms = first_ms + 1000 * number
+        event = simulator.sample(type_, session_id=session["id"], user_id=session["user_id"], now_ms=now_ms)
         event = simulator.with_values(event, (same if type_.startswith("session.") else {}) | values)
         deliveries.append(OutgoingDelivery(simulator.encode(event), str(event["type"])))
     return deliveries
@@ -65,10 +64,9 @@ def send(
     deliveries: Sequence[OutgoingDelivery],
     *,
     url: str,
-    secret: str,
+    secret: str | None,
     duplicate: bool = False,
     shuffle: bool = False,
-    forge: bool = False,
     rate: float | None = None,
 ) -> Iterator[Response]:
     """Post deliveries one by one, and yield the responses.
@@ -76,10 +74,9 @@ def send(
     Args:
         deliveries: What is sent.
         url: Where to.
-        secret: `whsec_…`
+        secret: `whsec_…`; None signs each with a new one, which the receiver can't know.
         duplicate: Send each of them twice.
         shuffle: Send them in random order.
-        forge: Sign each with a new secret, which the receiver can't know.
         rate: Deliveries per second at most.
     """
     queue = [delivery for delivery in deliveries for _ in range(2 if duplicate else 1)]
@@ -93,8 +90,7 @@ def send(
         for number, delivery in enumerate(queue):
             if rate:
                 time.sleep(max(0.0, started + number / rate - time.monotonic()))
-            key = simulator.new_secret() if forge else secret
-            headers = simulator.sign(key, delivery.body, message_id=delivery.message_id)
+            headers = simulator.sign(secret or simulator.new_secret(), delivery.body, message_id=delivery.message_id)
             try:
                 response = client.post(url, content=delivery.body, headers=headers)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -104,10 +100,7 @@ def send(
 
 
 def _json(response: httpx.Response) -> dict[str, Any]:
-    try:
-        body = response.json()
-    except ValueError:
-        body = None
-    if isinstance(body, dict):
-        return body
+    with contextlib.suppress(ValueError):
+        if isinstance(body := response.json(), dict):
+            return body
     return {"detail": "the response is not a JSON object; is this the relay?"}

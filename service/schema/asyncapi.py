@@ -44,9 +44,8 @@ def document() -> Schema:
         "info": {
             "title": "clerk-session-relay: the feed of Clerk sessions",
             "version": str(SCHEMA_VERSION),
-            "description": "What a consumer gets from Redis: every change of a session, at once by "
-            "pub/sub, and without a gap from the stream. Names are those that REDIS_CHANNEL and "
-            "REDIS_KEY_PREFIX have by default.",
+            "description": "What a consumer gets from Redis: every change of a session, at once by pub/sub, and "
+            "without a gap from the stream. Names are those that REDIS_CHANNEL and REDIS_KEY_PREFIX have by default.",
             "license": {"name": "MIT"},
         },
         "servers": {
@@ -90,10 +89,6 @@ def document() -> Schema:
     }
 
 
-def _ref(to: str) -> Schema:
-    return {"$ref": to}
-
-
 def _server(protocol: str, description: str) -> Schema:
     return {
         "host": "{host}:{port}",
@@ -105,16 +100,16 @@ def _server(protocol: str, description: str) -> Schema:
 
 
 def _channel(message: str, address: str, title: str, **more: Any) -> Schema:
-    messages = {message: _ref(f"#/components/messages/{message}")}
+    messages = {message: {"$ref": f"#/components/messages/{message}"}}
     return {"address": address, "title": title, **more, "messages": messages, "bindings": _BINDINGS}
 
 
 def _receive(channel: str, message: str, command: str) -> Schema:
     return {
         "action": "receive",
-        "channel": _ref(f"#/channels/{channel}"),
+        "channel": {"$ref": f"#/channels/{channel}"},
         "summary": command,
-        "messages": [_ref(f"#/channels/{channel}/messages/{message}")],
+        "messages": [{"$ref": f"#/channels/{channel}/messages/{message}"}],
         "bindings": _BINDINGS,
     }
 
@@ -124,7 +119,7 @@ def _message(model: type, title: str, example: Any, **more: Any) -> Schema:
         "name": model.__name__,
         "title": title,
         **more,
-        "payload": _ref(f"{_SCHEMAS}{model.__name__}"),
+        "payload": {"$ref": f"{_SCHEMAS}{model.__name__}"},
         "examples": [{"name": "ended", "payload": example}],
         "bindings": _BINDINGS,
     }

@@ -4,7 +4,6 @@ Fields and their descriptions come from `clerk_session_feed.models`; the rules b
 schema is strict, and consumers are lenient: it tells what this version publishes, and nothing more.
 """
 
-import json
 from typing import Any, Final
 
 import orjson
@@ -17,16 +16,16 @@ Schema = dict[str, Any]
 
 EXAMPLE: Final = TypeAdapter(SessionMessage).validate_json("""
 {"schema_version": 1, "cursor": "1795422761000-0", "revision": 2, "previous_status": "active",
- "event": {"id": "msg_2xample", "type": "session.ended", "occurred_at": 1795422761000,
-  "instance_id": "ins_2xample", "source": "clerk"},
- "session": {"object": "session", "id": "sess_2xample", "user_id": "user_2xample",
-  "client_id": "client_2xample", "actor": null, "status": "ended", "live": false,
-  "last_active_organization_id": null, "last_active_at": 1795422700000,
-  "latest_activity": {"object": "session_activity", "id": "sess_activity_2xample",
-   "device_type": "desktop", "is_mobile": false, "browser_name": "Chrome",
-   "browser_version": "128.0", "ip_address": "192.0.2.7", "city": "Oslo", "country": "NO"},
-  "expire_at": 1796027500000, "abandon_at": 1798014700000, "updated_at": 1795422760950,
-  "created_at": 1795422700000, "tasks": []}}
+ "event": {"id": "msg_2xample", "type": "session.ended", "occurred_at": 1795422761000, "instance_id": "ins_2xample",
+  "source": "clerk"},
+ "session": {"object": "session", "id": "sess_2xample", "user_id": "user_2xample", "client_id": "client_2xample",
+  "actor": null, "status": "ended", "live": false, "last_active_organization_id": null,
+  "last_active_at": 1795422700000,
+  "latest_activity": {"object": "session_activity", "id": "sess_activity_2xample", "device_type": "desktop",
+   "is_mobile": false, "browser_name": "Chrome", "browser_version": "128.0", "ip_address": "192.0.2.7", "city": "Oslo",
+   "country": "NO"},
+  "expire_at": 1796027500000, "abandon_at": 1798014700000, "updated_at": 1795422760950, "created_at": 1795422700000,
+  "tasks": []}}
 """)
 
 
@@ -43,20 +42,14 @@ def document() -> Schema:
     }
 
 
-def text(document: Schema) -> str:
-    """Return a document as it is printed."""
-    return json.dumps(document, indent=2, ensure_ascii=False)
-
-
 def schemas(*models: type, at: str) -> dict[str, Schema]:
     """Return the schemas of these dataclasses and of those in their fields, by name.
 
     They refer to each other by where they will be `at` in the document, like `#/$defs/`.
     """
     every: Any = tuple[models]  # type: ignore[valid-type]  # they are known at run time only
-    made = TypeAdapter(every, config=_STRICT).json_schema(ref_template=f"{at}{{model}}", schema_generator=_Generator)[
-        "$defs"
-    ]
+    adapter = TypeAdapter(every, config=_STRICT)
+    made = adapter.json_schema(ref_template=f"{at}{{model}}", schema_generator=_Generator)["$defs"]
     for name, rules in _rules().items():
         if name in made:
             made[name]["allOf"] = rules

@@ -15,7 +15,7 @@ from service.models import Outcome, Reason
 from service.schema.json_schema import EXAMPLE, Schema, json_of, schema
 
 _SCHEMAS: Final = "#/components/schemas/"
-_OUTCOMES: Final = {
+_MEANINGS: Final = {
     "applied": "It is the session's state now.",
     "duplicate": "This message was taken before; cursor and revision are those of the first time.",
     "stale": "It is older than the stored state.",
@@ -26,10 +26,12 @@ _OUTCOMES: Final = {
 
 def document() -> Schema:
     """Return the OpenAPI document of the service."""
-    with_code = errors.errors_with_code()
-    every = [each for each in with_code if each is not RelayError and each.__module__ == errors.__name__]
+    every = [
+        each for each in errors.errors_with_code() if each is not RelayError and each.__module__ == errors.__name__
+    ]
     refused = [error for error in every if error is not UnauthorizedError]
     outcomes = [Outcome(name) for name in get_args(get_type_hints(Outcome)["outcome"])]
+    ok = _response("200", "Yes", _object({"status": {"const": "ok"}}))
     return {
         "openapi": "3.1.0",
         "info": {
@@ -46,21 +48,22 @@ def document() -> Schema:
                     "Any other method is a 405, any other path a 404.",
                     "security": [{"svix": []}, {"standardWebhooks": []}],
                     "parameters": [*_signature_headers("svix"), *_signature_headers("webhook")],
-                    "requestBody": {"required": True, "content": _content({"$ref": f"{_SCHEMAS}Envelope"})},
-                    "responses": _outcome_responses(outcomes) | _problem_responses(refused),
+                    "requestBody": {
+                        "required": True,
+                        "content": {"application/json": {"schema": {"$ref": f"{_SCHEMAS}Envelope"}}},
+                    },
+                    "responses": _outcomes(outcomes) | _problems(refused),
                 }
             },
-            "/healthz": _get("healthz", "Tell whether the process lives", _ok()),
+            "/healthz": _get("healthz", "Tell whether the process lives", ok),
             "/readyz": _get(
-                "readyz",
-                "Tell whether Redis would take a write now",
-                _ok() | _problem_responses([StoreUnavailableError]),
+                "readyz", "Tell whether Redis would take a write now", ok | _problems([StoreUnavailableError])
             ),
             "/metrics": _get(
                 "metrics",
                 "Counters and histograms for Prometheus",
                 _response("200", "Prometheus' text format", {"type": "string"}, "text/plain")
-                | _problem_responses([UnauthorizedError]),
+                | _problems([UnauthorizedError]),
                 security=[{}, {"metricsToken": []}],
             ),
         },
@@ -84,8 +87,7 @@ def document() -> Schema:
 
 
 def _get(name: str, summary: str, responses: Schema, security: Sequence[Schema] = ()) -> Schema:
-    operation = {"operationId": name, "summary": summary, "security": [*security], "responses": responses}
-    return {"get": operation}
+    return {"get": {"operationId": name, "summary": summary, "security": [*security], "responses": responses}}
 
 
 def _envelope() -> Schema:
@@ -94,8 +96,8 @@ def _envelope() -> Schema:
     example = {"object": "event", "type": event["type"], "timestamp": event["occurred_at"]}
     example |= {"instance_id": event["instance_id"], "data": {name: session[name] for name in read}}
     return {
-        "description": "An event as Clerk sends it. If its type begins with `session.`, `data` is read, "
-        "leniently; one of another type is ignored.",
+        "description": "An event as Clerk sends it. If its type begins with `session.`, `data` is read, leniently; "
+        "one of another type is ignored.",
         "type": "object",
         "required": ["type"],
         "properties": {
@@ -144,11 +146,10 @@ def _outcome(outcome: Outcome) -> Schema:
         "revision": {"applied": revision, "stale": null}.get(outcome.outcome, {"anyOf": [revision, null]}),
         "reason": {"enum": list(get_args(Reason))},
     }
-    described = {"description": _OUTCOMES[outcome.outcome]}
-    return _object({name: known[name] for name in outcome.body()}) | described
+    return _object({name: known[name] for name in outcome.body()}) | {"description": _MEANINGS[outcome.outcome]}
 
 
-def _outcome_responses(outcomes: Iterable[Outcome]) -> Schema:
+def _outcomes(outcomes: Iterable[Outcome]) -> Schema:
     responses: Schema = {}
     for status, group in itertools.groupby(outcomes, key=attrgetter("status")):
         names = [outcome.outcome for outcome in group]
@@ -169,7 +170,7 @@ def _problem(error: type[RelayError]) -> Schema:
     )
 
 
-def _problem_responses(refusals: Iterable[type[RelayError]]) -> Schema:
+def _problems(refusals: Iterable[type[RelayError]]) -> Schema:
     """Return the responses of these errors, by status."""
     responses: Schema = {}
     by_status = attrgetter("status")
@@ -178,8 +179,7 @@ def _problem_responses(refusals: Iterable[type[RelayError]]) -> Schema:
         titles = "; ".join(error.title for error in kinds)
         schema = _one_of(f"Problem_{error.code}" for error in kinds)
         response = _response(str(status), titles, schema, "application/problem+json")
-        # All errors of one status have the same headers.
-        ((*headers,),) = {tuple(error.headers.items()) for error in kinds}
+        (headers,) = {tuple(error.headers.items()) for error in kinds}  # all errors of one status have the same
         if headers:
             described = {name: {"required": True, "schema": {"const": value}} for name, value in headers}
             response[str(status)]["headers"] = described
@@ -187,16 +187,8 @@ def _problem_responses(refusals: Iterable[type[RelayError]]) -> Schema:
     return responses
 
 
-def _ok() -> Schema:
-    return _response("200", "Yes", _object({"status": {"const": "ok"}}))
-
-
 def _response(status: str, description: str, schema: Schema, media_type: str = "application/json") -> Schema:
-    return {status: {"description": description, "content": _content(schema, media_type)}}
-
-
-def _content(schema: Schema, media_type: str = "application/json") -> Schema:
-    return {media_type: {"schema": schema}}
+    return {status: {"description": description, "content": {media_type: {"schema": schema}}}}
 
 
 def _object(properties: Schema) -> Schema:
