@@ -4,7 +4,6 @@ import collections
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import structlog
 
@@ -15,12 +14,8 @@ from service.telemetry.log import batched
 
 log = structlog.get_logger("service.access")
 
-
-class _Entry(NamedTuple):
-    info: DeliveryInfo
-    seconds: float
-    outcome: str
-    reason: str | None
+_Entry = tuple[DeliveryInfo, float, str, str | None]
+"""Arguments of `_write`."""
 
 
 class AccessLog:
@@ -41,10 +36,9 @@ class AccessLog:
             result: its outcome, or why there is none.
         """
         if isinstance(result, RelayError):
-            entry = _Entry(info, seconds, metrics.outcome_of(result.status), result.code)
+            self._entries.append((info, seconds, metrics.outcome_of(result.status), result.code))
         else:
-            entry = _Entry(info, seconds, result.outcome, result.reason)
-        self._entries.append(entry)
+            self._entries.append((info, seconds, result.outcome, result.reason))
         if not self._is_scheduled:
             self._is_scheduled = True
             self.schedule(self.write)
@@ -54,7 +48,7 @@ class AccessLog:
         self._is_scheduled = False
         with batched():
             for entry in self._take():
-                _write(entry)
+                _write(*entry)
 
     def _take(self) -> Iterator[_Entry]:
         with contextlib.suppress(IndexError):  # another thread may take the last one
@@ -62,10 +56,9 @@ class AccessLog:
                 yield self._entries.popleft()
 
 
-def _write(entry: _Entry) -> None:
-    info, outcome, reason = entry.info, entry.outcome, entry.reason
-    metrics.count_deliveries(outcome, reason)
-    metrics.DURATION.observe(entry.seconds)
+def _write(info: DeliveryInfo, seconds: float, outcome: str, reason: str | None) -> None:
+    metrics.count_delivery(outcome, reason)
+    metrics.DURATION.observe(seconds)
     if outcome == "applied" and info.occurred_at_ms is not None:
         metrics.observe_lag(time.time() - info.occurred_at_ms / 1000)
     for field in info.nulled:
@@ -79,5 +72,5 @@ def _write(entry: _Entry) -> None:
         session_id=info.session_id,
         user_id=info.user_id,
         message_id=info.message_id,
-        duration_ms=round(entry.seconds * 1000, 3),
+        duration_ms=round(seconds * 1000, 3),
     )

@@ -103,12 +103,9 @@ _REDIS_ERRORS: Final = {
 }
 
 
-def count_deliveries(outcome: str, reason: str | None, times: int = 1) -> None:
-    """Count deliveries that had the same outcome and reason."""
-    counter = _DELIVERIES.get((outcome, reason or ""))
-    if counter is None:
-        counter = DELIVERIES.labels(outcome, OTHER)
-    counter.inc(times)
+def count_delivery(outcome: str, reason: str | None) -> None:
+    """Count a delivery, under the reason `other` if nobody knows its reason."""
+    (_DELIVERIES.get((outcome, reason or "")) or DELIVERIES.labels(outcome, OTHER)).inc()
 
 
 def observe_round_trip(commands: int, seconds: float) -> None:

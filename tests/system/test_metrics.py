@@ -232,7 +232,7 @@ def processes(tmp_path: Path) -> Processes:
 
 def test_counts_of_processes_that_ended_stay(processes: Processes) -> None:
     for _ in range(2):
-        pid = processes.work("metrics.count_deliveries('applied', None)\nmetrics.observe_lag(0.2)")
+        pid = processes.work("metrics.count_delivery('applied', None)\nmetrics.observe_lag(0.2)")
         processes.work(f"metrics.forget_worker({pid})")
 
     text = processes.rendered()

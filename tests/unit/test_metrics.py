@@ -70,20 +70,21 @@ class Counted:
         return metric(metrics.render().decode(), name, **labels) - metric(self._before, name, **labels)
 
 
-def test_deliveries_are_counted_together() -> None:
+def test_deliveries_are_counted_by_outcome_and_reason() -> None:
     counted = Counted()
 
-    metrics.count_deliveries("applied", None, 16)
-    metrics.count_deliveries("rejected", "invalid_signature")
+    metrics.count_delivery("applied", None)
+    metrics.count_delivery("applied", None)
+    metrics.count_delivery("rejected", "invalid_signature")
 
-    assert counted.growth(DELIVERIES, outcome="applied", reason="") == 16
+    assert counted.growth(DELIVERIES, outcome="applied", reason="") == 2
     assert counted.growth(DELIVERIES, outcome="rejected", reason="invalid_signature") == 1
 
 
 def test_a_reason_that_nobody_knows_becomes_no_label() -> None:
     counted = Counted()
 
-    metrics.count_deliveries("rejected", "MARKER")
+    metrics.count_delivery("rejected", "MARKER")
 
     assert counted.growth(DELIVERIES, outcome="rejected", reason="other") == 1
     assert b"MARKER" not in metrics.render()
