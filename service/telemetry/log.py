@@ -15,6 +15,7 @@ from typing import Any, Final
 import orjson
 import structlog
 from structlog.processors import NAME_TO_LEVEL
+from structlog.stdlib import filter_by_level, render_to_log_kwargs
 from structlog.typing import EventDict
 
 from service.config import LogSettings
@@ -31,9 +32,7 @@ def configure(settings: LogSettings) -> None:
     logging.root.setLevel(settings.log_level.upper())
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each request of `send`
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, _write_or_log],
-        logger_factory=logging.getLogger,
-        cache_logger_on_first_use=True,
+        processors=[filter_by_level, _write_or_log], logger_factory=logging.getLogger, cache_logger_on_first_use=True
     )
 
 
@@ -47,10 +46,9 @@ def configure_unless_done(settings: LogSettings) -> None:
     if not logging.root.handlers:
         configure(settings)
         return
+    # No logger is cached, since the process may configure structlog later.
     structlog.configure(
-        processors=[structlog.stdlib.filter_by_level, _log_as_text],
-        logger_factory=logging.getLogger,
-        cache_logger_on_first_use=False,  # the process may configure structlog later
+        processors=[filter_by_level, _log_as_text], logger_factory=logging.getLogger, cache_logger_on_first_use=False
     )
 
 
@@ -82,6 +80,10 @@ def _write(text: str) -> None:
         sys.stderr.write(text)
 
 
+_FIRST: Final[EventDict] = {"time": None, "level": None}
+"""The fields that each line begins with; their values come later."""
+
+
 class _Formatter(logging.Formatter):
     """Makes one line of a record of `logging`, or of an event of structlog."""
 
@@ -96,7 +98,7 @@ class _Formatter(logging.Formatter):
         return self.line(record.levelname.lower(), record.name, line)
 
     def line(self, level: str, logger: str, line: EventDict) -> str:
-        result: Any = {**line, "level": level, "logger": logger}
+        result: Any = {**_FIRST, **line, "level": level, "logger": logger}
         for processor in self._processors:
             result = processor(None, level, result)
         return str(result)
@@ -131,7 +133,7 @@ def _log_as_text(logger: logging.Logger, method: str, line: EventDict) -> tuple[
 
 def _logger_arguments(logger: logging.Logger, method: str, line: EventDict) -> EventDict:
     """Return the arguments for a method of `logging.Logger`."""
-    record = structlog.stdlib.render_to_log_kwargs(logger, method, line)
+    record = render_to_log_kwargs(logger, method, line)
     # In one attribute, since their names may be those of a record's own attributes.
     record["extra"] = {"event_fields": record["extra"]}
     record["stacklevel"] = record.get("stacklevel", 1) + 2  # skips structlog's frames
@@ -139,11 +141,7 @@ def _logger_arguments(logger: logging.Logger, method: str, line: EventDict) -> E
 
 
 def _processors(log_format: str) -> list[Any]:
-    shared = [
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-        structlog.processors.format_exc_info,
-        _time_and_level_first,
-    ]
+    shared = [structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"), structlog.processors.format_exc_info]
     if log_format == "json":
         return [*shared, structlog.processors.JSONRenderer(_to_json)]
     console = structlog.dev.ConsoleRenderer(
@@ -159,10 +157,6 @@ def _to_json(line: EventDict, default: Callable[[Any], Any]) -> str:
         encoded = b"\xff"
     # The slower one escapes what could steer a terminal.
     return encoded.decode() if encoded.isascii() else json.dumps(line, default=default)
-
-
-def _time_and_level_first(_: Any, __: str, line: EventDict) -> EventDict:
-    return {"time": line.pop("time"), "level": line.pop("level"), **line}
 
 
 def _escape(_: Any, __: str, line: EventDict) -> EventDict:
