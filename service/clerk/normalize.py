@@ -34,24 +34,16 @@ def normalize(event: clerk.SessionEvent, *, message_id: str, now_ms: int) -> Ses
     if updated_at > now_ms + DAY_MS:
         return Unusable(event.type, "invalid_updated_at", "data.updated_at: over a day in the future")
     occurred_at = updated_at if event.timestamp is None else event.timestamp
+    session: dict[str, Any] = vars(data) | {
+        "object": "session",
+        "status": status,
+        "live": status == "active" and (data.expire_at is None or data.expire_at > now_ms),
+        "latest_activity": models.SessionActivity(**vars(data.latest_activity)) if data.latest_activity else None,
+        "updated_at": updated_at,
+    }
     return SessionChange(
         event=_event(event, message_id, occurred_at),
-        session=Session(
-            id=data.id,
-            user_id=data.user_id,
-            client_id=data.client_id,
-            actor=data.actor,
-            status=status,
-            live=status == "active" and (data.expire_at is None or data.expire_at > now_ms),
-            last_active_organization_id=data.last_active_organization_id,
-            last_active_at=data.last_active_at,
-            latest_activity=models.SessionActivity(**vars(data.latest_activity)) if data.latest_activity else None,
-            expire_at=data.expire_at,
-            abandon_at=data.abandon_at,
-            updated_at=updated_at,
-            created_at=data.created_at,
-            tasks=data.tasks,
-        ),
+        session=Session(**session),
         order=OrderKey(status not in OPEN_STATUSES, updated_at, occurred_at, RANKS.index(status), message_id),
     )
 

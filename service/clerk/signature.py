@@ -12,12 +12,7 @@ from typing import Final, Protocol
 from clerk_session_feed.models import ID
 from svix.webhooks import Webhook, WebhookVerificationError
 
-from service.errors import (
-    InvalidSignatureError,
-    MalformedSignatureError,
-    MissingSignatureError,
-    TimestampOutOfToleranceError,
-)
+from service import errors
 from service.models import Delivery
 
 TOLERANCE_SECONDS: Final = 300
@@ -56,19 +51,19 @@ class Verifier:
         message_id, timestamp, signature = (headers.get(name) or "" for name in names)
         if not (message_id and timestamp and signature):
             missing = [name for name in names if not headers.get(name)]
-            raise MissingSignatureError(f"Missing: {', '.join(missing)}.")
+            raise errors.MissingSignatureError(f"Missing: {', '.join(missing)}.")
 
         if not ID.fullmatch(message_id):
-            raise MalformedSignatureError(f"{family}-id is not 1 to 128 of A-Z a-z 0-9 _ -.")
+            raise errors.MalformedSignatureError(f"{family}-id is not 1 to 128 of A-Z a-z 0-9 _ -.")
         if not TIMESTAMP.fullmatch(timestamp):
-            raise MalformedSignatureError(f"{family}-timestamp is not 1 to 12 digits.")
+            raise errors.MalformedSignatureError(f"{family}-timestamp is not 1 to 12 digits.")
         entries = [entry for entry in signature.split(" ") if _V1_ENTRY.fullmatch(entry)]
         if not entries:
-            raise MalformedSignatureError(f"{family}-signature has no `v1,` entry with the base64 of 32 bytes.")
+            raise errors.MalformedSignatureError(f"{family}-signature has no `v1,` entry with the base64 of 32 bytes.")
 
         sent_at = int(timestamp)
         if abs((time.time() if now is None else now) - sent_at) > TOLERANCE_SECONDS:
-            raise TimestampOutOfToleranceError(
+            raise errors.TimestampOutOfToleranceError(
                 f"{family}-timestamp is more than {TOLERANCE_SECONDS} seconds away from the time here."
             )
         well_formed = {"svix-id": message_id, "svix-timestamp": timestamp, "svix-signature": " ".join(entries)}
@@ -78,7 +73,7 @@ class Verifier:
             except (WebhookVerificationError, ValueError):
                 continue
             return Delivery(message_id, sent_at, body)
-        raise InvalidSignatureError("None of its signatures was made with a signing secret that is set here.")
+        raise errors.InvalidSignatureError("None of its signatures was made with a signing secret that is set here.")
 
 
 _FAMILIES: Final = tuple(
