@@ -37,12 +37,12 @@ def create_health(store: SessionStore, metrics_token: str) -> Blueprint:
             raise UnauthorizedError("Send METRICS_TOKEN as a Bearer token.")
         metrics.warn_if_not_shared(request.is_multiprocess)
         try:
-            backlog = store.backlog()
+            dead_letters, first_expiry_ms = store.backlog()
         except StoreUnavailableError:
             text = metrics.render()
         else:
-            lag = max(0.0, time.time() - backlog.first_expiry_ms / 1000)
-            text = metrics.render(backlog.dead_letters, lag)
+            lag = max(0.0, time.time() - first_expiry_ms / 1000)
+            text = metrics.render(dead_letters, lag)
         return Response(text, content_type=CONTENT_TYPE_LATEST)
 
     return health

@@ -34,7 +34,15 @@ def expiry_of(
         return None
     if state is None or cursor is None or user_id is None or order is None:
         raise ValueError("fields of its hash are missing")
-    key = _order_after(OrderKey.read(order), session_id, int(expire_at))
+    end_ms, stored_order = int(expire_at), OrderKey.read(order)
+    # After the stored state, and before Clerk's later events: docs/contract.md, section 6.
+    key = OrderKey(
+        terminal=False,
+        updated_at_ms=max(end_ms, stored_order.updated_at_ms),
+        occurred_at_ms=max(end_ms, stored_order.occurred_at_ms),
+        rank=RANKS.index("expired"),
+        message_id=f"exp_{session_id}_{end_ms}",
+    )
     try:
         message = lenient_json.loads(state.encode())
         if message["schema_version"] != SCHEMA_VERSION or message["session"]["id"] != session_id:
@@ -42,7 +50,7 @@ def expiry_of(
         event = {
             "id": key.message_id,
             "type": "session.expired",
-            "occurred_at": int(expire_at),
+            "occurred_at": end_ms,
             "instance_id": message["event"]["instance_id"],
             "source": "synthetic",
         }
@@ -51,18 +59,7 @@ def expiry_of(
         published = orjson.dumps({"event": event, "session": _expired(message["session"], omitted)})
     except (KeyError, TypeError) as error:
         raise ValueError(f"its state is not a message: {type(error).__name__}") from error
-    return NewState(session_id, user_id, "expired", False, int(expire_at), key, published, from_cursor=cursor)
-
-
-def _order_after(stored: OrderKey, session_id: str, expire_at: int) -> OrderKey:
-    """Return a place after the stored state and before Clerk's later events: docs/contract.md, section 6."""
-    return OrderKey(
-        terminal=False,
-        updated_at_ms=max(expire_at, stored.updated_at_ms),
-        occurred_at_ms=max(expire_at, stored.occurred_at_ms),
-        rank=RANKS.index("expired"),
-        message_id=f"exp_{session_id}_{expire_at}",
-    )
+    return NewState(session_id, user_id, "expired", False, end_ms, key, published, from_cursor=cursor)
 
 
 def _expired(session: dict[str, Any], omitted: frozenset[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from clerk_session_feed.keys import Keys
 from service.config import StoreSettings
 from service.errors import StoreUnavailableError
 from service.expiry.event import STORED_FIELDS, expiry_of
-from service.models import NewState, Outcome
+from service.models import NewState
 from service.store.sessions import SessionStore
 
 log = structlog.get_logger(__name__)
@@ -196,7 +196,8 @@ class ExpiryWorker:
                     failure = error
                 continue
             if outcome is not None and outcome.outcome == "applied":
-                lags_ms.append(_applied_at_ms(outcome) - int(expiry.expire_at_ms or 0))
+                applied_at_ms = int(str(outcome.cursor).partition("-")[0])  # by Redis' clock
+                lags_ms.append(applied_at_ms - int(expiry.expire_at_ms or 0))
             else:
                 others.append(expiry.session_id)
         if lags_ms:
@@ -238,8 +239,3 @@ def _fields(reply: Any) -> Sequence[bytes | None]:
     if isinstance(reply, Exception):
         raise reply
     return reply  # type: ignore[no-any-return]
-
-
-def _applied_at_ms(outcome: Outcome) -> int:
-    """Return when the expiry was applied, by Redis' clock."""
-    return int(str(outcome.cursor).partition("-")[0])

@@ -73,12 +73,8 @@ class DeadLetters:
 
     def __init__(self, settings: StoreSettings) -> None:
         self._key = Keys(settings.redis_key_prefix, settings.redis_channel).dead_letters
-        self._client: Any = connect(
-            settings.redis_url.get_secret_value(),
-            self._key,
-            tls_verify=settings.redis_tls_verify,
-            timeout=settings.redis_timeout,
-        )
+        url, tls_verify = settings.redis_url.get_secret_value(), settings.redis_tls_verify
+        self._client: Any = connect(url, self._key, tls_verify=tls_verify, timeout=settings.redis_timeout)
 
     def summaries(self) -> list[Summary]:
         """Return all without their bodies, in the order received; first what is not a dead letter."""
@@ -105,9 +101,8 @@ class DeadLetters:
         _, dead_letter = found
         if dead_letter is None:
             return Replayed(message_id, "kept", "It was not stored by the relay.")
-        body, sent_at = dead_letter.body.encode(), dead_letter.received_at // 1000
         try:
-            outcome = ingest(Delivery(message_id, sent_at, body))
+            outcome = ingest(Delivery(message_id, dead_letter.received_at // 1000, dead_letter.body.encode()))
         except RelayError as error:
             return Replayed(message_id, "kept", str(error))
         if outcome.outcome == "dead_lettered":

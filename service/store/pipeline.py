@@ -283,8 +283,6 @@ class Pipeline:
                 command.future.set_result(result)
 
     def _fail(self, commands: Sequence[_Command], error: Exception) -> None:
-        if not commands:
-            return
         if isinstance(error, TooFewReplicasError) or not isinstance(error, RelayError):
             detail = explain(error)
             code = detail.partition(" ")[0]

@@ -1,7 +1,6 @@
 """Session state in Redis: each write is one script, so it is applied whole or not at all."""
 
 import asyncio
-import dataclasses
 import math
 import time
 import zlib
@@ -29,15 +28,6 @@ WRITE_SECONDS: Final = 4.5
 """Seconds that a caller waits at most for a write; senders get their response within 5 s."""
 PROBE_SECONDS: Final = 0.5
 """Seconds that a health check waits for Redis; its response is sent within a second in any case."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Backlog:
-    """What waits in Redis: for an operator, and for the expiry worker."""
-
-    dead_letters: int
-    first_expiry_ms: float
-    """Unix milliseconds; infinite if no open session has an end."""
 
 
 class SessionStore:
@@ -95,7 +85,8 @@ class SessionStore:
         Returns:
             `applied`, `duplicate` or `stale`.
         """
-        session = change.session
+        session, omitted = change.session, self._settings.omit_fields
+        published = omit(session, omitted) if omitted else session
         new = NewState(
             session_id=session.id,
             user_id=session.user_id,
@@ -103,7 +94,7 @@ class SessionStore:
             live=session.live,
             expire_at_ms=session.expire_at,
             order=change.order,
-            message=self._message(change),
+            message=orjson.dumps({"event": change.event, "session": published}),
             # Two bodies can be made to have one checksum. Nobody gains by it, since neither would be applied.
             body_digest=f"{zlib.crc32(body):08x}",
         )
@@ -175,8 +166,11 @@ class SessionStore:
         """Ask if Redis would take a write now (memory, replicas, loading and so on), without writing."""
         _results([partial(each.submit, ("LPUSHX", key, ""), bool) for each, key in self._probes.items()])
 
-    def backlog(self) -> Backlog:
-        """Ask how many dead letters are stored, and when the first open session runs out."""
+    def backlog(self) -> tuple[int, float]:
+        """Ask how many dead letters are stored, and when the first open session runs out.
+
+        That is in Unix milliseconds; infinite if no open session has an end.
+        """
         key, pipeline = self._dead_letters
         size = partial(pipeline.submit, ("HLEN", key), int)
         first = ("-inf", "+inf", "WITHSCORES", "LIMIT", 0, 1)
@@ -184,18 +178,12 @@ class SessionStore:
             partial(each.submit, ("ZRANGEBYSCORE", keys.expiry, *first), _score) for keys, each in self._partitions
         ]
         dead_letters, *expiries = _results([size, *firsts])
-        return Backlog(dead_letters, min(expiries))
+        return dead_letters, min(expiries)
 
     def close(self) -> None:
         """Send what waits, then disconnect."""
         with ThreadPoolExecutor(len(self._pipelines)) as threads:  # side by side: each may take its time
             list(threads.map(Pipeline.close, self._pipelines.values()))
-
-    def _message(self, change: SessionChange) -> bytes:
-        session = change.session
-        if self._settings.omit_fields:
-            session = omit(session, self._settings.omit_fields)
-        return orjson.dumps({"event": change.event, "session": session})
 
 
 def _ttl_ms(expire_at_ms: int | None, now_ms: int, retention_ms: int) -> int:
