@@ -20,7 +20,7 @@ import structlog
 
 from service import errors
 from service.app.environ import Body, Message, build_environ, decode_headers, decode_path
-from service.app.responses import RESPONSE_SECONDS, HttpResponse
+from service.app.responses import RESPONSE_SECONDS
 from service.server.protocol import BODY_IS_WHOLE
 from service.telemetry import metrics
 from service.waiting import Greenlets, await_only
@@ -124,7 +124,9 @@ class FlaskBridge:
             deadline = begun + RESPONSE_SECONDS
             if self._app.fast_lane.takes(scope["method"], path.decode("latin-1")):
                 response = await self._greenlets.run(deadline, self._app.fast_lane.receive, headers, body)
-                await _send(send, response)
+                raw_headers = [(name.lower().encode(), value.encode()) for name, value in response.all_headers()]
+                await send({"type": "http.response.start", "status": response.status, "headers": raw_headers})
+                await send({"type": "http.response.body", "body": response.body})
             else:
                 environ = build_environ(scope, path, headers, body)
                 sender = _Sender(send)
@@ -211,12 +213,6 @@ class _Sender:
             await self.send(self.start)
             self.start = None
         await self.send({"type": "http.response.body", "body": chunk, "more_body": more})
-
-
-async def _send(send: Send, response: HttpResponse) -> None:
-    headers = [(name.lower().encode(), value.encode()) for name, value in response.all_headers()]
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "http.response.body", "body": response.body})
 
 
 def _rarely_collect_garbage() -> None:

@@ -72,7 +72,7 @@ class Workers(Multiprocess):
 
 
 class WorkerConfig(Config):
-    """Uvicorn's configuration of a worker process."""
+    """Uvicorn's configuration, which sets how a process ends."""
 
     def configure_logging(self) -> None:
         """Set how the process ends; uvicorn calls this first in each worker."""
@@ -152,8 +152,7 @@ def serve(settings: Settings, factory: str = DEFAULT_FACTORY) -> None:
 
 
 def _config(settings: Settings) -> Config:
-    kind = Config if settings.web_concurrency == 1 else WorkerConfig
-    return kind(
+    return WorkerConfig(
         "service.server:application",
         factory=True,
         workers=settings.web_concurrency,
