@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from clerk_session_feed import settings as feed_settings
 from clerk_session_feed.errors import ConfigurationError
-from clerk_session_feed.settings import CheckedRedisUrl, KeySettings, expect, faults
+from clerk_session_feed.settings import CheckedRedisUrl, KeySettings, faults
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 
@@ -76,7 +76,7 @@ _SigningSecrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_sp
 _OmitFields = Annotated[frozenset[str], NoDecode, BeforeValidator(_split), AfterValidator(_check_omit_fields)]
 _SIGNING_SECRET_NAMES: Final = AliasChoices("clerk_webhook_signing_secret", "clerk_webhook_secret")
 
-# What a fault says that has to be there.
+# What a setting has to be, as the message about a wrong value says it.
 _LEVELS: Final = "debug, info, warning, error or critical"
 _FORMATS: Final = "json or console"
 _YES_OR_NO: Final = "true or false"
@@ -98,8 +98,8 @@ class _Environment(BaseSettings):
 class LogSettings(_Environment):
     """What is logged, and how."""
 
-    log_level: _LogLevel = expect("info", _LEVELS)
-    log_format: _LogFormat = expect("json", _FORMATS)
+    log_level: _LogLevel = Field("info", description=_LEVELS)
+    log_format: _LogFormat = Field("json", description=_FORMATS)
 
 
 class SigningSettings(_Environment):
@@ -124,18 +124,18 @@ class RedisSettings(feed_settings.RedisSettings, _Environment):
 class StoreSettings(RedisSettings):
     """How events are stored, by the service and by a replay of dead letters."""
 
-    redis_min_replicas: int = expect(0, "a number of replicas from 0 to 1000", ge=0, le=1000)
-    stream_maxlen: int = expect(5000, "a number of entries from 1 to 1000000000000", ge=1, le=10**12)
-    session_retention: int = expect(
+    redis_min_replicas: int = Field(0, description="a number of replicas from 0 to 1000", ge=0, le=1000)
+    stream_maxlen: int = Field(5000, description="a number of entries from 1 to 1000000000000", ge=1, le=10**12)
+    session_retention: int = Field(
         7 * _DAY,
-        "a number of seconds from 172800 (two days: the sender retries for 27.6 hours) to 34560000",
+        description="a number of seconds from 172800 (two days: the sender retries for 27.6 hours) to 34560000",
         ge=2 * _DAY,
         le=400 * _DAY,
     )
     """Seconds. The ids of messages last as long: one forgotten during retries would be applied twice."""
-    dead_letter_max: int = expect(1000, "a number of dead letters from 0 to 1000000000", ge=0, le=10**9)
+    dead_letter_max: int = Field(1000, description="a number of dead letters from 0 to 1000000000", ge=0, le=10**9)
     omit_fields: _OmitFields = frozenset()
-    publish_http_request: bool = expect(False, _YES_OR_NO)
+    publish_http_request: bool = Field(False, description=_YES_OR_NO)
 
 
 class WorkerSettings(StoreSettings, LogSettings):
@@ -146,16 +146,16 @@ class ListenSettings(_Environment):
     """Where `serve` listens, and in how many processes."""
 
     host: str = "0.0.0.0"  # noqa: S104  # a platform's router comes from outside
-    port: int = expect(8000, _PORT, ge=1, le=65535)
-    web_concurrency: int = expect(1, "a number of processes from 1 to 1000", ge=1, le=1000)
+    port: int = Field(8000, description=_PORT, ge=1, le=65535)
+    web_concurrency: int = Field(1, description="a number of processes from 1 to 1000", ge=1, le=1000)
 
 
 class Settings(SigningSettings, StoreSettings, ListenSettings, LogSettings):
     """What the command `serve` and `service.app.create_app` run with."""
 
-    max_body_bytes: int = expect(1_048_576, "a number of bytes from 1 to 1073741824", ge=1, le=2**30)
+    max_body_bytes: int = Field(1_048_576, description="a number of bytes from 1 to 1073741824", ge=1, le=2**30)
     metrics_token: Annotated[SecretStr, AfterValidator(_check_token)] = SecretStr("")
-    serve_fast_lane: bool = expect(True, _YES_OR_NO)
+    serve_fast_lane: bool = Field(True, description=_YES_OR_NO)
 
 
 class DevSettings(KeySettings, _Environment):
@@ -166,9 +166,9 @@ class DevSettings(KeySettings, _Environment):
     clerk_webhook_signing_secret: _SigningSecrets | None = Field(None, validation_alias=_SIGNING_SECRET_NAMES)
     redis_url: CheckedRedisUrl | None = None
     host: str = "127.0.0.1"
-    port: int | None = expect(None, _PORT, ge=1, le=65535)
-    log_level: _LogLevel = expect("warning", _LEVELS)
-    log_format: _LogFormat = expect("console", _FORMATS)
+    port: int | None = Field(None, description=_PORT, ge=1, le=65535)
+    log_level: _LogLevel = Field("warning", description=_LEVELS)
+    log_format: _LogFormat = Field("console", description=_FORMATS)
 
 
 S = TypeVar("S", bound=_Environment)
@@ -187,8 +187,9 @@ def load(kind: type[S], **overrides: Any) -> S:
     except UnicodeDecodeError:
         raise ConfigurationError([".env: is not text in UTF-8: save it as that"]) from None
     except OSError as error:
-        reason = f"({error.strerror}): let this user read it, or remove it"
-        raise ConfigurationError([f".env: can't be read {reason}"]) from None
+        raise ConfigurationError(
+            [f".env: can't be read ({error.strerror}): let this user read it, or remove it"]
+        ) from None
 
 
 def misspelt(unset: str) -> str | None:

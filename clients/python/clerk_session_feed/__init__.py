@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 
-# Who needs only models or key names need not load redis-py, which takes a while.
+# A program that needs only models or key names does not load redis-py, which takes a while.
 _FEED = "clerk_session_feed.feed"
 _ON_FIRST_USE = {"AsyncSessionFeed": _FEED, "RedisError": "redis", "SessionFeed": _FEED}
 

@@ -77,19 +77,13 @@ class Feed(Generic[C]):
 
     def _sources(self, user_id: str | None = None) -> list[tuple[C, Partition]]:
         """Return the partitions, or that of the user, each with the connection for short reads."""
-        number = None if user_id is None else partition_of(user_id, len(self._keys))
-        return [
-            (self._readers[self._slots[partition.number]], partition)
-            for partition in self._partitions()
-            if number in {None, partition.number}
-        ]
-
-    def _partitions(self) -> list[Partition]:
-        return [Partition(number, keys) for number, keys in enumerate(self._keys)]
+        count = len(self._keys)
+        numbers = range(count) if user_id is None else [partition_of(user_id, count)]
+        return [(self._readers[self._slots[number]], Partition(number, self._keys[number])) for number in numbers]
 
     def _by_slot(self, after: After = None) -> list[list[Partition]]:
         """Return the partitions, grouped by the slot of a cluster that they lie in."""
-        partitions = self._partitions()
+        partitions = [Partition(number, keys) for number, keys in enumerate(self._keys)]
         _place(partitions, after)
         by_slot: dict[int, list[Partition]] = {}
         for partition in partitions:

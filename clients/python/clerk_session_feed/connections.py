@@ -1,9 +1,10 @@
-"""Connections to Redis, built in one place: to a server, to the primary that sentinels name, or to the node
-of a cluster that holds a key's slot.
+"""Connections to Redis: to a server, to the primary that sentinels name, or to the node of a cluster that holds a key.
 
-Sentinel and Cluster differ from a single server in one thing only: where it is has to be asked, each time a
-connection is made. So whoever uses a client has nothing to know of failovers, but to disconnect when a server
-says that it is not the right one any more.
+Sentinel and Cluster differ from a single server in one thing only: each new connection has to ask where the server
+is. So whoever uses a client need not know of failovers. It disconnects when a server says that it is not the right
+one any more; the next connection finds the right one.
+
+A long module, since its two halves need each other: a client asks where its server is by way of another client.
 """
 
 import asyncio
@@ -46,20 +47,15 @@ Ask = Callable[[Any, str], Host | None]
 
 
 def connect(
-    url: str,
-    key: str = "",
-    *,
-    tls_verify: bool = True,
-    timeout: float | None = 2.0,
-    on_connect: OnConnect | None = None,
+    url: str, key: str = "", *, tls_verify: bool = True, timeout: float = 2.0, on_connect: OnConnect | None = None
 ) -> redis.Redis:
     """Return a client for the server that holds a key; it connects when it is first used.
 
     Args:
-        url: In one of the forms of `redis_url`.
+        url: In one of the forms of REDIS_URL: docs/contract.md, section 2.
         key: Matters for a cluster only.
         tls_verify: Whether the server's certificate is verified.
-        timeout: Seconds, for connecting and for one command; None waits for ever.
+        timeout: Seconds, for connecting and for one command.
         on_connect: Called with each new connection, after its handshake.
 
     Raises:
@@ -67,18 +63,14 @@ def connect(
     """
     with _refusing_unusable_options():
         options, locate = _options(url, key, tls_verify, timeout)
-        return _client(_located(_Located, options, locate), on_connect)
+        options["connection_class"] = _located(_Located, options["connection_class"], locate)
+        return _client(options, on_connect)
 
 
 def connect_async(
-    url: str,
-    key: str = "",
-    *,
-    tls_verify: bool = True,
-    timeout: float | None = 2.0,
-    on_connect: OnConnect | None = None,
+    url: str, key: str = "", *, tls_verify: bool = True, timeout: float = 2.0, on_connect: OnConnect | None = None
 ) -> aioredis.Redis:
-    """Return a client for asyncio; see `connect`. Where its server is, it asks in a thread."""
+    """Return a client for asyncio; see `connect`. A thread asks where its server is."""
 
     async def greet(connection: aio.AbstractConnection) -> None:
         await connection.on_connect()
@@ -87,9 +79,8 @@ def connect_async(
 
     with _refusing_unusable_options():
         options, locate = _options(url, key, tls_verify, timeout)
-        kind = _ASYNC[options["connection_class"]]
-        options |= {"connection_class": kind, "retry": AsyncRetry(NoBackoff(), 0), "redis_connect_func": greet}
-        options = _located(_AsyncLocated, options, locate)
+        options["connection_class"] = _located(_AsyncLocated, _ASYNC[options["connection_class"]], locate)
+        options |= {"retry": AsyncRetry(NoBackoff(), 0), "redis_connect_func": greet}
         pool = aio.ConnectionPool(**options)
         pool.connection_class(**pool.connection_kwargs)  # refuses options that it does not know
         return aioredis.Redis.from_pool(pool)
@@ -98,7 +89,7 @@ def connect_async(
 Locate = Callable[[], Host]
 
 
-def _options(url: str, key: str, tls_verify: bool, timeout: float | None) -> tuple[dict[str, Any], Locate | None]:
+def _options(url: str, key: str, tls_verify: bool, timeout: float) -> tuple[dict[str, Any], Locate | None]:
     """Return options of redis-py, and what asks where the server is, unless the URL says so."""
     target = RedisUrl.parse(url)
     options: dict[str, Any] = {
@@ -106,7 +97,7 @@ def _options(url: str, key: str, tls_verify: bool, timeout: float | None) -> tup
         **parse_url(target.server_url),  # type: ignore[no-untyped-call]
         **_NO_CLIENT_SETINFO,
         "socket_timeout": timeout,
-        "socket_connect_timeout": timeout or 5.0,
+        "socket_connect_timeout": timeout,
         "protocol": 2,  # RESP2 needs no HELLO
         # A URL shared with other programs may ask for text.
         "decode_responses": False,
@@ -119,7 +110,7 @@ def _options(url: str, key: str, tls_verify: bool, timeout: float | None) -> tup
             options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
         # Not the default of redis-py before 6.
         options.setdefault("ssl_check_hostname", options.get("ssl_cert_reqs") != "none")
-    return options, None if target.kind == "server" else locator(target, key, options)
+    return options, None if target.kind == "server" else _locator(target, key, options)
 
 
 _ASYNC: Final = {
@@ -185,31 +176,26 @@ class _Located:
     with the oldest redis-py that is allowed, and with the newest.
     """
 
-    def __init__(self, *, locate: Locate, **options: Any) -> None:
-        super().__init__(**options)
-        self._locate = locate
+    locate: "staticmethod[[], Host]"
 
     def _connect(self) -> Any:
-        self.host, self.port = self._locate()
+        self.host, self.port = self.locate()
         return super()._connect()  # type: ignore[misc]  # of the connection that this is mixed into
 
 
 class _AsyncLocated(_Located):
     async def _connect(self) -> None:
-        self.host, self.port = await asyncio.to_thread(self._locate)
+        self.host, self.port = await asyncio.to_thread(self.locate)
         await super(_Located, self)._connect()  # type: ignore[misc]  # likewise
 
 
-def _located(mixin: type[_Located], options: dict[str, Any], locate: Locate | None) -> dict[str, Any]:
-    """Return options for connections that ask where their server is, unless `locate` is None."""
-    if locate is None:
-        return options
-    kind = type("LocatedConnection", (mixin, options["connection_class"]), {})
-    return options | {"connection_class": kind, "locate": locate}
+def _located(mixin: type[_Located], kind: type, locate: Locate | None) -> type:
+    """Return the kind of connection that asks where its server is, unless `locate` is None."""
+    return kind if locate is None else type("LocatedConnection", (mixin, kind), {"locate": staticmethod(locate)})
 
 
-def locator(target: RedisUrl, key: str, options: dict[str, Any]) -> Locate:
-    """Return what asks where the server is; take what is for the sentinels alone out of the options."""
+def _locator(target: RedisUrl, key: str, options: dict[str, Any]) -> Locate:
+    """Return what asks where the server is; remove from the options what is for the sentinels alone."""
     hosts = list(target.hosts)
     timeout = min(ASK_SECONDS, options["socket_connect_timeout"])
     asking = options | {"db": 0, "socket_timeout": timeout, "socket_connect_timeout": timeout}
@@ -227,16 +213,16 @@ def locator(target: RedisUrl, key: str, options: dict[str, Any]) -> Locate:
 def _locate(hosts: list[Host], asking: dict[str, Any], ask: Ask) -> Host:
     """Ask one after the other.
 
-    Not with redis-py's Sentinel, whose errors don't say what went wrong, nor its RedisCluster, which sends
-    to another node again what may have been done already.
+    Not with redis-py's Sentinel, whose errors don't say what went wrong, nor with its RedisCluster, which sends a
+    command again, to another node, when it may have been executed already.
     """
-    failed: redis.RedisError = redis.ConnectionError("it knows none")
+    failed: redis.RedisError = redis.ConnectionError("it knows of none")
     deadline = time.monotonic() + ASK_ALL_SECONDS
     for _ in range(len(hosts)):
         first, *others = hosts
         host, port = first
-        # The next time, another comes first: this one may hang, or not know of a failover. At once, since
-        # several may connect at the same time.
+        # The next time, another comes first: this one may hang, or not know of a failover. The list changes before
+        # this one is asked, since several may connect at the same time.
         hosts[:] = [*others, first]
         try:
             with _client(asking | {"host": host, "port": port}) as client:

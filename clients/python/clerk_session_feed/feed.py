@@ -24,10 +24,9 @@ class SessionFeed(Feed[BlockingConnection]):
 
     Thread-safe. Short reads share a few connections; each iterator has its own.
 
-    The iterators survive restarts and failovers of Redis and connect again. `on_reconnect` is called with the
-    error before each new attempt; without it, the error is logged. They raise `redis.RedisError` only for
-    what another attempt can't help: a wrong password, a missing right. Short reads raise it, too, while Redis
-    is away.
+    The iterators survive restarts and failovers of Redis and connect again. `on_reconnect` is called with the error
+    before each new attempt; without it, the error is logged. They raise `redis.RedisError` only for what another
+    attempt can't help: a wrong password, a missing right. Short reads raise it, too, while Redis is away.
     """
 
     _connection = BlockingConnection

@@ -1,10 +1,9 @@
 """JSON text to Python values and back, whatever is in the parts that nobody reads.
 
-Clerk's payload embeds the `user` with metadata that end users write themselves. Fast parsers give up on
-some valid JSON (lone surrogates, deep nesting, integers of thousands of digits), and a user who could make
-the parser give up could hide the end of a session. So what Python's own parser refuses is read again here,
-by the same rules (NaN and Infinity are accepted, the last of duplicate keys wins), without recursion and
-without a limit on digits.
+Clerk's payload embeds the `user` with metadata that end users write themselves. Fast parsers give up on some valid JSON
+(lone surrogates, deep nesting, integers of thousands of digits), and a user who could make the parser give up could
+hide the end of a session. So what Python's own parser refuses is read again here, by the same rules (NaN and Infinity
+are accepted, the last of duplicate keys wins), without recursion and without a limit on digits.
 """
 
 import json

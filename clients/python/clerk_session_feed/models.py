@@ -1,7 +1,7 @@
 """The promise to consumers: what is published, kept and answered (schema version 1).
 
 Plain frozen dataclasses, in the order in which the JSON has its keys. Times are integer Unix milliseconds.
-What the annotations demand, the JSON Schema says (`schema.py`), and readers check (`update.py`).
+`updates.py` validates what is read by these annotations; the relay makes its JSON Schema of them.
 """
 
 import dataclasses

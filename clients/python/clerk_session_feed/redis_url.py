@@ -15,6 +15,7 @@ FORMS: Final = (
     "redis+sentinel://host[:port],…/master-name[/db], redis+cluster://host[:port],…; "
     "in a password, write @ as %40, / as %2F, # as %23, ? as %3F, % as %25"
 )
+_MALFORMED: Final = f"is malformed; {FORMS}"
 Kind = Literal["server", "sentinel", "cluster"]
 _SCHEMES: Final[dict[str, tuple[Kind, str]]] = {
     "redis": ("server", "redis"),
@@ -45,7 +46,7 @@ class RedisUrl:
         try:
             parts = urlsplit(url)
         except ValueError:
-            raise _malformed() from None
+            raise ValueError(_MALFORMED) from None
         if not url.startswith(f"{parts.scheme}:"):
             raise ValueError(f"does not begin with a scheme in small letters, like redis://; {FORMS}")
         if parts.scheme == "unix":
@@ -83,7 +84,7 @@ def _host(text: str, default_port: int) -> Host:
         parts = urlsplit(f"//{text}")
         (parts.hostname or "").encode("idna")  # as a look-up would
     except ValueError:
-        raise _malformed() from None
+        raise ValueError(_MALFORMED) from None
     if not parts.hostname:
         raise ValueError(f"names no host; {FORMS}")
     try:
@@ -93,7 +94,3 @@ def _host(text: str, default_port: int) -> Host:
     if port == 0:
         raise ValueError(f"has a port that is no number from 1 to 65535; {FORMS}")
     return parts.hostname, port
-
-
-def _malformed() -> ValueError:
-    return ValueError(f"is malformed; {FORMS}")

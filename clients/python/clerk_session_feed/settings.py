@@ -1,4 +1,7 @@
-"""Where the relay's Redis is, and how its keys are named; validated, with a line for each fault."""
+"""Where the relay's Redis is, and how its keys are named; validated, with a line for each fault.
+
+The description of a field says what has to be there, as a fault puts it after "is not".
+"""
 
 import os
 from collections.abc import Callable, Mapping
@@ -10,17 +13,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 from clerk_session_feed.errors import ConfigurationError
 from clerk_session_feed.keys import has_hash_tag
 from clerk_session_feed.redis_url import RedisUrl
-
-
-def expect(default: Any, expected: str, **limits: Any) -> Any:
-    """Declare a field.
-
-    Args:
-        default: its value if it is not set.
-        expected: what has to be there, as a fault puts it after "is not".
-        limits: as `pydantic.Field` has them.
-    """
-    return Field(default, description=expected, **limits)
 
 
 def _check_redis_url(url: SecretStr, info: ValidationInfo) -> SecretStr:
@@ -44,13 +36,15 @@ class KeySettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True)
 
-    redis_tls_verify: bool = expect(True, "true or false")
+    redis_tls_verify: bool = Field(True, description="true or false")
     redis_key_prefix: str = Field("{clerk}", min_length=1)
     redis_channel: str = Field("clerk:sessions", min_length=1)
-    partitions: Annotated[int, AfterValidator(_check_partitions)] = expect(1, "a number from 1 to 1024", ge=1, le=1024)
+    partitions: Annotated[int, AfterValidator(_check_partitions)] = Field(
+        1, description="a number from 1 to 1024", ge=1, le=1024
+    )
     """Each has keys, a stream and an expiry set of its own; chosen once, for the life of the data."""
-    redis_timeout: float = expect(
-        2.0, "a number of seconds, more than 0 and up to 60", gt=0, le=60, allow_inf_nan=False
+    redis_timeout: float = Field(
+        2.0, description="a number of seconds, more than 0 and up to 60", gt=0, le=60, allow_inf_nan=False
     )
     """Seconds, for connecting and for one command."""
 
@@ -64,8 +58,7 @@ class RedisSettings(KeySettings):
     def from_env(cls) -> "RedisSettings":
         """Read the relay's own variables, REDIS_URL and so on; an empty one counts as not set.
 
-        A file `.env` in the working directory is read too, if python-dotenv is installed. The environment
-        wins.
+        A file `.env` in the working directory is read too, if python-dotenv is installed. The environment wins.
 
         Raises:
             ConfigurationError: With a line for each fault.
@@ -112,18 +105,16 @@ def faults(
         error: what pydantic raised.
         misspelt: returns a variable that may be meant for one that is missing.
     """
-    lines = []
-    for fault in error.errors(include_url=False, include_context=False, include_input=False):
-        name = str(fault["loc"][0])
-        lines.append(f"{name.upper()}: {_explain(kind, name, fault['type'], fault['msg'], misspelt)}")
-    return lines
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return [f"{str(fault['loc'][0]).upper()}: {_explain(kind, fault, misspelt)}" for fault in found]
 
 
-def _explain(kind: type[BaseModel], name: str, error: str, message: str, misspelt: Callable[[str], str | None]) -> str:
+def _explain(kind: type[BaseModel], fault: Mapping[str, Any], misspelt: Callable[[str], str | None]) -> str:
+    name = str(fault["loc"][0])
     field = kind.model_fields.get(name)
-    if error == "value_error" or field is None or field.description is None:
-        return message.removeprefix("Value error, ")
-    if error == "missing":
+    if fault["type"] == "value_error" or field is None or field.description is None:
+        return str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "missing":
         if alike := misspelt(name):
             return f"is missing, but {alike} is there: if that is it, rename it"
         return f"is missing or empty: set it, in the environment or in .env, to {field.description}"

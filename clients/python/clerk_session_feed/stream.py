@@ -101,8 +101,7 @@ async def follow(connection: Connection, partitions: Sequence[Partition], *, sta
 async def subscribe(connection: Connection, _: object, *, channel: str) -> Updates:
     """Yield what is published from now on; never end."""
     while True:
-        message = await connection.receive(channel)
-        if message is not None:
+        if (message := await connection.receive(channel)) is not None:
             yield published(message, channel)
 
 
