@@ -169,8 +169,12 @@ def workers_of(main: int) -> set[int]:
     listing = Path(f"/proc/{main}/task/{main}/children")
     if not listing.exists():
         pytest.skip("needs /proc to look for processes")
-    children = map(int, listing.read_text().split())
-    return {each for each in children if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()}
+    workers = set()
+    for pid in map(int, listing.read_text().split()):
+        with contextlib.suppress(OSError):  # it may end meanwhile
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                workers.add(pid)
+    return workers
 
 
 def metric(text: str, name: str, **labels: str) -> float:
