@@ -1,6 +1,7 @@
 """Feeds, before anything connects."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,13 @@ def test_the_environment_is_read_only_where_it_is_asked_for(monkeypatch: pytest.
     monkeypatch.setenv("REDIS_TIMEOUT", "soon")
     SessionFeed.from_url("redis://127.0.0.1:1/0").close()
     with pytest.raises(ConfigurationError, match="REDIS_TIMEOUT"):
+        SessionFeed.from_env()
+
+
+def test_a_file_that_is_not_utf8_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_text("REDIS_URL=redis://127.0.0.1:1/0", encoding="utf-16")
+    with pytest.raises(ConfigurationError, match=r"^\.env: "):
         SessionFeed.from_env()
 
 

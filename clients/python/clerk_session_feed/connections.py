@@ -19,17 +19,10 @@ from typing import Any, Final
 
 import redis
 from redis import asyncio as aioredis
+from redis import connection as sync
 from redis.asyncio import connection as aio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.connection import (
-    AbstractConnection,
-    Connection,
-    ConnectionPool,
-    SSLConnection,
-    UnixDomainSocketConnection,
-    parse_url,
-)
 from redis.crc import key_slot
 from redis.retry import Retry
 
@@ -93,8 +86,8 @@ def _options(url: str, key: str, tls_verify: bool, timeout: float) -> tuple[dict
     """Return options of redis-py, and what asks where the server is, unless the URL says so."""
     target = RedisUrl.parse(url)
     options: dict[str, Any] = {
-        "connection_class": Connection,
-        **parse_url(target.server_url),  # type: ignore[no-untyped-call]
+        "connection_class": sync.Connection,
+        **sync.parse_url(target.server_url),  # type: ignore[no-untyped-call]
         **_NO_CLIENT_SETINFO,
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
@@ -105,7 +98,7 @@ def _options(url: str, key: str, tls_verify: bool, timeout: float) -> tuple[dict
         # A script sent again by the client would be a second delivery: the sender does the retrying.
         "retry": Retry(NoBackoff(), 0),
     }
-    if options["connection_class"] is SSLConnection:
+    if options["connection_class"] is sync.SSLConnection:
         if not tls_verify:
             options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
         # Not the default of redis-py before 6.
@@ -114,13 +107,13 @@ def _options(url: str, key: str, tls_verify: bool, timeout: float) -> tuple[dict
 
 
 _ASYNC: Final = {
-    Connection: aio.Connection,
-    SSLConnection: aio.SSLConnection,
-    UnixDomainSocketConnection: aio.UnixDomainSocketConnection,
+    sync.Connection: aio.Connection,
+    sync.SSLConnection: aio.SSLConnection,
+    sync.UnixDomainSocketConnection: aio.UnixDomainSocketConnection,
 }
 _NO_CLIENT_SETINFO: Final[dict[str, None]] = (
     {"driver_info": None}
-    if "driver_info" in inspect.signature(AbstractConnection).parameters
+    if "driver_info" in inspect.signature(sync.AbstractConnection).parameters
     else {"lib_name": None, "lib_version": None}  # redis-py before 7.1
 )
 """Options by which a new connection sends no more than the URL asks for."""
@@ -153,9 +146,9 @@ def explain(error: BaseException) -> str:
 
 
 def _client(options: dict[str, Any], on_connect: OnConnect | None = None) -> redis.Redis:
-    def greet(connection: Connection) -> None:
+    def greet(connection: sync.Connection) -> None:
         connection.on_connect()  # type: ignore[no-untyped-call]
-        if isinstance(connection, SSLConnection):
+        if isinstance(connection, sync.SSLConnection):
             # TLS 1.3 sends session tickets. redis-py takes them for a response that nobody asked for, and
             # gives the connection up, unless something is read first.
             connection.send_command("PING")  # type: ignore[no-untyped-call]
@@ -163,7 +156,7 @@ def _client(options: dict[str, Any], on_connect: OnConnect | None = None) -> red
         if on_connect is not None:
             on_connect(connection)
 
-    pool = ConnectionPool(**options, redis_connect_func=greet)
+    pool = sync.ConnectionPool(**options, redis_connect_func=greet)
     # Connects to nothing yet, but refuses options that it does not know.
     pool.connection_class(**pool.connection_kwargs)
     return redis.Redis.from_pool(pool)  # closing it closes the connections

@@ -9,7 +9,7 @@ from typing import Final
 START: Final = "0-0"
 """The cursor before everything that the stream holds, whatever was trimmed."""
 NOTHING: Final = "0-1"
-"""The cursor of a stream that was empty. No entry has it; what is trimmed later was missed."""
+"""The cursor of a stream that was empty. No entry has it. Unlike with START, what is trimmed behind it was missed."""
 MAX_PART: Final = 2**64 - 1
 """The greatest number on either side of the hyphen."""
 

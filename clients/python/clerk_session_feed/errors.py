@@ -21,17 +21,18 @@ class CursorLostError(FeedError):
 
 
 class FeedClosedError(FeedError):
-    """The feed was closed before."""
+    """The feed is closed."""
 
 
 class UnreadableMessageError(FeedError):
-    """What Redis holds is no message of this version of the relay."""
+    """What is stored, or was published, is no message that this version can read."""
 
 
 class ConfigurationError(Exception):
-    """Settings that stop the start.
+    """Settings that can't be used.
 
-    faults: one line per fault; each names the variable and never its secret value.
+    Attributes:
+        faults: A line for each fault, which names the variable and never its secret value.
     """
 
     def __init__(self, faults: list[str]) -> None:

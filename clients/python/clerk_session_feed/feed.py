@@ -10,7 +10,7 @@ from typing import Self
 from clerk_session_feed import reads, stream
 from clerk_session_feed.base import After, Feed
 from clerk_session_feed.group import Group, consume
-from clerk_session_feed.transport import AsyncConnection, BlockingConnection, OnReconnect, iterate, log_reconnect, run
+from clerk_session_feed.transport import AsyncConnection, BlockingConnection, OnReconnect, iterate, log_retry, run
 from clerk_session_feed.updates import SessionUpdate
 
 
@@ -62,7 +62,7 @@ class SessionFeed(Feed[BlockingConnection]):
     def is_live(self, session_id: str, user_id: str | None = None) -> bool:
         """Tell whether the session is active and has not expired; False if nothing is stored of it.
 
-        Takes one HMGET.
+        Takes one HMGET for each partition that is asked.
 
         Args:
             session_id: Clerk's id of the session.
@@ -95,12 +95,7 @@ class SessionFeed(Feed[BlockingConnection]):
         return run(reads.now, self._sources())
 
     def follow(
-        self,
-        after: After = None,
-        *,
-        stale: bool = False,
-        resync: bool = False,
-        on_reconnect: OnReconnect = log_reconnect,
+        self, after: After = None, *, stale: bool = False, resync: bool = False, on_reconnect: OnReconnect = log_retry
     ) -> Generator[SessionUpdate, None, None]:
         """Yield every applied update, in the order of the stream, until the feed is closed.
 
@@ -132,7 +127,7 @@ class SessionFeed(Feed[BlockingConnection]):
         stale: bool = False,
         resync: bool = False,
         claim_after: float = 60.0,
-        on_reconnect: OnReconnect = log_reconnect,
+        on_reconnect: OnReconnect = log_retry,
     ) -> Generator[SessionUpdate, None, None]:
         """Yield this consumer's share of what the group gets: each update at least once, whoever dies.
 
@@ -162,7 +157,7 @@ class SessionFeed(Feed[BlockingConnection]):
         )
 
     def subscribe(
-        self, user_id: str | None = None, *, on_reconnect: OnReconnect = log_reconnect
+        self, user_id: str | None = None, *, on_reconnect: OnReconnect = log_retry
     ) -> Generator[SessionUpdate, None, None]:
         """Yield what is published from now on, for all users or for one; what comes during a cut is lost.
 
@@ -202,12 +197,7 @@ class AsyncSessionFeed(Feed[AsyncConnection]):
         return await reads.now(self._sources())
 
     def follow(
-        self,
-        after: After = None,
-        *,
-        stale: bool = False,
-        resync: bool = False,
-        on_reconnect: OnReconnect = log_reconnect,
+        self, after: After = None, *, stale: bool = False, resync: bool = False, on_reconnect: OnReconnect = log_retry
     ) -> AsyncGenerator[SessionUpdate, None]:
         return self._begin(stream.follow, self._by_slot(after), on_reconnect, stale=stale, resync=resync)
 
@@ -220,12 +210,12 @@ class AsyncSessionFeed(Feed[AsyncConnection]):
         stale: bool = False,
         resync: bool = False,
         claim_after: float = 60.0,
-        on_reconnect: OnReconnect = log_reconnect,
+        on_reconnect: OnReconnect = log_retry,
     ) -> AsyncGenerator[SessionUpdate, None]:
         share = Group(group, name, claim_after)
         return self._begin(consume, self._by_slot(after), on_reconnect, group=share, stale=stale, resync=resync)
 
     def subscribe(
-        self, user_id: str | None = None, *, on_reconnect: OnReconnect = log_reconnect
+        self, user_id: str | None = None, *, on_reconnect: OnReconnect = log_retry
     ) -> AsyncGenerator[SessionUpdate, None]:
         return self._begin(stream.subscribe, self._by_slot()[:1], on_reconnect, channel=self._channel(user_id))

@@ -26,6 +26,8 @@ def partition_of(user_id: str, partitions: int) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Keys:
+    """The names of the keys with one prefix, and of the channels."""
+
     prefix: str = "{clerk}"
     channel: str = "clerk:sessions"
     """Pub/sub: gets every applied message."""

@@ -30,6 +30,8 @@ _DEFAULT_PORTS: Final = {"server": 6379, "sentinel": 26379, "cluster": 6379}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RedisUrl:
+    """What a REDIS_URL says. One server has only `server_url`."""
+
     kind: Kind
     server_url: str = dataclasses.field(repr=False)
     """How a single server is spoken to, in redis-py's own form: TLS, credentials, database, options."""

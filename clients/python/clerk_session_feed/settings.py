@@ -67,11 +67,13 @@ class RedisSettings(KeySettings):
         unread = ""
         try:
             from dotenv import dotenv_values  # noqa: PLC0415  # optional
+
+            in_file = dotenv_values(".env", encoding="utf-8-sig")  # some editors begin a file with a BOM
         except ImportError:
             if Path(".env").exists():
                 unread = ". The file .env is not read: python-dotenv is not installed"
-        else:
-            in_file = dotenv_values(".env", encoding="utf-8-sig")  # some editors begin a file with a BOM
+        except (OSError, UnicodeDecodeError):
+            raise ConfigurationError([".env: can't be read: it has to be UTF-8 that this user may read"]) from None
         found = {name.lower(): value for name, value in {**in_file, **os.environ}.items() if value}
         try:
             return load(cls, {name: value for name, value in found.items() if name in cls.model_fields})

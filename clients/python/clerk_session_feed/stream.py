@@ -1,4 +1,4 @@
-"""The state of every session, then the stream, without a gap; or the channel, whose messages get lost."""
+"""The state of every session, then the stream, without a gap; or the channel, whose messages can get lost."""
 
 import contextlib
 import dataclasses
@@ -155,8 +155,8 @@ def is_trimmed_past(cursor: str, stream: dict[bytes, Any], *, if_unknown: bool =
 async def snapshots(connection: Connection, partition: Partition) -> Updates:
     """Yield the state of every session, each once.
 
-    A SCAN is worth nothing on another connection, which may lead to another server, or to one that was
-    restarted: there it begins anew.
+    The cursor of a SCAN means nothing on another connection, which may lead to another server, or to one that was
+    restarted. Then the SCAN begins again.
     """
     pattern = re.sub(r"([][*?\\^])", r"\\\1", partition.keys.session("")) + "*"
     begun_at = position(partition.cursor) if partition.cursor else None

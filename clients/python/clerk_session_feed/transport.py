@@ -41,8 +41,8 @@ OnReconnect = Callable[[redis.RedisError], None]
 log = logging.getLogger("service.feed")
 
 
-def log_reconnect(error: redis.RedisError) -> None:
-    """Log why a connection is made again."""
+def log_retry(error: redis.RedisError) -> None:
+    """Log the error that another attempt follows."""
     log.warning("Redis: %s; trying again", connections.explain(error))
 
 
@@ -60,7 +60,7 @@ class Connection(abc.ABC):
     """A queue with `put_nowait`, and with a `get` for whose result `resolve` waits."""
 
     def __init__(
-        self, settings: RedisSettings, key: str, *, blocks: bool, on_reconnect: OnReconnect = log_reconnect
+        self, settings: RedisSettings, key: str, *, blocks: bool, on_reconnect: OnReconnect = log_retry
     ) -> None:
         """Make a client for the server that holds the key. blocks: whether commands wait for news."""
         self.connections = 0
@@ -270,7 +270,8 @@ class AsyncConnection(Connection):
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._closing.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
 
     def start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> Any:
         return asyncio.create_task(function(*arguments), name="session-feed")
@@ -283,7 +284,7 @@ _PASSING: Final = (
 
 
 def may_pass(error: redis.RedisError) -> bool:
-    """Tell whether another attempt may succeed. A wrong password, a ConnectionError too, stays wrong."""
+    """Tell whether another attempt may succeed. A wrong password stays wrong: it is a ConnectionError of its own."""
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return not isinstance(error, redis.AuthenticationError)
     passing = (ClusterError, AskError, TryAgainError, ReadOnlyError, OutOfMemoryError)
