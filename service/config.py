@@ -185,11 +185,9 @@ def load(kind: type[S], **overrides: Any) -> S:
     except ValidationError as error:
         raise ConfigurationError(faults(kind, error, misspelt)) from None
     except UnicodeDecodeError:
-        raise ConfigurationError([".env: is not text in UTF-8: save it as that"]) from None
+        raise ConfigurationError([".env: is not UTF-8 text: save it as UTF-8"]) from None
     except OSError as error:
-        raise ConfigurationError(
-            [f".env: can't be read ({error.strerror}): let this user read it, or remove it"]
-        ) from None
+        raise ConfigurationError([f".env: can't be read ({error.strerror}): make it readable, or remove it"]) from None
 
 
 def misspelt(unset: str) -> str | None:

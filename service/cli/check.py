@@ -90,11 +90,10 @@ def _check_writing(settings: Settings) -> CheckResult:
     ingest = Ingest(store)
     try:
         store.probe()
-        for user in users.values():
-            event = simulator.sample("session.pending", session_id="sess_check", user_id=user)
-            ingest(_delivery(simulator.encode(event)))
-        with contextlib.suppress(DeadLettersFullError):  # with DEAD_LETTER_MAX=0
-            ingest(_delivery(b'{"type":"session.check"}'))
+        events = [simulator.sample("session.pending", session_id="sess_check", user_id=user) for user in users.values()]
+        for event in [*events, {"type": "session.check"}]:
+            with contextlib.suppress(DeadLettersFullError):  # with DEAD_LETTER_MAX=0
+                ingest(Delivery(simulator.new_id("msg"), int(time.time()), simulator.encode(event)))
     except RelayError as error:
         return CheckResult("error", f"Redis takes no deliveries: {explain(error.__cause__ or error)}")
     finally:
@@ -102,10 +101,6 @@ def _check_writing(settings: Settings) -> CheckResult:
         with contextlib.suppress(redis.RedisError):
             _delete(trial, users)
     return CheckResult("ok", "Redis takes deliveries")
-
-
-def _delivery(body: bytes) -> Delivery:
-    return Delivery(simulator.new_id("msg"), int(time.time()), body)
 
 
 def _delete(trial: Settings, users: dict[int, str]) -> None:
@@ -184,9 +179,9 @@ def _check_partitions(settings: Settings) -> CheckResult:
     but then there are streams of the next numbers, too.
     """
     count, keys = settings.partitions, _keys(settings)
-    others = [keys] if count > 1 else [*keys.split(2)] if has_hash_tag(keys.prefix) else []
+    others: tuple[Keys, ...] = keys.split(2) if has_hash_tag(keys.prefix) else ()
     if count > 1:
-        others += keys.split(2 * count)[count:]
+        others = (keys, *keys.split(2 * count)[count:])
     wrong = []
     for other in others:
         with _client_at(settings, other.events) as client:

@@ -16,18 +16,12 @@ NEARLY_FULL: Final = 0.9
 _REACH: Final = "see that it runs where REDIS_URL says, and can be reached from here"
 _ADVICE: Final = (
     ("Hostname mismatch|IP address mismatch", "let REDIS_URL name the host that the certificate is for"),
-    (
-        "CERTIFICATE_VERIFY_FAILED",
-        "set REDIS_TLS_VERIFY=false, as Heroku needs it, or add ?ssl_ca_certs=<CA's file> to REDIS_URL",
-    ),
+    ("CERTIFICATE_VERIFY_FAILED", "set REDIS_TLS_VERIFY=false (for Heroku), or add ?ssl_ca_certs=<file> to REDIS_URL"),
     ("No such file", "correct the path in REDIS_URL"),
     ("cluster support disabled", "it is no cluster: let REDIS_URL begin with redis://, or rediss:// for TLS"),
     ("command 'SENTINEL'", "it is no sentinel: let REDIS_URL name the sentinels, or begin with redis://"),
     ("not known|name resolution", "correct the name of the host in REDIS_URL"),
-    (
-        "Nobody names the primary",
-        "let REDIS_URL name sentinels, their master, ?sentinel_password= if they want one; or cluster nodes",
-    ),
+    ("Nobody names the primary", "correct the hosts in REDIS_URL and, of sentinels, the master or ?sentinel_password="),
     ("Authentication required", "give a password: let REDIS_URL be like redis://:password@host:port/0"),
     ("without any password", "it has no password: leave it out of REDIS_URL"),
     ("AuthenticationError", "correct user and password in REDIS_URL"),

@@ -31,7 +31,7 @@ def _parse_start(_: click.Context, __: click.Parameter, value: str) -> str:
     metavar="start|now|CURSOR",
     default="now",
     callback=_parse_start,
-    help="Begin here, or after CURSOR.",
+    help="Where to begin; CURSOR is excluded.",
 )
 @click.option("--user", metavar="USER_ID", help="Only this user's sessions.")
 @click.option("--stale", is_flag=True, help="Also show events that came too late to change anything.")
@@ -73,7 +73,7 @@ def session(session_id: str, as_json: bool) -> None:
         state = feed.get(session_id)
         history = feed.history(session_id, state.session.user_id if state else None)
     if state is None and not history:
-        raise click.ClickException(f"Nothing is stored of {session_id}.")
+        raise click.ClickException(f"Nothing is stored about {session_id}.")
     if as_json:
         if state is not None and state.cursor not in {update.cursor for update in history}:
             click.echo(state.json)

@@ -36,16 +36,14 @@ class EmbeddedRedis:
         return f"redis://127.0.0.1:{self.port}/0"
 
 
-@contextlib.contextmanager
-def run() -> Iterator[EmbeddedRedis]:
+def run() -> contextlib.AbstractContextManager[EmbeddedRedis]:
     """Run the redis-server on PATH or, where there is none, fakeredis' TCP server.
 
     Raises:
         StartError: Neither is there, or it does not start.
     """
     binary = shutil.which("redis-server")
-    with run_server(binary) if binary else run_stand_in() as server:
-        yield server
+    return run_server(binary) if binary else run_stand_in()
 
 
 @contextlib.contextmanager
@@ -96,8 +94,7 @@ def run_stand_in() -> Iterator[EmbeddedRedis]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 

@@ -71,27 +71,22 @@ def run(settings: DevSettings, *, simulate: bool, console: Console) -> None:
             "LOG_LEVEL": settings.log_level,
             "LOG_FORMAT": settings.log_format,
         }
-        origin = f"http://{_url_host(settings.host)}:{port}"
         server = stack.enter_context(_serve(environment))
-        _await_start(server, f"{origin}/healthz", stop)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+        origin = httpx.URL(scheme="http", host=host, port=port)
+        _await_start(server, origin.join("/healthz"), stop)
         subscriber = stack.enter_context(_subscribe(settings, redis_url))
-        url = f"{origin}{WEBHOOK_PATH}"
+        url = str(origin.join(WEBHOOK_PATH))
         _introduce(console, url, secrets[0], redis_name, redis_url, settings.redis_channel)
         if simulate:
             _simulate(console, url, secrets[0], subscriber, stop)
-        console.print(f"\nWhat {settings.redis_channel} gets from now on. Ctrl-C stops.\n", style="dim")
+        console.print(f"\nWhat {settings.redis_channel} gets from now on. Ctrl-C stops.\n", style="dim", markup=False)
         while not stop.is_set():
             if server.poll() is not None:
                 raise StartError(f"The relay ended by itself, with exit status {server.returncode}.")
             if (message := _next_message(subscriber, 0.2)) is not None:
                 console.print(_shown(message, view.line))
         console.print("\nStopping …", style="dim")
-
-
-def _url_host(host: str) -> str:
-    """Return the host of a URL that reaches a server on this address."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"[{host}]" if ":" in host else host
 
 
 def _choose_port(settings: DevSettings) -> int:
@@ -121,7 +116,7 @@ def _serve(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
                 os.killpg(server.pid, signal.SIGKILL)
 
 
-def _await_start(server: subprocess.Popen[bytes], url: str, stop: threading.Event) -> None:
+def _await_start(server: subprocess.Popen[bytes], url: httpx.URL, stop: threading.Event) -> None:
     deadline = time.monotonic() + START_SECONDS
     # One client for all attempts: to make one takes longer than the pause, since it reads certificates.
     with httpx.Client(timeout=1, trust_env=False) as client:

@@ -65,8 +65,7 @@ def details(update: SessionUpdate) -> Text:
             shown = f"{utc(value)}  ({value})"
         rows.append(_row(name, shown, style))
     event = update.event
-    rows.append(_row("revision", str(update.revision)))
-    rows.append(_row("cursor", update.cursor))
+    rows += [_row("revision", str(update.revision)), _row("cursor", update.cursor)]
     rows.append(_row("last event", f"{event.type}  {event.id}  {utc(event.occurred_at)}"))
     return Text("\n").join(rows)
 

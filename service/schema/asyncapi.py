@@ -39,6 +39,8 @@ def document() -> Schema:
         "default": keys.prefix,
         "examples": [keys.prefix, *(part.prefix for part in keys.split(2))],
     }
+    session, message = EXAMPLE.session, orjson.dumps(json_of(EXAMPLE) | {"cursor": None}).decode()
+    entry = {"outcome": "applied", "session_id": session.id, "user_id": session.user_id, "message": message}
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -82,7 +84,7 @@ def document() -> Schema:
                     json_of(EXAMPLE),
                     contentType="application/json",
                 ),
-                "streamEntry": _message(StreamEntry, "An entry of the stream", _entry()),
+                "streamEntry": _message(StreamEntry, "An entry of the stream", entry),
             },
             "schemas": schemas(SessionMessage, StreamMessage, StreamEntry, at=_SCHEMAS),
         },
@@ -123,8 +125,3 @@ def _message(model: type, title: str, example: Any, **more: Any) -> Schema:
         "examples": [{"name": "ended", "payload": example}],
         "bindings": _BINDINGS,
     }
-
-
-def _entry() -> dict[str, str]:
-    session, message = EXAMPLE.session, orjson.dumps(json_of(EXAMPLE) | {"cursor": None}).decode()
-    return {"outcome": "applied", "session_id": session.id, "user_id": session.user_id, "message": message}

@@ -117,16 +117,12 @@ def _rules() -> dict[str, list[Schema]]:
         ),
     ]
     live = _rule("Only what is active is live.", _has(live={"const": True}), _has(status={"const": "active"}))
-
-    def first(revision: Schema) -> Schema:
-        comment = "The first state has none before it, each later one has."
-        none, one = _has(previous_status={"type": "null"}), _has(previous_status={"type": "string"})
-        return _rule(comment, _has(revision=revision), none, one)
-
+    first = "The first state has none before it, each later one has."
+    none, one = _has(previous_status={"type": "null"}), _has(previous_status={"type": "string"})
     return {
         "Session": [live],
-        "SessionMessage": [first({"const": 1}), *message],
-        "StreamMessage": [first({"enum": [1, None]}), *message],
+        "SessionMessage": [_rule(first, _has(revision={"const": 1}), none, one), *message],
+        "StreamMessage": [_rule(first, _has(revision={"enum": [1, None]}), none, one), *message],
     }
 
 

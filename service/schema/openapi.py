@@ -26,9 +26,8 @@ _MEANINGS: Final = {
 
 def document() -> Schema:
     """Return the OpenAPI document of the service."""
-    every = [
-        each for each in errors.errors_with_code() if each is not RelayError and each.__module__ == errors.__name__
-    ]
+    with_code = errors.errors_with_code()
+    every = [each for each in with_code if each is not RelayError and each.__module__ == errors.__name__]
     refused = [error for error in every if error is not UnauthorizedError]
     outcomes = [Outcome(name) for name in get_args(get_type_hints(Outcome)["outcome"])]
     ok = _response("200", "Yes", _object({"status": {"const": "ok"}}))
@@ -128,12 +127,11 @@ def _signature_headers(family: str) -> list[Schema]:
 
 
 def _signature(family: str) -> Schema:
-    signed = f"{family}-id, {family}-timestamp and the raw body"
     return {
         "type": "apiKey",
         "in": "header",
         "name": f"{family}-signature",
-        "description": f"Over {signed}: https://www.standardwebhooks.com",
+        "description": f"Over {family}-id, {family}-timestamp and the raw body: https://www.standardwebhooks.com",
     }
 
 

@@ -168,7 +168,7 @@ def test_a_misspelt_name_in_the_file_is_told() -> None:
 def test_a_file_in_another_encoding_is_told() -> None:
     Path(".env").write_text(f"{SIGNING}={SECRET}\n", encoding="utf-16")
 
-    assert said_by("serve", {}) == ".env: is not text in UTF-8: save it as that\n"
+    assert said_by("serve", {}) == ".env: is not UTF-8 text: save it as UTF-8\n"
 
 
 def test_a_file_that_can_not_be_read_is_told() -> None:
@@ -176,4 +176,4 @@ def test_a_file_that_can_not_be_read_is_told() -> None:
     if not Path(".env").is_file():
         pytest.skip("needs /proc")
 
-    assert said_by("serve", {}) == (".env: can't be read (Input/output error): let this user read it, or remove it\n")
+    assert said_by("serve", {}) == (".env: can't be read (Input/output error): make it readable, or remove it\n")
