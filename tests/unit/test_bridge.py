@@ -185,7 +185,7 @@ def test_nothing_of_a_refused_request_keeps_its_connection_or_its_body(app: Flas
         assert client.status in {404, 408}
         del client
         assert connection() is None
-        bodies = [each for each in gc.get_objects() if isinstance(each, environ.Body)]
+        bodies = [each for each in gc.get_objects() if type(each) is environ.Body]  # quick, and asks no proxy
         assert all(body.closed for body in bodies)
     finally:
         gc.enable()
