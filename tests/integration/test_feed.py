@@ -215,7 +215,18 @@ def test_a_session_without_an_end_is_live(feed: Feed, relay: Relay) -> None:
     assert feed.is_live("sess_1")
 
 
-def test_a_session_that_is_not_held_is_not_live(feed: Feed) -> None:
+def test_whether_a_session_is_live_needs_nothing_but_the_state(feed: Feed, relay: Relay, client: Any) -> None:
+    """docs/contract.md, section 5: fields that begin with `_` may be others in another version."""
+    relay.take(clerk_event(), "msg_1")
+    stored = client.hgetall(SESSION_KEY)
+    client.hdel(SESSION_KEY, *(name for name in stored if name.startswith("_")))
+    assert feed.is_live("sess_1")
+    client.hset(SESSION_KEY, "state", stored["state"].replace('"expire_at":', '"expire_at":1,"was":'))
+    assert not feed.is_live("sess_1")
+    client.hset(SESSION_KEY, mapping=stored)
+
+
+def test_a_session_that_is_not_stored_is_not_live(feed: Feed) -> None:
     assert not feed.is_live("sess_1")
 
 

@@ -18,7 +18,7 @@ from clerk_session_feed.transport import Connection
 BATCH: Final = 50
 """Entries that a consumer takes at once: each waits for those before it."""
 
-log = logging.getLogger("service.feed")
+log = logging.getLogger("clerk_session_feed")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

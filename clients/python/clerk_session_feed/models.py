@@ -34,6 +34,9 @@ ExpiryId = Annotated[str, Field(strict=True, pattern=r"^exp_[A-Za-z0-9_-]{1,128}
 Actor = Annotated[
     dict[str, Any], Field(json_schema_extra={"properties": {"sub": {"type": "string"}}, "required": ["sub"]})
 ]
+# Later versions of the relay add to these two. Consumers take any text; the schema tells what this version publishes.
+EventType = Annotated[str, Field(strict=True, max_length=128, json_schema_extra={"pattern": r"^session\."})]
+Source = Annotated[str, Field(strict=True, json_schema_extra={"enum": ["clerk", "synthetic"]})]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +100,10 @@ class Event:
 
     id: Id | ExpiryId
     """The Svix message id: the same for every retry."""
-    type: Annotated[str, Field(pattern=r"^session\.", max_length=128)]
+    type: EventType
     occurred_at: UnixMs
     instance_id: Id | None
-    source: Literal["clerk", "synthetic"]
+    source: Source
     """`synthetic`: an expiry that the relay found itself."""
 
 

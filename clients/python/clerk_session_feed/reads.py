@@ -24,8 +24,12 @@ async def is_live(sources: Sources, session_id: str) -> bool:
     for connection, partition in sources:
         key = partition.keys.session(session_id)
         ((live, expire_at),) = await connection.ask_twice(("HMGET", key, "live", "_expire_at"))
-        if live is not None:
-            return bool(live == b"1" and (not expire_at or int(expire_at) > now_ms()))
+        if live is None:
+            continue
+        if live == b"1" and expire_at is None:  # another version's: only `state` is promised to have it
+            update = await get([(connection, partition)], session_id)
+            return update is not None and update.is_live
+        return bool(live == b"1" and (not expire_at or int(expire_at) > now_ms()))
     return False
 
 

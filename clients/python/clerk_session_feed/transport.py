@@ -38,7 +38,7 @@ P = ParamSpec("P")
 Command = tuple[Any, ...]
 """A command's name and its arguments."""
 OnReconnect = Callable[[redis.RedisError], None]
-log = logging.getLogger("service.feed")
+log = logging.getLogger("clerk_session_feed")
 
 
 def log_retry(error: redis.RedisError) -> None:
