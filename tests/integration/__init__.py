@@ -1,1 +1,1 @@
-"""Tests in this process, with Redis."""
+"""Tests in this process, with Redis, or that wait or compute for long."""

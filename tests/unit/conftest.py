@@ -10,7 +10,7 @@ from typing import Any, Final, NoReturn
 import pytest
 from hypothesis import settings
 
-settings.register_profile("quick", max_examples=20)  # of `make test-unit`; `make test` tries more
+settings.register_profile("quick", max_examples=10)  # of `make test-unit`; `make test` tries more
 
 _WAYS_OUT: Final = [
     *((socket.socket, name, getattr(socket.socket, name)) for name in ("bind", "connect", "connect_ex")),
