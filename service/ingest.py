@@ -11,9 +11,6 @@ from service.models import Delivery, DeliveryInfo, Ignored, Outcome, SessionChan
 from service.store.sessions import SessionStore
 from service.waiting import read_body
 
-Event = SessionChange | Ignored | Unusable
-"""What a delivery says."""
-
 _TYPE: Final = re.compile(r"[a-z_]{1,40}(\.[a-z_]{1,40}){1,3}", re.IGNORECASE | re.ASCII)
 """`user.created`, `organizationMembership.deleted`: https://clerk.com/docs/webhooks/overview"""
 
@@ -48,7 +45,7 @@ class Ingest:
             return self._store.keep_dead_letter(delivery, event, self._now_ms())
         return self._store.apply(event, delivery.body, self._now_ms())
 
-    def _read(self, delivery: Delivery, info: DeliveryInfo) -> Event:
+    def _read(self, delivery: Delivery, info: DeliveryInfo) -> SessionChange | Ignored | Unusable:
         """Parse and normalize a body."""
         event = parse(delivery.body, info.nulled.append, with_request=self._publish_http_request)
         info.type = event.type if _TYPE.fullmatch(event.type) else None

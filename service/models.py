@@ -121,9 +121,8 @@ class NewState(NamedTuple):
     """Cursor of the stored state that an expiry was made from; empty for a delivery."""
 
 
-_ALWAYS_PUBLISHED: Final = {"object", "id", "user_id", "status", "live"}
 OMITTABLE_FIELDS: Final[frozenset[str]] = frozenset(
-    {field.name for field in dataclasses.fields(Session)} - _ALWAYS_PUBLISHED
+    {field.name for field in dataclasses.fields(Session)} - {"object", "id", "user_id", "status", "live"}
     | {f"latest_activity.{field.name}" for field in dataclasses.fields(SessionActivity)}
 )
 """What OMIT_FIELDS may name. Consumers find and read sessions by the others."""

@@ -21,7 +21,7 @@ T = TypeVar("T")
 _threads: Final = concurrent.futures.ThreadPoolExecutor(max_workers=2, thread_name_prefix="large-body")
 """For what computes too long for the loop; a thread starts with its first work."""
 LARGE_BYTES: Final = 64 * 1024
-"""Bytes from which on reading a body may hold the event loop up."""
+"""Bytes of the largest body that is read on the event loop; a larger one would hold it up for too long."""
 IDLE_GREENLETS: Final = 64
 """Greenlets kept for later calls; each takes about 20 kB."""
 _TIME_IS_OVER: Final = "the time is over"

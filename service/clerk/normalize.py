@@ -23,7 +23,9 @@ def normalize(event: clerk.SessionEvent, *, message_id: str, now_ms: int) -> Ses
     A session is live if it is active and `expire_at` is later than `now_ms`, in Unix milliseconds.
     """
     data = event.data
-    status = _status(event.type, data.status)
+    status = data.status
+    if event.type in _TERMINAL_TYPES and (status is None or status in OPEN_STATUSES):
+        status = _TERMINAL_TYPES[event.type]  # outranks what the event reports
     if status is None:
         return Unusable(event.type, "invalid_status", "data.status: missing")
     for updated_at in (data.updated_at, event.timestamp, data.last_active_at, data.created_at):
@@ -46,13 +48,6 @@ def normalize(event: clerk.SessionEvent, *, message_id: str, now_ms: int) -> Ses
         session=Session(**session),
         order=OrderKey(status not in OPEN_STATUSES, updated_at, occurred_at, RANKS.index(status), message_id),
     )
-
-
-def _status(type_: str, reported: Status | None) -> Status | None:
-    """Return the status: the type decides if the event reports an open status, or none."""
-    if type_ in _TERMINAL_TYPES and (reported is None or reported in OPEN_STATUSES):
-        return _TERMINAL_TYPES[type_]
-    return reported
 
 
 def _event(event: clerk.SessionEvent, message_id: str, occurred_at_ms: int) -> Event:

@@ -1,7 +1,7 @@
 """The expiry worker: Clerk sends nothing when a session runs out, so the relay makes an event of its own.
 
-That goes through the same script as Clerk's events, which does nothing if another state is stored by then
-than was read here. So any number of workers may run, and be killed, at any time.
+That goes through the same script as Clerk's events. The script does nothing if the stored state has changed since
+it was read here. So any number of workers may run, and be killed, at any time.
 
 `abandon_at` is ignored: Clerk moves it whenever the user is active, and sends no event about it.
 """

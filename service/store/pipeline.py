@@ -46,7 +46,7 @@ MAX_WAITING: Final = 10_000
 CLOSE_SECONDS: Final = 5.0
 """Seconds for the commands that still wait when the service stops."""
 STUCK_SECONDS: Final = 4.0
-"""Seconds after which a batch is too late for everyone who waits. (Asking all sentinels has no timeout.)"""
+"""Seconds after which a batch is too late for everyone who waits: asking where Redis is comes before its timeout."""
 PAUSE_AFTER_TIMEOUT: Final = 1.0
 """Seconds after a timeout in which commands are refused at once, instead of waiting for the next timeout."""
 
@@ -211,7 +211,7 @@ class Pipeline:
 
     def _take(self, at_most: int) -> list[_Command]:
         taken = [self._waiting.popleft() for _ in range(min(at_most, len(self._waiting)))]
-        # Who has stopped waiting was answered 503 already, and the sender will try again.
+        # A request that has stopped waiting got its 503 already, and its sender will try again.
         return [command for command in taken if _is_wanted(command.future)]
 
     async def _load_scripts(self, connection: Any) -> None:

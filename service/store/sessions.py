@@ -115,6 +115,7 @@ class SessionStore:
 
     def _submit(self, partition: int, new: NewState, now_ms: int, parse: Callable[[list[bytes]], T]) -> Future[T]:
         keys, pipeline = self._partitions[partition]
+        left_ms = MAX_TTL_MS if new.expire_at_ms is None else new.expire_at_ms - now_ms
         command = APPLY_SESSION.command(
             session_key=keys.session(new.session_id),
             user_key=keys.user_sessions(new.user_id),
@@ -127,7 +128,7 @@ class SessionStore:
             status=new.status,
             live=int(new.live),
             expire_at="" if new.expire_at_ms is None else new.expire_at_ms,
-            ttl_ms=_ttl_ms(new.expire_at_ms, now_ms, self._retention_ms),
+            ttl_ms=min(max(left_ms, 0) + self._retention_ms, MAX_TTL_MS),  # senders may retry past the session's end
             retention_ms=self._retention_ms,
             stream_maxlen=self._settings.stream_maxlen,
             channel=keys.channel,
@@ -184,13 +185,6 @@ class SessionStore:
         """Send what waits, then disconnect."""
         with ThreadPoolExecutor(len(self._pipelines)) as threads:  # side by side: each may take its time
             list(threads.map(Pipeline.close, self._pipelines.values()))
-
-
-def _ttl_ms(expire_at_ms: int | None, now_ms: int, retention_ms: int) -> int:
-    """Return how long a session's key lasts: past the session's end, as long as senders may retry."""
-    if expire_at_ms is None:
-        return MAX_TTL_MS
-    return min(max(expire_at_ms - now_ms, 0) + retention_ms, MAX_TTL_MS)
 
 
 def _result(future: Future[T], seconds: float = WRITE_SECONDS) -> T:

@@ -29,7 +29,7 @@ OTHER: Final = "other"
 
 _DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 _IS_SHARED: Final = _DIRECTORY in os.environ
-"""Like the Prometheus client, which looks for the variable when it is imported."""
+"""Looked for at import, as the Prometheus client does."""
 
 DELIVERIES = Counter(
     "session_relay_deliveries",
