@@ -138,21 +138,7 @@ def serve(settings: Settings, factory: str = DEFAULT_FACTORY) -> None:
     os.environ[_FACTORY] = factory
     if factory != DEFAULT_FACTORY:
         _import_factory(factory)  # what is wrong with it is reported once, too
-    config = _config(settings)
-    if settings.web_concurrency == 1:
-        OneProcess(config).run(sockets)
-        return
-    with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
-        # Each worker counts in files there, so that any of them can report the sum.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
-        workers = Workers(config, sockets)
-        workers.run()
-    if any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes):
-        sys.exit(1)
-
-
-def _config(settings: Settings) -> Config:
-    return WorkerConfig(
+    config = WorkerConfig(
         "service.server:application",
         factory=True,
         workers=settings.web_concurrency,
@@ -170,6 +156,16 @@ def _config(settings: Settings) -> Config:
         proxy_headers=False,
         server_header=False,
     )
+    if settings.web_concurrency == 1:
+        OneProcess(config).run(sockets)
+        return
+    with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
+        # Each worker counts in files there, so that any of them can report the sum.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
+        workers = Workers(config, sockets)
+        workers.run()
+    if any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes):
+        sys.exit(1)
 
 
 def on_stop_signals(action: Callable[..., object] | signal.Handlers) -> None:

@@ -89,7 +89,14 @@ class _Formatter(logging.Formatter):
 
     def __init__(self, log_format: str) -> None:
         super().__init__()
-        self._processors = _processors(log_format)
+        stamp = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
+        self._processors: list[Any] = [stamp, structlog.processors.format_exc_info]
+        if log_format == "json":
+            self._processors.append(structlog.processors.JSONRenderer(_to_json))
+        else:
+            plain, colors = structlog.dev.plain_traceback, sys.stderr.isatty()
+            console = structlog.dev.ConsoleRenderer(timestamp_key="time", exception_formatter=plain, colors=colors)
+            self._processors += [_escape, console]
 
     def format(self, record: logging.LogRecord) -> str:
         line = {**getattr(record, "event_fields", {}), "event": record.getMessage()}
@@ -138,16 +145,6 @@ def _logger_arguments(logger: logging.Logger, method: str, line: EventDict) -> E
     record["extra"] = {"event_fields": record["extra"]}
     record["stacklevel"] = record.get("stacklevel", 1) + 2  # skips structlog's frames
     return record
-
-
-def _processors(log_format: str) -> list[Any]:
-    shared = [structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"), structlog.processors.format_exc_info]
-    if log_format == "json":
-        return [*shared, structlog.processors.JSONRenderer(_to_json)]
-    console = structlog.dev.ConsoleRenderer(
-        timestamp_key="time", exception_formatter=structlog.dev.plain_traceback, colors=sys.stderr.isatty()
-    )
-    return [*shared, _escape, console]
 
 
 def _to_json(line: EventDict, default: Callable[[Any], Any]) -> str:

@@ -29,10 +29,10 @@ def round_trip(contexts: Sequence[Any]) -> Iterator[None]:
         contexts: for each command, what `current_context` returned when it was submitted.
     """
     traced = [context for context in contexts if context is not None]
-    trace: Any = sys.modules.get("opentelemetry.trace")
-    if not traced or trace is None:
+    if not traced:
         yield
         return
+    trace: Any = sys.modules["opentelemetry.trace"]
     tracer = trace.get_tracer("clerk-session-relay")
     attributes = {"db.system.name": "redis", "db.operation.name": "EVALSHA"}
     if len(contexts) == 1:
