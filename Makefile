@@ -29,7 +29,7 @@ test: .venv/.installed .venv/.node
 	@exec .venv/bin/python -m pytest $(ARGS)
 
 test-unit: .venv/.installed
-	@exec .venv/bin/python -m pytest --hypothesis-profile quick tests/unit $(ARGS)
+	@exec .venv/bin/python -m pytest -n 0 --hypothesis-profile quick tests/unit $(ARGS)
 
 # SOAK_DELIVERIES, SOAK_SESSIONS and SOAK_SEED make it longer, or another one.
 soak: .venv/.installed
