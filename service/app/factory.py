@@ -50,6 +50,7 @@ class RelayRequest(Request):
 
     @property
     def want_form_data_parsed(self) -> bool:
+        """Whether Flask may read a form from the body: not on the webhook's path."""
         return self.path != WEBHOOK_PATH and super().want_form_data_parsed
 
 

@@ -175,6 +175,8 @@ class ClerkModel(pydantic.BaseModel):
 
 
 class Activity(ClerkModel):
+    """Where and with what a session was last used."""
+
     object: OptionalText = None
     id: OptionalText = None
     device_type: OptionalText = None
@@ -201,6 +203,8 @@ def _read_tasks(value: object, info: ValidationInfo) -> tuple[SessionTask, ...]:
 
 
 class SessionData(ClerkModel):
+    """The session in an event's `data`."""
+
     object: Literal["session"] | None = None
     id: Id
     user_id: Id
@@ -218,11 +222,15 @@ class SessionData(ClerkModel):
 
 
 class HttpRequestData(ClerkModel):
+    """The request of the user that caused an event."""
+
     client_ip: OptionalText = None
     user_agent: OptionalText = None
 
 
 class EventAttributes(ClerkModel):
+    """What Clerk adds about the cause of an event."""
+
     http_request: Annotated[HttpRequestData | None, NullIfInvalid] = None
 
 

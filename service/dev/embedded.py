@@ -33,6 +33,7 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
+        """Where it is, for REDIS_URL."""
         return f"redis://127.0.0.1:{self.port}/0"
 
 

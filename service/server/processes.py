@@ -40,6 +40,7 @@ class OneProcess(Server):
     """Uvicorn's server, if there is one process only."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop at the first signal, and ignore further ones."""
         if not self.should_exit:  # uvicorn would stop at once at the second signal
             super().handle_exit(sig, frame)
 
@@ -48,6 +49,7 @@ class Workers(Multiprocess):
     """Uvicorn's supervisor, which starts worker processes and replaces those that die."""
 
     def keep_subprocess_alive(self) -> None:
+        """Replace workers that died, and drop their gauges."""
         before = [worker.process for worker in self.processes]
         for worker in self.processes:
             worker.child_conn.close()  # else uvicorn waits for a worker that died as if it hung
@@ -60,11 +62,13 @@ class Workers(Multiprocess):
                 forget_worker(process.pid)
 
     def terminate_all(self) -> None:
+        """Tell the workers to stop."""
         for each in self.sockets:  # else the kernel accepts connections that nobody will serve
             each.close()
         super().terminate_all()
 
     def join_all(self) -> None:
+        """Wait until the workers have ended; kill those that take too long."""
         deadline = time.monotonic() + 2 * STOP_SECONDS
         for worker in self.processes:
             worker.process.join(max(0.0, deadline - time.monotonic()))

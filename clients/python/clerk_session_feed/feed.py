@@ -178,27 +178,34 @@ class AsyncSessionFeed(Feed[AsyncConnection]):
         await self.close()
 
     async def close(self) -> None:
+        """See `SessionFeed.close`."""
         for connection in self._end():
             await connection.close()
 
     async def get(self, session_id: str, user_id: str | None = None) -> SessionUpdate | None:
+        """See `SessionFeed.get`."""
         return await reads.get(self._sources(user_id), session_id)
 
     async def is_live(self, session_id: str, user_id: str | None = None) -> bool:
+        """See `SessionFeed.is_live`."""
         return await reads.is_live(self._sources(user_id), session_id)
 
     async def live_sessions(self, user_id: str) -> list[SessionUpdate]:
+        """See `SessionFeed.live_sessions`."""
         return await reads.live_sessions(self._sources(user_id), user_id)
 
     async def history(self, session_id: str, user_id: str | None = None) -> list[SessionUpdate]:
+        """See `SessionFeed.history`."""
         return await reads.history(self._sources(user_id), session_id)
 
     async def now(self) -> dict[int, str]:
+        """See `SessionFeed.now`."""
         return await reads.now(self._sources())
 
     def follow(
         self, after: After = None, *, stale: bool = False, resync: bool = False, on_reconnect: OnReconnect = log_retry
     ) -> AsyncGenerator[SessionUpdate, None]:
+        """See `SessionFeed.follow`."""
         return self._begin(stream.follow, self._by_slot(after), on_reconnect, stale=stale, resync=resync)
 
     def consume(
@@ -212,10 +219,12 @@ class AsyncSessionFeed(Feed[AsyncConnection]):
         claim_after: float = 60.0,
         on_reconnect: OnReconnect = log_retry,
     ) -> AsyncGenerator[SessionUpdate, None]:
+        """See `SessionFeed.consume`."""
         share = Group(group, name, claim_after)
         return self._begin(consume, self._by_slot(after), on_reconnect, group=share, stale=stale, resync=resync)
 
     def subscribe(
         self, user_id: str | None = None, *, on_reconnect: OnReconnect = log_retry
     ) -> AsyncGenerator[SessionUpdate, None]:
+        """See `SessionFeed.subscribe`."""
         return self._begin(stream.subscribe, self._by_slot()[:1], on_reconnect, channel=self._channel(user_id))

@@ -23,6 +23,8 @@ log = logging.getLogger("clerk_session_feed")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Group:
+    """A consumer group, and the name of one of its consumers."""
+
     name: str
     consumer: str
     claim_after: float

@@ -12,6 +12,7 @@ Sources = Sequence[tuple[Connection, Partition]]
 
 
 async def get(sources: Sources, session_id: str) -> SessionUpdate | None:
+    """Return the session's state, or None; see `SessionFeed.get`."""
     for connection, partition in sources:
         key = partition.keys.session(session_id)
         ((state,),) = await connection.ask_twice(("HMGET", key, "state"))
@@ -21,6 +22,7 @@ async def get(sources: Sources, session_id: str) -> SessionUpdate | None:
 
 
 async def is_live(sources: Sources, session_id: str) -> bool:
+    """Tell whether the session is live; see `SessionFeed.is_live`."""
     for connection, partition in sources:
         key = partition.keys.session(session_id)
         ((live, expire_at),) = await connection.ask_twice(("HMGET", key, "live", "_expire_at"))
@@ -34,6 +36,7 @@ async def is_live(sources: Sources, session_id: str) -> bool:
 
 
 async def live_sessions(sources: Sources, user_id: str) -> list[SessionUpdate]:
+    """Return the user's live sessions; `sources` is the user's partition alone."""
     ((connection, partition),) = sources
     alive = ("ZRANGEBYSCORE", partition.keys.user_sessions(user_id), f"({now_ms()}", "+inf")
     (ids,) = await connection.ask_twice(alive)
@@ -46,6 +49,7 @@ async def live_sessions(sources: Sources, user_id: str) -> list[SessionUpdate]:
 
 
 async def history(sources: Sources, session_id: str) -> list[SessionUpdate]:
+    """Return what the stream has about the session; see `SessionFeed.history`."""
     updates = []
     for connection, partition in sources:
         after = START
@@ -62,6 +66,7 @@ async def history(sources: Sources, session_id: str) -> list[SessionUpdate]:
 
 
 async def now(sources: Sources) -> dict[int, str]:
+    """Return the cursor at the end of each partition; see `SessionFeed.now`."""
     return {
         partition.number: await newest(connection.ask_twice, partition.keys.events) for connection, partition in sources
     }

@@ -60,6 +60,7 @@ class Partition:
         self.is_entry = "-" in cursor and cursor not in {START, NOTHING}
 
     def entry(self, entry: tuple[bytes, Sequence[bytes]]) -> Entry:
+        """Return an entry of the stream by the names of its fields."""
         entry_id, fields = entry
         named = as_dict(fields)
         outcome, session_id = named.get(b"outcome", b""), named.get(b"session_id", b"")

@@ -97,6 +97,7 @@ class Connection(abc.ABC):
 
     @property
     def is_closed(self) -> bool:
+        """Whether `close` was called."""
         return bool(self._closing.is_set())
 
     async def close(self) -> None:

@@ -49,6 +49,7 @@ class SessionUpdate:
 
 
 def now_ms() -> int:
+    """Return the time in Unix milliseconds."""
     return time.time_ns() // 1_000_000
 
 
