@@ -77,24 +77,24 @@ def lasting_client() -> Iterator[Callable[[EmbeddedRedis], Any]]:
         yield functools.cache(lambda server: stack.enter_context(client_of(server.url)))
 
 
-@pytest.fixture
-def client(relay_redis: EmbeddedRedis, lasting_client: Callable[[EmbeddedRedis], Any]) -> Iterator[Any]:
-    """A client of the Redis under test, which is empty at first. Afterwards, what it holds is looked at."""
-    client = lasting_client(relay_redis)
+def _emptied(client: Any) -> Iterator[Any]:
+    """Yield an empty Redis' client; look at what is in there afterwards."""
     client.flushall()
     yield client
     assert_sessions_and_users_expire(client)
     assert_messages_keep_to_the_schema(client)
+
+
+@pytest.fixture
+def client(relay_redis: EmbeddedRedis, lasting_client: Callable[[EmbeddedRedis], Any]) -> Iterator[Any]:
+    """A client of the Redis under test, which is empty at first. Afterwards, what it has is looked at."""
+    yield from _emptied(lasting_client(relay_redis))
 
 
 @pytest.fixture
 def any_client(any_redis: EmbeddedRedis, lasting_client: Callable[[EmbeddedRedis], Any]) -> Iterator[Any]:
     """A client of `any_redis`, which is empty at first; `service` and `endpoint` write to it."""
-    client = lasting_client(any_redis)
-    client.flushall()
-    yield client
-    assert_sessions_and_users_expire(client)
-    assert_messages_keep_to_the_schema(client)
+    yield from _emptied(lasting_client(any_redis))
 
 
 @pytest.fixture
