@@ -10,6 +10,7 @@ from typing import Self
 from clerk_session_feed import reads, stream
 from clerk_session_feed.base import After, Feed
 from clerk_session_feed.group import Group, consume
+from clerk_session_feed.models import LiveStatus
 from clerk_session_feed.transport import AsyncConnection, BlockingConnection, OnReconnect, iterate, log_retry, run
 from clerk_session_feed.updates import SessionUpdate
 
@@ -60,9 +61,7 @@ class SessionFeed(Feed[BlockingConnection]):
         return run(reads.get, self._sources(user_id), session_id)
 
     def is_live(self, session_id: str, user_id: str | None = None) -> bool:
-        """Tell whether the session is active and has not expired; False if nothing is stored of it.
-
-        Takes one HMGET for each partition that is asked.
+        """Tell whether the session's `status` is `live`. False also means that nothing is stored of the session.
 
         Args:
             session_id: Clerk's id of the session.
@@ -72,7 +71,21 @@ class SessionFeed(Feed[BlockingConnection]):
             redis.RedisError: If Redis can't say: the session may be live or not.
             FeedClosedError: If the feed is closed.
         """
-        return run(reads.is_live, self._sources(user_id), session_id)
+        return self.status(session_id, user_id) == "live"
+
+    def status(self, session_id: str, user_id: str | None = None) -> LiveStatus:
+        """Tell whether the session is live, in one round trip (on a cluster, one for each partition that is asked).
+
+        - `live`: it is active and has not expired.
+        - `ended`: it is stored and not live. It ended or expired, or it is `pending`: Clerk does not let the user
+          in before some tasks are done.
+        - `unknown`: nothing is stored of it. It began a moment ago and its webhook is on the way, or it began
+          before the relay received webhooks, or it ended so long ago that it was forgotten. docs/feed.md says
+          what to do.
+
+        Arguments and errors are those of `is_live`.
+        """
+        return run(reads.status, self._sources(user_id), session_id)
 
     def live_sessions(self, user_id: str) -> list[SessionUpdate]:
         """Return the user's sessions that are live now, the first to expire first. Raises like `get`."""
@@ -188,7 +201,11 @@ class AsyncSessionFeed(Feed[AsyncConnection]):
 
     async def is_live(self, session_id: str, user_id: str | None = None) -> bool:
         """See `SessionFeed.is_live`."""
-        return await reads.is_live(self._sources(user_id), session_id)
+        return await self.status(session_id, user_id) == "live"
+
+    async def status(self, session_id: str, user_id: str | None = None) -> LiveStatus:
+        """See `SessionFeed.status`."""
+        return await reads.status(self._sources(user_id), session_id)
 
     async def live_sessions(self, user_id: str) -> list[SessionUpdate]:
         """See `SessionFeed.live_sessions`."""

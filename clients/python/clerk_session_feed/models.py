@@ -14,6 +14,8 @@ SCHEMA_VERSION: Final = 1
 
 Status = Literal["active", "pending", "ended", "removed", "revoked", "replaced", "expired", "abandoned"]
 OpenStatus = Literal["active", "pending"]
+LiveStatus = Literal["live", "ended", "unknown"]
+"""What `SessionFeed.status` tells about a session."""
 STATUSES: Final[frozenset[str]] = frozenset(get_args(Status))
 OPEN_STATUSES: Final[frozenset[str]] = frozenset(get_args(OpenStatus))
 
@@ -35,8 +37,8 @@ Actor = Annotated[
     dict[str, Any], Field(json_schema_extra={"properties": {"sub": {"type": "string"}}, "required": ["sub"]})
 ]
 # Later versions of the relay add to these two. Consumers take any text; the schema tells what this version publishes.
-EventType = Annotated[str, Field(strict=True, max_length=128, json_schema_extra={"pattern": r"^session\."})]
-Source = Annotated[str, Field(strict=True, json_schema_extra={"enum": ["clerk", "synthetic"]})]
+EventType = Annotated[str, Field(strict=True, max_length=128, json_schema_extra={"pattern": r"^(session|user)\."})]
+Source = Annotated[str, Field(strict=True, json_schema_extra={"enum": ["clerk", "synthetic", "clerk-api", "relay"]})]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,12 +101,14 @@ class Event:
     """What made the session what it is now."""
 
     id: Id | ExpiryId
-    """The Svix message id: the same for every retry."""
+    """The Svix message id, the same for every retry; or an id that the relay made: `exp_…`, `api_…` or `rev_…`."""
     type: EventType
+    """`session.…`; or `user.deleted` or `user.updated`: the session ended because its user was deleted or banned."""
     occurred_at: UnixMs
     instance_id: Id | None
     source: Source
-    """`synthetic`: an expiry that the relay found itself."""
+    """`clerk`: a webhook of Clerk's; `synthetic`: an expiry that the relay found itself;
+    `clerk-api`: a state that the relay read from Clerk's Backend API; `relay`: an end that was ordered at the relay."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

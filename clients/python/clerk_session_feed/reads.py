@@ -1,38 +1,58 @@
 """Short reads: the state of sessions, and what the stream says about one."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from clerk_session_feed.cursors import START
+from clerk_session_feed.models import LiveStatus
 from clerk_session_feed.stream import BATCH, Partition, newest
 from clerk_session_feed.transport import Connection
 from clerk_session_feed.updates import SessionUpdate, now_ms, published
 
-Sources = Sequence[tuple[Connection, Partition]]
+Source = tuple[Connection, Partition]
+Sources = Sequence[Source]
 """The partitions that may know, each with a connection to it."""
 
 
 async def get(sources: Sources, session_id: str) -> SessionUpdate | None:
     """Return the session's state, or None; see `SessionFeed.get`."""
+    stored = await _stored(sources, session_id, "state")
+    if stored is None:
+        return None
+    (_, partition), (state,) = stored
+    return published(state, partition.keys.session(session_id), partition=partition.number)
+
+
+async def status(sources: Sources, session_id: str) -> LiveStatus:
+    """Tell whether the session is live, over, or not known; see `SessionFeed.status`."""
+    stored = await _stored(sources, session_id, "live", "_expire_at")
+    if stored is None:
+        return "unknown"
+    source, (live, expire_at) = stored
+    if live == b"1" and expire_at is None:  # another version's: only `state` is promised to have it
+        update = await get([source], session_id)
+        if update is None:  # the key expired between the two reads
+            return "unknown"
+        is_live = update.is_live
+    else:
+        is_live = live == b"1" and (not expire_at or int(expire_at) > now_ms())
+    return "live" if is_live else "ended"
+
+
+async def _stored(sources: Sources, session_id: str, *fields: str) -> tuple[Source, list[Any]] | None:
+    """Return where the session is stored, and these fields of its hash; None if it is stored nowhere.
+
+    Partitions that share a connection are asked in one round trip. Of a stored session the first field is there.
+    """
+    by_connection: dict[Connection, list[Partition]] = {}
     for connection, partition in sources:
-        key = partition.keys.session(session_id)
-        ((state,),) = await connection.ask_twice(("HMGET", key, "state"))
-        if state is not None:
-            return published(state, key, partition=partition.number)
+        by_connection.setdefault(connection, []).append(partition)
+    for connection, partitions in by_connection.items():
+        commands = [("HMGET", partition.keys.session(session_id), *fields) for partition in partitions]
+        for partition, values in zip(partitions, await connection.ask_twice(*commands), strict=True):
+            if values[0] is not None:
+                return (connection, partition), values
     return None
-
-
-async def is_live(sources: Sources, session_id: str) -> bool:
-    """Tell whether the session is live; see `SessionFeed.is_live`."""
-    for connection, partition in sources:
-        key = partition.keys.session(session_id)
-        ((live, expire_at),) = await connection.ask_twice(("HMGET", key, "live", "_expire_at"))
-        if live is None:
-            continue
-        if live == b"1" and expire_at is None:  # another version's: only `state` is promised to have it
-            update = await get([(connection, partition)], session_id)
-            return update is not None and update.is_live
-        return bool(live == b"1" and (not expire_at or int(expire_at) > now_ms()))
-    return False
 
 
 async def live_sessions(sources: Sources, user_id: str) -> list[SessionUpdate]:
