@@ -27,6 +27,7 @@ from clerk_session_feed import (
     stream,
     transport,
 )
+from clerk_session_feed.keys import partition_of
 from support.clock import eventually
 from support.constants import DAY_MS, EVENTS_KEY, NOW_MS, ROOT, SESSION_KEY, USER_KEY
 from support.events import clerk_event
@@ -182,37 +183,55 @@ def test_what_is_no_message_is_an_error_that_names_it(
 # Whether a session is live
 
 
-def test_a_session_is_live_as_long_as_it_is_active(feed: Feed, relay: Relay) -> None:
+def status_of(feed: Feed, *arguments: str) -> str:
+    """Return what `status` tells, with which `is_live` agrees."""
+    status: str = feed.do(feed.feed.status, *arguments)
+    assert feed.is_live(*arguments) is (status == "live")
+    return status
+
+
+def test_a_session_is_live_until_it_ends(feed: Feed, relay: Relay) -> None:
     relay.take(clerk_event(), "msg_1")
-    assert feed.is_live("sess_1")
+    assert status_of(feed, "sess_1") == "live"
     relay.take(clerk_event("revoked", updated_at=NOW_MS), "msg_2")
-    assert not feed.is_live("sess_1")
+    assert status_of(feed, "sess_1") == "ended"
 
 
-@pytest.mark.parametrize(("past_the_end_ms", "expected"), [(-1, True), (0, False), (1, False)])
+@pytest.mark.parametrize(("past_the_end_ms", "expected"), [(-1, "live"), (0, "ended"), (1, "ended")])
 @pytest.mark.parametrize("omitted", ["", "expire_at"])
-def test_a_session_is_live_until_it_runs_out(
+def test_a_session_is_live_until_it_expires_though_nobody_has_told_so(
     open_feed: OpenFeed,
     relay_redis: EmbeddedRedis,
     client: Any,
     monkeypatch: pytest.MonkeyPatch,
     past_the_end_ms: int,
-    expected: bool,
+    expected: str,
     omitted: str,
 ) -> None:
     with run_relay(relay_redis.url, omit_fields=omitted) as relay:
         relay.take(clerk_event(expire_at=NOW_MS + DAY_MS), "msg_1")
     set_clock(monkeypatch, NOW_MS + DAY_MS + past_the_end_ms)
     feed = open_feed(relay_redis.url)
-    assert feed.is_live("sess_1") is expected
-    assert feed.live_ids() == (["sess_1"] if expected else [])
+    assert status_of(feed, "sess_1") == expected
+    assert feed.live_ids() == (["sess_1"] if expected == "live" else [])
     if not omitted:
-        assert feed.state().is_live is expected
+        assert feed.state().is_live is (expected == "live")
 
 
 def test_a_session_without_an_end_is_live(feed: Feed, relay: Relay) -> None:
     relay.take(clerk_event(expire_at=None), "msg_1")
-    assert feed.is_live("sess_1")
+    assert status_of(feed, "sess_1") == "live"
+
+
+def test_a_session_that_is_pending_counts_as_ended(feed: Feed, relay: Relay) -> None:
+    """Its user is not let in before the tasks are done."""
+    relay.take(clerk_event("pending"), "msg_1")
+    assert status_of(feed, "sess_1") == "ended"
+
+
+def test_a_session_that_is_not_stored_is_unknown(feed: Feed, relay: Relay) -> None:
+    take_several(relay, "sess_other")
+    assert status_of(feed, "sess_1") == "unknown"
 
 
 def test_whether_a_session_is_live_needs_nothing_but_the_state(feed: Feed, relay: Relay, client: Any) -> None:
@@ -220,22 +239,73 @@ def test_whether_a_session_is_live_needs_nothing_but_the_state(feed: Feed, relay
     relay.take(clerk_event(), "msg_1")
     stored = client.hgetall(SESSION_KEY)
     client.hdel(SESSION_KEY, *(name for name in stored if name.startswith("_")))
-    assert feed.is_live("sess_1")
+    assert status_of(feed, "sess_1") == "live"
     client.hset(SESSION_KEY, "state", stored["state"].replace('"expire_at":', '"expire_at":1,"was":'))
-    assert not feed.is_live("sess_1")
+    assert status_of(feed, "sess_1") == "ended"
     client.hset(SESSION_KEY, mapping=stored)
 
 
-def test_a_session_that_is_not_stored_is_not_live(feed: Feed) -> None:
-    assert not feed.is_live("sess_1")
+def test_a_session_that_is_forgotten_between_two_reads_is_unknown(open_feed: OpenFeed) -> None:
+    replies = {b"live": b"*2\r\n$1\r\n1\r\n$-1", b"state": b"*1\r\n$-1"}
+    with scripted_redis(lambda words: replies.get(words[2]) if words[0] == b"HMGET" else None) as server:
+        feed = open_feed(server.url)
+        assert feed.do(feed.feed.status, "sess_1") == "unknown"
 
 
-def test_whether_a_session_is_live_costs_one_command(feed: Feed, relay: Relay, client: Any) -> None:
+@pytest.mark.parametrize("method", ["status", "is_live"])
+def test_whether_a_session_is_live_costs_one_command(feed: Feed, relay: Relay, client: Any, method: str) -> None:
     relay.take(clerk_event(), "msg_1")
     feed.is_live("sess_1")
     with monitored(client) as commands:
-        feed.is_live("sess_1")
+        feed.do(getattr(feed.feed, method), "sess_1")
     assert commands == [f"HMGET {SESSION_KEY} live _expire_at"]
+
+
+PARTITIONS = 4
+
+
+@pytest.fixture
+def spread(open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any) -> Feed:
+    """A feed of several partitions, in which each of eight users has a session: `sess_0` of `user_0`, and so on."""
+    with run_relay(relay_redis.url, partitions=PARTITIONS) as relay:
+        for number in range(8):
+            relay.take(clerk_event(session_id=f"sess_{number}", user_id=f"user_{number}"), f"msg_{number}")
+        relay.take(clerk_event("ended", session_id="sess_0", user_id="user_0", updated_at=NOW_MS), "msg_end")
+    assert {partition_of(f"user_{number}", PARTITIONS) for number in range(8)} == {*range(PARTITIONS)}
+    return open_feed(relay_redis.url, partitions=PARTITIONS)
+
+
+def test_a_session_is_found_in_any_partition(spread: Feed) -> None:
+    expected = {"sess_0": "ended", "sess_unknown": "unknown"} | {f"sess_{number}": "live" for number in range(1, 8)}
+    assert {each: status_of(spread, each) for each in expected} == expected
+    for number in range(8):
+        assert spread.state(f"sess_{number}").session.user_id == f"user_{number}"
+
+
+def test_who_knows_the_user_asks_one_partition(spread: Feed, client: Any) -> None:
+    assert status_of(spread, "sess_1", "user_1") == "live"
+    with monitored(client) as commands:
+        spread.do(spread.feed.status, "sess_1", "user_1")
+    prefix = f"{{clerk:{partition_of('user_1', PARTITIONS)}}}"
+    assert commands == [f"HMGET {prefix}:session:sess_1 live _expire_at"]
+
+
+def round_trips(client: Any, call: Callable[[], object]) -> int:
+    """Return how often Redis read from its clients meanwhile, but for this one."""
+    before = int(client.info("stats")["total_reads_processed"])
+    call()
+    return int(client.info("stats")["total_reads_processed"]) - before - 1
+
+
+@pytest.mark.parametrize("method", ["status", "is_live", "get"])
+@pytest.mark.parametrize("session_id", ["sess_0", "sess_1", "sess_unknown"])
+def test_all_partitions_are_asked_in_one_round_trip(spread: Feed, client: Any, method: str, session_id: str) -> None:
+    spread.get("sess_1")  # connects
+    read = getattr(spread.feed, method)
+    assert round_trips(client, lambda: spread.do(read, session_id)) == 1
+    with monitored(client) as commands:
+        spread.do(read, session_id)
+    assert [command.split()[0] for command in commands] == ["HMGET"] * PARTITIONS
 
 
 # A user's live sessions
@@ -776,14 +846,16 @@ def test_neither_flask_nor_svix_is_imported() -> None:
 PROGRAM = """
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from typing import Literal
 
-from clerk_session_feed import AsyncSessionFeed, CursorLostError, SessionFeed, SessionUpdate
+from clerk_session_feed import AsyncSessionFeed, CursorLostError, LiveStatus, SessionFeed, SessionUpdate
 
 
 def main() -> None:
     with SessionFeed.from_url("redis://localhost", redis_timeout=1.5) as feed:
         update: SessionUpdate | None = feed.get("sess_1")
         live: bool = feed.is_live("sess_1", user_id="user_1")
+        status: LiveStatus = feed.status("sess_1", user_id="user_1")
         held: list[SessionUpdate] = feed.live_sessions("user_1")
         updates: Iterator[SessionUpdate] = feed.follow({0: "0-0"}, stale=True, on_reconnect=print)
         try:
@@ -802,6 +874,7 @@ async def main_async() -> None:
     async with AsyncSessionFeed.from_env() as feed:
         update: SessionUpdate | None = await feed.get("sess_1")
         live: bool = await feed.is_live("sess_1")
+        status: Literal["live", "ended", "unknown"] = await feed.status("sess_1")
         updates: AsyncIterator[SessionUpdate] = feed.follow(await feed.now())
         async for update in feed.subscribe("user_1"):
             print(update.is_live)
