@@ -4,11 +4,11 @@ Fields and their descriptions come from `clerk_session_feed.models`; the rules b
 schema is strict, and consumers are lenient: it tells what this version publishes, and nothing more.
 """
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import orjson
 from clerk_session_feed.models import OPEN_STATUSES, SCHEMA_VERSION, STATUSES, ExpiryId, Id, SessionMessage
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
@@ -101,8 +101,9 @@ def _rules() -> dict[str, list[Schema]]:
             is_over,
         ),
         _rule(
-            "A session that is over never comes back; but that it expired, the relay may have found itself.",
-            _has(previous_status={"enum": [status for status in over if status != "expired"]}),
+            "A session that is over never comes back. Two ends are not certain: that it expired, which the relay may "
+            "have found itself; and `removed`, if all that is known is that Clerk's API has the session no more.",
+            _has(previous_status={"enum": [status for status in over if status not in {"expired", "removed"}]}),
             is_over,
         ),
         _rule(
@@ -110,20 +111,49 @@ def _rules() -> dict[str, list[Schema]]:
             _has(event=_has(source={"const": "synthetic"})),
             _has(
                 previous_status={"enum": sorted(OPEN_STATUSES)},
-                event=_has(type={"const": "session.expired"}, id=schema(ExpiryId), http_request={"type": "null"}),
+                event=_has(type={"const": "session.expired"}, id=schema(ExpiryId), http_request=_NULL),
                 session=_has(status={"const": "expired"}),
             ),
             _has(event=_has(id=schema(Id))),
         ),
+        _rule(
+            "What is read from Clerk's Backend API has an id that the relay makes.",
+            _has(event=_has(source={"const": "clerk-api"})),
+            _has(event=_has(id=_id("api"), http_request=_NULL)),
+        ),
+        _rule(
+            "What is ordered at the relay is that a session ends.",
+            _has(event=_has(source={"const": "relay"})),
+            _has(
+                event=_has(type={"const": "session.revoked"}, id=_id("rev"), http_request=_NULL),
+                session=_has(status={"const": "revoked"}),
+            ),
+        ),
+        *(
+            _rule(
+                f"A user who is {what} has no open sessions.",
+                _has(event=_has(type={"const": type_})),
+                _has(event=_has(source={"const": "clerk"}, http_request=_NULL), session=_has(status={"const": status})),
+            )
+            for what, type_, status in (("deleted", "user.deleted", "removed"), ("banned", "user.updated", "revoked"))
+        ),
     ]
     live = _rule("Only what is active is live.", _has(live={"const": True}), _has(status={"const": "active"}))
     first = "The first state has none before it, each later one has."
-    none, one = _has(previous_status={"type": "null"}), _has(previous_status={"type": "string"})
+    none, one = _has(previous_status=_NULL), _has(previous_status={"type": "string"})
     return {
         "Session": [live],
         "SessionMessage": [_rule(first, _has(revision={"const": 1}), none, one), *message],
         "StreamMessage": [_rule(first, _has(revision={"enum": [1, None]}), none, one), *message],
     }
+
+
+_NULL: Final[Schema] = {"type": "null"}
+
+
+def _id(prefix: str) -> Schema:
+    """Return the schema of an id that the relay makes of a digest."""
+    return schema(Annotated[str, Field(pattern=f"^{prefix}_[0-9a-f]{{32}}$")])
 
 
 def _has(**properties: Schema) -> Schema:

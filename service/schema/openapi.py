@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
+from http import HTTPStatus
 from operator import attrgetter
 from typing import Final, get_args, get_type_hints
 
@@ -19,7 +20,7 @@ _MEANINGS: Final = {
     "applied": "It is the session's state now.",
     "duplicate": "This message was taken before; cursor and revision are those of the first time.",
     "stale": "It is older than the stored state.",
-    "ignored": "It is not about a session.",
+    "ignored": "It is not about a session, nor about a user whose sessions end.",
     "dead_lettered": "It can't be read, and is kept as a dead letter.",
 }
 
@@ -29,7 +30,7 @@ def document() -> Schema:
     with_code = errors.errors_with_code()
     every = [each for each in with_code if each is not RelayError and each.__module__ == errors.__name__]
     refused = [error for error in every if error is not UnauthorizedError]
-    outcomes = [Outcome(name) for name in get_args(get_type_hints(Outcome)["outcome"])]
+    outcomes = [Outcome(name, EXAMPLE.session.id) for name in get_args(get_type_hints(Outcome)["outcome"])]
     ok = _response("200", "Yes", _object({"status": {"const": "ok"}}))
     return {
         "openapi": "3.1.0",
@@ -70,6 +71,7 @@ def document() -> Schema:
             "schemas": {
                 "Envelope": _envelope(),
                 **{f"Outcome_{outcome.outcome}": _outcome(outcome) for outcome in outcomes},
+                **_OUTCOMES_FOR_USERS,
                 **{f"Problem_{error.code}": _problem(error) for error in every},
             },
             "securitySchemes": {
@@ -95,8 +97,8 @@ def _envelope() -> Schema:
     example = {"object": "event", "type": event["type"], "timestamp": event["occurred_at"]}
     example |= {"instance_id": event["instance_id"], "data": {name: session[name] for name in read}}
     return {
-        "description": "An event as Clerk sends it. If its type begins with `session.`, `data` is read, leniently; "
-        "one of another type is ignored.",
+        "description": "An event as Clerk sends it. If its type begins with `session.`, `data` is read, leniently. "
+        "`user.deleted`, and `user.updated` with `banned`, end the user's sessions. Other events are ignored.",
         "type": "object",
         "required": ["type"],
         "properties": {
@@ -104,7 +106,7 @@ def _envelope() -> Schema:
             "timestamp": {"description": "When it happened: Unix milliseconds, or seconds."},
             "instance_id": {},
             "event_attributes": {},
-            "data": {"description": "The session, with `id`, `user_id` and `status`."},
+            "data": {"description": "The session, with `id`, `user_id` and `status`; or the user, with `id`."},
         },
         "examples": [example],
     }
@@ -151,8 +153,10 @@ def _outcomes(outcomes: Iterable[Outcome]) -> Schema:
     responses: Schema = {}
     for status, group in itertools.groupby(outcomes, key=attrgetter("status")):
         names = [outcome.outcome for outcome in group]
-        schema = _one_of(f"Outcome_{name}" for name in names)
-        responses |= _response(str(status), f"Genuine: {', '.join(names)}", schema)
+        components = [f"Outcome_{name}" for name in names]
+        if status == HTTPStatus.OK:
+            components += _OUTCOMES_FOR_USERS
+        responses |= _response(str(status), f"Genuine: {', '.join(names)}", _one_of(components))
     return responses
 
 
@@ -191,6 +195,15 @@ def _response(status: str, description: str, schema: Schema, media_type: str = "
 
 def _object(properties: Schema) -> Schema:
     return {"type": "object", "required": [*properties], "properties": properties, "additionalProperties": False}
+
+
+# A user's event may end many sessions, so that the response names none.
+_OUTCOMES_FOR_USERS: Final[Schema] = {
+    "Outcome_applied_to_user": _object({"outcome": {"const": "applied"}, "sessions": {"type": "integer", "minimum": 0}})
+    | {"description": "The user was deleted or banned; `sessions` open sessions ended by this attempt."},
+    "Outcome_duplicate_of_user": _object({"outcome": {"const": "duplicate"}})
+    | {"description": "This message about a user was taken before."},
+}
 
 
 def _one_of(names: Iterable[str]) -> Schema:

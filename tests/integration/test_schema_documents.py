@@ -235,6 +235,22 @@ SYNTHETIC: Final = {
     "event.http_request": None,
     "session.status": "expired",
 }
+FROM_API: Final = {
+    "event.source": "clerk-api",
+    "event.type": "session.removed",
+    "event.id": f"api_{'0' * 32}",
+    "event.http_request": None,
+    "session.status": "removed",
+}
+ORDERED: Final = {
+    "event.source": "relay",
+    "event.type": "session.revoked",
+    "event.id": f"rev_{'f' * 32}",
+    "event.http_request": None,
+    "session.status": "revoked",
+}
+DELETED: Final = {"event.type": "user.deleted", "event.http_request": None, "session.status": "removed"}
+BANNED: Final = {"event.type": "user.updated", "event.http_request": None, "session.status": "revoked"}
 LEGAL: Final[dict[str, dict[str, Any]]] = {
     "as it is": {},
     "first": {"revision": 1, "previous_status": None},
@@ -248,6 +264,17 @@ LEGAL: Final[dict[str, dict[str, Any]]] = {
     "back from an expiry": {"previous_status": "expired", "event.type": "session.x", "session.status": "active"},
     "synthetic": SYNTHETIC,
     "synthetic, of the longest id": SYNTHETIC | {"event.id": f"exp_{'s' * 128}_{10**14}"},
+    "gone from Clerk": FROM_API,
+    "from the API, never seen": FROM_API
+    | {"event.type": "session.created", "session.status": "active", "revision": 1, "previous_status": None},
+    "back from what was only gone": {
+        "previous_status": "removed",
+        "event.type": "session.x",
+        "session.status": "active",
+    },
+    "ordered at the relay": ORDERED,
+    "of a user who was deleted": DELETED,
+    "of a user who was banned": BANNED,
     "expired, says Clerk": {"event.type": "session.expired", "session.status": "expired"},
     "without the request": {"event.http_request": ABSENT},
     "no request": {"event.http_request": None},
@@ -296,7 +323,18 @@ ILLEGAL: Final[dict[str, dict[str, Any]]] = {
     "a user's event": {"event.type": "user.created"},
     "a type that only ends well": {"event.type": "x.session.ended"},
     "a type too long": {"event.type": f"session.{'x' * 121}"},
-    "a source unknown": {"event.source": "relay"},
+    "a source unknown": {"event.source": "of tomorrow"},
+    "from the API, of a Svix id": FROM_API | {"event.id": "msg_1"},
+    "from the API, of an id too short": FROM_API | {"event.id": f"api_{'0' * 31}"},
+    "from the API, with a request": FROM_API | {"event.http_request": {"client_ip": "192.0.2.7", "user_agent": None}},
+    "ordered, of another id": ORDERED | {"event.id": f"api_{'f' * 32}"},
+    "ordered, of another type": ORDERED | {"event.type": "session.ended"},
+    "ordered, but ended": ORDERED | {"session.status": "ended"},
+    "of a user who was deleted, but revoked": DELETED | {"session.status": "revoked"},
+    "of a user who was banned, but active": BANNED | {"session.status": "active"},
+    "of a user, but not told by Clerk": BANNED | {"event.source": "relay", "event.id": f"rev_{'f' * 32}"},
+    "a user's event, with a request": DELETED | {"event.http_request": {"client_ip": None, "user_agent": None}},
+    "a user's event of a longer name": DELETED | {"event.type": "user.deleted\n"},
     "synthetic, but ended": {"event.source": "synthetic"},
     "synthetic, of another type": SYNTHETIC | {"event.type": "session.ended"},
     "synthetic, of another status": SYNTHETIC | {"session.status": "abandoned"},
@@ -431,9 +469,12 @@ def odd_values(path: str) -> st.SearchStrategy[Any]:
         case ["schema_version"]:
             return st.integers(min_value=2) | st.text() | st.none()
         case ["event", "type"]:
-            return texts_unlike(r"(?s)session\..*") | st.none()
+            return texts_unlike(r"(?s)session\..*|user\.(deleted|updated)") | st.none()
         case _ if path in CHOICES:
-            return texts_unlike("|".join([*STATUSES, "session", "clerk", "synthetic"])) | st.booleans()
+            return (
+                texts_unlike("|".join([*STATUSES, "session", "clerk", "synthetic", "clerk-api", "relay"]))
+                | st.booleans()
+            )
         case [*_, "live" | "is_mobile"]:
             return st.integers() | st.text()
     return odd_texts
@@ -474,7 +515,10 @@ def test_every_answer_of_the_contract_is_described() -> None:
     }
 
     assert described == {
-        "200": {"Outcome_applied", "Outcome_duplicate", "Outcome_stale", "Outcome_ignored"},
+        "200": {
+            *("Outcome_applied", "Outcome_duplicate", "Outcome_stale", "Outcome_ignored"),
+            *("Outcome_applied_to_user", "Outcome_duplicate_of_user"),
+        },
         "202": {"Outcome_dead_lettered"},
         "400": {
             *("Problem_missing_signature", "Problem_malformed_signature", "Problem_invalid_signature"),
@@ -505,6 +549,9 @@ def test_every_code_but_that_of_a_defect_is_described() -> None:
     [
         (200, "application/json", {"outcome": "applied", "session_id": "s", "cursor": "1-0", "revision": None}),
         (200, "application/json", {"outcome": "ignored", "session_id": "s"}),
+        (200, "application/json", {"outcome": "applied", "sessions": -1}),
+        (200, "application/json", {"outcome": "applied", "sessions": 1, "session_id": "s"}),
+        (200, "application/json", {"outcome": "duplicate", "sessions": 0}),
         (200, "application/json", {"outcome": "dead_lettered", "reason": "invalid_id"}),
         (200, "text/html", {"outcome": "ignored"}),
         (202, "application/json", {"outcome": "dead_lettered", "reason": "a whim"}),
@@ -517,6 +564,14 @@ def test_the_check_of_all_answers_notices(answer: tuple[int, str, Any]) -> None:
     status, media_type, body = answer
 
     assert response_faults("POST", "/webhooks/clerk", status, {"content-type": media_type}, json.dumps(body).encode())
+
+
+@pytest.mark.parametrize("answer", [{"outcome": "applied", "sessions": 0}, {"outcome": "duplicate"}])
+def test_the_answers_to_events_of_users_are_described(answer: dict[str, object]) -> None:
+    """docs/contract.md, section 3."""
+    headers = {"content-type": "application/json"}
+
+    assert response_faults("POST", "/webhooks/clerk", 200, headers, json.dumps(answer).encode()) == []
 
 
 def test_the_check_of_all_answers_notices_a_missing_retry_after() -> None:

@@ -37,7 +37,14 @@ Actor = Annotated[
     dict[str, Any], Field(json_schema_extra={"properties": {"sub": {"type": "string"}}, "required": ["sub"]})
 ]
 # Later versions of the relay add to these two. Consumers take any text; the schema tells what this version publishes.
-EventType = Annotated[str, Field(strict=True, max_length=128, json_schema_extra={"pattern": r"^(session|user)\."})]
+EventType = Annotated[
+    str,
+    Field(
+        strict=True,
+        max_length=128,
+        json_schema_extra={"anyOf": [{"pattern": r"^session\."}, {"enum": ["user.deleted", "user.updated"]}]},
+    ),
+]
 Source = Annotated[str, Field(strict=True, json_schema_extra={"enum": ["clerk", "synthetic", "clerk-api", "relay"]})]
 
 
