@@ -1,17 +1,24 @@
 """The programs in examples/, each started for real, beside the service: they do what they say."""
 
+import base64
 import contextlib
+import hmac
+import json
 import signal
 import socket
 import socketserver
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import jwt
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from support.children import Program, started
 from support.clock import eventually
 from support.constants import EVENTS_KEY, ROOT
@@ -193,44 +200,138 @@ def test_the_gateway_checks_its_sockets_anew_when_the_stream_was_trimmed(
 
 # The API
 
+ORIGIN: Final = "https://app.example.com"
+
+
+class Signer:
+    """Signs tokens, as Clerk does for an instance."""
+
+    def __init__(self) -> None:
+        self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        subject = serialization.PublicFormat.SubjectPublicKeyInfo
+        self.public_key = self._key.public_key().public_bytes(serialization.Encoding.PEM, subject).decode()
+
+    def token(self, sid: str | None, lifetime: int = 60, **claims: Any) -> str:
+        """Return a session's token. claims: those that differ; None leaves one out."""
+        now = int(time.time())
+        usual = {"azp": ORIGIN, "iss": "https://clerk.example.com", "sid": sid, "sub": "user_1", "v": 2}
+        times = {"exp": now + lifetime, "iat": now, "nbf": now - 10}
+        made = {name: value for name, value in {**usual, **times, **claims}.items() if value is not None}
+        return jwt.encode(made, self._key, algorithm="RS256")
+
+
+@pytest.fixture(scope="module")
+def clerk() -> Signer:
+    return Signer()
+
 
 @contextlib.contextmanager
-def run_api(redis_url: str, directory: Path) -> Iterator[httpx.Client]:
+def run_api(redis_url: str, directory: Path, public_key: str) -> Iterator[httpx.Client]:
     command = [*PYTHON, "-m", "uvicorn", "--app-dir", EXAMPLES, "--port", "0", "api:app"]
-    with started(command, directory, {"REDIS_URL": redis_url}) as program:
+    settings = {"CLERK_JWT_KEY": public_key, "CLERK_AUTHORIZED_PARTIES": f"https://example.com,{ORIGIN}"}
+    with started(command, directory, {"REDIS_URL": redis_url, **settings}) as program:
         url = program.wait_for(r"http://\S+", stream="stderr")[0]
         with httpx.Client(base_url=url, timeout=30) as client:
             yield client
         assert program.stop() in {0, -15}
 
 
-def ask(api: httpx.Client, session_id: str) -> httpx.Response:
-    return api.get("/me", headers={"authorization": f"Bearer {session_id}"})
+@pytest.fixture
+def api(service: ServiceProcess, real_redis: EmbeddedRedis, tmp_path: Path, clerk: Signer) -> Iterator[httpx.Client]:
+    with run_api(real_redis.url, tmp_path, clerk.public_key) as client:
+        yield client
+
+
+def ask(api: httpx.Client, token: str) -> httpx.Response:
+    return api.get("/me", headers={"authorization": f"Bearer {token}"})
 
 
 def test_the_api_answers_until_the_session_is_revoked(
-    service: ServiceProcess, any_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+    api: httpx.Client, service: ServiceProcess, clerk: Signer
 ) -> None:
-    with run_api(real_redis.url, tmp_path) as api:
-        assert ask(api, "sess_1").status_code == 401
-        sign_in(service, "sess_1")
-        response = ask(api, "sess_1")
-        assert (response.status_code, response.json()) == (200, {"session_id": "sess_1"})
+    sign_in(service, "sess_1")
+    token = clerk.token("sess_1")
+    response = ask(api, token)
+    assert (response.status_code, response.json()) == (200, {"session_id": "sess_1"})
 
-        revoke(service, "sess_1")
+    revoke(service, "sess_1")
 
-        response = ask(api, "sess_1")
-        assert (response.status_code, response.json()) == (401, {"detail": "The session is not live"})
-        assert api.get("/me").status_code == 401
+    response = ask(api, token)
+    assert (response.status_code, response.json()) == (401, {"detail": "The session is not live"})
+    assert response.headers["www-authenticate"].startswith("Bearer")
 
 
-def test_the_api_lets_nobody_in_while_redis_does_not_answer(own_redis: EmbeddedRedis, tmp_path: Path) -> None:
-    with run_api(own_redis.url, tmp_path) as api:
+def test_the_api_trusts_the_token_of_a_session_that_the_relay_does_not_know(api: httpx.Client, clerk: Signer) -> None:
+    response = ask(api, clerk.token("sess_new"))
+    assert (response.status_code, response.json()) == (200, {"session_id": "sess_new"})
+
+
+def test_the_api_trusts_no_token_of_an_unknown_session_for_longer_than_a_minute(
+    api: httpx.Client, service: ServiceProcess, clerk: Signer
+) -> None:
+    """One from a JWT template may last for years. That of a session which is known to be live is as good as any."""
+    sign_in(service, "sess_1")
+    assert ask(api, clerk.token("sess_new", lifetime=61)).status_code == 401
+    assert ask(api, clerk.token("sess_1", lifetime=61)).status_code == 200
+
+
+def test_the_api_refuses_a_session_whose_user_has_tasks_to_do(
+    api: httpx.Client, service: ServiceProcess, clerk: Signer
+) -> None:
+    deliver(service, "session.pending", "sess_1")
+    assert ask(api, clerk.token("sess_1")).status_code == 401
+
+
+def forged(clerk: Signer, algorithm: str, secret: str) -> str:
+    """Return a token of usual claims; its signature is an HMAC, whatever the algorithm is called."""
+    header = base64url(json.dumps({"alg": algorithm, "typ": "JWT"}).encode())
+    signed = f"{header}.{clerk.token('sess_1').split('.')[1]}"
+    return f"{signed}.{base64url(hmac.digest(secret.encode(), signed.encode(), 'sha256')) if secret else ''}"
+
+
+def base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def test_the_api_refuses_what_is_no_valid_token_of_the_instance(
+    api: httpx.Client, service: ServiceProcess, clerk: Signer
+) -> None:
+    sign_in(service, "sess_1")
+    now = int(time.time())
+    tokens = {
+        "another key's": Signer().token("sess_1"),
+        "signed with the public key": forged(clerk, "HS256", clerk.public_key),
+        "signed by nobody": forged(clerk, "none", ""),
+        "expired": clerk.token("sess_1", exp=now - 10),
+        "not valid yet": clerk.token("sess_1", nbf=now + 60),
+        "from the future": clerk.token("sess_1", iat=now + 60),
+        "without an end": clerk.token("sess_1", exp=None),
+        "of another site": clerk.token("sess_1", azp="https://example.org"),
+        "pending": clerk.token("sess_1", sts="pending"),
+        "of no session": clerk.token(None),
+        "only the id": "sess_1",
+    }
+    assert {name: ask(api, token).status_code for name, token in tokens.items()} == dict.fromkeys(tokens, 401)
+    assert api.get("/me").status_code == 401
+    assert ask(api, clerk.token("sess_1", azp=None)).status_code == 200  # not every browser tells the origin
+
+
+def test_the_api_lets_nobody_in_while_redis_does_not_answer(
+    own_redis: EmbeddedRedis, tmp_path: Path, clerk: Signer
+) -> None:
+    with run_api(own_redis.url, tmp_path, clerk.public_key) as api:
         with frozen(own_redis):
-            assert ask(api, "sess_1").status_code == 503
-        assert ask(api, "sess_1").status_code == 401
+            assert ask(api, clerk.token("sess_1")).status_code == 503
+        assert ask(api, clerk.token("sess_1")).status_code == 200
         kill(own_redis)
-        assert ask(api, "sess_1").status_code == 503
+        assert ask(api, clerk.token("sess_1")).status_code == 503
+
+
+def test_the_api_takes_a_key_that_stands_on_one_line(
+    service: ServiceProcess, real_redis: EmbeddedRedis, tmp_path: Path, clerk: Signer
+) -> None:
+    with run_api(real_redis.url, tmp_path, clerk.public_key.replace("\n", "\\n")) as api:
+        assert ask(api, clerk.token("sess_1")).status_code == 200
 
 
 # The subscriber in Node
