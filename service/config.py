@@ -8,6 +8,7 @@ import base64
 import difflib
 import re
 from typing import Annotated, Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from clerk_session_feed import settings as feed_settings
 from clerk_session_feed.errors import ConfigurationError
@@ -18,6 +19,7 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSou
 from service.models import OMITTABLE_FIELDS
 
 _DASHBOARD: Final = "Clerk's Dashboard, Webhooks, your endpoint, Signing Secret"
+_API_KEYS: Final = "Clerk's Dashboard, API keys"
 _DAY: Final = 86_400
 """Seconds."""
 _SIMILARITY: Final = 0.8
@@ -55,6 +57,30 @@ def _fault_of_secret(secret: str) -> str | None:
     return None
 
 
+def _check_secret_key(key: SecretStr) -> SecretStr:
+    text = key.get_secret_value()
+    if text.startswith(("'", '"')):
+        raise ValueError("begins with a quotation mark: leave the quotes out")
+    if not text.startswith("sk_"):
+        raise ValueError(f"does not start with sk_: copy the secret key from {_API_KEYS}")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{4,512}", text):
+        raise ValueError(f"has what no key has, as white space or quotes, or is cut: copy it whole from {_API_KEYS}")
+    return key
+
+
+def _check_api_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        complete = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        complete = False
+    if not complete or not re.fullmatch(r"[\x21-\x7e]+", url):
+        raise ValueError("is not a URL that starts with https:// or http://, like https://api.clerk.com/v1")
+    if "@" in parts.netloc or "?" in url or "#" in url:
+        raise ValueError("has a user, a query or a fragment: it is only an address, like https://api.clerk.com/v1")
+    return url.rstrip("/")
+
+
 def _check_omit_fields(names: frozenset[str]) -> frozenset[str]:
     if unknown := sorted(names - OMITTABLE_FIELDS):
         allowed = ", ".join(sorted(OMITTABLE_FIELDS))
@@ -73,6 +99,8 @@ def _check_token(token: SecretStr) -> SecretStr:
 _LogLevel = Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)]
 _LogFormat = Annotated[Literal["json", "console"], BeforeValidator(_lower)]
 _SigningSecrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_secrets)]
+_SecretKey = Annotated[SecretStr, AfterValidator(_check_secret_key)]
+_ApiUrl = Annotated[str, AfterValidator(_check_api_url)]
 _OmitFields = Annotated[frozenset[str], NoDecode, BeforeValidator(_split), AfterValidator(_check_omit_fields)]
 _SIGNING_SECRET_NAMES: Final = AliasChoices("clerk_webhook_signing_secret", "clerk_webhook_secret")
 
@@ -142,6 +170,18 @@ class WorkerSettings(StoreSettings, LogSettings):
     """What the command `expire` runs with."""
 
 
+class ClerkSettings(_Environment):
+    """How Clerk's Backend API is reached: by `reconcile`, `revoke` and `check --clerk` alone."""
+
+    clerk_secret_key: _SecretKey = Field(description=f"the secret key (sk_…) at {_API_KEYS}")
+    clerk_api_url: _ApiUrl = "https://api.clerk.com/v1"
+    """Without a slash at its end."""
+
+
+class ReconcileSettings(StoreSettings, LogSettings, ClerkSettings):
+    """What the commands `reconcile` and `revoke` run with; they need no webhook secret."""
+
+
 class ListenSettings(_Environment):
     """Where `serve` listens, and in how many processes."""
 
@@ -196,6 +236,6 @@ def misspelt(unset: str) -> str | None:
     Such a variable is no fault by itself: it may be another program's.
     """
     present = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
-    others = present - set(Settings.model_fields) - set(_SIGNING_SECRET_NAMES.choices)
+    others = present - set(Settings.model_fields) - set(ClerkSettings.model_fields) - set(_SIGNING_SECRET_NAMES.choices)
     close = difflib.get_close_matches(unset, others, n=1, cutoff=_SIMILARITY)
     return close[0].upper() if close else None

@@ -1,4 +1,7 @@
-"""The exceptions. Those of HTTP are one tree, and each knows its status and its stable code."""
+"""The exceptions. Those of HTTP are one tree, and each knows its status and its stable code.
+
+Those of commands are plain: their text is what the command prints.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -107,3 +110,19 @@ class DeadLettersFullError(StoreUnavailableError):
 
 class StartError(Exception):
     """Something that `session-relay dev` needs does not start. The text says what to do."""
+
+
+class ClerkError(Exception):
+    """Clerk's Backend API did not do what was asked. The text says what came, and what to do; never the key."""
+
+
+class ClerkKeyError(ClerkError):
+    """Clerk refuses the secret key."""
+
+
+class ClerkUnavailableError(ClerkError):
+    """Clerk can't be reached, or fails, or refuses more requests, after all attempts."""
+
+
+class ClerkCursorError(ClerkError):
+    """Clerk refuses to go on after a user: it may have been deleted since. An earlier one may do."""

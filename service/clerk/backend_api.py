@@ -1,0 +1,198 @@
+"""A client of Clerk's Backend API: https://clerk.com/docs/reference/backend-api, version 2026-05-12.
+
+It is made of httpx and of the models that webhooks are read with, not of Clerk's SDK. clerk-backend-api 7.0.0 reads a
+session's `actor` as an empty object, so who impersonates is lost; it drops a whole `latest_activity` for one odd field;
+one unknown status makes a list unreadable; it repeats no request after 429, and others for up to an hour; it keeps the
+header `Date`, the time of an answer, to itself. To import it takes 0.25 s of CPU time and 31 MB more than httpx and
+pydantic, which are here anyway. findings/clerk-sdk-and-sessions.sh shows the first three.
+"""
+
+from typing import Final, NamedTuple, Self
+
+import httpx
+from clerk_session_feed.models import ID
+
+from service.clerk.api_requests import Requests, Response
+from service.clerk.api_sessions import (
+    ApiSession,
+    SessionList,
+    SessionNotFound,
+    SessionRefused,
+    UnreadableSession,
+    read_session,
+)
+from service.clerk.budget import Budget
+from service.config import ClerkSettings
+from service.errors import ClerkCursorError, ClerkError
+
+PAGE_SIZE: Final = 500
+"""Users or sessions in one response: the most that Clerk gives."""
+OVERLAP: Final = 20
+"""Sessions of a page that the next one repeats, since each session that vanishes meanwhile moves the others up."""
+
+
+class Instance(NamedTuple):
+    """A Clerk instance."""
+
+    id: str
+    environment: str
+    """`production`, `development`, or whatever else Clerk calls it."""
+
+
+class UsersPage(NamedTuple):
+    """Some users, the oldest first."""
+
+    ids: tuple[str, ...]
+    is_last: bool
+
+    @property
+    def last(self) -> str | None:
+        """The user after whom the next page begins; None if there is nobody on this one."""
+        return self.ids[-1] if self.ids else None
+
+
+class BackendApi:
+    """Reads and revokes Clerk's sessions within a budget; for one run, in one event loop.
+
+    Any number of calls may be under way at once; how many requests are is limited here.
+
+        async with BackendApi(settings) as api:
+            instance = await api.instance()
+
+    Every method may raise:
+        ClerkKeyError: Clerk refuses the key.
+        ClerkUnavailableError: Clerk can't be reached, or fails, after all attempts.
+        ClerkError: A response is not what Clerk's API is documented to send.
+    """
+
+    def __init__(
+        self,
+        settings: ClerkSettings,
+        *,
+        budget: Budget | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Take how Clerk is reached.
+
+        Args:
+            settings: the key and the address.
+            budget: how many requests may be sent; a fifth of what Clerk takes for such a key, if left out.
+            transport: what sends requests; the network, if left out.
+        """
+        self.budget: Final = budget or Budget.of_key(settings.clerk_secret_key.get_secret_value())
+        self._requests = Requests(settings, self.budget, transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._requests.close()
+
+    async def instance(self) -> Instance:
+        """Return the instance that the key belongs to."""
+        response = await self._requests.send("GET", "instance")
+        match response.ok_json():
+            case {"id": str(id_), "environment_type": str(environment)} if ID.fullmatch(id_):
+                return Instance(id_, environment)
+        raise _unexpected("GET /instance", response)
+
+    async def users_page(
+        self, *, after: str | None, active_after_ms: int | None = None, signed_in_after_ms: int | None = None
+    ) -> UsersPage:
+        """Return up to PAGE_SIZE users. The oldest come first, so that who signs up meanwhile is on a later page.
+
+        Args:
+            after: `last` of the page before; None for the first page.
+            active_after_ms: only users who were active after this time, in Unix milliseconds.
+            signed_in_after_ms: only users who signed in after this time, in Unix milliseconds.
+
+        Raises:
+            ClerkCursorError: Clerk can't go on after that user. A user before him on the page may do.
+        """
+        response = await self._requests.send(
+            "GET",
+            "users",
+            {
+                "limit": PAGE_SIZE,
+                "order_by": "created_at",
+                "starting_after": after,
+                "last_active_at_after": active_after_ms,
+                "last_sign_in_at_after": signed_in_after_ms,
+            },
+        )
+        if after is not None and httpx.codes.is_client_error(response.status):
+            raise ClerkCursorError(f"Clerk does not list the users after {after}, who may be deleted ({response!r}).")
+        users = response.ok_json()
+        if not isinstance(users, list):
+            raise _unexpected("GET /users", response)
+        ids = [id_ for user in users if (id_ := _id_of(user))]
+        if len(ids) < len(users):
+            raise _unexpected("GET /users", response)
+        return UsersPage(tuple(ids), is_last=len(ids) < PAGE_SIZE)
+
+    async def sessions_of(self, user_id: str) -> SessionList:
+        """Return every session that Clerk lists for a user, whatever its status; none if it has no such user."""
+        sessions: dict[str, ApiSession | UnreadableSession] = {}  # of two readings, the later one
+        without_id: list[UnreadableSession] = []
+        offset = 0
+        while True:
+            query: dict[str, str | int | None] = {"user_id": user_id, "limit": PAGE_SIZE, "offset": offset}
+            response = await self._requests.send("GET", "sessions", query)
+            if response.is_not_found():
+                break
+            items = response.ok_json()
+            if not isinstance(items, list):
+                raise _unexpected("GET /sessions", response)
+            for item in items:
+                session = read_session(item, response.answered_at_ms)
+                if session.id is not None:
+                    sessions[session.id] = session
+                elif isinstance(session, UnreadableSession):
+                    without_id.append(session)
+            if len(items) < PAGE_SIZE:
+                break
+            offset += PAGE_SIZE - OVERLAP
+        readable = tuple(session for session in sessions.values() if isinstance(session, ApiSession))
+        unreadable = tuple(session for session in sessions.values() if isinstance(session, UnreadableSession))
+        return SessionList(readable, (*unreadable, *without_id))
+
+    async def session(self, session_id: str) -> ApiSession | UnreadableSession | SessionNotFound | SessionRefused:
+        """Return a session by its id, whatever its status."""
+        return await self._about("GET", session_id, "")
+
+    async def revoke(self, session_id: str) -> ApiSession | UnreadableSession | SessionNotFound | SessionRefused:
+        """Revoke a session, and return it as it is then.
+
+        Clerk may refuse that for a session that is over: `session` tells how it ended. Like a read, it is repeated
+        after a failure. If the first attempt did arrive, the next one changes nothing, and is refused at worst.
+        """
+        return await self._about("POST", session_id, "/revoke")
+
+    async def _about(
+        self, method: str, session_id: str, action: str
+    ) -> ApiSession | UnreadableSession | SessionNotFound | SessionRefused:
+        if not ID.fullmatch(session_id):
+            raise ValueError("not an id")  # it would become another path
+        response = await self._requests.send(method, f"sessions/{session_id}{action}")
+        if response.is_not_found():
+            return SessionNotFound(session_id, response.answered_at_ms)
+        if httpx.codes.is_client_error(response.status):
+            return SessionRefused(session_id, response.status, response.answered_at_ms)
+        item = response.ok_json()
+        if _id_of(item) != session_id:
+            raise _unexpected(f"{method} /sessions/{session_id}{action}", response)
+        return read_session(item, response.answered_at_ms)
+
+
+def _id_of(item: object) -> str | None:
+    match item:
+        case {"id": str(id_)} if ID.fullmatch(id_):
+            return id_
+    return None
+
+
+def _unexpected(request: str, response: Response) -> ClerkError:
+    return ClerkError(
+        f"{request} has an unexpected response ({response!r}): check CLERK_API_URL, and that no proxy responds in "
+        "Clerk's place."
+    )
