@@ -24,8 +24,8 @@ NOT_LIVE = 4401
 
 
 def session_of(socket: ServerConnection) -> str:
-    # This trusts the client. A real gateway verifies Clerk's token HERE, and takes its `sid`:
-    # https://clerk.com/docs/guides/sessions/manual-jwt-verification
+    # This trusts the client. A real gateway verifies Clerk's token HERE, and takes its `sid`, as api.py does. Then
+    # it may let in a session whose `status` is `unknown`, for as long as the token is valid.
     path = socket.request.path if socket.request else ""
     return parse_qs(urlsplit(path).query).get("session_id", [""])[0]
 
