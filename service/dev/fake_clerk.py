@@ -52,7 +52,7 @@ class FakeClerk(FaultyServer):
         on_webhook: Is called with each event that Clerk would send, after the change.
         lose_webhooks: The share of webhooks, from 0 to 1, that are lost.
         on_request: Is called with the method, the path and the query of each request before it is answered. If it
-            returns a status, like 503, that is the answer.
+            returns a status from 400 to 599, that is the answer.
         rate_limit: So many requests in any window of so many seconds are taken; others get 429 with `Retry-After`.
         latency: Seconds that an answer takes. The state that it shows is the one after half of them.
         errors: The share of answers, from 0 to 1, that are 500, 502, 503 or 504 instead.
@@ -68,7 +68,7 @@ class FakeClerk(FaultyServer):
         environment: str = "development",
         on_webhook: Callable[[dict[str, Any]], object] | None = None,
         lose_webhooks: float = 0,
-        on_request: Callable[[str, str, dict[str, str]], int | None] | None = None,
+        on_request: Callable[[str, str, dict[str, str]], object] | None = None,
         rate_limit: tuple[int, float] | None = None,
         latency: float = 0,
         errors: float = 0,
@@ -112,6 +112,8 @@ class FakeClerk(FaultyServer):
         now_ms = fields.get("created_at", self._now_ms())
         session = _SESSION | {"id": self._new_id("sess"), "user_id": user_id, "client_id": self._new_id("client")}
         session |= dict.fromkeys(("created_at", "updated_at", "last_active_at"), now_ms)
+        if fields.get("status") == "pending":
+            session["tasks"] = [{"key": "choose-organization"}]
         session |= {"expire_at": now_ms + 7 * _DAY_MS, "abandon_at": now_ms + 30 * _DAY_MS, **fields}
         with self._lock:
             user = self._records.users[user_id]
@@ -199,6 +201,8 @@ class FakeClerk(FaultyServer):
             else:
                 data = self.get(object_id)
                 if type_.startswith("session."):
+                    if not data.get("tasks"):  # webhooks have them only where there are some
+                        data.pop("tasks", None)
                     data["user"] = self._records.users.get(data["user_id"])
         event = simulator.sample("user.updated", now_ms=now_ms)
         return event | {"type": type_, "instance_id": self.instance_id, "data": data}

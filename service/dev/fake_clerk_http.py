@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
+_ERRORS: Final = range(400, 600)
 _FAULTS: Final = (500, 502, 503, 504)
 
 
@@ -79,7 +80,7 @@ class FaultyServer:
         rate_limit: tuple[int, float] | None,
         latency: float,
         errors: float,
-        on_request: Callable[[str, str, dict[str, str]], int | None] | None,
+        on_request: Callable[[str, str, dict[str, str]], object] | None,
         clock: Callable[[], float],
         seed: int,
     ) -> None:
@@ -139,7 +140,8 @@ class FaultyServer:
         parts = urlsplit(target)
         # The first of several values counts, as Clerk says of `order_by`.
         query = dict(reversed(parse_qsl(parts.query, keep_blank_values=True)))
-        forced = self.on_request(method, parts.path, query) if self.on_request is not None else None
+        chosen = self.on_request(method, parts.path, query) if self.on_request is not None else None
+        forced = chosen if isinstance(chosen, int) and chosen in _ERRORS else None
         if authorization != f"Bearer {self.secret_key}":
             raise ApiError(401, "clerk_key_invalid", "This is not the secret key of the instance.")
         with self._lock:
