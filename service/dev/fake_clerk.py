@@ -117,9 +117,9 @@ class FakeClerk(FaultyServer):
         session |= {"expire_at": now_ms + 7 * _DAY_MS, "abandon_at": now_ms + 30 * _DAY_MS, **fields}
         with self._lock:
             user = self._records.users[user_id]
-            if user["banned"]:
+            if user.get("banned"):
                 raise ValueError(f"{user_id} is banned.")
-            times = {name: max(now_ms, user[name] or 0) for name in ("last_sign_in_at", "last_active_at")}
+            times = {name: max(now_ms, user.get(name) or 0) for name in ("last_sign_in_at", "last_active_at")}
             self.set(user_id, **times)
             self._records.put(session)
         self._tell(_TYPES.get(str(session["status"])), session["id"])
@@ -150,7 +150,7 @@ class FakeClerk(FaultyServer):
         with self._lock:
             self.set(user_id, banned=True, updated_at=now_ms)
             for session in self._records.owned_by(user_id):
-                if session["status"] in _OPEN:
+                if session.get("status") in _OPEN:
                     self.set(session["id"], status="revoked", updated_at=now_ms)
         self._tell("user.updated", user_id)
 
@@ -194,7 +194,6 @@ class FakeClerk(FaultyServer):
 
     def event(self, type_: str, object_id: str) -> dict[str, Any]:
         """Return the event of this type that Clerk would send of a session or a user now."""
-        now_ms = self._now_ms()
         with self._lock:
             if type_ == "user.deleted":
                 data: dict[str, Any] = {"object": "user", "id": object_id, "deleted": True}
@@ -203,8 +202,8 @@ class FakeClerk(FaultyServer):
                 if type_.startswith("session."):
                     if not data.get("tasks"):  # webhooks have them only where there are some
                         data.pop("tasks", None)
-                    data["user"] = self._records.users.get(data["user_id"])
-        event = simulator.sample("user.updated", now_ms=now_ms)
+                    data["user"] = self._records.users.get(data.get("user_id", ""))
+        event = simulator.sample("user.updated", now_ms=self._now_ms())
         return event | {"type": type_, "instance_id": self.instance_id, "data": data}
 
     @contextlib.contextmanager
@@ -226,7 +225,7 @@ class FakeClerk(FaultyServer):
 
     def _revoke(self, session_id: str) -> dict[str, Any]:
         with self._lock:
-            is_open = api.session(self._records, session_id)["status"] in _OPEN
+            is_open = api.session(self._records, session_id).get("status") in _OPEN
             if is_open:
                 self.set(session_id, status="revoked", updated_at=self._now_ms())
             revoked = api.session(self._records, session_id)
@@ -239,10 +238,10 @@ class FakeClerk(FaultyServer):
         if self.on_webhook is None or type_ is None:
             return
         with self._lock:
-            is_lost = self._losing > 0 or self._random.random() < self.lose_webhooks
-            event = None if is_lost else self.event(type_, object_id)
-        if event is not None:
-            self.on_webhook(event)
+            if self._losing or self._random.random() < self.lose_webhooks:
+                return
+            event = self.event(type_, object_id)
+        self.on_webhook(event)
 
     def _new_id(self, prefix: str) -> str:
         return f"{prefix}_{''.join(self._ids.choices(_ALPHABET, k=27))}"

@@ -165,13 +165,13 @@ def _users(records: Records, query: dict[str, str]) -> list[Object]:
             each for each in found if at(each) and (at(each) > limit_ms if side == "after" else at(each) < limit_ms)
         ]
     if "banned" in query:
-        found = [each for each in found if each["banned"] is (query["banned"] == "true")]
+        found = [each for each in found if each.get("banned") is (query["banned"] == "true")]
     return [_public(each) for each in _page(found, query)]
 
 
 def _public(found: Object) -> Object:
     """Return a user as Clerk shows it: what is selected by milliseconds is shown by days."""
-    active_at = found["last_active_at"]
+    active_at = found.get("last_active_at")
     return found | {"last_active_at": active_at and active_at // _DAY_MS * _DAY_MS}
 
 

@@ -1,5 +1,6 @@
 """The stand-in for Clerk's Backend API over HTTP: connections, faults, and sessions that change while a reader pages."""
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -9,8 +10,11 @@ from typing import Any
 import httpx
 import pytest
 from support.clock import eventually
+from support.constants import ROOT, SECRET
+from support.documents import fenced
 from support.fake_clerk import api_client, clerk_api, fake_clerk
 
+from service.clerk.signature import Verifier
 from service.dev.fake_clerk import FakeClerk
 
 __all__ = ["clerk_api", "fake_clerk"]
@@ -167,3 +171,24 @@ def test_nothing_answers_after_its_end_nor_on_connections_that_were_kept() -> No
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/instance", trust_env=False)
     assert threading.active_count() == before
+
+
+def test_the_examples_of_its_document_do_what_they_say() -> None:
+    sent: list[httpx.Request] = []
+
+    def take(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        return httpx.Response(200)
+
+    relay = httpx.Client(transport=httpx.MockTransport(take), trust_env=False)
+    using, delivering = fenced(ROOT / "docs" / "fake-clerk.md", "python")
+    exec(using, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpx, "post", relay.post)
+        exec(delivering, {"RELAY_URL": "http://relay.example/webhooks/clerk", "SIGNING_SECRET": SECRET})
+
+    types = []
+    for request in sent:
+        delivery = Verifier([SECRET]).verify(request.headers, request.content)
+        types.append(json.loads(delivery.body)["type"])
+    assert types == ["user.created", "session.created", "session.created"]
