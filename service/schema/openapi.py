@@ -30,7 +30,7 @@ def document() -> Schema:
     with_code = errors.errors_with_code()
     every = [each for each in with_code if each is not RelayError and each.__module__ == errors.__name__]
     refused = [error for error in every if error is not UnauthorizedError]
-    outcomes = [Outcome(name, EXAMPLE.session.id) for name in get_args(get_type_hints(Outcome)["outcome"])]
+    outcomes = [Outcome(name) for name in get_args(get_type_hints(Outcome)["outcome"])]
     ok = _response("200", "Yes", _object({"status": {"const": "ok"}}))
     return {
         "openapi": "3.1.0",
@@ -139,14 +139,14 @@ def _signature(family: str) -> Schema:
 
 def _outcome(outcome: Outcome) -> Schema:
     revision, null = schema(Revision), {"type": "null"}
-    known = {
-        "outcome": {"const": outcome.outcome},
+    of_session = {
         "session_id": schema(Id),
         "cursor": schema(Cursor),
         "revision": {"applied": revision, "stale": null}.get(outcome.outcome, {"anyOf": [revision, null]}),
-        "reason": {"enum": list(get_args(Reason))},
     }
-    return _object({name: known[name] for name in outcome.body()}) | {"description": _MEANINGS[outcome.outcome]}
+    of_others: Schema = {"ignored": {}, "dead_lettered": {"reason": {"enum": list(get_args(Reason))}}}
+    said = of_others.get(outcome.outcome, of_session)
+    return _object({"outcome": {"const": outcome.outcome}, **said}) | {"description": _MEANINGS[outcome.outcome]}
 
 
 def _outcomes(outcomes: Iterable[Outcome]) -> Schema:

@@ -566,8 +566,10 @@ def test_the_check_of_all_answers_notices(answer: tuple[int, str, Any]) -> None:
     assert response_faults("POST", "/webhooks/clerk", status, {"content-type": media_type}, json.dumps(body).encode())
 
 
-@pytest.mark.parametrize("answer", [{"outcome": "applied", "sessions": 0}, {"outcome": "duplicate"}])
-def test_the_answers_to_events_of_users_are_described(answer: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "answer", [{"outcome": "applied", "sessions": 0}, {"outcome": "duplicate"}, {"outcome": "ignored"}]
+)
+def test_the_answers_that_name_no_session_are_described(answer: dict[str, object]) -> None:
     """docs/contract.md, section 3."""
     headers = {"content-type": "application/json"}
 
