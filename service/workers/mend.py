@@ -1,0 +1,203 @@
+"""What Clerk's Backend API answered about sessions, compared with what is stored, and written where that differs.
+
+docs/contract.md, section 10.
+"""
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+import orjson
+from clerk_session_feed import lenient_json
+from clerk_session_feed.models import OPEN_STATUSES, SessionActivity
+
+from service.clerk.api_sessions import ApiSession, SessionNotFound
+from service.clerk.normalize import other_event, reported
+from service.models import ABSENT, OPEN, RANKS, NewState, OrderKey, Outcome, SessionChange, Unusable, UserEnding, omit
+from service.store.sessions import Partition, SessionStore, result
+from service.store.stored import StoredState
+
+Drift = Literal["missing", "late_end", "extended", "gone", "wrong_user", "changed"]
+"""How a stored state differed from Clerk's.
+
+`missing`: nothing was stored. `late_end`: it was stored as open, and ended at Clerk. `extended`: it is open at Clerk
+until later than stored, or although stored as expired or removed. `gone`: Clerk has it no more. `wrong_user`: it is
+another user's. `changed`: anything else.
+"""
+COMPARED: Final = (
+    *("status", "user_id", "client_id", "expire_at", "abandon_at", "actor"),
+    *("last_active_organization_id", "tasks"),
+)
+"""Fields of a session that are news if they differ. The others move with use, and are taken along."""
+ATTEMPTS: Final = 10
+"""How often a state is compared anew because an event replaced what it was compared with."""
+
+
+class Found(NamedTuple):
+    """What became of one answer."""
+
+    session_id: str
+    drift: Drift | None
+    """How the stored state differed; None if it did not, or if what is stored is right nevertheless."""
+    fault: str | None = None
+    """Why the session could not be compared, and stays as it is."""
+
+
+class Mender:
+    """Writes what Clerk answered. Its methods block until Redis has it, and raise StoreUnavailableError."""
+
+    def __init__(
+        self, store: SessionStore, instance_id: str, *, dry_run: bool = False, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Take where states are stored, the Clerk instance, and a clock that returns Unix seconds.
+
+        With `dry_run` nothing is written.
+        """
+        self._store = store
+        self._instance_id = instance_id
+        self._dry_run = dry_run
+        self._clock = clock
+
+    def apply(self, sessions: Iterable[ApiSession]) -> list[Found]:
+        """Compare sessions with what is stored, and write what differs, unless something newer is stored."""
+        by_partition: dict[Partition, list[ApiSession]] = {}
+        for session in sessions:
+            by_partition.setdefault(self._store.partition_of(session.data.user_id), []).append(session)
+        return [found for partition, each in by_partition.items() for found in self._apply(partition, each)]
+
+    def end_gone(self, partition: Partition, absent: Sequence[tuple[str, str, int]]) -> list[Found]:
+        """End sessions that Clerk has no more, if nothing was applied to them since.
+
+        Args:
+            partition: where they are stored.
+            absent: of each its id, the cursor of the state that Clerk was asked about, and when Clerk answered for
+                the second time that there is no such session, in Unix milliseconds.
+        """
+        states = self._store.read(partition, [session_id for session_id, *_ in absent])
+        found, waiting = [], []
+        for (session_id, cursor, answered_at_ms), stored in zip(absent, states, strict=True):
+            if not isinstance(stored, StoredState) or not stored.is_open or stored.cursor != cursor:
+                found.append(Found(session_id, None))
+                continue
+            answer = SessionNotFound(session_id, answered_at_ms)
+            try:
+                waiting.append((session_id, self._replace(partition, self._removed(stored, answer))))
+            except ValueError as error:
+                found.append(Found(session_id, None, str(error)))
+        for session_id, future in waiting:
+            outcome = None if future is None else result(future)
+            is_ended = future is None or (isinstance(outcome, Outcome) and outcome.outcome == "applied")
+            found.append(Found(session_id, "gone" if is_ended else None))
+        return found
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _replace(self, partition: Partition, new: NewState) -> Any:
+        return None if self._dry_run else self._store.replace(partition, new, self._now_ms())
+
+    def _apply(self, partition: Partition, sessions: Sequence[ApiSession]) -> list[Found]:
+        found: list[Found] = []
+        for _ in range(ATTEMPTS):
+            states = self._store.read(partition, [session.id for session in sessions])
+            waiting: list[tuple[ApiSession, SessionChange, Drift, Any]] = []
+            for session, stored in zip(sessions, states, strict=True):
+                try:
+                    change, drift = self._compare(session, stored)
+                except ValueError as error:
+                    found.append(Found(session.id, None, str(error)))
+                    continue
+                if drift is None:
+                    found.append(Found(session.id, None))
+                    continue
+                new = self._store.new_state(change, change.event.id)._replace(
+                    from_cursor=stored.cursor if isinstance(stored, StoredState) else ABSENT, keeps_stale=False
+                )
+                waiting.append((session, change, drift, self._replace(partition, new)))
+            again = []
+            for session, change, drift, future in waiting:
+                outcome = None if future is None else result(future)
+                if isinstance(outcome, UserEnding):
+                    ended = self._store.ended_with_user(change, outcome)._replace(keeps_stale=False)
+                    outcome = result(self._store.replace(partition, ended, self._now_ms()))
+                if isinstance(outcome, Outcome) or future is None:
+                    is_applied = future is None or outcome.outcome == "applied"  # type: ignore[union-attr]
+                    found.append(Found(session.id, drift if is_applied else None))
+                else:
+                    again.append(session)
+            if not again:
+                return found
+            sessions = again
+        return found + [Found(session.id, None, "its state changes too often to be compared") for session in sessions]
+
+    def _compare(
+        self, session: ApiSession, stored: StoredState | ValueError | None
+    ) -> tuple[SessionChange, Drift | None]:
+        """Return what Clerk says, and how what is stored differs; raise ValueError if they can't be compared."""
+        if isinstance(stored, ValueError):
+            raise stored
+        change = reported(
+            session.data,
+            answered_at_ms=session.answered_at_ms,
+            instance_id=self._instance_id,
+            is_first=stored is None,
+            now_ms=self._now_ms(),
+            with_request=self._store.publishes_http_request,
+        )
+        if isinstance(change, Unusable):
+            raise ValueError(change.detail)  # noqa: TRY004  # it is a value of Clerk's
+        if stored is None:
+            return change, self._drift_of_first(change)
+        before = stored.message()["session"]
+        if change.session.latest_activity is None and before["latest_activity"] is not None:
+            activity = SessionActivity(**before["latest_activity"])
+            change = dataclasses.replace(change, session=dataclasses.replace(change.session, latest_activity=activity))
+        after: Any = lenient_json.loads(orjson.dumps(omit(change.session, self._store.omitted)))
+        return change, _drift(stored, before, after, change.session.expire_at)
+
+    def _drift_of_first(self, change: SessionChange) -> Drift | None:
+        """Tell whether a session is written of which nothing is stored.
+
+        One that is over is, as long as its key would last if its end had been delivered: a late event of its life
+        must not open it. Later, it would be written again whenever its key has gone.
+        """
+        session, now_ms = change.session, self._now_ms()
+        if session.status in OPEN_STATUSES:
+            return "missing"
+        over_at_ms = max(session.updated_at or 0, session.expire_at or 0)
+        return "missing" if over_at_ms + self._store.retention_ms > now_ms else None
+
+    def _removed(self, stored: StoredState, answer: SessionNotFound) -> NewState:
+        at_ms = answer.answered_at_ms
+        digest = f"{stored.session_id} {stored.cursor} {at_ms}"
+        event = other_event("clerk-api", "session.removed", _digest_id(digest), at_ms, self._instance_id)
+        # It counts as open, so that later evidence of life undoes it.
+        order = OrderKey(OPEN, at_ms, at_ms, RANKS.index("removed"), event.id)
+        return stored.ended("removed", event, order, self._store.omitted)._replace(keeps_stale=False)
+
+
+def _digest_id(text: str) -> str:
+    return f"api_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def _drift(
+    stored: StoredState, before: dict[str, Any], after: dict[str, Any], expire_at_ms: int | None
+) -> Drift | None:
+    """Return how Clerk's session, which expires at the given time, differs from the stored one."""
+    becomes_open = after["status"] in OPEN_STATUSES
+    if stored.is_final and becomes_open:
+        return None  # what ended does not come back: Clerk has still to take it, or this answer is older
+    if all(before[name] == after[name] for name in COMPARED):
+        return None
+    is_expiry = stored.status == "expired" and not stored.is_final
+    ends_later = expire_at_ms is None or (stored.expire_at_ms is not None and expire_at_ms > stored.expire_at_ms)
+    if is_expiry and becomes_open and not ends_later:
+        return None  # Clerk has not noticed yet that it ran out
+    if before["user_id"] != after["user_id"]:
+        return "wrong_user"
+    if becomes_open:
+        is_extended = not stored.is_open or before["expire_at"] != after["expire_at"]
+        return "extended" if is_extended else "changed"
+    return "late_end" if stored.is_open else "changed"

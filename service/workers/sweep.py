@@ -1,0 +1,101 @@
+"""Finds every session that is stored as open, in bounded memory, and the sets of one user.
+
+Apart from `reconcile`, because it knows Redis and no Clerk.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from clerk_session_feed.models import ID, OPEN_STATUSES
+
+from service.store.scripts import INDEX_SESSION
+from service.store.sessions import Partition, SessionStore, result
+
+SCAN_COUNT: Final = 500
+"""Keys that Redis looks at for one SCAN: far less than a millisecond of its time."""
+
+
+class OpenSession(NamedTuple):
+    """A session that is stored as open."""
+
+    session_id: str
+    user_id: str
+    is_indexed: bool
+    """Whether it is in a set of its user; one that an earlier version stored as pending is not."""
+
+
+class Batch(NamedTuple):
+    """What one SCAN found."""
+
+    sessions: list[OpenSession]
+    scanned: float
+    """Which part of all keys has been looked at, about: 0 to 1."""
+
+
+def open_sessions(store: SessionStore) -> Iterator[Batch]:
+    """Yield every session that is stored as open for as long as this takes; some twice, as SCAN does.
+
+    Raises:
+        StoreUnavailableError: Redis failed.
+    """
+    for partition in store.partitions:
+        keys, pipeline = partition.keys, partition.pipeline
+        prefix = keys.session("")
+        pattern = re.sub(r"([\[\]*?\\])", r"\\\1", prefix) + "*"
+        total = max(1, result(pipeline.submit(("DBSIZE",), int)))
+        cursor, looked = b"0", 0
+        while True:
+            command = ("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
+            cursor, found = result(pipeline.submit(command, tuple))
+            looked += SCAN_COUNT
+            part = min(1.0, looked / total) if cursor != b"0" else 1.0
+            ids = [key.decode(errors="replace").removeprefix(prefix) for key in found]
+            scanned = (partition.number + part) / len(store.partitions)
+            yield Batch(_open_of(partition, [each for each in ids if ID.fullmatch(each)]), scanned)
+            if cursor == b"0":
+                break
+
+
+def _open_of(partition: Partition, session_ids: Sequence[str]) -> list[OpenSession]:
+    keys, pipeline = partition.keys, partition.pipeline
+    states = _ask(pipeline, [("HMGET", keys.session(each), "status", "user_id") for each in session_ids])
+    found = [
+        (session_id, user_id.decode())
+        for session_id, (status, user_id) in zip(session_ids, states, strict=True)
+        if status is not None and status.decode() in OPEN_STATUSES and user_id is not None
+    ]
+    live = _ask(pipeline, [("ZSCORE", keys.user_sessions(user_id), each) for each, user_id in found])
+    pending = _ask(pipeline, [("ZSCORE", keys.user_pending(user_id), each) for each, user_id in found])
+    return [
+        OpenSession(session_id, user_id, is_live is not None or is_pending is not None)
+        for (session_id, user_id), is_live, is_pending in zip(found, live, pending, strict=True)
+    ]
+
+
+def _ask(pipeline: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    futures = [pipeline.submit(command, lambda reply: reply) for command in commands]
+    return [result(future) for future in futures]
+
+
+def ids_of_user(partition: Partition, user_id: str) -> set[str]:
+    """Return the ids in the sets of a user: of every open session that is indexed."""
+    keys = partition.keys
+    sets = _ask(
+        partition.pipeline,
+        [("ZRANGE", key, 0, -1) for key in (keys.user_sessions(user_id), keys.user_pending(user_id))],
+    )
+    return {each.decode(errors="replace") for ids in sets for each in ids}
+
+
+def index(partition: Partition, session: OpenSession) -> None:
+    """Put an open session into the set of its user, unless it is in one by now."""
+    keys = partition.keys
+    command = INDEX_SESSION.command(
+        session_key=keys.session(session.session_id),
+        user_key=keys.user_sessions(session.user_id),
+        pending_key=keys.user_pending(session.user_id),
+        session_id=session.session_id,
+        user_id=session.user_id,
+    )
+    result(partition.pipeline.submit(command, bool))
