@@ -2,12 +2,14 @@
 
 import json
 from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.constants import CLERK, DAY_MS, NOW_MS, NOW_S
 from support.parsing import change
 
+from service.dev import fake_clerk_http
 from service.dev.fake_clerk import ABSENT, FakeClerk
 from service.dev.fake_clerk_http import ApiError, RateLimit, Request
 
@@ -296,6 +298,7 @@ def test_users_are_selected_by_milliseconds_and_shown_by_days(clerk: FakeClerk) 
     clerk.sign_in(late, created_at=NOW_MS + 1)
     for bound in ("last_active_at_after", "last_sign_in_at_after"):
         assert ids(get(clerk, "users", **{bound: NOW_MS})) == [late]
+    assert ids(get(clerk, "users", last_sign_in_at_before=NOW_MS + 1)) == [early]
     assert get(clerk, f"users/{late}")["last_active_at"] == NOW_MS // DAY_MS * DAY_MS
     assert get(clerk, f"users/{late}")["last_sign_in_at"] == NOW_MS + 1
     assert get(clerk, f"users/{never}")["last_active_at"] is None
@@ -380,11 +383,15 @@ def test_a_limit_counts_in_any_window_of_its_length() -> None:
     assert [limit.wait(taken, now) for now in (10, 11, 16)] == [0, 5, 0]
 
 
-def test_over_the_limit_an_answer_says_when_to_come_again(clerk: FakeClerk) -> None:
-    clerk.rate_limit = (2, 3600)
-    responses = [clerk.respond("GET", "/v1/instance", f"Bearer {clerk.secret_key}") for _ in range(3)]
-    assert [response.status for response in responses] == [200, 200, 429]
-    assert 3590 < int(responses[2].headers["Retry-After"]) <= 3600
+def test_over_the_limit_an_answer_says_after_how_many_whole_seconds_to_come_again(
+    clerk: FakeClerk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clerk.rate_limit = (2, 10)
+    times = iter([0.0, 6.0, 7.5, 10.0])
+    monkeypatch.setattr(fake_clerk_http, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    responses = [clerk.respond("GET", "/v1/instance", f"Bearer {clerk.secret_key}") for _ in range(4)]
+    assert [response.status for response in responses] == [200, 200, 429, 200]
+    assert responses[2].headers["Retry-After"] == "3"
 
 
 def test_a_share_of_the_answers_are_errors_the_same_for_the_same_seed() -> None:
@@ -431,6 +438,14 @@ def test_a_change_after_half_of_the_latency_is_not_in_the_answer(
     response = clerk.respond("GET", f"/v1/sessions/{session}", f"Bearer {clerk.secret_key}")
     assert waited == [1, 1]
     assert json.loads(response.body)["status"] == "active"
+
+
+def test_of_a_parameter_that_is_given_twice_the_first_counts(clerk: FakeClerk) -> None:
+    users = [clerk.add_user(created_at=NOW_MS + n) for n in range(2)]
+    response = clerk.respond("GET", "/v1/users?order_by=created_at&order_by=username", f"Bearer {clerk.secret_key}")
+    assert ids(json.loads(response.body)) == users
+    response = clerk.respond("GET", "/v1/users?limit=1&limit=2", f"Bearer {clerk.secret_key}")
+    assert ids(json.loads(response.body)) == users[1:]
 
 
 @pytest.mark.parametrize("forced", [404, 429, 503])
