@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Final
 
 from service.clerk.events import parse
-from service.clerk.normalize import normalize
-from service.models import Delivery, DeliveryInfo, Ignored, Outcome, SessionChange, Unusable
+from service.clerk.normalize import ending, normalize
+from service.clerk.users import UserEvent
+from service.models import Delivery, DeliveryInfo, Ignored, Outcome, SessionChange, Unusable, UserEnding
 from service.store.sessions import SessionStore
+from service.store.users import end_sessions
 from service.waiting import read_body
 
 _TYPE: Final = re.compile(r"[a-z_]{1,40}(\.[a-z_]{1,40}){1,3}", re.IGNORECASE | re.ASCII)
@@ -41,16 +43,22 @@ class Ingest:
         event = read_body(delivery.body, self._read, delivery, info or DeliveryInfo())
         if isinstance(event, Ignored):
             return Outcome("ignored")
+        if isinstance(event, UserEnding):
+            return end_sessions(self._store, event, self._now_ms())
         if isinstance(event, Unusable):
             return self._store.keep_dead_letter(delivery, event, self._now_ms())
         return self._store.apply(event, delivery.body, self._now_ms())
 
-    def _read(self, delivery: Delivery, info: DeliveryInfo) -> SessionChange | Ignored | Unusable:
+    def _read(self, delivery: Delivery, info: DeliveryInfo) -> SessionChange | UserEnding | Ignored | Unusable:
         """Parse and normalize a body."""
         event = parse(delivery.body, info.nulled.append, with_request=self._publish_http_request)
         info.type = event.type if _TYPE.fullmatch(event.type) else None
         if isinstance(event, Ignored | Unusable):
             return event
+        if isinstance(event, UserEvent):
+            info.user_id = event.data.id
+            with_request = self._publish_http_request
+            return ending(event, message_id=delivery.id, now_ms=self._now_ms(), with_request=with_request)
         info.session_id, info.user_id = event.data.id, event.data.user_id
         change = normalize(event, message_id=delivery.id, now_ms=self._now_ms())
         if not isinstance(change, Unusable):

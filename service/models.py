@@ -51,7 +51,7 @@ Reason = Literal[
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ignored:
-    """A genuine event about something other than a session."""
+    """A genuine event that says nothing about a session."""
 
     type: str
 
@@ -64,10 +64,18 @@ class Unusable:
     reason: Reason
     detail: str
     """Names the field and says what is wrong with it, without its value."""
+    kept: bytes | None = dataclasses.field(default=None, repr=False)
+    """What the dead letter keeps in place of the delivery's body; None for the whole body."""
 
 
 RANKS: Final = ("pending", "active", "abandoned", "expired", "replaced", "removed", "ended", "revoked")
 """Statuses from the weakest to the strongest: docs/contract.md, section 6."""
+
+
+OPEN: Final = 0
+TERMINAL: Final = 1
+ORDERED: Final = 2
+"""The first parts of an order key: of an open state, of one that Clerk ended, and of one that `revoke` ended."""
 
 
 class OrderKey(NamedTuple):
@@ -76,7 +84,8 @@ class OrderKey(NamedTuple):
     The rule is in docs/contract.md, section 6. Message ids are ASCII, so comparing strings compares bytes.
     """
 
-    terminal: bool
+    terminal: int
+    """OPEN, TERMINAL or ORDERED."""
     updated_at_ms: int
     occurred_at_ms: int
     rank: int
@@ -86,13 +95,13 @@ class OrderKey(NamedTuple):
     def __str__(self) -> str:
         """Return the text that the session's hash stores; `read` is the way back."""
         terminal, updated_at, occurred_at, rank, message_id = self
-        return f"{terminal:d} {updated_at} {occurred_at} {rank} {message_id}"
+        return f"{terminal} {updated_at} {occurred_at} {rank} {message_id}"
 
     @classmethod
     def read(cls, text: str) -> Self:
         """Read what `str` wrote; raise ValueError if it is something else."""
         terminal, updated_at, occurred_at, rank, message_id = text.split(" ")
-        return cls(terminal == "1", int(updated_at), int(occurred_at), int(rank), message_id)
+        return cls(int(terminal), int(updated_at), int(occurred_at), int(rank), message_id)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,6 +113,26 @@ class SessionChange:
     order: OrderKey
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class UserEnding:
+    """What one event says about all sessions of a user: they end."""
+
+    user_id: str
+    status: Literal["removed", "revoked"]
+    event: Event
+    at_ms: int
+    """Unix milliseconds. If the status is `revoked`, sessions created later stay as they are."""
+
+    def ends(self, created_at_ms: int | None) -> bool:
+        """Tell whether an open session of the user ends, by when it was created."""
+        return self.status == "removed" or created_at_ms is None or created_at_ms <= self.at_ms
+
+    @property
+    def order(self) -> OrderKey:
+        """The place of such an end among the events of a session."""
+        return OrderKey(TERMINAL, self.at_ms, self.event.occurred_at, RANKS.index(self.status), self.event.id)
+
+
 class NewState(NamedTuple):
     """A state for a session, as it is written to Redis unless a newer one is stored."""
 
@@ -112,13 +141,22 @@ class NewState(NamedTuple):
     status: Status
     live: bool
     expire_at_ms: int | None
+    created_at_ms: int | None
+    message_id: str
     order: OrderKey
     message: bytes
     """What is published: JSON, an object with `event` and `session`."""
     body_digest: str = ""
-    """Hexadecimal digest of the delivery's body; empty for an expiry."""
+    """Hexadecimal digest of the delivery's body; empty for what is no delivery."""
+    base: OrderKey | None = None
+    """The order key of the open state that this one was made from, if the relay ended that itself."""
     from_cursor: str = ""
-    """Cursor of the stored state that an expiry was made from; empty for a delivery."""
+    """The cursor of the only stored state that this one may replace; ABSENT if none may be stored; empty for any."""
+    keeps_stale: bool = True
+    """Whether it is kept in the stream, and its message id remembered, if it comes too late."""
+
+
+ABSENT: Final = "absent"
 
 
 OMITTABLE_FIELDS: Final[frozenset[str]] = frozenset(
@@ -152,6 +190,8 @@ class Outcome(NamedTuple):
 
     The latter is for the log, not for the response: the sender can do nothing about it.
     """
+    sessions: int | None = None
+    """How many sessions this delivery ended, if it is about a user."""
 
     @property
     def status(self) -> int:
@@ -163,6 +203,8 @@ class Outcome(NamedTuple):
         body: dict[str, object] = {"outcome": self.outcome}
         if self.outcome == "dead_lettered":
             body["reason"] = self.reason
-        elif self.outcome != "ignored":
+        elif self.sessions is not None:
+            body["sessions"] = self.sessions
+        elif self.session_id is not None:
             body |= {"session_id": self.session_id, "cursor": self.cursor, "revision": self.revision}
         return body

@@ -1,12 +1,15 @@
 """What an event of Clerk's says about a session: docs/contract.md, sections 6 and 7. Does no I/O."""
 
+import hashlib
 from typing import Any, Final
 
+import orjson
 from clerk_session_feed import models
 from clerk_session_feed.models import OPEN_STATUSES, Event, Session, Status
 
 from service.clerk import events as clerk
-from service.models import RANKS, OrderKey, SessionChange, Unusable
+from service.clerk.users import DELETED, UserEvent
+from service.models import OPEN, RANKS, TERMINAL, OrderKey, SessionChange, Unusable, UserEnding
 
 DAY_MS: Final = 86_400_000
 """How far in the future `updated_at` may lie."""
@@ -36,18 +39,93 @@ def normalize(event: clerk.SessionEvent, *, message_id: str, now_ms: int) -> Ses
     if updated_at > now_ms + DAY_MS:
         return Unusable(event.type, "invalid_updated_at", "data.updated_at: over a day in the future")
     occurred_at = updated_at if event.timestamp is None else event.timestamp
+    return SessionChange(
+        event=_event(event, message_id, occurred_at),
+        session=_session(data, status, updated_at, now_ms),
+        order=OrderKey(
+            OPEN if status in OPEN_STATUSES else TERMINAL, updated_at, occurred_at, RANKS.index(status), message_id
+        ),
+    )
+
+
+def ending(event: UserEvent, *, message_id: str, now_ms: int, with_request: bool = False) -> UserEnding:
+    """Return what an event about a user says about all sessions of that user: docs/contract.md, section 10."""
+    occurred_at = _past(event.timestamp, now_ms) or now_ms
+    is_deleted = event.type == DELETED
+    return UserEnding(
+        user_id=event.data.id,
+        status="removed" if is_deleted else "revoked",
+        event=other_event("clerk", event.type, message_id, occurred_at, event.instance_id, with_request=with_request),
+        at_ms=occurred_at if is_deleted else _past(event.data.updated_at, now_ms) or occurred_at,
+    )
+
+
+def reported(
+    data: clerk.SessionData,
+    *,
+    answered_at_ms: int,
+    instance_id: str,
+    is_first: bool,
+    now_ms: int,
+    with_request: bool = False,
+) -> SessionChange | Unusable:
+    """Return what an answer of Clerk's Backend API says about a session: docs/contract.md, section 10.
+
+    Args:
+        data: the session; its status is set.
+        answered_at_ms: when Clerk answered, in Unix milliseconds.
+        instance_id: of the Clerk instance.
+        is_first: nothing is stored of the session.
+        now_ms: Unix milliseconds.
+        with_request: PUBLISH_HTTP_REQUEST.
+    """
+    status = data.status
+    if status is None:
+        return Unusable("session.created", "invalid_status", "status: missing")
+    is_open = status in OPEN_STATUSES
+    type_ = "session.created" if is_open and is_first else f"session.{status}"
+    known = (data.updated_at, data.last_active_at, data.created_at)
+    updated_at = next((time_ms for time_ms in known if time_ms is not None), answered_at_ms)
+    if updated_at > now_ms + DAY_MS:
+        return Unusable(type_, "invalid_updated_at", "updated_at: over a day in the future")
+    session = _session(data, status, updated_at, now_ms)
+    digest = hashlib.sha256(orjson.dumps([session, answered_at_ms])).hexdigest()
+    event = other_event(
+        "clerk-api", type_, f"api_{digest[:32]}", answered_at_ms, instance_id, with_request=with_request
+    )
+    first = max(updated_at, answered_at_ms) if is_open else updated_at
+    order = OrderKey(OPEN if is_open else TERMINAL, first, answered_at_ms, RANKS.index(status), event.id)
+    return SessionChange(event, session, order)
+
+
+def other_event(
+    source: str, type_: str, id_: str, occurred_at_ms: int, instance_id: str | None, *, with_request: bool = False
+) -> Event:
+    """Return an event that no request of a user's caused."""
+    common: dict[str, Any] = {
+        "id": id_,
+        "type": type_,
+        "occurred_at": occurred_at_ms,
+        "instance_id": instance_id,
+        "source": source,
+    }
+    return models.EventWithRequest(**common, http_request=None) if with_request else Event(**common)
+
+
+def _session(data: clerk.SessionData, status: Status, updated_at_ms: int, now_ms: int) -> Session:
     session: dict[str, Any] = vars(data) | {
         "object": "session",
         "status": status,
         "live": status == "active" and (data.expire_at is None or data.expire_at > now_ms),
         "latest_activity": models.SessionActivity(**vars(data.latest_activity)) if data.latest_activity else None,
-        "updated_at": updated_at,
+        "updated_at": updated_at_ms,
     }
-    return SessionChange(
-        event=_event(event, message_id, occurred_at),
-        session=Session(**session),
-        order=OrderKey(status not in OPEN_STATUSES, updated_at, occurred_at, RANKS.index(status), message_id),
-    )
+    return Session(**session)
+
+
+def _past(time_ms: int | None, now_ms: int) -> int | None:
+    """Return a time, or None if it lies over a day in the future."""
+    return None if time_ms is None or time_ms > now_ms + DAY_MS else time_ms
 
 
 def _event(event: clerk.SessionEvent, message_id: str, occurred_at_ms: int) -> Event:

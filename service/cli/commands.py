@@ -109,8 +109,8 @@ def expire(once: bool) -> None:
     Any number of processes may run it at the same time.
     """
     settings = load(WorkerSettings)
-    from service.expiry.worker import ExpiryWorker
     from service.telemetry import log
+    from service.workers.expiry import ExpiryWorker
 
     log.configure(settings)
     with contextlib.closing(ExpiryWorker(settings)) as worker:

@@ -1,9 +1,11 @@
 -- Applies one session event, atomically: looks for the message id, compares, writes, indexes, appends to the
 -- stream and publishes. docs/contract.md, section 6.
 --
--- Returns {outcome, cursor, revision, remark}: applied | duplicate | stale; revision is empty for a stale event;
--- remark is `other_body` for a duplicate whose id was seen with another body, else empty.
+-- Returns {outcome, cursor, revision, remark}: applied | duplicate | stale; revision is empty for a stale event, and so
+-- is cursor if `keeps_stale` is 0; remark is `other_body` for a duplicate whose id was seen with another body.
 -- Returns {'superseded', '', '', ''}, and does nothing, if the stored state is not that of `from_cursor`.
+-- Returns {'user_gone', status, time, event}, and does nothing, if an open state comes of a user who is deleted, or of a
+-- session from before its user was banned. It ends with that status, time and event: see mark_user.lua.
 --
 -- Redis does not roll back a script. So the script asks all that it can ask before its first write, and undoes
 -- its writes if a later one fails.
@@ -11,21 +13,25 @@
 local
   session_key,    -- {clerk}:session:<session id>       hash, TTL    the stored state; `_…` fields are bookkeeping:
                   --                                    _order, _expire_at, _user_key (the user_key of this state),
-                  --                                    _message:<id> = "<cursor> <revision> <digest of body>"
+                  --                                    _base (if there is one), _message:<id> = "<cursor> <revision> <digest of body>"
   user_key,       -- {clerk}:user:<user id>:sessions    zset, TTL    ids of live sessions by expire_at (ms, +inf)
+  pending_key,    -- {clerk}:user:<user id>:pending     zset, TTL    ids of the other open sessions, likewise
+  gone_key,       -- {clerk}:user:<user id>:gone        hash, TTL    see mark_user.lua
   events_key,     -- {clerk}:events                     stream       outcome, session_id, user_id, message
   expiry_key      -- {clerk}:expiry                     zset         ids of open sessions by expire_at (ms)
-  -- A session whose user changes leaves the old user's set. The hash's `_user_key` names that key, which KEYS
-  -- can't: nobody knows it before. It has the prefix's hash tag, so it is in the same slot.
+  -- A session whose user changes leaves the old user's sets. The hash's `_user_key` names the one, which KEYS
+  -- can't: nobody knows it before. It has the prefix's hash tag, so it is in the same slot; and so is the other.
   = unpack(KEYS)
 local
   message_id,
-  order_key,      -- "<terminal 1|0> <updated_at ms> <occurred_at ms> <rank> <message id>"
+  order_key,      -- "<0 open | 1 terminal | 2 ordered> <updated_at ms> <occurred_at ms> <rank> <message id>"
+  base,           -- order key of the open state that this one was made from, if the relay ended it; else empty
   session_id,
   user_id,
   status,
   live,           -- 1 | 0
   expire_at,      -- ms, or empty
+  created_at,     -- ms, or empty
   ttl_ms,         -- of the session's key
   retention_ms,   -- how long a message id is remembered at least
   stream_maxlen,  -- entries that the stream keeps, about
@@ -33,13 +39,16 @@ local
   user_channel,
   message_tail,   -- the message from `,"event":` on
   confirm,        -- 1: write even for a duplicate, so that the WAIT that follows covers the first write; else 0
-  body_digest,    -- hexadecimal; empty for an expiry
-  from_cursor     -- cursor of the stored state that an expiry was made from; else empty
+  body_digest,    -- hexadecimal; empty for what is no delivery
+  from_cursor,    -- cursor of the stored state that may be replaced; `absent`: there may be none; empty: any
+  keeps_stale     -- 1: append it to the stream, and remember its id, if it is stale; else 0
   = unpack(ARGV)
 ttl_ms, retention_ms = tonumber(ttl_ms), tonumber(retention_ms)
 
 local message_field = '_message:' .. message_id
-local FIELDS = { 'state', 'status', 'live', 'user_id', 'revision', 'cursor', '_order', '_expire_at', '_user_key' }
+local FIELDS = {
+  'state', 'status', 'live', 'user_id', 'revision', 'cursor', '_order', '_expire_at', '_user_key', '_base',
+}
 
 local values = redis.call('HMGET', session_key, message_field, unpack(FIELDS))
 local seen = table.remove(values, 1)
@@ -56,11 +65,24 @@ local stored
 if values[1] then
   stored = {}
   for i, field in ipairs(FIELDS) do
-    stored[field] = values[i]
+    stored[field] = values[i] or nil
   end
 end
-if from_cursor ~= '' and not (stored and stored.cursor == from_cursor) then
+if from_cursor ~= '' and from_cursor ~= (stored and stored.cursor or 'absent') then
   return { 'superseded', '', '', '' }
+end
+
+local function is_open(status)
+  return status == 'active' or status == 'pending'
+end
+
+if is_open(status) then
+  local event, ended_at, banned_at = unpack(redis.call('HMGET', gone_key, 'deleted', 'deleted_at', 'banned_at'))
+  if event then
+    return { 'user_gone', 'removed', ended_at, event }
+  elseif banned_at and (created_at == '' or tonumber(created_at) <= tonumber(banned_at)) then
+    return { 'user_gone', 'revoked', banned_at, redis.call('HGET', gone_key, 'banned') }
+  end
 end
 
 -- `<` on strings follows the server's locale; this does not.
@@ -86,7 +108,21 @@ local function is_after(a, b)
   return is_after_bytewise(x[5], y[5])
 end
 
-local applied = not stored or is_after(order_key, stored._order)
+local function is_newer()
+  if not stored then
+    return true
+  end
+  local is_expiry = stored._base and stored.status == 'expired' and string.sub(stored._order, 1, 2) == '0 '
+  if is_expiry and is_open(status) and (expire_at == '' or tonumber(expire_at) > tonumber(stored._expire_at)) then
+    return is_after(order_key, stored._base) -- a later end voids the expiry
+  end
+  if order_key == stored._order then -- two states that the same event about their user ended
+    return base ~= '' and stored._base and is_after(base, stored._base)
+  end
+  return is_after(order_key, stored._order)
+end
+
+local applied = is_newer()
 
 local function message(cursor, revision, previous_status)
   return '{"schema_version":1,"cursor":' .. (cursor and '"' .. cursor .. '"' or 'null')
@@ -95,22 +131,29 @@ local function message(cursor, revision, previous_status)
     .. message_tail
 end
 
--- The commands that make the two sorted sets agree with a state.
+local function pending_key_of(state)
+  return (string.gsub(state._user_key, ':sessions$', ':pending'))
+end
+
+-- The commands that make the three sorted sets agree with a state.
 local function index(state)
-  local is_open = state.status == 'active' or state.status == 'pending'
-  local score = state._expire_at
+  local is_live, end_at = state.live == '1', state._expire_at
+  local function set(key, has_it)
+    return has_it and { 'ZADD', key, end_at == '' and '+inf' or end_at, session_id } or { 'ZREM', key, session_id }
+  end
   return
-    state.live == '1' and { 'ZADD', state._user_key, score == '' and '+inf' or score, session_id }
-      or { 'ZREM', state._user_key, session_id },
-    is_open and score ~= '' and { 'ZADD', expiry_key, score, session_id }
-      or { 'ZREM', expiry_key, session_id }
+    set(state._user_key, is_live),
+    set(pending_key_of(state), is_open(state.status) and not is_live),
+    set(expiry_key, is_open(state.status) and end_at ~= '')
 end
 
 local function set_state(state)
   local command = { 'HSET', session_key }
   for _, field in ipairs(FIELDS) do
-    command[#command + 1] = field
-    command[#command + 1] = state[field]
+    if state[field] then
+      command[#command + 1] = field
+      command[#command + 1] = state[field]
+    end
   end
   return command
 end
@@ -158,6 +201,7 @@ if redis.acl_check_cmd then
     { 'PUBLISH', channel, '' }, { 'PUBLISH', user_channel, '' }, { 'XDEL', events_key, '0-0' },
     { 'DEL', session_key }, { 'HDEL', session_key, '' }, { 'HSET', session_key, '', '' },
     { 'PEXPIRE', session_key, '1' }, { 'ZADD', user_key, '0', '' }, { 'ZREM', user_key, '' },
+    { 'ZADD', pending_key, '0', '' }, { 'ZREM', pending_key, '' },
     { 'ZADD', expiry_key, '0', '' }, { 'ZREM', expiry_key, '' },
   }) do
     if not redis.acl_check_cmd(unpack(command)) then
@@ -169,6 +213,9 @@ end
 local session_ttl = redis.call('PTTL', session_key)
 
 if not applied then
+  if keeps_stale == '0' then
+    return { 'stale', '', '', '' }
+  end
   local cursor = write(nil, nil, function(cursor)
     local commands = { { 'HSET', session_key, message_field, cursor .. '  ' .. body_digest } }
     -- The id of a late event has to outlast the sender's retries.
@@ -181,48 +228,64 @@ if not applied then
 end
 
 local revision = string.format('%d', (stored and tonumber(stored.revision) or 0) + 1)
-local user_ttl = redis.call('PTTL', user_key)
-local stored_user_ttl = stored and redis.call('PTTL', stored._user_key) or -2
+local is_users_other = stored and stored._user_key ~= user_key
+local ttls = {}
+for _, key in ipairs({ session_key, user_key, pending_key }) do
+  ttls[key] = redis.call('PTTL', key)
+end
+if is_users_other then
+  for _, key in ipairs({ stored._user_key, pending_key_of(stored) }) do
+    ttls[key] = redis.call('PTTL', key)
+  end
+end
 
 local cursor = write(revision, stored and stored.status, function(cursor)
   local published = message(cursor, revision, stored and stored.status)
   local state = {
     state = published, status = status, live = live, user_id = user_id, revision = revision,
     cursor = cursor, _order = order_key, _expire_at = expire_at, _user_key = user_key,
+    _base = base ~= '' and base or nil,
   }
-  local in_user_set, in_expiry_set = index(state)
+  local in_user_set, in_pending_set, in_expiry_set = index(state)
   local commands = {
     set_state(state),
     { 'HSET', session_key, message_field, cursor .. ' ' .. revision .. ' ' .. body_digest },
     { 'PEXPIRE', session_key, ttl_ms },
     in_user_set,
+    in_pending_set,
     in_expiry_set,
   }
-  if stored and stored._user_key ~= user_key then
+  if stored and stored._base and not state._base then
+    commands[#commands + 1] = { 'HDEL', session_key, '_base' }
+  end
+  if is_users_other then
     commands[#commands + 1] = { 'ZREM', stored._user_key, session_id }
+    commands[#commands + 1] = { 'ZREM', pending_key_of(stored), session_id }
   end
   -- A user's set lasts as long as the longest of its sessions.
-  if live == '1' and user_ttl < ttl_ms then
-    commands[#commands + 1] = { 'PEXPIRE', user_key, ttl_ms }
+  if is_open(status) then
+    local key = live == '1' and user_key or pending_key
+    if ttls[key] < ttl_ms then
+      commands[#commands + 1] = { 'PEXPIRE', key, ttl_ms }
+    end
   end
   commands[#commands + 1] = { 'PUBLISH', user_channel, published }
   commands[#commands + 1] = { 'PUBLISH', channel, published }
 
-  local undo = { { 'ZREM', user_key, session_id }, { 'ZREM', expiry_key, session_id } }
+  local undo = {
+    { 'ZREM', user_key, session_id }, { 'ZREM', pending_key, session_id }, { 'ZREM', expiry_key, session_id },
+  }
   if stored then
-    undo[3] = { 'HDEL', session_key, message_field }
-    undo[4] = set_state(stored)
-    undo[5], undo[6] = index(stored)
+    undo[4] = { 'HDEL', session_key, message_field, '_base' }
+    undo[5] = set_state(stored)
+    undo[6], undo[7], undo[8] = index(stored)
   else
-    undo[3] = { 'DEL', session_key }
+    undo[4] = { 'DEL', session_key }
   end
-  for key, left in pairs({ [session_key] = session_ttl, [user_key] = user_ttl }) do
+  for key, left in pairs(ttls) do
     if left > 0 then
       undo[#undo + 1] = { 'PEXPIRE', key, left }
     end
-  end
-  if stored_user_ttl > 0 then
-    undo[#undo + 1] = { 'PEXPIRE', stored._user_key, stored_user_ttl }
   end
   return commands, undo
 end)

@@ -53,4 +53,5 @@ def _names(table: str, source: str) -> list[str]:
 APPLY_SESSION: Final = Script("apply_session")
 SETTLE_EXPIRY: Final = Script("settle_expiry")
 KEEP_DEAD_LETTER: Final = Script("keep_dead_letter")
-SCRIPTS: Final = (APPLY_SESSION, SETTLE_EXPIRY, KEEP_DEAD_LETTER)
+MARK_USER: Final = Script("mark_user")
+SCRIPTS: Final = (APPLY_SESSION, SETTLE_EXPIRY, KEEP_DEAD_LETTER, MARK_USER)

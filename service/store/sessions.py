@@ -1,23 +1,26 @@
 """Session state in Redis: each write is one script, so it is applied whole or not at all."""
 
 import asyncio
+import dataclasses
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
 from clerk_session_feed import connections
 from clerk_session_feed.keys import Keys, partition_of
+from clerk_session_feed.models import Event, EventWithRequest
 
 from service.config import StoreSettings
 from service.errors import DeadLettersFullError, StoreUnavailableError
-from service.models import Delivery, NewState, Outcome, SessionChange, Unusable, omit
+from service.models import Delivery, NewState, Outcome, SessionChange, Unusable, UserEnding, omit
 from service.store.pipeline import Pipeline
 from service.store.scripts import APPLY_SESSION, KEEP_DEAD_LETTER, SCRIPTS, SETTLE_EXPIRY
+from service.store.stored import STORED_FIELDS, StoredState
 from service.waiting import wait
 
 T = TypeVar("T")
@@ -26,8 +29,18 @@ MAX_TTL_MS: Final = 400 * 86_400_000
 """Milliseconds that a session's key lasts at most, and exactly if the session has no end."""
 WRITE_SECONDS: Final = 4.5
 """Seconds that a caller waits at most for a write; senders get their response within 5 s."""
+READ_BATCH: Final = 128
+"""Sessions that are read at once."""
 PROBE_SECONDS: Final = 0.5
 """Seconds that a health check waits for Redis; its response is sent within a second in any case."""
+
+
+class Partition(NamedTuple):
+    """The users of one number of PARTITIONS."""
+
+    number: int
+    keys: Keys
+    pipeline: Pipeline
 
 
 class SessionStore:
@@ -40,14 +53,17 @@ class SessionStore:
 
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
-        self._retention_ms = settings.session_retention * 1000
+        self.retention_ms: Final = settings.session_retention * 1000
+        """SESSION_RETENTION, in milliseconds."""
         self._confirm = int(settings.redis_min_replicas > 0)
         # One connection; for a cluster, one for each slot that is written to.
         self._pipelines: dict[int, Pipeline] = {}
         keys = Keys(settings.redis_key_prefix, settings.redis_channel)
         self._dead_letters = keys.dead_letters, self._pipeline_for(keys.dead_letters)
         parts = keys.split(settings.partitions)
-        self._partitions = [(part, self._pipeline_for(part.events)) for part in parts]
+        self._partitions = [
+            Partition(number, part, self._pipeline_for(part.events)) for number, part in enumerate(parts)
+        ]
         self._probes = {self._pipeline_for(part.probe): part.probe for part in (keys, *parts)}
 
     def _pipeline_for(self, key: str) -> Pipeline:
@@ -74,6 +90,25 @@ class SessionStore:
         for pipeline in self._pipelines.values():
             pipeline.on_round_trip, pipeline.on_failure = on_round_trip, on_failure
 
+    @property
+    def partitions(self) -> Sequence[Partition]:
+        """Where sessions are kept, by number."""
+        return self._partitions
+
+    def partition_of(self, user_id: str) -> Partition:
+        """Return where the sessions of a user are kept."""
+        return self._partitions[partition_of(user_id, len(self._partitions))]
+
+    @property
+    def omitted(self) -> frozenset[str]:
+        """OMIT_FIELDS."""
+        return self._settings.omit_fields
+
+    @property
+    def publishes_http_request(self) -> bool:
+        """PUBLISH_HTTP_REQUEST."""
+        return self._settings.publish_http_request
+
     def apply(self, change: SessionChange, body: bytes, now_ms: int) -> Outcome:
         """Make a change the session's state, if it is the newest.
 
@@ -85,51 +120,83 @@ class SessionStore:
         Returns:
             `applied`, `duplicate` or `stale`.
         """
+        # Two bodies can be made to have one checksum. Nobody gains by it, since neither would be applied.
+        new = self.new_state(change, change.event.id)._replace(body_digest=f"{zlib.crc32(body):08x}")
+        partition = self.partition_of(change.session.user_id)
+        outcome = result(self._submit(partition, new, now_ms, partial(_outcome_or_ending, new)))
+        if isinstance(outcome, UserEnding):
+            ended = self.ended_with_user(change, outcome)._replace(body_digest=new.body_digest)
+            outcome = result(self._submit(partition, ended, now_ms, partial(_outcome, change.session.id)))
+        return outcome
+
+    def new_state(self, change: SessionChange, message_id: str) -> NewState:
+        """Return a change as it is written, with OMIT_FIELDS left out."""
         session, omitted = change.session, self._settings.omit_fields
         published = omit(session, omitted) if omitted else session
-        new = NewState(
+        return NewState(
             session_id=session.id,
             user_id=session.user_id,
             status=session.status,
             live=session.live,
             expire_at_ms=session.expire_at,
+            created_at_ms=session.created_at,
+            message_id=message_id,
             order=change.order,
             message=orjson.dumps({"event": change.event, "session": published}),
-            # Two bodies can be made to have one checksum. Nobody gains by it, since neither would be applied.
-            body_digest=f"{zlib.crc32(body):08x}",
         )
-        partition = partition_of(session.user_id, len(self._partitions))
-        return _result(self._submit(partition, new, now_ms, partial(_outcome, session.id)))
 
-    def expire(self, partition: int, expiry: NewState, now_ms: int) -> Future[Outcome | None]:
-        """End a session that ran out: `applied` or `duplicate`, or None if another state is stored by now."""
-        return self._submit(partition, expiry, now_ms, partial(_expiry_outcome, expiry.session_id))
+    def ended_with_user(self, change: SessionChange, ending: UserEnding) -> NewState:
+        """Return the state of a session whose open state came after its user was deleted or banned."""
+        session = dataclasses.replace(change.session, status=ending.status, live=False)
+        ended = SessionChange(ending.event, session, ending.order)
+        return self.new_state(ended, change.event.id)._replace(base=change.order)
 
-    def settle_expiry(self, partition: int, session_id: str) -> Future[bool]:
+    def replace(self, partition: Partition, new: NewState, now_ms: int) -> Future[Outcome | UserEnding | None]:
+        """Make a new state the session's state, if it is the newest.
+
+        The future is None if another state is stored than the one that `from_cursor` names.
+        """
+        return self._submit(partition, new, now_ms, partial(_replaced, new))
+
+    def read(self, partition: Partition, session_ids: Sequence[str]) -> list[StoredState | ValueError | None]:
+        """Return the stored state of each session; None if there is none, ValueError if it can't be read."""
+        stored: list[StoredState | ValueError | None] = []
+        for start in range(0, len(session_ids), READ_BATCH):
+            batch = session_ids[start : start + READ_BATCH]
+            commands = [("HMGET", partition.keys.session(each), *STORED_FIELDS) for each in batch]
+            futures = [partition.pipeline.submit(command, list) for command in commands]
+            stored += [_stored(each, result(future)) for each, future in zip(batch, futures, strict=True)]
+        return stored
+
+    def settle_expiry(self, number: int, session_id: str) -> Future[bool]:
         """Make the expiry set agree with the session's state; the future tells if it still has to expire."""
-        keys, pipeline = self._partitions[partition]
+        _, keys, pipeline = self._partitions[number]
         command = SETTLE_EXPIRY.command(
             session_key=keys.session(session_id), expiry_key=keys.expiry, session_id=session_id
         )
         return pipeline.submit(command, bool)
 
-    def _submit(self, partition: int, new: NewState, now_ms: int, parse: Callable[[list[bytes]], T]) -> Future[T]:
-        keys, pipeline = self._partitions[partition]
+    def _submit(self, partition: Partition, new: NewState, now_ms: int, parse: Callable[[list[bytes]], T]) -> Future[T]:
+        keys = partition.keys
         left_ms = MAX_TTL_MS if new.expire_at_ms is None else new.expire_at_ms - now_ms
         command = APPLY_SESSION.command(
             session_key=keys.session(new.session_id),
             user_key=keys.user_sessions(new.user_id),
             events_key=keys.events,
+            pending_key=keys.user_pending(new.user_id),
+            gone_key=keys.user_gone(new.user_id),
             expiry_key=keys.expiry,
-            message_id=new.order.message_id,
+            message_id=new.message_id,
             order_key=str(new.order),
+            base="" if new.base is None else str(new.base),
             session_id=new.session_id,
             user_id=new.user_id,
             status=new.status,
             live=int(new.live),
             expire_at="" if new.expire_at_ms is None else new.expire_at_ms,
-            ttl_ms=min(max(left_ms, 0) + self._retention_ms, MAX_TTL_MS),  # senders may retry past the session's end
-            retention_ms=self._retention_ms,
+            created_at="" if new.created_at_ms is None else new.created_at_ms,
+            ttl_ms=min(max(left_ms, 0) + self.retention_ms, MAX_TTL_MS),  # senders may retry past the session's end
+            retention_ms=self.retention_ms,
             stream_maxlen=self._settings.stream_maxlen,
             channel=keys.channel,
             user_channel=keys.user_channel(new.user_id),
@@ -137,8 +204,9 @@ class SessionStore:
             confirm=self._confirm,
             body_digest=new.body_digest,
             from_cursor=new.from_cursor,
+            keeps_stale=int(new.keeps_stale),
         )
-        return pipeline.submit(command, parse)
+        return partition.pipeline.submit(command, parse)
 
     def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Outcome:
         """Keep an event that can't be turned into state.
@@ -151,7 +219,7 @@ class SessionStore:
             "received_at": now_ms,
             "reason": why.reason,
             "detail": why.detail,
-            "body": delivery.body.decode(),
+            "body": (delivery.body if why.kept is None else why.kept).decode(),
         }
         key, pipeline = self._dead_letters
         command = KEEP_DEAD_LETTER.command(
@@ -161,7 +229,7 @@ class SessionStore:
             max_dead_letters=self._settings.dead_letter_max,
             confirm=self._confirm,
         )
-        return _result(pipeline.submit(command, partial(_kept, why)))
+        return result(pipeline.submit(command, partial(_kept, why)))
 
     def probe(self) -> None:
         """Ask if Redis would take a write now (memory, replicas, loading and so on), without writing."""
@@ -176,7 +244,7 @@ class SessionStore:
         size = partial(pipeline.submit, ("HLEN", key), int)
         first = ("-inf", "+inf", "WITHSCORES", "LIMIT", 0, 1)
         firsts = [
-            partial(each.submit, ("ZRANGEBYSCORE", keys.expiry, *first), _score) for keys, each in self._partitions
+            partial(each.submit, ("ZRANGEBYSCORE", keys.expiry, *first), _score) for _, keys, each in self._partitions
         ]
         dead_letters, *expiries = _results([size, *firsts])
         return dead_letters, min(expiries)
@@ -187,7 +255,12 @@ class SessionStore:
             list(threads.map(Pipeline.close, self._pipelines.values()))
 
 
-def _result(future: Future[T], seconds: float = WRITE_SECONDS) -> T:
+def result(future: Future[T], seconds: float = WRITE_SECONDS) -> T:
+    """Wait for a future of the store, at most so many seconds.
+
+    Raises:
+        StoreUnavailableError: Redis did not do it, or not in time.
+    """
     try:
         return wait(future, seconds)  # type: ignore[no-any-return]
     except TimeoutError:
@@ -200,7 +273,7 @@ def _results(submits: Iterable[Callable[[], Future[Any]]]) -> list[Any]:
     deadline = time.monotonic() + PROBE_SECONDS
     try:
         futures.extend(submit() for submit in submits)
-        return [_result(future, max(0.0, deadline - time.monotonic())) for future in futures]
+        return [result(future, max(0.0, deadline - time.monotonic())) for future in futures]
     finally:  # asyncio would log the errors of futures that nobody waited for
         for future in futures:
             future.add_done_callback(lambda each: each.cancelled() or each.exception())
@@ -213,11 +286,27 @@ def _score(reply: list[bytes]) -> float:
 def _outcome(session_id: str, reply: list[bytes]) -> Outcome:
     outcome, cursor, revision, remark = reply
     applied = int(revision) if revision else None
-    return Outcome(outcome.decode(), session_id, cursor.decode(), applied, remark.decode() or None)  # type: ignore[arg-type]
+    return Outcome(outcome.decode(), session_id, cursor.decode() or None, applied, remark.decode() or None)  # type: ignore[arg-type]
 
 
-def _expiry_outcome(session_id: str, reply: list[bytes]) -> Outcome | None:
-    return None if reply[0] == b"superseded" else _outcome(session_id, reply)
+def _outcome_or_ending(new: NewState, reply: list[bytes]) -> Outcome | UserEnding:
+    if reply[0] != b"user_gone":
+        return _outcome(new.session_id, reply)
+    _, status, at_ms, event = reply
+    fields = orjson.loads(event)
+    kind = EventWithRequest if "http_request" in fields else Event
+    return UserEnding(new.user_id, status.decode(), kind(**fields), int(at_ms))  # type: ignore[arg-type]
+
+
+def _replaced(new: NewState, reply: list[bytes]) -> Outcome | UserEnding | None:
+    return None if reply[0] == b"superseded" else _outcome_or_ending(new, reply)
+
+
+def _stored(session_id: str, values: list[bytes | None]) -> StoredState | ValueError | None:
+    try:
+        return StoredState.read(session_id, values)
+    except ValueError as error:
+        return error
 
 
 def _kept(why: Unusable, reply: bytes) -> Outcome:

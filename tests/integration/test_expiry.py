@@ -18,10 +18,11 @@ from support.relay import Relay, make_settings, run_relay
 
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
-from service.expiry import worker as expiry
-from service.expiry.event import STORED_FIELDS, expiry_of
-from service.expiry.worker import BATCH, ExpiryWorker
 from service.models import Outcome
+from service.store.stored import STORED_FIELDS
+from service.workers import expiry
+from service.workers.expiry import BATCH, ExpiryWorker
+from service.workers.expiry_event import expiry_of
 
 EXPIRE_AT = NOW_MS + HOUR_MS
 LATER = EXPIRE_AT + HOUR_MS
@@ -529,15 +530,16 @@ def test_an_expiry_made_from_another_state_than_the_one_held_does_nothing(relay:
     made = expiry_of("sess_1", [field.encode() for field in stored], LATER)
     assert made is not None
     before = contents(client)
+    (partition,) = relay.store.partitions
 
     for cursor in ("1-1", made.from_cursor + "0"):
         other = made._replace(from_cursor=cursor)
-        assert relay.store.expire(0, other, LATER).result(timeout=30) is None
+        assert relay.store.replace(partition, other, LATER).result(timeout=30) is None
     unknown = made._replace(session_id="sess_2")
-    assert relay.store.expire(0, unknown, LATER).result(timeout=30) is None
+    assert relay.store.replace(partition, unknown, LATER).result(timeout=30) is None
 
     assert contents(client) == before
-    assert relay.store.expire(0, made, LATER).result(timeout=30) == Outcome(
+    assert relay.store.replace(partition, made, LATER).result(timeout=30) == Outcome(
         "applied", "sess_1", client.hget(SESSION_KEY, "cursor"), 2
     )
 

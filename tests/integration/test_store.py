@@ -30,7 +30,7 @@ from service.clerk.events import SessionEvent, parse
 from service.clerk.normalize import normalize
 from service.dev.embedded import EmbeddedRedis
 from service.errors import DeadLettersFullError
-from service.models import Outcome, SessionChange
+from service.models import OPEN, Outcome, SessionChange
 
 CAP_MS = 400 * DAY_MS
 CHANNELS = ("clerk:sessions", "clerk:sessions:user:user_1")
@@ -252,9 +252,10 @@ def test_an_unknown_session_type_is_applied_like_any_other(relay: Relay, client:
         pytest.param(clerk_event("active", updated_at=NOW_MS - DAY_MS), "stale", "expired", id="a late event"),
     ],
 )
-def test_an_expiry_that_the_relay_found_itself_gives_way_to_what_clerk_says_later(
+def test_an_expiry_of_an_earlier_version_gives_way_to_what_clerk_says_later(
     relay: Relay, client: Any, later: dict[str, Any], outcome: str, status: str
 ) -> None:
+    """That has no `_base`, so a late event can't be compared with the state that it was made from."""
     expire_at = NOW_MS - HOUR_MS
     relay.take(clerk_event("active", updated_at=NOW_MS - 2 * HOUR_MS, expire_at=expire_at), "msg_1")
     session = clerk_event("expired", updated_at=NOW_MS - 2 * HOUR_MS, expire_at=expire_at)
@@ -265,7 +266,7 @@ def test_an_expiry_that_the_relay_found_itself_gives_way_to_what_clerk_says_late
     change = dataclasses.replace(
         change,
         event=dataclasses.replace(change.event, source="synthetic"),
-        order=change.order._replace(terminal=False, updated_at_ms=expire_at),
+        order=change.order._replace(terminal=OPEN, updated_at_ms=expire_at),
     )
 
     assert relay.call(relay.store.apply, change, b"", NOW_MS).result(timeout=30).outcome == "applied"

@@ -31,6 +31,7 @@ AFTER_FLASK = [
 HELPERS = {
     "app.environ",
     "app.responses",
+    "clerk.fields",
     "clerk_session_feed",
     "config",
     "errors",

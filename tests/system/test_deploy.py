@@ -23,7 +23,7 @@ from support.services import ServiceProcess
 
 from service.cli.check import run_checks
 from service.dev.embedded import EmbeddedRedis
-from service.expiry.worker import ExpiryWorker
+from service.workers.expiry import ExpiryWorker
 
 DOCS: Final = (ROOT / "docs" / "deploy.md").read_text()
 DOCKERFILE: Final = (ROOT / "Dockerfile").read_text().replace("\\\n", "")

@@ -20,8 +20,8 @@ def test_a_command_has_the_scripts_keys_and_arguments_in_its_own_order() -> None
 def test_the_number_of_keys_is_that_of_the_names_that_come_from_keys() -> None:
     by_name = dict.fromkeys(APPLY_SESSION.names, "")
 
-    assert APPLY_SESSION.command(**by_name)[2] == 4
-    assert len(APPLY_SESSION.command(**by_name)) == 3 + 4 + 16
+    assert APPLY_SESSION.command(**by_name)[2] == 6
+    assert len(APPLY_SESSION.command(**by_name)) == 3 + 6 + 19
 
 
 def test_a_missing_name_is_an_error_that_names_it() -> None:

@@ -40,6 +40,19 @@ class Keys:
         """Sorted set: ids of the user's live sessions, scored by expire_at (ms; +inf). Has a TTL."""
         return f"{self.prefix}:user:{user_id}:sessions"
 
+    def user_pending(self, user_id: str) -> str:
+        """Sorted set: ids of the user's open sessions that are not live, scored by expire_at (ms; +inf). Has a TTL."""
+        return f"{self.prefix}:user:{user_id}:pending"
+
+    def user_gone(self, user_id: str) -> str:
+        """Hash: since when the user is deleted or banned, and the event that said so. Has a TTL."""
+        return f"{self.prefix}:user:{user_id}:gone"
+
+    @property
+    def revokes(self) -> str:
+        """Sorted set: ids of sessions that Clerk has still to revoke, scored by when it was ordered (ms). Has a TTL."""
+        return f"{self.prefix}:revokes"
+
     @property
     def events(self) -> str:
         """Stream: every session event applied or stale, once, in the order taken. Trimmed by length."""
@@ -56,6 +69,20 @@ class Keys:
         return f"{self.prefix}:dead-letters"
 
     @property
+    def reconcile(self) -> str:
+        """Hash: what `session-relay reconcile` found and when it last succeeded. Has a TTL."""
+        return f"{self.prefix}:reconcile"
+
+    @property
+    def reconcile_lock(self) -> str:
+        """String: which process reconciles now. Has a TTL of less than a minute."""
+        return f"{self.prefix}:reconcile:lock"
+
+    def reconcile_run(self, mode: str) -> str:
+        """Hash: how far an unfinished run of this mode came. Has a TTL of a day."""
+        return f"{self.prefix}:reconcile:run:{mode}"
+
+    @property
     def probe(self) -> str:
         """Never exists: the readiness check pushes to it only if it does."""
         return f"{self.prefix}:probe"
@@ -63,7 +90,7 @@ class Keys:
     def split(self, partitions: int) -> tuple["Keys", ...]:
         """Return the keys of each partition: `{clerk:7}:…`; these, if there is only one.
 
-        Channels and dead letters are not split.
+        Channels, dead letters and what `reconcile` keeps are not split.
         """
         if partitions == 1:
             return (self,)

@@ -23,9 +23,10 @@ from clerk_session_feed.keys import Keys
 
 from service.config import StoreSettings
 from service.errors import StoreUnavailableError
-from service.expiry.event import STORED_FIELDS, expiry_of
-from service.models import NewState
+from service.models import NewState, Outcome
 from service.store.sessions import SessionStore
+from service.store.stored import STORED_FIELDS
+from service.workers.expiry_event import expiry_of
 
 log = structlog.get_logger(__name__)
 
@@ -179,7 +180,7 @@ class ExpiryWorker:
         skipped = len(due) - len(found)
         others = [session_id for session_id, expiry in found if expiry is None]
         submitted = [
-            (expiry, self._store.expire(partition.number, expiry, self._now_ms()))
+            (expiry, self._store.replace(self._store.partitions[partition.number], expiry, self._now_ms()))
             for _, expiry in found
             if expiry is not None
         ]
@@ -195,7 +196,7 @@ class ExpiryWorker:
                 else:
                     failure = error
                 continue
-            if outcome is not None and outcome.outcome == "applied":
+            if isinstance(outcome, Outcome) and outcome.outcome == "applied":
                 applied_at_ms = int(str(outcome.cursor).partition("-")[0])  # by Redis' clock
                 lags_ms.append(applied_at_ms - int(expiry.expire_at_ms or 0))
             else:

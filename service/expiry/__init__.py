@@ -1,1 +1,0 @@
-"""The worker that ends sessions that ran out, since Clerk sends nothing then."""
