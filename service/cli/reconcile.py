@@ -25,7 +25,8 @@ from service.errors import ClerkError, StartError, StoreUnavailableError
 from service.store.sessions import SessionStore
 from service.telemetry import log as logs
 from service.telemetry import printable
-from service.workers.reconcile import Reconciler, Report, Scope
+from service.workers.reconcile import Reconciler
+from service.workers.report import Report, Scope
 from service.workers.runs import Runs, RunUnderWayError
 
 log = structlog.get_logger(__name__)

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 from clerk_session_feed import lenient_json
@@ -18,14 +18,8 @@ from service.clerk.normalize import other_event, reported
 from service.models import ABSENT, OPEN, RANKS, NewState, OrderKey, Outcome, SessionChange, Unusable, UserEnding, omit
 from service.store.sessions import Partition, SessionStore, result
 from service.store.stored import StoredState
+from service.workers.report import Drift, Gone
 
-Drift = Literal["missing", "late_end", "extended", "gone", "wrong_user", "changed"]
-"""How a stored state differed from Clerk's.
-
-`missing`: nothing was stored. `late_end`: it was stored as open, and ended at Clerk. `extended`: it is open at Clerk
-until later than stored, or although stored as expired or removed. `gone`: Clerk has it no more. `wrong_user`: it is
-another user's. `changed`: anything else.
-"""
 COMPARED: Final = (
     *("status", "user_id", "client_id", "expire_at", "abandon_at", "actor"),
     *("last_active_organization_id", "tasks"),
@@ -67,17 +61,16 @@ class Mender:
             by_partition.setdefault(self._store.partition_of(session.data.user_id), []).append(session)
         return [found for partition, each in by_partition.items() for found in self._apply(partition, each)]
 
-    def end_gone(self, partition: Partition, absent: Sequence[tuple[str, str, int]]) -> list[Found]:
+    def end_gone(self, partition: Partition, gone: Sequence[Gone]) -> list[Found]:
         """End sessions that Clerk has no more, if nothing was applied to them since.
 
         Args:
             partition: where they are stored.
-            absent: of each its id, the cursor of the state that Clerk was asked about, and when Clerk answered for
-                the second time that there is no such session, in Unix milliseconds.
+            gone: whom Clerk has no more.
         """
-        states = self._store.read(partition, [session_id for session_id, *_ in absent])
+        states = self._store.read(partition, [each.session_id for each in gone])
         found, waiting = [], []
-        for (session_id, cursor, answered_at_ms), stored in zip(absent, states, strict=True):
+        for (session_id, _, cursor, answered_at_ms), stored in zip(gone, states, strict=True):
             if not isinstance(stored, StoredState) or not stored.is_open or stored.cursor != cursor:
                 found.append(Found(session_id, None))
                 continue

@@ -14,6 +14,7 @@ from service.clerk.budget import WINDOW_SECONDS
 from service.config import StoreSettings
 from service.errors import StartError
 from service.store.sessions import MAX_TTL_MS
+from service.workers.report import Gone
 
 LOCK_SECONDS: Final = 30
 """Seconds after which a lock is free whose holder has died. A multiple of the budget's window: what the dead one sent
@@ -130,17 +131,18 @@ class Runs:
         now_ms = int(time.time() * 1000)
         self._write(self._keys.reconcile, {"last_success_at": now_ms, "state_as_of": started_at_ms}, MAX_TTL_MS)
 
-    def load(self, mode: str) -> tuple[Progress | None, bytes, dict[str, str]]:
-        """Return how far an unfinished run of this mode came, whom it visited, and which sessions are gone.
-
-        The last is by session id: "<user id> <cursor> <ms>".
-        """
+    def load(self, mode: str) -> tuple[Progress | None, bytes, dict[str, Gone]]:
+        """Return how far an unfinished run of this mode came, whom it visited, and which sessions are gone, by id."""
         key = self._keys.reconcile_run(mode)
         stored = {name.decode(): value.decode() for name, value in self._client.hgetall(key).items()}
         if not stored:
             return None, b"", {}
         drift = {name.removeprefix("drift_"): int(n) for name, n in stored.items() if name.startswith("drift_")}
-        gone = {name.removeprefix("gone:"): value for name, value in stored.items() if name.startswith("gone:")}
+        gone = {}
+        for name, value in stored.items():
+            if name.startswith("gone:"):
+                session_id, (user_id, cursor, at_ms) = name.removeprefix("gone:"), value.split(" ")
+                gone[session_id] = Gone(session_id, user_id, cursor, int(at_ms))
         progress = Progress(
             started_at_ms=int(stored["started_at_ms"]),
             after=stored["after"],
@@ -151,13 +153,15 @@ class Runs:
         )
         return progress, self._client.get(f"{key}:visited") or b"", gone
 
-    def save(self, mode: str, progress: Progress, visited: bytes, gone: Mapping[str, str]) -> None:
+    def save(self, mode: str, progress: Progress, visited: bytes, gone: Mapping[str, Gone]) -> None:
         """Store how far a run came. `visited` and `gone` are what has been added since the last time."""
         key = self._keys.reconcile_run(mode)
         fields = dataclasses.asdict(progress) | {"users_are_listed": int(progress.users_are_listed)}
         drift = fields.pop("drift")
         fields |= {f"drift_{kind}": count for kind, count in drift.items()}
-        fields |= {f"gone:{session_id}": value for session_id, value in gone.items()}
+        fields |= {
+            f"gone:{each.session_id}": f"{each.user_id} {each.cursor} {each.answered_at_ms}" for each in gone.values()
+        }
         pipeline = self._client.pipeline(transaction=True)
         if visited:
             pipeline.append(f"{key}:visited", visited)
