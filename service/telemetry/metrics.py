@@ -13,11 +13,11 @@ import logging
 import os
 import platform
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
@@ -171,43 +171,89 @@ _FIRST_WARNING: Final = threading.Lock()
 """Acquired by the thread that warns first, and never released."""
 
 
-def render(dead_letters: int | None = None, expiry_lag: float | None = None) -> bytes:
-    """Return all metrics in Prometheus' text format.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What `session-relay reconcile` recorded in Redis."""
 
-    Args:
-        dead_letters: how many are stored; None if Redis did not answer.
-        expiry_lag: seconds since the session that is longest overdue should have expired; None as above.
-    """
+    drift: Mapping[str, int]
+    """How many stored states differed from Clerk's so far, by kind, also those of which there were none."""
+    last_success_at: float | None
+    """In Unix seconds; None if no run has succeeded yet."""
+    state_age: float | None
+    """Seconds since the last run that succeeded began; None as above."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stored:
+    """What is read from Redis for one scrape."""
+
+    dead_letters: int
+    expiry_lag: float
+    """Seconds since the session that is longest overdue should have expired."""
+    pending_revokes: int
+    reconciled: Reconciled | None
+    """None if nothing was ever reconciled."""
+
+
+def render(stored: Stored | None = None) -> bytes:
+    """Return all metrics in Prometheus' text format; without those of Redis if it did not answer."""
     registry = CollectorRegistry()
     if _IS_SHARED:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     else:
         registry.register(REGISTRY)
-    registry.register(_Now(dead_letters, expiry_lag))
+    registry.register(_Now(stored))
     return generate_latest(registry)
 
 
 @dataclasses.dataclass(eq=False)  # the registry keeps it in a dict
 class _Now(Collector):
-    """Gauges with values of this moment. No process keeps them, so none of a dead one remain."""
+    """Values of this moment. No process keeps them, so none of a dead one remain."""
 
-    dead_letters: int | None
-    expiry_lag: float | None
+    stored: Stored | None
 
     def collect(self) -> Iterable[Metric]:
         build = GaugeMetricFamily("session_relay_build_info", "What runs here.", labels=[*_build()])
         build.add_metric([*_build().values()], 1)
         yield build
-        is_up = self.dead_letters is not None
+        is_up = self.stored is not None
         yield GaugeMetricFamily("session_relay_redis_up", "Whether Redis answered just now.", is_up)
-        if self.dead_letters is not None:
-            yield GaugeMetricFamily("session_relay_dead_letters", "Dead letters stored.", self.dead_letters)
-        if self.expiry_lag is not None:
-            yield GaugeMetricFamily(
-                "session_relay_expiry_lag_seconds",
-                "How long ago the session that is longest overdue should have been expired; 0 if none is.",
-                self.expiry_lag,
-            )
+        if self.stored is not None:
+            yield from _of_redis(self.stored)
+
+
+def _of_redis(stored: Stored) -> Iterator[Metric]:
+    yield GaugeMetricFamily("session_relay_dead_letters", "Dead letters stored.", stored.dead_letters)
+    yield GaugeMetricFamily(
+        "session_relay_expiry_lag_seconds",
+        "How long ago the session that is longest overdue should have been expired; 0 if none is.",
+        stored.expiry_lag,
+    )
+    yield GaugeMetricFamily(
+        "session_relay_pending_revokes", "Sessions that Clerk has still to revoke.", stored.pending_revokes
+    )
+    if (reconciled := stored.reconciled) is None:
+        return
+    drift = CounterMetricFamily(
+        "session_relay_reconcile_drift",
+        "Stored states that differed from Clerk's, by kind, since the first reconcile.",
+        labels=["kind"],
+    )
+    for kind, count in reconciled.drift.items():
+        drift.add_metric([kind], count)
+    yield drift
+    if reconciled.last_success_at is not None:
+        yield GaugeMetricFamily(
+            "session_relay_reconcile_last_success_timestamp_seconds",
+            "When reconcile last succeeded, in Unix time.",
+            reconciled.last_success_at,
+        )
+    if reconciled.state_age is not None:
+        yield GaugeMetricFamily(
+            "session_relay_state_age_seconds",
+            "How long ago the last reconcile that succeeded began: what is stored agreed with Clerk's since then.",
+            reconciled.state_age,
+        )
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -120,6 +121,42 @@ def test_fields_read_as_null_are_counted(small: Endpoint) -> None:
         for field in ("client_id", "city", "tasks", "country")
     }
     assert counted == {"client_id": 1, "city": 1, "tasks": 1, "country": 0}
+
+
+def test_what_reconcile_recorded_in_redis_is_told(small: Endpoint, any_client: Any) -> None:
+    recorded = {"drift_missing": 7, "last_success_at": 1_795_422_800_000, "state_as_of": 1_795_422_700_000}
+    any_client.hset("{clerk}:reconcile", mapping=recorded | {"instance_id": "ins_1"})
+    any_client.zadd("{clerk}:revokes", {"sess_1": 1, "sess_2": 2})
+    for key in ("{clerk}:reconcile", "{clerk}:revokes"):
+        any_client.expire(key, 100)
+
+    text = small.http.get("/metrics").text
+
+    assert metric(text, "session_relay_reconcile_drift_total", kind="missing") == 7
+    assert 'session_relay_reconcile_drift_total{kind="gone"} 0.0' in text
+    assert metric(text, "session_relay_reconcile_last_success_timestamp_seconds") == 1_795_422_800
+    assert metric(text, "session_relay_state_age_seconds") == pytest.approx(time.time() - 1_795_422_700, abs=60)
+    assert metric(text, "session_relay_pending_revokes") == 2
+
+
+def test_what_others_wrote_in_its_place_is_left_out(small: Endpoint, any_client: Any) -> None:
+    any_client.hset("{clerk}:reconcile", mapping={"drift_missing": "MARKER", "last_success_at": "-1"})
+    any_client.expire("{clerk}:reconcile", 100)
+
+    response = small.http.get("/metrics")
+
+    assert response.status_code == 200
+    assert metric(response.text, "session_relay_redis_up") == 1
+    assert "session_relay_reconcile" not in response.text
+
+
+def test_pending_revokes_of_all_partitions_are_counted(any_redis: EmbeddedRedis, any_client: Any) -> None:
+    for number in range(3):
+        any_client.zadd(f"{{clerk:{number}}}:revokes", {f"sess_{number}": 1})
+        any_client.expire(f"{{clerk:{number}}}:revokes", 100)
+
+    with run_plain_wsgi(make_settings(any_redis.url, partitions=3)) as endpoint:
+        assert metric(endpoint.http.get("/metrics").text, "session_relay_pending_revokes") == 3
 
 
 def delivery(body: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """Metrics of one process; and that docs, dashboard and rules name what there is."""
 
+import dataclasses
 import json
 import re
 import threading
@@ -8,7 +9,9 @@ import pytest
 from support.constants import ROOT
 from support.services import metric
 
+from service.app.health import _DRIFT
 from service.telemetry import metrics
+from service.telemetry.metrics import Reconciled, Stored
 
 DELIVERIES = "session_relay_deliveries_total"
 STARTED = "session_relay_worker_start_time_seconds"
@@ -111,6 +114,39 @@ def test_redis_errors_are_counted_by_kind(name: str, kind: str) -> None:
     assert b"MARKER" not in metrics.render()
 
 
+NEVER = Stored(dead_letters=0, expiry_lag=0, pending_revokes=2, reconciled=None)
+RECONCILED = dataclasses.replace(
+    NEVER, reconciled=Reconciled(drift=dict.fromkeys(_DRIFT.values(), 3), last_success_at=1_795_422_800, state_age=60)
+)
+
+
+def test_what_reconcile_recorded_is_told() -> None:
+    text = metrics.render(RECONCILED).decode()
+
+    assert metric(text, "session_relay_pending_revokes") == 2
+    assert {metric(text, "session_relay_reconcile_drift_total", kind=kind) for kind in _DRIFT.values()} == {3}
+    assert metric(text, "session_relay_reconcile_last_success_timestamp_seconds") == 1_795_422_800
+    assert metric(text, "session_relay_state_age_seconds") == 60
+
+
+def test_what_was_never_reconciled_has_no_metrics_of_it() -> None:
+    text = metrics.render(NEVER).decode()
+
+    assert metric(text, "session_relay_pending_revokes") == 2
+    assert "session_relay_reconcile" not in text
+    assert "session_relay_state_age" not in text
+
+
+def test_a_reconcile_that_has_never_succeeded_has_drift_only() -> None:
+    drift = Reconciled(drift=dict.fromkeys(_DRIFT.values(), 3), last_success_at=None, state_age=None)
+
+    text = metrics.render(dataclasses.replace(NEVER, reconciled=drift)).decode()
+
+    assert metric(text, "session_relay_reconcile_drift_total", kind="gone") == 3
+    assert "last_success" not in text
+    assert "session_relay_state_age" not in text
+
+
 DOCS = (ROOT / "docs/metrics.md").read_text()
 NAME = r"\b(?:session_relay|process)_\w+"
 
@@ -118,7 +154,7 @@ NAME = r"\b(?:session_relay|process)_\w+"
 def families() -> dict[str, str]:
     """Return the type of every metric by its name."""
     metrics.mark_worker_started(has_fast_lane=False)
-    told = re.findall(rf"^# TYPE ({NAME}) (\w+)$", metrics.render(0, 0.0).decode(), re.MULTILINE)
+    told = re.findall(rf"^# TYPE ({NAME}) (\w+)$", metrics.render(RECONCILED).decode(), re.MULTILINE)
     return {name: kind for name, kind in told if not name.endswith("_created")}
 
 
@@ -130,7 +166,8 @@ def test_the_docs_name_every_metric_and_no_other() -> None:
 
 
 def test_the_docs_name_every_value_of_a_label() -> None:
-    values = {each for pair in metrics.outcomes() for each in pair if each} | metrics.REDIS_ERROR_KINDS.keys()
+    values = {each for pair in metrics.outcomes() for each in pair if each}
+    values |= {*metrics.REDIS_ERROR_KINDS, *_DRIFT.values()}
 
     assert {value for value in values if f"`{value}`" not in DOCS} == set()
 
