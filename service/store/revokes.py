@@ -1,0 +1,203 @@
+"""Sessions that are to end by order: which stored ones are meant, their end here, and what Clerk has still to do.
+
+Every function blocks until Redis answers, and raises StoreUnavailableError if it does not.
+"""
+
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from clerk_session_feed.models import Event, Status
+
+from service.errors import StoreUnavailableError
+from service.models import ORDERED, RANKS, NewState, OrderKey
+from service.store.pipeline import Pipeline
+from service.store.sessions import MAX_TTL_MS, Partition, SessionStore, result
+from service.store.stored import StoredState
+
+CHUNK: Final = 64
+"""Sessions that are ended at once. Each is a run of the script, so that Redis serves others in between."""
+SCAN_COUNT: Final = 500
+"""Keys that Redis looks at before it responds: a fraction of a millisecond of its time."""
+_RANK: Final = RANKS.index("revoked")
+
+
+class Ended(NamedTuple):
+    """A session after its end here was tried."""
+
+    session_id: str
+    user_id: str | None = None
+    """None if nothing is stored, or it can't be read."""
+    status: Status | None = None
+    """What is stored now; None as above."""
+    instance_id: str | None = None
+    """The Clerk instance that the session is of, if that is known."""
+    fault: str | None = None
+    """Why it was not ended here."""
+
+
+class PendingRevoke(NamedTuple):
+    """A session that Clerk has still to revoke."""
+
+    session_id: str
+    since_ms: int
+    """When that was ordered, in Unix milliseconds."""
+
+
+def add(partition: Partition, session_ids: Sequence[str], now_ms: int) -> None:
+    """Record that Clerk has still to revoke these sessions; one that is recorded already keeps its time."""
+    key = partition.keys.revokes
+    scored = [word for each in session_ids for word in (now_ms, each)]
+    futures = [
+        partition.pipeline.submit(("ZADD", key, "NX", *scored), int),
+        partition.pipeline.submit(("PEXPIRE", key, MAX_TTL_MS), int),
+    ]
+    for future in futures:
+        result(future)
+
+
+def remove(partition: Partition, session_ids: Sequence[str]) -> None:
+    """Record that Clerk has nothing more to do about these sessions."""
+    ids = [each.encode(errors="surrogateescape") for each in session_ids]
+    result(partition.pipeline.submit(("ZREM", partition.keys.revokes, *ids), int))
+
+
+def pending(partition: Partition, start: int, count: int) -> list[PendingRevoke]:
+    """Return so many sessions that Clerk has still to revoke, those ordered last first, without the first `start`.
+
+    What another program wrote there may be no id of a session.
+    """
+    command = ("ZREVRANGE", partition.keys.revokes, start, start + count - 1, "WITHSCORES")
+    words: list[bytes] = result(partition.pipeline.submit(command, list))
+    return [
+        PendingRevoke(each.decode(errors="surrogateescape"), int(float(score)))
+        for each, score in zip(words[::2], words[1::2], strict=True)
+    ]
+
+
+def end(store: SessionStore, partition: Partition, session_ids: Sequence[str], now_ms: int) -> list[Ended]:
+    """End sessions here, unless they are over by what Clerk said, or by an earlier order."""
+    ended = []
+    left = session_ids
+    while left:
+        waiting = []
+        for session_id, stored in zip(left, read(store, partition, left), strict=True):
+            if stored is None:
+                ended.append(Ended(session_id))
+                continue
+            try:
+                after = _described(stored)
+                new = _revoked(stored, now_ms, store.omitted)
+            except ValueError as error:
+                ended.append(Ended(session_id, fault=str(error)))
+                continue
+            if new is None:
+                ended.append(after)
+            else:
+                waiting.append((after._replace(status="revoked"), store.replace(partition, new, now_ms)))
+        left = []
+        for after, future in waiting:
+            if result(future) is None:
+                left.append(after.session_id)  # an event was applied since it was read
+            else:
+                ended.append(after)
+    return ended
+
+
+def _described(stored: StoredState | ValueError) -> Ended:
+    """Raises ValueError if the state can't be read."""
+    if isinstance(stored, ValueError):
+        raise stored
+    try:
+        instance_id = stored.message()["event"]["instance_id"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its state is not a message: {type(error).__name__}") from error
+    return Ended(stored.session_id, stored.user_id, stored.status, instance_id)
+
+
+def _revoked(stored: StoredState | ValueError, now_ms: int, omitted: frozenset[str]) -> NewState | None:
+    """Return the state that ends a session by order, or None if it is over; raise ValueError if it can't be read."""
+    if isinstance(stored, ValueError):
+        raise stored
+    if stored.is_final:
+        return None
+    id_ = f"rev_{uuid.uuid4().hex}"
+    event = Event(id=id_, type="session.revoked", occurred_at=now_ms, instance_id=None, source="relay")
+    return stored.ended("revoked", event, OrderKey(ORDERED, now_ms, now_ms, _RANK, id_), omitted)
+
+
+def read(
+    store: SessionStore, partition: Partition, session_ids: Sequence[str]
+) -> list[StoredState | ValueError | None]:
+    """Read as `SessionStore.read` does; a key that is not a hash is a ValueError, and costs no other session."""
+    try:
+        return store.read(partition, session_ids)
+    except StoreUnavailableError as error:
+        if not str(error.__cause__).startswith("WRONGTYPE"):
+            raise
+        if len(session_ids) == 1:
+            return [ValueError("its key is not a hash")]
+    return [state for each in session_ids for state in read(store, partition, [each])]
+
+
+def of_user(partition: Partition, user_id: str) -> Iterator[list[str]]:
+    """Yield the open sessions that are indexed for a user, in chunks; those of a chunk may be ended before the next."""
+    for key in (partition.keys.user_sessions(user_id), partition.keys.user_pending(user_id)):
+        seen: set[bytes] = set()
+        start = 0
+        while found := result(partition.pipeline.submit(("ZRANGE", key, start, start + CHUNK - 1), list)):
+            new = [each for each in found if each not in seen]
+            seen.update(new)
+            start += len(found) - len(new)  # these stay in the set
+            if new:
+                yield [each.decode(errors="backslashreplace") for each in new]
+
+
+def impersonated(store: SessionStore) -> Iterator[tuple[Partition, list[str]]]:
+    """Yield the stored sessions that have an actor, and that neither Clerk nor an order has ended, in chunks.
+
+    Among them are those that ended only because they ran out, or because Clerk did not find them: they may go on there.
+    """
+    for partition, session_ids in _scan(store):
+        found = [
+            stored.session_id
+            for stored in read(store, partition, session_ids)
+            if isinstance(stored, StoredState) and not stored.is_final and _has_actor(stored)
+        ]
+        if found:
+            yield partition, found
+
+
+def _has_actor(stored: StoredState) -> bool:
+    try:
+        return stored.message()["session"]["actor"] is not None
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _scan(store: SessionStore) -> Iterator[tuple[Partition, list[str]]]:
+    """Yield the ids of all stored sessions, in chunks; an id may come twice."""
+    # Partitions of one connection lie on one server, whose keys are looked through once.
+    shared: dict[Pipeline, dict[str, Partition]] = {}
+    for partition in store.partitions:
+        shared.setdefault(partition.pipeline, {})[partition.keys.session("")] = partition
+    for pipeline, partitions in shared.items():
+        pattern = _escaped(next(iter(partitions))) if len(partitions) == 1 else "*:session:"
+        at = b"0"
+        while True:
+            command = ("SCAN", at, "MATCH", f"{pattern}*", "COUNT", SCAN_COUNT, "TYPE", "hash")
+            at, keys = result(pipeline.submit(command, tuple))
+            found: dict[Partition, list[str]] = {}
+            for key in keys:
+                prefix, colon, session_id = key.decode(errors="backslashreplace").rpartition(":")
+                if (owner := partitions.get(prefix + colon)) is not None:
+                    found.setdefault(owner, []).append(session_id)
+            yield from found.items()
+            if at == b"0":
+                break
+
+
+def _escaped(text: str) -> str:
+    """Return a pattern of Redis that matches this text alone."""
+    return re.sub(r"([][*?\\^])", r"\\\1", text)
