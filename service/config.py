@@ -25,6 +25,12 @@ _DAY: Final = 86_400
 _SIMILARITY: Final = 0.8
 """From this ratio of difflib on, one name may be meant for another: REDIS_TLS_URL for REDIS_URL."""
 
+_LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_ADDRESS: Final = re.compile(
+    rf"https?://(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])(?::[0-9]{{1,5}})?(?:/[a-z0-9/._~%-]*)?", re.IGNORECASE
+)
+"""A URL of ASCII, without a user, a query or a fragment."""
+
 
 def _split(value: object) -> object:
     return [part for part in re.split(r"[,\s]+", value) if part] if isinstance(value, str) else value
@@ -70,14 +76,11 @@ def _check_secret_key(key: SecretStr) -> SecretStr:
 
 def _check_api_url(url: str) -> str:
     try:
-        parts = urlsplit(url)
-        complete = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        is_address = _ADDRESS.fullmatch(url) is not None and urlsplit(url).port != 0
     except ValueError:
-        complete = False
-    if not complete or not re.fullmatch(r"[\x21-\x7e]+", url):
-        raise ValueError("is not a URL that starts with https:// or http://, like https://api.clerk.com/v1")
-    if "@" in parts.netloc or "?" in url or "#" in url:
-        raise ValueError("has a user, a query or a fragment: it is only an address, like https://api.clerk.com/v1")
+        is_address = False
+    if not is_address:
+        raise ValueError("is not an address like https://api.clerk.com/v1, with no user, query or fragment in it")
     return url.rstrip("/")
 
 

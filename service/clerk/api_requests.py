@@ -75,12 +75,12 @@ class Requests:
         """Take the key and the address, the budget, and what sends requests (the network, if left out).
 
         Raises:
-            ClerkError: The environment names a proxy or certificates that can't be used.
+            ClerkError: The environment names a host, a proxy or certificates that can't be used.
         """
         self._budget = budget
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
-        self._url = httpx.URL(settings.clerk_api_url)
         try:
+            self._url = httpx.URL(settings.clerk_api_url)
             self._client = httpx.AsyncClient(
                 base_url=self._url,
                 headers={
@@ -99,8 +99,8 @@ class Requests:
         except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
             # The text of the error is left out, because a proxy's address may have a password.
             raise ClerkError(
-                f"Clerk's API can't be called ({type(error).__name__}): check HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE "
-                "and SSL_CERT_DIR in the environment."
+                f"Clerk's API can't be called ({type(error).__name__}): check CLERK_API_URL, HTTPS_PROXY, ALL_PROXY, "
+                "SSL_CERT_FILE and SSL_CERT_DIR."
             ) from None
 
     async def close(self) -> None:
