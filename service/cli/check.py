@@ -1,6 +1,7 @@
 """The command `check`: can this configuration work, and what is to be done if not?"""
 
 import contextlib
+import itertools
 import sys
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from clerk_session_feed.keys import Keys, has_hash_tag, partition_of
 from clerk_session_feed.redis_url import RedisUrl
 
 from service.cli.diagnosis import CheckResult, check_info, explain
-from service.config import Settings, load, misspelt
+from service.config import DevSettings, ReconcileSettings, Settings, load, misspelt
 from service.dev import simulator
 from service.errors import DeadLettersFullError, RelayError
 from service.ingest import Ingest
@@ -29,23 +30,40 @@ SAMPLE: Final = 100
 
 
 @click.command(short_help="Tell whether this configuration can work.")
-def check() -> None:
+@click.option("--clerk", "with_clerk", is_flag=True, help="Also ask Clerk's Backend API; it needs CLERK_SECRET_KEY.")
+def check(*, with_clerk: bool) -> None:
     """Tell whether this configuration can work, and what to do if not.
+
+    With --clerk, it also compares up to 50 of the sessions that are stored as open with Clerk's, and needs no
+    signing secret. It writes a test event, and deletes it.
 
     The exit status is 1 if the service can't work.
     """
-    settings = load(Settings)
+    clerk = load(ReconcileSettings) if with_clerk else None
+    # Where only `reconcile` and `revoke` run, there may be no secret.
+    has_secret = clerk is None or load(DevSettings).clerk_webhook_signing_secret is not None
+    settings = load(Settings) if has_secret else load(Settings, clerk_webhook_signing_secret=simulator.new_secret())
     log.configure(settings.model_copy(update={"log_level": "critical"}))
     can_work = True
-    for result in run_checks(settings):
+    for result in itertools.chain(run_checks(settings, has_secret=has_secret), _clerk_checks(clerk)):
         can_work &= result.level != "error"
         click.echo(f"{result.level:<9}{printable(result.text)}")
     sys.exit(not can_work)
 
 
-def run_checks(settings: Settings) -> Iterator[CheckResult]:
+def _clerk_checks(settings: ReconcileSettings | None) -> Iterator[CheckResult]:
+    if settings is not None:
+        from service.cli.check_clerk import run_clerk_checks  # noqa: PLC0415  # it loads all of reconcile
+
+        yield from run_clerk_checks(settings)
+
+
+def run_checks(settings: Settings, *, has_secret: bool = True) -> Iterator[CheckResult]:
     """Check one thing after the other. If one result is an `error`, the service can't work."""
-    yield CheckResult("ok", f"signing secrets: {len(settings.secrets)}, well-formed")
+    if has_secret:
+        yield CheckResult("ok", f"signing secrets: {len(settings.secrets)}, well-formed")
+    else:
+        yield CheckResult("warning", "CLERK_WEBHOOK_SIGNING_SECRET is not set: serve does not start without it")
     for name in sorted(Settings.model_fields.keys() - settings.model_fields_set):
         if alike := misspelt(name):
             yield CheckResult("warning", f"{alike} is not a setting: if it is meant for {name.upper()}, rename it")
@@ -81,7 +99,7 @@ def _check_tls(settings: Settings) -> CheckResult:
 
 
 def _check_writing(settings: Settings) -> CheckResult:
-    """Store an event in each partition, and a dead letter, under keys of its own; then delete them."""
+    """Store events in each partition, and a dead letter, under keys of its own; then delete them."""
     names = {name: f"{getattr(settings, name)}:check" for name in ("redis_key_prefix", "redis_channel")}
     trial = settings.model_copy(update=names)
     many = (f"user_{number}" for number in range(20 * settings.partitions))
@@ -90,7 +108,11 @@ def _check_writing(settings: Settings) -> CheckResult:
     ingest = Ingest(store)
     try:
         store.probe()
-        events = [simulator.sample("session.pending", session_id="sess_check", user_id=user) for user in users.values()]
+        events = [
+            simulator.sample(type_, session_id="sess_check", user_id=user)
+            for user in users.values()
+            for type_ in ("session.pending", "user.deleted")
+        ]
         for event in [*events, {"type": "session.check"}]:
             with contextlib.suppress(DeadLettersFullError):  # with DEAD_LETTER_MAX=0
                 ingest(Delivery(simulator.new_id("msg"), int(time.time()), simulator.encode(event)))
@@ -107,8 +129,9 @@ def _delete(trial: Settings, users: dict[int, str]) -> None:
     keys = _keys(trial)
     for number, part in enumerate(keys.split(trial.partitions)):
         with _client_at(trial, part.events) as client:
-            user_key = part.user_sessions(users[number])
-            client.delete(part.session("sess_check"), user_key, part.events, part.expiry)
+            user = users[number]
+            of_user = part.user_sessions(user), part.user_pending(user), part.user_gone(user)
+            client.delete(part.session("sess_check"), *of_user, part.events, part.expiry)
     with _client_at(trial, keys.dead_letters) as client:
         client.delete(keys.dead_letters)
 

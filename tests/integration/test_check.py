@@ -12,12 +12,18 @@ from support.constants import DAY_MS, NOW_MS, RELAY, ROOT, SECRET
 from support.events import clerk_event
 from support.network import unused_port
 from support.redis_clients import client_of, contents
-from support.relay import make_settings, run_relay
+from support.relay import Relay, make_settings, run_relay
 from support.topologies import Cluster, cluster_of
 
 from service.cli.check import run_checks
+from service.cli.check_clerk import run_clerk_checks
 from service.cli.diagnosis import CheckResult
+from service.config import ReconcileSettings, load
+from service.dev import simulator
 from service.dev.embedded import EmbeddedRedis
+from service.dev.fake_clerk import FakeClerk
+
+INSTANCE = str(simulator.sample()["instance_id"])
 
 StartRedis = Callable[..., EmbeddedRedis]
 
@@ -125,7 +131,7 @@ def test_what_the_user_may_not_see_is_no_failure(good_redis: EmbeddedRedis, good
 @pytest.mark.parametrize(
     "missing",
     [
-        *(["-script"], ["-evalsha"], ["-xadd"], ["-hset"], ["-zadd"], ["-publish"]),
+        *(["-script"], ["-evalsha"], ["-xadd"], ["-hset"], ["-zadd"], ["-publish"], ["-zrange"]),
         *(["resetchannels"], ["resetchannels", "&clerk:sessions:user:*"], ["resetkeys", "~{clerk}:probe"]),
     ],
     ids=" ".join,
@@ -222,9 +228,9 @@ def test_on_a_cluster_every_shard_is_looked_at(cluster: Cluster) -> None:
 # The command
 
 
-def run_check(cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_check(cwd: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*RELAY, "check"],
+        [*RELAY, "check", *options],
         cwd=cwd,
         env={"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
@@ -258,3 +264,133 @@ def test_a_setting_that_is_wrong_ends_with_2(tmp_path: Path) -> None:
 
     assert ran.returncode == 2
     assert ran.stderr.startswith("CLERK_WEBHOOK_SIGNING_SECRET: ")
+
+
+# With Clerk
+
+
+@pytest.fixture
+def clerk() -> Iterator[FakeClerk]:
+    with FakeClerk(instance_id=INSTANCE, environment="production") as clerk:  # the larger budget: no test waits
+        yield clerk
+
+
+def clerk_findings(redis_url: str, clerk: FakeClerk, **settings: Any) -> list[CheckResult]:
+    given = {"clerk_secret_key": clerk.secret_key, "clerk_api_url": clerk.url} | settings
+    return run_clerk_checks(load(ReconcileSettings, _env_file=None, redis_url=redis_url, **given))
+
+
+def signed_in(relay: Relay, clerk: FakeClerk, count: int = 1) -> list[str]:
+    """Return the ids of sessions that are open at Clerk, and stored."""
+    ids = [clerk.sign_in(clerk.add_user()) for _ in range(count)]
+    for id_ in ids:
+        relay.take(clerk.event("session.created", id_), f"msg_{id_}")
+    return ids
+
+
+@pytest.fixture
+def relay_now(real_redis: EmbeddedRedis) -> Iterator[Relay]:
+    """A relay with an empty Redis, and the time of this machine."""
+    with client_of(real_redis.url) as client:
+        client.flushall()
+        with run_relay(real_redis.url, now_ms=int(time.time() * 1000)) as relay:
+            yield relay
+        client.flushall()
+
+
+def test_the_key_its_instance_and_environment_are_told(
+    real_redis: EmbeddedRedis, clerk: FakeClerk, relay_now: Relay
+) -> None:
+    first, second = clerk_findings(real_redis.url, clerk)
+
+    assert first == (
+        "ok",
+        f"Clerk accepts the key, which is for the production instance {INSTANCE}; the stored sessions name no other",
+    )
+    assert second == ("ok", "no session is stored as open, so there is none to compare with Clerk's")
+
+
+def test_stored_sessions_that_agree_with_clerks_are_ok(
+    real_redis: EmbeddedRedis, clerk: FakeClerk, relay_now: Relay
+) -> None:
+    signed_in(relay_now, clerk, 3)
+
+    assert clerk_findings(real_redis.url, clerk)[1:] == [("ok", "3 sessions stored as open agree with Clerk's")]
+
+
+def test_what_differs_is_counted_by_kind_and_stays(
+    real_redis: EmbeddedRedis, clerk: FakeClerk, relay_now: Relay
+) -> None:
+    ended, gone, unknown, *_ = signed_in(relay_now, clerk, 5)
+    clerk.end(ended)
+    clerk.vanish(gone)
+    clerk.set(unknown, status="asleep")
+    with client_of(real_redis.url) as client:
+        before = contents(client)
+        found = clerk_findings(real_redis.url, clerk)
+        assert contents(client) == before
+
+    text = problems(found)
+    assert f"warning 1 of 5 sessions can't be compared, like {unknown}: status" in text
+    assert "warning 2 of 5 sessions stored as open differ from Clerk's (1 gone, 1 late end): run session-relay" in text
+
+
+def test_fifty_sessions_are_compared_at_most(real_redis: EmbeddedRedis, clerk: FakeClerk, relay_now: Relay) -> None:
+    signed_in(relay_now, clerk, 60)
+
+    assert clerk_findings(real_redis.url, clerk)[-1].text.startswith("50 sessions")
+    assert len(clerk.requests) == 51
+
+
+def test_a_key_of_another_instance_is_an_error(real_redis: EmbeddedRedis, clerk: FakeClerk, relay_now: Relay) -> None:
+    signed_in(relay_now, clerk)
+    with FakeClerk(environment="production") as other:
+        (found,) = clerk_findings(real_redis.url, other)
+
+    assert found.level == "error"
+    assert other.instance_id in found.text
+    assert INSTANCE in found.text
+
+
+def test_a_key_that_clerk_refuses_is_an_error(real_redis: EmbeddedRedis, clerk: FakeClerk, relay_now: Relay) -> None:
+    (found,) = clerk_findings(real_redis.url, clerk, clerk_secret_key="sk_live_wrong")
+
+    assert found.level == "error"
+    assert "CLERK_SECRET_KEY" in found.text
+    assert "sk_live" not in found.text
+
+
+def test_a_redis_that_is_away_is_an_error_of_the_checks_with_clerk(clerk: FakeClerk) -> None:
+    (found,) = clerk_findings("unix:///nonexistent/redis.sock", clerk)
+
+    assert found.level == "error"
+    assert found.text.startswith("Redis: ")
+
+
+def test_the_checks_with_clerk_need_no_signing_secret(
+    good_redis: EmbeddedRedis, clerk: FakeClerk, tmp_path: Path
+) -> None:
+    environment = {"REDIS_URL": good_redis.url, "CLERK_SECRET_KEY": clerk.secret_key, "CLERK_API_URL": clerk.url}
+
+    ran = run_check(tmp_path, "--clerk", **environment)
+
+    assert ran.returncode == 0, ran
+    assert "warning  CLERK_WEBHOOK_SIGNING_SECRET is not set" in ran.stdout
+    assert f"ok       Clerk accepts the key, which is for the production instance {INSTANCE}" in ran.stdout
+    assert clerk.secret_key not in ran.stdout + ran.stderr
+
+
+def test_what_clerk_refuses_ends_with_1(good_redis: EmbeddedRedis, clerk: FakeClerk, tmp_path: Path) -> None:
+    environment = {"CLERK_WEBHOOK_SIGNING_SECRET": SECRET, "REDIS_URL": good_redis.url, "CLERK_API_URL": clerk.url}
+
+    ran = run_check(tmp_path, "--clerk", CLERK_SECRET_KEY="sk_live_wrong", **environment)
+
+    assert ran.returncode == 1
+    assert ran.stdout.splitlines()[-1].startswith("error ")
+
+
+def test_the_checks_with_clerk_need_the_key(good_redis: EmbeddedRedis, tmp_path: Path) -> None:
+    ran = run_check(tmp_path, "--clerk", CLERK_WEBHOOK_SIGNING_SECRET=SECRET, REDIS_URL=good_redis.url)
+
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("CLERK_SECRET_KEY: ")
