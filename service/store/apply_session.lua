@@ -4,8 +4,8 @@
 -- Returns {outcome, cursor, revision, remark}: applied | duplicate | stale; revision is empty for a stale event, and so
 -- is cursor if `keeps_stale` is 0; remark is `other_body` for a duplicate whose id was seen with another body.
 -- Returns {'superseded', '', '', ''}, and does nothing, if the stored state is not that of `from_cursor`.
--- Returns {'user_gone', status, time, event}, and does nothing, if an open state comes of a user who is deleted, or of a
--- session from before its user was banned. It ends with that status, time and event: see mark_user.lua.
+-- Returns {'user_gone', status, time, event}, and does nothing, if an open state would be applied, and its user is
+-- deleted, or was banned after the session began. It ends with that status, time and event: see mark_user.lua.
 --
 -- Redis does not roll back a script. So the script asks all that it can ask before its first write, and undoes
 -- its writes if a later one fails.
@@ -13,7 +13,8 @@
 local
   session_key,    -- {clerk}:session:<session id>       hash, TTL    the stored state; `_…` fields are bookkeeping:
                   --                                    _order, _expire_at, _user_key (the user_key of this state),
-                  --                                    _base (if there is one), _message:<id> = "<cursor> <revision> <digest of body>"
+                  --                                    _base (not in all),
+                  --                                    _message:<id> = "<cursor> <revision> <digest of body>"
   user_key,       -- {clerk}:user:<user id>:sessions    zset, TTL    ids of live sessions by expire_at (ms, +inf)
   pending_key,    -- {clerk}:user:<user id>:pending     zset, TTL    ids of the other open sessions, likewise
   gone_key,       -- {clerk}:user:<user id>:gone        hash, TTL    see mark_user.lua
@@ -76,15 +77,6 @@ local function is_open(status)
   return status == 'active' or status == 'pending'
 end
 
-if is_open(status) then
-  local event, ended_at, banned_at = unpack(redis.call('HMGET', gone_key, 'deleted', 'deleted_at', 'banned_at'))
-  if event then
-    return { 'user_gone', 'removed', ended_at, event }
-  elseif banned_at and (created_at == '' or tonumber(created_at) <= tonumber(banned_at)) then
-    return { 'user_gone', 'revoked', banned_at, redis.call('HGET', gone_key, 'banned') }
-  end
-end
-
 -- `<` on strings follows the server's locale; this does not.
 local function is_after_bytewise(a, b)
   for i = 1, math.min(#a, #b) do
@@ -108,21 +100,44 @@ local function is_after(a, b)
   return is_after_bytewise(x[5], y[5])
 end
 
+-- What has to be answered if the user is gone and the state is open; else nil.
+local function user_gone()
+  if not is_open(status) then
+    return nil
+  end
+  local deleted, deleted_at, banned, banned_at =
+    unpack(redis.call('HMGET', gone_key, 'deleted', 'deleted_at', 'banned', 'banned_at'))
+  if deleted then
+    return { 'user_gone', 'removed', deleted_at, deleted }
+  elseif banned and (created_at == '' or tonumber(created_at) <= tonumber(banned_at)) then
+    return { 'user_gone', 'revoked', banned_at, banned }
+  end
+end
+
+local gone = user_gone()
+
 local function is_newer()
   if not stored then
     return true
   end
-  local is_expiry = stored._base and stored.status == 'expired' and string.sub(stored._order, 1, 2) == '0 '
-  if is_expiry and is_open(status) and (expire_at == '' or tonumber(expire_at) > tonumber(stored._expire_at)) then
-    return is_after(order_key, stored._base) -- a later end voids the expiry
-  end
   if order_key == stored._order then -- two states that the same event about their user ended
     return base ~= '' and stored._base and is_after(base, stored._base)
+  end
+  if stored._base and is_open(status) then
+    local place = string.sub(stored._order, 1, 2)
+    local is_expiry = place == '0 ' and stored.status == 'expired'
+    local voids_expiry = is_expiry and (expire_at == '' or tonumber(expire_at) > tonumber(stored._expire_at))
+    if voids_expiry or gone and place == '1 ' then -- or both are ended by what was said about their user
+      return is_after(order_key, stored._base)
+    end
   end
   return is_after(order_key, stored._order)
 end
 
 local applied = is_newer()
+if applied and gone then
+  return gone
+end
 
 local function message(cursor, revision, previous_status)
   return '{"schema_version":1,"cursor":' .. (cursor and '"' .. cursor .. '"' or 'null')

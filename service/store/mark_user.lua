@@ -17,6 +17,15 @@ local
   ttl_ms
   = unpack(ARGV)
 
+-- A mark that could not be given its TTL would stay for ever. Redis 6.2 can't be asked.
+if redis.acl_check_cmd then
+  for _, command in ipairs({ { 'HSET', gone_key, '', '' }, { 'PEXPIRE', gone_key, '1' } }) do
+    if not redis.acl_check_cmd(unpack(command)) then
+      return redis.error_reply('NOPERM this user may not run ' .. command[1] .. ' on ' .. command[2])
+    end
+  end
+end
+
 local done, stored_at = unpack(redis.call('HMGET', gone_key, 'done', kind .. '_at'))
 local is_duplicate = done and string.find(done .. ' ', ' ' .. message_id .. ' ', 1, true)
 

@@ -1,103 +1,45 @@
 """Session state in Redis: each write is one script, so it is applied whole or not at all."""
 
-import asyncio
 import dataclasses
-import math
-import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import orjson
-from clerk_session_feed import connections
-from clerk_session_feed.keys import Keys, partition_of
 from clerk_session_feed.models import Event, EventWithRequest
 
 from service.config import StoreSettings
-from service.errors import DeadLettersFullError, StoreUnavailableError
+from service.errors import DeadLettersFullError
 from service.models import Delivery, NewState, Outcome, SessionChange, Unusable, UserEnding, omit
-from service.store.pipeline import Pipeline
-from service.store.scripts import APPLY_SESSION, KEEP_DEAD_LETTER, SCRIPTS, SETTLE_EXPIRY
+from service.store.partitions import WRITE_SECONDS, Backlog, Partition, PartitionedStore, result, results
+from service.store.scripts import APPLY_SESSION, KEEP_DEAD_LETTER, SETTLE_EXPIRY
 from service.store.stored import STORED_FIELDS, StoredState
-from service.waiting import wait
+
+__all__ = ["MAX_TTL_MS", "Backlog", "Partition", "SessionStore", "result", "results"]
 
 T = TypeVar("T")
 
 MAX_TTL_MS: Final = 400 * 86_400_000
 """Milliseconds that a session's key lasts at most, and exactly if the session has no end."""
-WRITE_SECONDS: Final = 4.5
-"""Seconds that a caller waits at most for a write; senders get their response within 5 s."""
 READ_BATCH: Final = 128
 """Sessions that are read at once."""
-PROBE_SECONDS: Final = 0.5
-"""Seconds that a health check waits for Redis; its response is sent within a second in any case."""
 
 
-class Partition(NamedTuple):
-    """The users of one number of PARTITIONS."""
-
-    number: int
-    keys: Keys
-    pipeline: Pipeline
-
-
-class SessionStore:
+class SessionStore(PartitionedStore):
     """Writes session state to Redis.
 
     A method blocks its thread, or its greenlet under `serve` (see `waiting`), until Redis answers; it raises
-    StoreUnavailableError if Redis did not do it in time. `expire` and `settle_expiry` return futures instead,
+    StoreUnavailableError if Redis did not do it in time. `replace` and `settle_expiry` return futures instead,
     since their caller submits many at once.
     """
 
     def __init__(self, settings: StoreSettings) -> None:
-        self._settings = settings
+        super().__init__(settings)
         self.retention_ms: Final = settings.session_retention * 1000
         """SESSION_RETENTION, in milliseconds."""
         self._confirm = int(settings.redis_min_replicas > 0)
-        # One connection; for a cluster, one for each slot that is written to.
-        self._pipelines: dict[int, Pipeline] = {}
-        keys = Keys(settings.redis_key_prefix, settings.redis_channel)
-        self._dead_letters = keys.dead_letters, self._pipeline_for(keys.dead_letters)
-        parts = keys.split(settings.partitions)
-        self._partitions = [
-            Partition(number, part, self._pipeline_for(part.events)) for number, part in enumerate(parts)
-        ]
-        self._probes = {self._pipeline_for(part.probe): part.probe for part in (keys, *parts)}
-
-    def _pipeline_for(self, key: str) -> Pipeline:
-        settings = self._settings
-        url = settings.redis_url.get_secret_value()
-        slot = connections.slot(url, key)
-        if slot not in self._pipelines:
-            tls_verify, timeout = settings.redis_tls_verify, settings.redis_timeout
-            self._pipelines[slot] = Pipeline(
-                partial(connections.connect_async, url, key, tls_verify=tls_verify, timeout=timeout),
-                [script.source for script in SCRIPTS],
-                timeout=timeout,
-                min_replicas=settings.redis_min_replicas,
-            )
-        return self._pipelines[slot]
-
-    def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Talk to Redis on this loop, instead of on one in a thread."""
-        for pipeline in self._pipelines.values():
-            pipeline.bind_loop(loop)
-
-    def set_metrics_hooks(self, on_round_trip: Callable[[int, float], None], on_failure: Callable[[str], None]) -> None:
-        """Call these after each round trip (commands, seconds) and each failure (its name)."""
-        for pipeline in self._pipelines.values():
-            pipeline.on_round_trip, pipeline.on_failure = on_round_trip, on_failure
-
-    @property
-    def partitions(self) -> Sequence[Partition]:
-        """Where sessions are kept, by number."""
-        return self._partitions
-
-    def partition_of(self, user_id: str) -> Partition:
-        """Return where the sessions of a user are kept."""
-        return self._partitions[partition_of(user_id, len(self._partitions))]
 
     @property
     def omitted(self) -> frozenset[str]:
@@ -147,9 +89,19 @@ class SessionStore:
 
     def ended_with_user(self, change: SessionChange, ending: UserEnding) -> NewState:
         """Return the state of a session whose open state came after its user was deleted or banned."""
+        told = ending.event
+        event = dataclasses.replace(
+            change.event,  # for what the other may lack: an instance, and a request
+            id=told.id,
+            type=told.type,
+            occurred_at=told.occurred_at,
+            instance_id=told.instance_id or change.event.instance_id,
+            source=told.source,
+            **{"http_request": None} if isinstance(change.event, EventWithRequest) else {},
+        )
         session = dataclasses.replace(change.session, status=ending.status, live=False)
-        ended = SessionChange(ending.event, session, ending.order)
-        return self.new_state(ended, change.event.id)._replace(base=change.order)
+        ended = self.new_state(SessionChange(event, session, ending.order), change.event.id)
+        return ended._replace(base=change.order)
 
     def replace(self, partition: Partition, new: NewState, now_ms: int) -> Future[Outcome | UserEnding | None]:
         """Make a new state the session's state, if it is the newest.
@@ -158,14 +110,22 @@ class SessionStore:
         """
         return self._submit(partition, new, now_ms, partial(_replaced, new))
 
-    def read(self, partition: Partition, session_ids: Sequence[str]) -> list[StoredState | ValueError | None]:
-        """Return the stored state of each session; None if there is none, ValueError if it can't be read."""
+    def read(
+        self, partition: Partition, session_ids: Sequence[str], seconds: float = WRITE_SECONDS
+    ) -> list[StoredState | ValueError | None]:
+        """Return the stored state of each session; None if there is none, ValueError if it can't be read.
+
+        It waits at most so many seconds for each READ_BATCH of them.
+        """
         stored: list[StoredState | ValueError | None] = []
         for start in range(0, len(session_ids), READ_BATCH):
             batch = session_ids[start : start + READ_BATCH]
             commands = [("HMGET", partition.keys.session(each), *STORED_FIELDS) for each in batch]
-            futures = [partition.pipeline.submit(command, list) for command in commands]
-            stored += [_stored(each, result(future)) for each, future in zip(batch, futures, strict=True)]
+            submits = [
+                partial(partition.pipeline.submit, command, partial(_stored, session_id))
+                for session_id, command in zip(batch, commands, strict=True)
+            ]
+            stored += results(submits, seconds)
         return stored
 
     def settle_expiry(self, number: int, session_id: str) -> Future[bool]:
@@ -231,57 +191,6 @@ class SessionStore:
         )
         return result(pipeline.submit(command, partial(_kept, why)))
 
-    def probe(self) -> None:
-        """Ask if Redis would take a write now (memory, replicas, loading and so on), without writing."""
-        _results([partial(each.submit, ("LPUSHX", key, ""), bool) for each, key in self._probes.items()])
-
-    def backlog(self) -> tuple[int, float]:
-        """Ask how many dead letters are stored, and when the first open session runs out.
-
-        That is in Unix milliseconds; infinite if no open session has an end.
-        """
-        key, pipeline = self._dead_letters
-        size = partial(pipeline.submit, ("HLEN", key), int)
-        first = ("-inf", "+inf", "WITHSCORES", "LIMIT", 0, 1)
-        firsts = [
-            partial(each.submit, ("ZRANGEBYSCORE", keys.expiry, *first), _score) for _, keys, each in self._partitions
-        ]
-        dead_letters, *expiries = _results([size, *firsts])
-        return dead_letters, min(expiries)
-
-    def close(self) -> None:
-        """Send what waits, then disconnect."""
-        with ThreadPoolExecutor(len(self._pipelines)) as threads:  # side by side: each may take its time
-            list(threads.map(Pipeline.close, self._pipelines.values()))
-
-
-def result(future: Future[T], seconds: float = WRITE_SECONDS) -> T:
-    """Wait for a future of the store, at most so many seconds.
-
-    Raises:
-        StoreUnavailableError: Redis did not do it, or not in time.
-    """
-    try:
-        return wait(future, seconds)  # type: ignore[no-any-return]
-    except TimeoutError:
-        raise StoreUnavailableError("Redis did not answer in time.") from None
-
-
-def _results(submits: Iterable[Callable[[], Future[Any]]]) -> list[Any]:
-    """Ask all at once, and wait for all."""
-    futures: list[Future[Any]] = []
-    deadline = time.monotonic() + PROBE_SECONDS
-    try:
-        futures.extend(submit() for submit in submits)
-        return [result(future, max(0.0, deadline - time.monotonic())) for future in futures]
-    finally:  # asyncio would log the errors of futures that nobody waited for
-        for future in futures:
-            future.add_done_callback(lambda each: each.cancelled() or each.exception())
-
-
-def _score(reply: list[bytes]) -> float:
-    return float(reply[1]) if reply else math.inf
-
 
 def _outcome(session_id: str, reply: list[bytes]) -> Outcome:
     outcome, cursor, revision, remark = reply
@@ -294,8 +203,8 @@ def _outcome_or_ending(new: NewState, reply: list[bytes]) -> Outcome | UserEndin
         return _outcome(new.session_id, reply)
     _, status, at_ms, event = reply
     fields = orjson.loads(event)
-    kind = EventWithRequest if "http_request" in fields else Event
-    return UserEnding(new.user_id, status.decode(), kind(**fields), int(at_ms))  # type: ignore[arg-type]
+    fields.pop("http_request", None)
+    return UserEnding(new.user_id, status.decode(), Event(**fields), int(at_ms))  # type: ignore[arg-type]
 
 
 def _replaced(new: NewState, reply: list[bytes]) -> Outcome | UserEnding | None:

@@ -36,6 +36,7 @@ HELPERS = {
     "config",
     "errors",
     "models",
+    "store.partitions",
     "store.scripts",
     "telemetry",
     "waiting",

@@ -1,0 +1,153 @@
+"""Where sessions are kept: the partitions, and the connections to Redis that they share."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
+
+from clerk_session_feed import connections
+from clerk_session_feed.keys import Keys, partition_of
+
+from service.config import StoreSettings
+from service.errors import StoreUnavailableError
+from service.store.pipeline import Pipeline
+from service.store.scripts import SCRIPTS
+from service.waiting import wait
+
+T = TypeVar("T")
+
+WRITE_SECONDS: Final = 4.5
+"""Seconds that a caller waits at most for a write; senders get their response within 5 s."""
+PROBE_SECONDS: Final = 0.5
+"""Seconds that a health check waits for Redis; its response is sent within a second in any case."""
+
+
+class Partition(NamedTuple):
+    """The users of one number of PARTITIONS."""
+
+    number: int
+    keys: Keys
+    pipeline: Pipeline
+
+
+class Backlog(NamedTuple):
+    """What Redis holds that somebody has still to work off, and when it was last compared with Clerk."""
+
+    dead_letters: int
+    first_expiry_ms: float
+    """When the first open session runs out, in Unix milliseconds; infinite if no open session has an end."""
+    pending_revokes: int
+    """How many sessions Clerk has still to revoke."""
+    reconcile: list[bytes | None]
+    """The values of the fields that were asked for; None where there is none."""
+
+
+class PartitionedStore:
+    """Redis, as the settings name it; what it holds of sessions is in `sessions`."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._settings = settings
+        # One connection; for a cluster, one for each slot that is written to.
+        self._pipelines: dict[int, Pipeline] = {}
+        keys = Keys(settings.redis_key_prefix, settings.redis_channel)
+        self._dead_letters = keys.dead_letters, self._pipeline_for(keys.dead_letters)
+        self._reconcile_key: Final = keys.reconcile  # in the slot of the dead letters
+        parts = keys.split(settings.partitions)
+        self._partitions = [
+            Partition(number, part, self._pipeline_for(part.events)) for number, part in enumerate(parts)
+        ]
+        self._probes = {self._pipeline_for(part.probe): part.probe for part in (keys, *parts)}
+
+    def _pipeline_for(self, key: str) -> Pipeline:
+        settings = self._settings
+        url = settings.redis_url.get_secret_value()
+        slot = connections.slot(url, key)
+        if slot not in self._pipelines:
+            tls_verify, timeout = settings.redis_tls_verify, settings.redis_timeout
+            self._pipelines[slot] = Pipeline(
+                partial(connections.connect_async, url, key, tls_verify=tls_verify, timeout=timeout),
+                [script.source for script in SCRIPTS],
+                timeout=timeout,
+                min_replicas=settings.redis_min_replicas,
+            )
+        return self._pipelines[slot]
+
+    def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Talk to Redis on this loop, instead of on one in a thread."""
+        for pipeline in self._pipelines.values():
+            pipeline.bind_loop(loop)
+
+    def set_metrics_hooks(self, on_round_trip: Callable[[int, float], None], on_failure: Callable[[str], None]) -> None:
+        """Call these after each round trip (commands, seconds) and each failure (its name)."""
+        for pipeline in self._pipelines.values():
+            pipeline.on_round_trip, pipeline.on_failure = on_round_trip, on_failure
+
+    @property
+    def partitions(self) -> Sequence[Partition]:
+        """Where sessions are kept, by number."""
+        return self._partitions
+
+    def partition_of(self, user_id: str) -> Partition:
+        """Return where the sessions of a user are kept."""
+        return self._partitions[partition_of(user_id, len(self._partitions))]
+
+    def probe(self) -> None:
+        """Ask if Redis would take a write now (memory, replicas, loading and so on), without writing."""
+        pushes = [partial(each.submit, ("LPUSHX", key, ""), bool) for each, key in self._probes.items()]
+        results(pushes, PROBE_SECONDS)
+
+    def backlog(self, reconcile_fields: Sequence[str]) -> Backlog:
+        """Ask what there is to work off, and for these fields of what `reconcile` recorded."""
+        key, pipeline = self._dead_letters
+        size = partial(pipeline.submit, ("HLEN", key), int)
+        reconcile = partial(pipeline.submit, ("HMGET", self._reconcile_key, *reconcile_fields), list)
+        first = ("-inf", "+inf", "WITHSCORES", "LIMIT", 0, 1)
+        firsts = [
+            partial(each.submit, ("ZRANGEBYSCORE", keys.expiry, *first), _score) for _, keys, each in self._partitions
+        ]
+        revokes = [
+            partial(each.submit, ("ZCOUNT", keys.revokes, "-inf", "+inf"), int) for _, keys, each in self._partitions
+        ]
+        asked: list[Callable[[], Future[Any]]] = [size, reconcile, *firsts, *revokes]
+        dead_letters, recorded, *counts = results(asked, PROBE_SECONDS)
+        return Backlog(dead_letters, min(counts[: len(firsts)]), sum(counts[len(firsts) :]), recorded)
+
+    def close(self) -> None:
+        """Send what waits, then disconnect."""
+        with ThreadPoolExecutor(len(self._pipelines)) as threads:  # side by side: each may take its time
+            list(threads.map(Pipeline.close, self._pipelines.values()))
+
+
+def result(future: Future[T], seconds: float = WRITE_SECONDS) -> T:
+    """Wait for a future of the store, at most so many seconds.
+
+    Raises:
+        StoreUnavailableError: Redis did not do it, or not in time.
+    """
+    try:
+        return wait(future, seconds)  # type: ignore[no-any-return]
+    except TimeoutError:
+        raise StoreUnavailableError("Redis did not answer in time.") from None
+
+
+def results(submits: Iterable[Callable[[], Future[T]]], seconds: float = WRITE_SECONDS) -> list[T]:
+    """Submit all at once, and wait for all, at most so many seconds.
+
+    Raises:
+        StoreUnavailableError: Redis did not do one of them, or not in time.
+    """
+    futures: list[Future[T]] = []
+    deadline = time.monotonic() + seconds
+    try:
+        futures.extend(submit() for submit in submits)
+        return [result(future, max(0.0, deadline - time.monotonic())) for future in futures]
+    finally:  # asyncio would log the errors of futures that nobody waited for
+        for future in futures:
+            future.add_done_callback(lambda each: each.cancelled() or each.exception())
+
+
+def _score(reply: list[bytes]) -> float:
+    return float(reply[1]) if reply else math.inf
