@@ -13,12 +13,15 @@ import click
 from clerk_session_feed.errors import ConfigurationError, FeedError
 
 from service.config import DevSettings, Settings, WorkerSettings, load
-from service.errors import StartError, StoreUnavailableError
+from service.errors import ClerkError, StartError, StoreUnavailableError
 from service.telemetry import printable
 
 _MODULES: Final = {
     "check": "service.cli.check",
     "dead-letters": "service.cli.dead_letters",
+    "forget": "service.cli.revoke",
+    "revoke": "service.cli.revoke",
+    "reconcile": "service.cli.reconcile",
     "send": "service.cli.send",
     "session": "service.cli.sessions",
     "sessions": "service.cli.sessions",
@@ -52,7 +55,7 @@ class _Group(click.Group):
             for fault in error.faults:
                 click.echo(fault, err=True)
             ctx.exit(2)
-        except (FeedError, StartError) as error:
+        except (FeedError, StartError, ClerkError) as error:
             click.echo(printable(str(error)) if isinstance(error, FeedError) else str(error), err=True)
             ctx.exit(1)
         except _redis_errors() as error:
@@ -90,15 +93,17 @@ def serve(factory: str | None) -> None:
 
 @main.command(short_help="Run the service with nothing set up.")
 @click.option("--simulate/--no-simulate", default=True, help="Send sample deliveries first.")
-def dev(simulate: bool) -> None:
+@click.option("--reconcile", is_flag=True, help="Run a stand-in for Clerk's API as well, and reconcile with it.")
+def dev(simulate: bool, reconcile: bool) -> None:
     """Run the service with nothing set up, and show what subscribers get.
 
-    It starts a Redis of its own unless REDIS_URL is set, and makes up a signing secret if none is set.
+    It starts a Redis of its own unless REDIS_URL is set, and makes up a signing secret if none is set. With
+    --reconcile, some webhooks of a stand-in for Clerk get lost, and it shows what `reconcile` mends.
     """
     settings = load(DevSettings)
     from service.dev import run, view
 
-    run.run(settings, simulate=simulate, console=view.console())
+    run.run(settings, simulate=simulate, reconcile=reconcile, console=view.console())
 
 
 @main.command(short_help="End the sessions that have expired.")

@@ -41,8 +41,14 @@ NO_MESSAGE_SECONDS: Final = 0.1
 """Seconds to wait for a message where none is expected."""
 
 
-def run(settings: DevSettings, *, simulate: bool, console: Console) -> None:
+def run(settings: DevSettings, *, simulate: bool, reconcile: bool = False, console: Console) -> None:
     """Run until Ctrl-C, SIGTERM or SIGHUP.
+
+    Args:
+        settings: what is missing in them is made up.
+        simulate: send sample deliveries.
+        reconcile: run a stand-in for Clerk as well, and reconcile with it.
+        console: where to show what happens.
 
     Raises:
         StartError: Redis or the service does not start, or the service ends by itself.
@@ -80,7 +86,16 @@ def run(settings: DevSettings, *, simulate: bool, console: Console) -> None:
         _introduce(console, url, secrets[0], redis_name, redis_url, settings.redis_channel)
         if simulate:
             _simulate(console, url, secrets[0], subscriber, stop)
-        console.print(f"\nWhat {settings.redis_channel} gets from now on. Ctrl-C stops.\n", style="dim", markup=False)
+            console.print()
+        if reconcile:
+            from service.dev import clerk_trial  # noqa: PLC0415  # it loads more than the rest of this command
+
+            clerk = stack.enter_context(clerk_trial.running_clerk(url, secrets[0]))
+            sessions = clerk_trial.make_changes(clerk)
+            clerk_trial.introduce(console, clerk, [*sessions.values()][-1], _without_password(redis_url), _program())
+            clerk_trial.reconcile(console, settings, redis_url, clerk, sessions, stop)
+            _skip_messages(subscriber)
+        console.print(f"What {settings.redis_channel} gets from now on. Ctrl-C stops.\n", style="dim", markup=False)
         while not stop.is_set():
             if server.poll() is not None:
                 raise StartError(f"The relay ended by itself, with exit status {server.returncode}.")
@@ -153,6 +168,11 @@ def _next_message(subscriber: Any, seconds: float) -> bytes | None:
         if message is not None:
             return bytes(message["data"])
     return None
+
+
+def _skip_messages(subscriber: Any) -> None:
+    while _next_message(subscriber, NO_MESSAGE_SECONDS) is not None:
+        pass
 
 
 def _shown(message: bytes, show: Callable[[SessionUpdate], Text]) -> Text:

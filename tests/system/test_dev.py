@@ -285,6 +285,79 @@ def test_nothing_is_cut_in_a_narrow_terminal(given: GivenDev) -> None:
     assert given.secret in given.command("send")
 
 
+# The stand-in for Clerk
+
+
+@pytest.fixture(scope="module")
+def reconciled(any_redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDev]:
+    """A `dev --reconcile`, for the tests that leave it as it is."""
+    url = any_redis.url.replace("/0", "/6")  # the other tests of this process empty the whole server
+    with client_of(url) as client:
+        client.flushdb()
+    environment = {"REDIS_URL": url, "PORT": str(free_port())}
+    directory = tmp_path_factory.mktemp("reconciled")
+    with started([*RELAY, "dev", "--no-simulate", "--reconcile"], directory, environment) as program:
+        program.wait_for(READY, within=90)
+        yield RunningDev(program)
+
+
+def exported(dev: RunningDev, command: str) -> str:
+    """Return a line to try, with the variables that go with it."""
+    return f"{dev.command('export')} && {dev.command(command)}"
+
+
+def test_it_shows_what_reconcile_mends(reconciled: RunningDev) -> None:
+    _, *rows = reconciled.find(r"(?s)^(at Clerk .*?)\n\n").splitlines()
+    stored = [re.split(r" {2,}", re.sub(r"until \S+", "until", row.strip())) for row in rows]
+
+    assert stored == [
+        ["signed in, webhook lost", "nothing", "active until"],
+        ["signed out, webhook lost", "active until", "ended"],
+        ["abandoned (no webhook)", "active until", "abandoned"],
+        ["extended (no webhook)", "active until", "active until"],
+        ["cleaned up (no webhook)", "active until", "removed"],
+        ["signed in, webhook arrived", "active until", "active until"],
+    ]
+    until = re.findall(r"until (\S+)", rows[3])
+    assert len(set(until)) == 2
+
+
+def test_it_says_what_reconcile_says(reconciled: RunningDev) -> None:
+    assert re.search(r"^.*sessions of .*mended\.", reconciled.said, re.MULTILINE)
+    assert reconciled.program.stderr == ""
+
+
+def test_the_check_with_its_clerk_works(reconciled: RunningDev, tmp_path: Path) -> None:
+    done = shell(exported(reconciled, "check") + " ; true", tmp_path)
+
+    assert "the development instance ins_2simulated" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("ok ")
+
+
+def test_the_reconcile_with_its_clerk_works(reconciled: RunningDev, tmp_path: Path) -> None:
+    done = shell(exported(reconciled, "reconcile --full"), tmp_path)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "nothing mended" in done.stdout
+
+
+def test_what_is_revoked_at_its_clerk_comes_back_by_webhook(reconciled: RunningDev, tmp_path: Path) -> None:
+    command = exported(reconciled, "revoke")
+    session_id = command.split()[-1]
+
+    assert shell(command, tmp_path).returncode == 0
+
+    reconciled.program.wait_for(rf"session\.revoked .* {session_id}")
+    with client_of(reconciled.redis_url) as client:
+        outcomes = eventually(lambda: _outcomes(client, session_id, 3), within=30)
+    assert outcomes == ["applied", "applied", "stale"]
+
+
+def _outcomes(client: Any, session_id: str, count: int) -> list[str]:
+    entries = [fields for _, fields in client.xrange("{clerk}:events") if fields["session_id"] == session_id]
+    return [fields["outcome"] for fields in entries] if len(entries) >= count else []
+
+
 # The end of it
 
 
