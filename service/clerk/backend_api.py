@@ -130,6 +130,18 @@ class BackendApi:
             raise _unexpected("GET /users", response)
         return UsersPage(tuple(ids), is_last=len(ids) < PAGE_SIZE)
 
+    async def users_count(
+        self, *, active_after_ms: int | None = None, signed_in_after_ms: int | None = None
+    ) -> int | None:
+        """Return how many users the pages have, by the same bounds; None if Clerk does not tell."""
+        response = await self._requests.send(
+            "GET", "users/count", {"last_active_at_after": active_after_ms, "last_sign_in_at_after": signed_in_after_ms}
+        )
+        match response.ok_json():
+            case {"total_count": int(count)} if count >= 0:
+                return count
+        return None
+
     async def sessions_of(self, user_id: str) -> SessionList:
         """Return every session that Clerk lists for a user, whatever its status; none if it has no such user."""
         sessions: dict[str, ApiSession | UnreadableSession] = {}  # of two readings, the later one

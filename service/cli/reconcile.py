@@ -3,12 +3,11 @@
 import asyncio
 import contextlib
 import datetime
-import json
 import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Coroutine
 from typing import Any, Final
 
 import click
@@ -16,29 +15,28 @@ import redis
 import structlog
 from clerk_session_feed.connections import explain
 from clerk_session_feed.models import ID
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from service.clerk.backend_api import BackendApi
+from service.clerk.budget import Budget
+from service.cli import reconcile_view
 from service.config import ReconcileSettings, load
 from service.errors import ClerkError, StartError, StoreUnavailableError
 from service.store.sessions import SessionStore
 from service.telemetry import log as logs
 from service.telemetry import printable
+from service.workers.gone import TooManyGoneError
+from service.workers.instance import WrongInstanceError
 from service.workers.reconcile import Reconciler
 from service.workers.report import Report, Scope
 from service.workers.runs import Runs, RunUnderWayError
+from service.workers.turn import dry_turn, rest, turn
 
 log = structlog.get_logger(__name__)
 
 SECONDS_BELOW: Final = 10**11
 """A smaller number is a time in seconds, a larger one in milliseconds."""
-REPORT_SECONDS: Final = 60
-"""Seconds between two lines about the progress where nobody watches."""
 RETRY_SECONDS: Final = 60
 """Seconds until a worker tries again after a failed run, at most."""
-REFRESH_SECONDS: Final = 0.2
-"""Seconds between two updates of the progress bar."""
 
 
 class _Time(click.ParamType[int]):
@@ -105,76 +103,86 @@ def reconcile(
     is_watched = sys.stderr.isatty() and every is None
     logs.configure(settings.model_copy(update={"log_level": "error"}) if is_watched else settings)
     with contextlib.closing(SessionStore(settings)) as store, contextlib.closing(Runs(settings)) as runs:
-        command = _Command(settings, store, runs, scope, dry_run=dry_run, allow=allow)
+        command = _Command(settings, store, runs, scope, allow=allow, is_watched=is_watched)
         if every is not None:
             asyncio.run(_until_signal(command.run_forever(every)))
             return
-        started = time.monotonic()
-        report = asyncio.run(_until_signal(command.run(wait=True)))
+        report = asyncio.run(_until_signal(command.run_once(dry_run=dry_run, as_json=as_json)))
     if report is None:
-        raise click.ClickException("Stopped. The next run of this kind goes on from here.")
-    _print(report, scope, time.monotonic() - started, dry_run=dry_run, as_json=as_json)
+        resumes = not dry_run and user is None
+        raise click.ClickException(f"Stopped.{' The next run of this kind goes on from here.' if resumes else ''}")
     sys.exit(report.fault_count > 0)
 
 
 class _Command:
     def __init__(
-        self, settings: ReconcileSettings, store: SessionStore, runs: Runs, scope: Scope, *, dry_run: bool, allow: int
+        self,
+        settings: ReconcileSettings,
+        store: SessionStore,
+        runs: Runs,
+        scope: Scope,
+        *,
+        allow: int,
+        is_watched: bool,
     ) -> None:
         self._settings, self._store, self._runs, self._scope = settings, store, runs, scope
-        self._dry_run, self._allow = dry_run, allow
+        self._allow, self._is_watched = allow, is_watched
 
-    async def run(self, *, wait: bool) -> Report:
-        """Reconcile once.
+    async def run_once(self, *, dry_run: bool, as_json: bool) -> Report:
+        """Reconcile, and print the result.
 
         Raises:
             RunUnderWayError: Another run is under way.
             Exception: Those of `Reconciler.run`.
         """
-        async with BackendApi(self._settings) as api, self._lock(api, wait=wait):
-            reconciler = Reconciler(api, self._store, self._runs, self._scope, dry_run=self._dry_run, allow=self._allow)
-            async with _shown(reconciler.report):
+        budget = Budget.of_key(self._settings.clerk_secret_key.get_secret_value())
+        started = time.monotonic()
+        whose_turn = dry_turn(self._runs, budget) if dry_run else turn(self._runs, budget, wait=True)
+        async with whose_turn:
+            report = await self._run(budget, dry_run=dry_run)
+        seconds = time.monotonic() - started
+        reconcile_view.print_result(report, self._scope, seconds, dry_run=dry_run, as_json=as_json)
+        if dry_run:
+            await rest(budget)
+        return report
+
+    async def _run(self, budget: Budget, *, dry_run: bool = False) -> Report:
+        async with BackendApi(self._settings, budget=budget) as api:
+            reconciler = Reconciler(api, self._store, self._runs, self._scope, dry_run=dry_run, allow=self._allow)
+            async with reconcile_view.shown(reconciler.report, is_watched=self._is_watched):
                 return await reconciler.run()
 
-    @contextlib.asynccontextmanager
-    async def _lock(self, api: BackendApi, *, wait: bool) -> AsyncIterator[None]:
-        if self._dry_run:
-            if await asyncio.to_thread(self._runs.is_locked):
-                raise RunUnderWayError("Another run of reconcile is under way. Wait for its end.")
-            yield
-            return
-        api.budget.preload(await asyncio.to_thread(self._runs.acquire, wait=wait))
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(self._runs.release, api.budget.spent())
-
     async def run_forever(self, every: int) -> None:
-        """Reconcile so many seconds after the end of the last run, whoever made that."""
+        """Reconcile so many seconds after the end of the last run of this kind, whoever made that."""
         log.info("reconcile_started", every_seconds=every)
+        budget = Budget.of_key(self._settings.clerk_secret_key.get_secret_value())  # runs may follow on each other fast
         pause = 0.0
         while True:
             await asyncio.sleep(pause)
-            pause = await self._run_if_due(every)
+            pause = await self._run_if_due(every, budget)
 
-    async def _run_if_due(self, every: int) -> float:
+    async def _run_if_due(self, every: int, budget: Budget) -> float:
         """Return the seconds until the next look."""
         try:
-            status = await asyncio.to_thread(self._runs.status)
-            left = every - (time.time() - int(status.get("last_success_at", 0)) / 1000)
+            ended_at_ms = int((await asyncio.to_thread(self._runs.status)).get(f"ended_at_{self._scope.mode}", 0))
+            left = every - (time.time() - ended_at_ms / 1000)
             if left > 0:
                 return min(left, every)
-            report = await self.run(wait=False)
+            async with turn(self._runs, budget, wait=False):
+                report = await self._run(budget)
         except RunUnderWayError:
             return min(every, RETRY_SECONDS)
+        except (TooManyGoneError, WrongInstanceError) as error:
+            log.warning("reconcile_stopped", detail=str(error))  # somebody has to do something about it
+            return every
         except (ClerkError, StartError, StoreUnavailableError, redis.RedisError) as error:
             log.warning("reconcile_failed", detail=explain(error.__cause__ or error))
             return min(every, RETRY_SECONDS)
-        _log(report, "reconcile_done" if not report.fault_count else "reconcile_incomplete")
+        reconcile_view.log_report(report, "reconcile_incomplete" if report.fault_count else "reconcile_done")
         return every
 
 
-async def _until_signal(run: Any) -> Any:
+async def _until_signal(run: Coroutine[Any, Any, Any]) -> Any:
     """Return what a coroutine returns; None if SIGTERM or SIGINT ended it."""
     task = asyncio.ensure_future(run)
     loop = asyncio.get_running_loop()
@@ -184,68 +192,3 @@ async def _until_signal(run: Any) -> Any:
         return await task
     except asyncio.CancelledError:
         return None
-
-
-@contextlib.asynccontextmanager
-async def _shown(report: Report) -> AsyncIterator[None]:
-    """Show how far a run is: a bar where a person watches, else a line each minute."""
-    task = asyncio.create_task(_show_bar(report) if sys.stderr.isatty() else _show_lines(report))
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-
-
-async def _show_bar(report: Report) -> None:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("", total=None)
-        started = time.monotonic()
-        while True:
-            seconds = max(time.monotonic() - started, 1)
-            text = (
-                f"{report.users:,} users ({report.users / seconds:.1f}/s), {report.sessions:,} sessions{_drift(report)}"
-            )
-            total = None if report.part is None else 1.0
-            progress.update(bar, description=text, total=total, completed=report.part or 0)
-            await asyncio.sleep(REFRESH_SECONDS)
-
-
-async def _show_lines(report: Report) -> None:
-    while True:
-        await asyncio.sleep(REPORT_SECONDS)
-        _log(report, "reconcile_progress")
-
-
-def _log(report: Report, event: str) -> None:
-    known = {} if report.part is None else {"percent": round(100 * report.part)}
-    log.info(event, users=report.users, sessions=report.sessions, faults=report.fault_count, **known, **report.drift)
-
-
-def _drift(report: Report) -> str:
-    return "".join(f", {count:,} {kind.replace('_', ' ')}" for kind, count in sorted(report.drift.items()))
-
-
-def _print(report: Report, scope: Scope, seconds: float, *, dry_run: bool, as_json: bool) -> None:
-    if as_json:
-        result = {
-            "mode": "user" if scope.user_id else scope.mode,
-            "dry_run": dry_run,
-            "resumed": report.resumed,
-            "users": report.users,
-            "sessions": report.sessions,
-            "drift": dict(sorted(report.drift.items())),
-            "faults": [{"about": about, "why": why} for about, why in report.faults.items()],
-            "fault_count": report.fault_count,
-            "seconds": round(seconds, 1),
-        }
-        click.echo(json.dumps(result))
-        return
-    found = _drift(report).removeprefix(", ") or "nothing"
-    verb = "differs" if dry_run else "mended"
-    click.echo(f"{report.sessions:,} sessions of {report.users:,} users in {seconds:.0f} s: {found} {verb}.")
-    for about, why in report.faults.items():
-        click.echo(f"{printable(about)} stays as it is: {printable(why)}", err=True)
-    if report.fault_count > len(report.faults):
-        click.echo(f"And {report.fault_count - len(report.faults)} more.", err=True)

@@ -12,6 +12,7 @@ _DEFAULT_LIMIT: Final = 10
 _DAY_MS: Final = 86_400_000
 _STATUS_FILTER: Final = frozenset(STATUSES) - {"pending"}
 _TIMES: Final = ("created_at", "last_active_at", "last_sign_in_at")
+_BOUNDS: Final = tuple(f"{name}_{side}" for name in _TIMES for side in ("before", "after"))
 _ORDERS: Final = (
     *_TIMES, "updated_at", "email_address", "web3wallet", "first_name", "last_name", "phone_number", "username"
 )  # fmt: skip
@@ -100,6 +101,9 @@ def read(records: Records, method: str, path: str, query: dict[str, str]) -> Any
             return records.instance
         case "GET", ["users"]:
             return _users(records, query)
+        case "GET", ["users", "count"]:
+            _only(query, "banned", *_BOUNDS)
+            return {"object": "total_count", "total_count": len(_selected(records.users.values(), query))}
         case "GET", ["users", user_id]:
             return _user(records, user_id)
         case "GET", ["sessions"]:
@@ -141,8 +145,7 @@ def _sessions(records: Records, query: dict[str, str]) -> list[Object] | Object:
 
 
 def _users(records: Records, query: dict[str, str]) -> list[Object]:
-    bounds = [f"{name}_{side}" for name in _TIMES for side in ("before", "after")]
-    _only(query, "limit", "offset", "starting_after", "order_by", "banned", *bounds)
+    _only(query, "limit", "offset", "starting_after", "order_by", "banned", *_BOUNDS)
     # A `+` in a query is a space, unless it is escaped.
     order = query.get("order_by", "-created_at").replace(" ", "+")
     name, newest_first = order.lstrip("+-"), order.startswith("-")
@@ -158,7 +161,13 @@ def _users(records: Records, query: dict[str, str]) -> list[Object]:
             raise _refused("starting_after", "There is no such user.")
         key = _order_key(name)
         found = [each for each in found if key(each) != key(last) and (key(each) < key(last)) == newest_first]
-    for bound in (each for each in bounds if each in query):
+    return [_public(each) for each in _page(_selected(found, query), query)]
+
+
+def _selected(users: Iterable[Object], query: dict[str, str]) -> list[Object]:
+    """Return the users within the bounds of a query."""
+    found = list(users)
+    for bound in (each for each in _BOUNDS if each in query):
         limit_ms, (field, _, side) = _integer(query, bound, 0, 0), bound.rpartition("_")
         at = _number(field)
         found = [
@@ -166,7 +175,7 @@ def _users(records: Records, query: dict[str, str]) -> list[Object]:
         ]
     if "banned" in query:
         found = [each for each in found if each.get("banned") is (query["banned"] == "true")]
-    return [_public(each) for each in _page(found, query)]
+    return found
 
 
 def _public(found: Object) -> Object:

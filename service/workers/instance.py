@@ -1,17 +1,20 @@
 """Which Clerk instance the stored sessions are of: the key has to be of that one."""
 
 import asyncio
-from typing import Final
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Final
 
-import orjson
+from clerk_session_feed import lenient_json
 
 from service.clerk.backend_api import BackendApi, Instance
 from service.errors import StartError
-from service.store.sessions import SessionStore, result
+from service.store.sessions import Partition, SessionStore, result
+from service.store.stored import StoredState
 from service.workers.runs import Runs
 
 SAMPLED: Final = 200
-"""Stored events of each partition that are looked at for the instance that they name."""
+"""Events, and open sessions, of each partition that are looked at for the instance that they name."""
 
 
 class WrongInstanceError(StartError):
@@ -28,7 +31,7 @@ async def check_instance(api: BackendApi, store: SessionStore, runs: Runs, *, re
     """
     instance = await api.instance()
     recorded = (await asyncio.to_thread(runs.status)).get("instance_id")
-    named = await asyncio.to_thread(_instances_of_events, store)
+    named = await asyncio.to_thread(_named_instances, store)
     others = (named | {recorded}) - {instance.id, None}
     if others:
         raise WrongInstanceError(
@@ -41,11 +44,35 @@ async def check_instance(api: BackendApi, store: SessionStore, runs: Runs, *, re
     return instance
 
 
-def _instances_of_events(store: SessionStore) -> set[str | None]:
-    """Return the instances that a sample of the stored events names."""
-    named = set()
-    for partition in store.partitions:
-        command = ("XREVRANGE", partition.keys.events, "+", "-", "COUNT", SAMPLED)
-        for _, fields in result(partition.pipeline.submit(command, list)):
-            named.add(orjson.loads(fields[fields.index(b"message") + 1])["event"]["instance_id"])
-    return named
+def _named_instances(store: SessionStore) -> set[str | None]:
+    """Return the instances that a sample of what is stored names; what can't be read names none."""
+    return {
+        instance_id
+        for partition in store.partitions
+        for message in (*_last_events(partition), *_open_sessions(store, partition))
+        if isinstance(instance_id := _instance_of(message), str)
+    }
+
+
+def _instance_of(message: Any) -> Any:
+    with contextlib.suppress(KeyError, TypeError):
+        return message["event"]["instance_id"]
+    return None
+
+
+def _last_events(partition: Partition) -> Iterator[Any]:
+    command = ("XREVRANGE", partition.keys.events, "+", "-", "COUNT", SAMPLED)
+    for _, words in result(partition.pipeline.submit(command, list)):
+        fields = dict(zip(words[::2], words[1::2], strict=True))
+        with contextlib.suppress(ValueError):
+            yield lenient_json.loads(fields.get(b"message", b""))
+
+
+def _open_sessions(store: SessionStore, partition: Partition) -> Iterator[Any]:
+    """The stream may have been trimmed; these last as long as they are open."""
+    command = ("ZRANGE", partition.keys.expiry, -SAMPLED, -1)
+    ids = [each.decode(errors="replace") for each in result(partition.pipeline.submit(command, list))]
+    for stored in store.read(partition, ids):
+        if isinstance(stored, StoredState):
+            with contextlib.suppress(ValueError):
+                yield stored.message()

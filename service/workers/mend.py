@@ -25,6 +25,8 @@ COMPARED: Final = (
     *("last_active_organization_id", "tasks"),
 )
 """Fields of a session that are news if they differ. The others move with use, and are taken along."""
+CHUNK: Final = 128
+"""Sessions that are written at once, so that Redis serves others in between."""
 ATTEMPTS: Final = 10
 """How often a state is compared anew because an event replaced what it was compared with."""
 
@@ -51,7 +53,7 @@ class Mender:
         """
         self._store = store
         self._instance_id = instance_id
-        self._dry_run = dry_run
+        self.dry_run: Final = dry_run
         self._clock = clock
 
     def apply(self, sessions: Iterable[ApiSession]) -> list[Found]:
@@ -59,7 +61,12 @@ class Mender:
         by_partition: dict[Partition, list[ApiSession]] = {}
         for session in sessions:
             by_partition.setdefault(self._store.partition_of(session.data.user_id), []).append(session)
-        return [found for partition, each in by_partition.items() for found in self._apply(partition, each)]
+        return [
+            found
+            for partition, each in by_partition.items()
+            for start in range(0, len(each), CHUNK)
+            for found in self._apply(partition, each[start : start + CHUNK])
+        ]
 
     def end_gone(self, partition: Partition, gone: Sequence[Gone]) -> list[Found]:
         """End sessions that Clerk has no more, if nothing was applied to them since.
@@ -89,7 +96,7 @@ class Mender:
         return int(self._clock() * 1000)
 
     def _replace(self, partition: Partition, new: NewState) -> Any:
-        return None if self._dry_run else self._store.replace(partition, new, self._now_ms())
+        return None if self.dry_run else self._store.replace(partition, new, self._now_ms())
 
     def _apply(self, partition: Partition, sessions: Sequence[ApiSession]) -> list[Found]:
         found: list[Found] = []
@@ -144,11 +151,16 @@ class Mender:
         if stored is None:
             return change, self._drift_of_first(change)
         before = stored.message()["session"]
-        if change.session.latest_activity is None and before["latest_activity"] is not None:
-            activity = SessionActivity(**before["latest_activity"])
-            change = dataclasses.replace(change, session=dataclasses.replace(change.session, latest_activity=activity))
-        after: Any = lenient_json.loads(orjson.dumps(omit(change.session, self._store.omitted)))
-        return change, _drift(stored, before, after, change.session.expire_at)
+        try:
+            if change.session.latest_activity is None and before["latest_activity"] is not None:
+                activity = SessionActivity(**before["latest_activity"])
+                change = dataclasses.replace(
+                    change, session=dataclasses.replace(change.session, latest_activity=activity)
+                )
+            after: Any = lenient_json.loads(orjson.dumps(omit(change.session, self._store.omitted)))
+            return change, _drift(stored, change, before, after)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"its state is not a message: {type(error).__name__}") from error
 
     def _drift_of_first(self, change: SessionChange) -> Drift | None:
         """Tell whether a session is written of which nothing is stored.
@@ -175,19 +187,17 @@ def _digest_id(text: str) -> str:
     return f"api_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
-def _drift(
-    stored: StoredState, before: dict[str, Any], after: dict[str, Any], expire_at_ms: int | None
-) -> Drift | None:
-    """Return how Clerk's session, which expires at the given time, differs from the stored one."""
-    becomes_open = after["status"] in OPEN_STATUSES
-    if stored.is_final and becomes_open:
-        return None  # what ended does not come back: Clerk has still to take it, or this answer is older
+def _drift(stored: StoredState, change: SessionChange, before: dict[str, Any], after: dict[str, Any]) -> Drift | None:
+    """Return how Clerk's session differs from the stored one, in what is published; None if that may stay."""
     if all(before[name] == after[name] for name in COMPARED):
         return None
-    is_expiry = stored.status == "expired" and not stored.is_final
-    ends_later = expire_at_ms is None or (stored.expire_at_ms is not None and expire_at_ms > stored.expire_at_ms)
-    if is_expiry and becomes_open and not ends_later:
-        return None  # Clerk has not noticed yet that it ran out
+    becomes_open = change.session.status in OPEN_STATUSES
+    if stored.status == "expired" and not stored.is_final and becomes_open:
+        ends_later = change.session.expire_at is None or change.session.expire_at > (stored.expire_at_ms or 0)
+        if not ends_later:
+            return None  # Clerk has not noticed yet that it ran out
+    elif change.order <= stored.order:
+        return None  # what is stored is newer; what ended does not come back
     if before["user_id"] != after["user_id"]:
         return "wrong_user"
     if becomes_open:

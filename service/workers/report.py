@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Final, Literal, NamedTuple
 
 MAX_FAULTS: Final = 100
@@ -15,6 +16,10 @@ Drift = Literal["missing", "late_end", "extended", "gone", "wrong_user", "change
 until later than stored, or although stored as expired or removed. `gone`: Clerk has it no more. `wrong_user`: it is
 another user's. `changed`: anything else.
 """
+
+
+Stage = Literal["users", "stored"]
+"""What a run goes through now: Clerk's list of users, or the sessions that are stored as open."""
 
 
 class Gone(NamedTuple):
@@ -42,6 +47,11 @@ class Scope:
     """Nobody but this user."""
 
     @property
+    def lists_users(self) -> bool:
+        """Whether it goes through Clerk's list of users."""
+        return self.full or self.since_ms is not None
+
+    @property
     def mode(self) -> str:
         """The name under which an unfinished run can be resumed."""
         if self.since_ms is not None:
@@ -63,11 +73,39 @@ class Report:
     faults: dict[str, str] = dataclasses.field(default_factory=dict)
     """What could not be compared, by session or user, with the reason; the first MAX_FAULTS."""
     fault_count: int = 0
+    stage: Stage = "users"
     part: float | None = None
-    """Which part of the work is done, from 0 to 1; None if that is unknown."""
+    """Which part of the stage is done, from 0 to 1; None if that is unknown."""
+    brake: str | None = None
+    """Of a dry run: why the same run, if it were not dry, would end none of the sessions that are gone."""
+    pending_revokes: int = 0
+    """Sessions that Clerk has still to revoke, since it could not be reached or refused to."""
+
+    def resume(
+        self, users: int, sessions: int, drift: Mapping[str, int], faults: Mapping[str, str], fault_count: int
+    ) -> None:
+        """Go on from what an interrupted run has found."""
+        self.resumed = True
+        self.users += users
+        self.sessions += sessions
+        self.drift.update(drift)
+        known = len(self.faults.keys() & faults.keys())
+        self.faults |= faults
+        self.fault_count += fault_count - known
+
+    def add(self, drift: Iterable[Drift], faults: Iterable[tuple[str, str]]) -> None:
+        """Add what was found: how states differed, and what could not be compared, with the reason."""
+        self.drift.update(drift)
+        for about, why in faults:
+            self.add_fault(about, why)
 
     def add_fault(self, about: str, why: str) -> None:
         """Record that something could not be compared."""
         self.fault_count += about not in self.faults
         if len(self.faults) < MAX_FAULTS:
             self.faults[about] = why
+
+    def drop_fault(self, about: str) -> None:
+        """Take back that something could not be compared."""
+        if self.faults.pop(about, None) is not None:
+            self.fault_count -= 1

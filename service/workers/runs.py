@@ -48,6 +48,11 @@ class Progress:
     users: int = 0
     drift: dict[str, int] = dataclasses.field(default_factory=dict)
     """How many states differed, by kind."""
+    faults: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What could not be compared, as in a report."""
+    fault_count: int = 0
+    is_stopped: bool = False
+    """Whether it was stopped because too many sessions were gone."""
 
 
 class Runs:
@@ -66,29 +71,22 @@ class Runs:
     def close(self) -> None:
         self._client.close()
 
-    def acquire(self, *, wait: bool) -> int:
-        """Take the lock; return how many requests to Clerk the run before has sent within the budget's window.
+    def acquire(self) -> bool:
+        """Take the lock; return whether it was free."""
+        return bool(self._lock.acquire(blocking=False))
 
-        Args:
-            wait: wait for the lock of a run that has died.
+    def lock_ms(self) -> int:
+        """Return for how many milliseconds the lock lasts from now, if its holder does not extend it; 0 if it is free.
 
-        Raises:
-            RunUnderWayError: Another run holds it, and lives.
+        That is how a run that has died can be told from one that lives.
         """
-        shortest = LOCK_SECONDS * 1000 + 1
-        while not self._lock.acquire(blocking=False):
-            left = self._client.pttl(self._keys.reconcile_lock)
-            if not wait or left > shortest:
-                raise RunUnderWayError("Another run of reconcile is under way. Wait for its end.")
-            shortest = left
-            time.sleep(0.5)
-        spent, at = self._client.hmget(self._keys.reconcile, "spent", "spent_at")
-        is_recent = at is not None and time.time() - float(at) < WINDOW_SECONDS
-        return int(spent) if is_recent else 0
+        return max(0, int(self._client.pttl(self._keys.reconcile_lock)))
 
-    def is_locked(self) -> bool:
-        """Tell whether a run is under way."""
-        return bool(self._client.exists(self._keys.reconcile_lock))
+    def spent(self) -> int:
+        """Return how many requests to Clerk the run before has sent within the budget's window."""
+        spent, at_ms = self._client.hmget(self._keys.reconcile, "spent", "spent_at")
+        is_recent = at_ms is not None and self._now_ms() - int(at_ms) < WINDOW_SECONDS * 1000
+        return int(spent) if is_recent else 0
 
     def extend(self) -> None:
         """Keep the lock for another while.
@@ -105,12 +103,16 @@ class Runs:
 
     def release(self, spent: int) -> None:
         """Give the lock back, with how many requests to Clerk were sent within the budget's window."""
-        self._write(self._keys.reconcile, {"spent": spent, "spent_at": time.time()}, MAX_TTL_MS)
+        self._write(self._keys.reconcile, {"spent": spent, "spent_at": self._now_ms()}, MAX_TTL_MS)
         with contextlib.suppress(LockError):  # it has expired
             self._lock.release()
 
     def status(self) -> dict[str, str]:
-        """Return what is known of earlier runs: instance_id, last_success_at, state_as_of (Unix ms), drift_<kind>."""
+        """Return what is known of earlier runs.
+
+        That is `instance_id`, `last_success_at`, `state_as_of`, `drift_<kind>` and `ended_at_<mode>`; times are in Unix
+        milliseconds.
+        """
         stored = self._client.hgetall(self._keys.reconcile)
         return {name.decode(): value.decode() for name, value in stored.items()}
 
@@ -126,10 +128,11 @@ class Runs:
         pipeline.pexpire(self._keys.reconcile, MAX_TTL_MS)
         pipeline.execute()
 
-    def record_success(self, started_at_ms: int) -> None:
-        """Record that a run has ended that looked at all sessions stored as open."""
+    def record_end(self, mode: str, started_at_ms: int, *, is_success: bool) -> None:
+        """Record that a run has ended that looked at all sessions stored as open; a success if it compared them all."""
         now_ms = int(time.time() * 1000)
-        self._write(self._keys.reconcile, {"last_success_at": now_ms, "state_as_of": started_at_ms}, MAX_TTL_MS)
+        success = {"last_success_at": now_ms, "state_as_of": started_at_ms} if is_success else {}
+        self._write(self._keys.reconcile, success | {f"ended_at_{mode}": now_ms}, MAX_TTL_MS)
 
     def load(self, mode: str) -> tuple[Progress | None, bytes, dict[str, Gone]]:
         """Return how far an unfinished run of this mode came, whom it visited, and which sessions are gone, by id."""
@@ -138,6 +141,7 @@ class Runs:
         if not stored:
             return None, b"", {}
         drift = {name.removeprefix("drift_"): int(n) for name, n in stored.items() if name.startswith("drift_")}
+        faults = {name.removeprefix("fault:"): why for name, why in stored.items() if name.startswith("fault:")}
         gone = {}
         for name, value in stored.items():
             if name.startswith("gone:"):
@@ -150,15 +154,19 @@ class Runs:
             sessions=int(stored["sessions"]),
             users=int(stored["users"]),
             drift=drift,
+            faults=faults,
+            fault_count=int(stored["fault_count"]),
+            is_stopped=stored["is_stopped"] == "1",
         )
         return progress, self._client.get(f"{key}:visited") or b"", gone
 
     def save(self, mode: str, progress: Progress, visited: bytes, gone: Mapping[str, Gone]) -> None:
         """Store how far a run came. `visited` and `gone` are what has been added since the last time."""
         key = self._keys.reconcile_run(mode)
-        fields = dataclasses.asdict(progress) | {"users_are_listed": int(progress.users_are_listed)}
-        drift = fields.pop("drift")
-        fields |= {f"drift_{kind}": count for kind, count in drift.items()}
+        flags = {"users_are_listed": int(progress.users_are_listed), "is_stopped": int(progress.is_stopped)}
+        fields = dataclasses.asdict(progress) | flags
+        fields |= {f"drift_{kind}": count for kind, count in fields.pop("drift").items()}
+        fields |= {f"fault:{about}": why for about, why in fields.pop("faults").items()}
         fields |= {
             f"gone:{each.session_id}": f"{each.user_id} {each.cursor} {each.answered_at_ms}" for each in gone.values()
         }
@@ -174,6 +182,11 @@ class Runs:
         """Delete what `save` stored: the run has ended."""
         key = self._keys.reconcile_run(mode)
         self._client.delete(key, f"{key}:visited")
+
+    def _now_ms(self) -> int:
+        """Return the time by Redis' clock, since runs may be on different machines."""
+        seconds, microseconds = self._client.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
 
     def _write(self, key: str, fields: Mapping[str, Any], ttl_ms: int) -> None:
         pipeline = self._client.pipeline(transaction=True)

@@ -29,6 +29,8 @@ class Batch(NamedTuple):
     """What one SCAN found."""
 
     sessions: list[OpenSession]
+    faults: list[tuple[str, str]]
+    """Sessions that can't be looked at, with the reason."""
     scanned: float
     """Which part of all keys has been looked at, about: 0 to 1."""
 
@@ -46,31 +48,35 @@ def open_sessions(store: SessionStore) -> Iterator[Batch]:
         total = max(1, result(pipeline.submit(("DBSIZE",), int)))
         cursor, looked = b"0", 0
         while True:
-            command = ("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
+            command = ("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT, "TYPE", "hash")
             cursor, found = result(pipeline.submit(command, tuple))
             looked += SCAN_COUNT
             part = min(1.0, looked / total) if cursor != b"0" else 1.0
             ids = [key.decode(errors="replace").removeprefix(prefix) for key in found]
             scanned = (partition.number + part) / len(store.partitions)
-            yield Batch(_open_of(partition, [each for each in ids if ID.fullmatch(each)]), scanned)
+            yield Batch(*_open_of(partition, [each for each in ids if ID.fullmatch(each)]), scanned)
             if cursor == b"0":
                 break
 
 
-def _open_of(partition: Partition, session_ids: Sequence[str]) -> list[OpenSession]:
+def _open_of(partition: Partition, session_ids: Sequence[str]) -> tuple[list[OpenSession], list[tuple[str, str]]]:
     keys, pipeline = partition.keys, partition.pipeline
     states = _ask(pipeline, [("HMGET", keys.session(each), "status", "user_id") for each in session_ids])
-    found = [
-        (session_id, user_id.decode())
-        for session_id, (status, user_id) in zip(session_ids, states, strict=True)
-        if status is not None and status.decode() in OPEN_STATUSES and user_id is not None
-    ]
+    found, faults = [], []
+    for session_id, (status, user_id) in zip(session_ids, states, strict=True):
+        if (status or b"").decode(errors="replace") in OPEN_STATUSES:
+            text = (user_id or b"").decode(errors="replace")
+            if ID.fullmatch(text):
+                found.append((session_id, text))
+            else:
+                faults.append((session_id, "its stored user_id is not an id"))
     live = _ask(pipeline, [("ZSCORE", keys.user_sessions(user_id), each) for each, user_id in found])
     pending = _ask(pipeline, [("ZSCORE", keys.user_pending(user_id), each) for each, user_id in found])
-    return [
+    sessions = [
         OpenSession(session_id, user_id, is_live is not None or is_pending is not None)
         for (session_id, user_id), is_live, is_pending in zip(found, live, pending, strict=True)
     ]
+    return sessions, faults
 
 
 def _ask(pipeline: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:

@@ -1,10 +1,9 @@
 """Compares all sessions of one user with Clerk's: those that Clerk lists, and those that are stored as open."""
 
 import asyncio
-import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from typing import Final
 
 from service.clerk.api_sessions import ApiSession, SessionNotFound, UnreadableSession
 from service.clerk.backend_api import BackendApi
@@ -14,8 +13,7 @@ from service.workers import sweep
 from service.workers.mend import Found, Mender
 from service.workers.report import Drift, Gone
 from service.workers.sweep import OpenSession
-
-T = TypeVar("T")
+from service.workers.tasks import gather, in_thread
 
 ASK_AGAIN_SECONDS: Final = 5.0
 """Seconds between the two questions for a session that Clerk does not list."""
@@ -44,9 +42,8 @@ class UserCheck:
     Args:
         api: Clerk's.
         store: where states are stored.
-        mender: writes what differs.
+        mender: writes what differs, unless its run is dry.
         instance_id: the Clerk instance.
-        dry_run: write nothing.
         ask_again_seconds: see ASK_AGAIN_SECONDS.
     """
 
@@ -56,12 +53,10 @@ class UserCheck:
         store: SessionStore,
         mender: Mender,
         instance_id: str,
-        *,
-        dry_run: bool = False,
         ask_again_seconds: float = ASK_AGAIN_SECONDS,
     ) -> None:
         self._api, self._store, self._mender, self._instance_id = api, store, mender, instance_id
-        self._dry_run, self._ask_again_seconds = dry_run, ask_again_seconds
+        self._ask_again_seconds = ask_again_seconds
 
     async def __call__(self, user_id: str, unindexed: Sequence[OpenSession] = ()) -> UserResult:
         """Compare the sessions of a user.
@@ -75,12 +70,13 @@ class UserCheck:
             StoreUnavailableError: Redis failed.
         """
         listed = await self._api.sessions_of(user_id)
-        unreadable = [(each.id or f"a session of {user_id}", _why(each)) for each in listed.unreadable]
-        result = UserResult(faults=unreadable)
+        unlisted = [(each.id or f"a session of {user_id}", _why(each)) for each in listed.unreadable]
+        result = UserResult(faults=unlisted)
         result.add(await in_thread(self._mender.apply, listed.sessions))
         known = {each.id for each in listed.sessions} | {each.id for each in listed.unreadable if each.id is not None}
-        absent = await in_thread(self._stored_but_not_in, known, user_id, unindexed)
+        absent, unreadable = await in_thread(self._stored_but_not_in, known, user_id, unindexed)
         result.sessions = len(known) + len(absent)
+        result.faults += unreadable
         asked = []
         for each in absent:
             if self._is_foreign(each):
@@ -93,15 +89,19 @@ class UserCheck:
             result.gone = [Gone(each.session_id, user_id, each.cursor, at_ms) for each, at_ms in again]
         return result
 
-    def _stored_but_not_in(self, known: set[str], user_id: str, unindexed: Sequence[OpenSession]) -> list[StoredState]:
-        """Return the open sessions of a user that Clerk did not list."""
+    def _stored_but_not_in(
+        self, known: set[str], user_id: str, unindexed: Sequence[OpenSession]
+    ) -> tuple[list[StoredState], list[tuple[str, str]]]:
+        """Return the open sessions of a user that Clerk did not list; and those that can't be read, with the reason."""
         partition = self._store.partition_of(user_id)
-        if not self._dry_run:
+        if not self._mender.dry_run:
             for session in unindexed:
                 sweep.index(partition, session)
-        ids = sweep.ids_of_user(partition, user_id) | {each.session_id for each in unindexed}
-        states = self._store.read(partition, sorted(ids - known))
-        return [each for each in states if isinstance(each, StoredState) and each.is_open and each.user_id == user_id]
+        ids = sorted((sweep.ids_of_user(partition, user_id) | {each.session_id for each in unindexed}) - known)
+        states = self._store.read(partition, ids)
+        absent = [each for each in states if isinstance(each, StoredState) and each.is_open and each.user_id == user_id]
+        unreadable = [(id_, str(each)) for id_, each in zip(ids, states, strict=True) if isinstance(each, ValueError)]
+        return absent, unreadable
 
     def _is_foreign(self, stored: StoredState) -> bool:
         try:
@@ -128,27 +128,3 @@ def _why(session: UnreadableSession) -> str:
     if session.unknown_status is not None:
         return f"its status {session.unknown_status} is unknown to this version: upgrade"
     return session.detail
-
-
-async def in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Call something that blocks, in a thread."""
-    return await asyncio.to_thread(function, *args)
-
-
-async def gather(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await several at once; the first error ends the others, and is raised."""
-    async with first_error(), asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(each) for each in calls]
-    return [each.result() for each in running]
-
-
-@contextlib.asynccontextmanager
-async def first_error() -> AsyncIterator[None]:
-    """Raise the first error of a TaskGroup instead of the group."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None

@@ -1,0 +1,119 @@
+"""What `reconcile` shows: how far it is, and at its end what it found."""
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import click
+import structlog
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from service.telemetry import printable
+from service.workers.report import Report, Scope
+
+log = structlog.get_logger(__name__)
+
+REPORT_SECONDS: Final = 60
+"""Seconds between two lines about the progress where nobody watches."""
+REFRESH_SECONDS: Final = 0.2
+"""Seconds between two updates of the progress bar."""
+_STAGES: Final = {"users": "Clerk's users", "stored": "stored sessions"}
+
+
+@contextlib.asynccontextmanager
+async def shown(report: Report, *, is_watched: bool) -> AsyncIterator[None]:
+    """Show how far a run is: a bar where a person watches, else a line each minute."""
+    task = asyncio.create_task(_show_bar(report) if is_watched else _show_lines(report))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def _show_bar(report: Report) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    # It measures the speed, and so the remaining time, over the last ten minutes.
+    remaining = TimeRemainingColumn()
+    with Progress(*columns, remaining, console=Console(stderr=True), transient=True, speed_estimate_period=600) as bar:
+        task = bar.add_task("", total=None)
+        stage, started, users_before = report.stage, time.monotonic(), report.users
+        while True:
+            if report.resumed and users_before == 0:
+                users_before = report.users
+            if report.stage != stage:
+                stage = report.stage
+                bar.reset(task, total=None)
+            rate = (report.users - users_before) / max(time.monotonic() - started, 1)
+            text = (
+                f"{_STAGES[stage]}: {report.users:,} users ({rate:.1f}/s), {report.sessions:,} sessions{_drift(report)}"
+            )
+            total = None if report.part is None else 1.0
+            bar.update(task, description=text, total=total, completed=report.part or 0)
+            await asyncio.sleep(REFRESH_SECONDS)
+
+
+async def _show_lines(report: Report) -> None:
+    while True:
+        await asyncio.sleep(REPORT_SECONDS)
+        log_report(report, "reconcile_progress", stage=report.stage)
+
+
+def log_report(report: Report, event: str, **more: Any) -> None:
+    """Log what was found so far."""
+    if report.part is not None:
+        more["percent"] = round(100 * report.part)
+    if report.pending_revokes:
+        more["pending_revokes"] = report.pending_revokes
+    if report.faults:
+        more["first_fault"] = " ".join(next(iter(report.faults.items())))
+    log.info(event, users=report.users, sessions=report.sessions, faults=report.fault_count, **more, **report.drift)
+
+
+def _drift(report: Report) -> str:
+    return "".join(f", {count:,} {kind.replace('_', ' ')}" for kind, count in sorted(report.drift.items()))
+
+
+def print_result(report: Report, scope: Scope, seconds: float, *, dry_run: bool, as_json: bool) -> None:
+    """Print what was found in all: for people, or as one line of JSON."""
+    if as_json:
+        result = {
+            "mode": "user" if scope.user_id else scope.mode,
+            "dry_run": dry_run,
+            "resumed": report.resumed,
+            "users": report.users,
+            "sessions": report.sessions,
+            "drift": dict(sorted(report.drift.items())),
+            "faults": [{"about": about, "why": why} for about, why in report.faults.items()],
+            "fault_count": report.fault_count,
+            "pending_revokes": report.pending_revokes,
+            "brake": report.brake,
+            "seconds": round(seconds, 1),
+        }
+        click.echo(json.dumps(result))
+    else:
+        found = _drift(report).removeprefix(", ") or "nothing"
+        verb = "differs" if dry_run else "mended"
+        click.echo(f"{report.sessions:,} sessions of {report.users:,} users in {seconds:.0f} s: {found} {verb}.")
+        _print_details(report)
+    sys.stdout.flush()
+
+
+def _print_details(report: Report) -> None:
+    for about, why in report.faults.items():
+        click.echo(f"{printable(about)} stays as it is: {printable(why)}", err=True)
+    if report.fault_count > len(report.faults):
+        click.echo(f"And {report.fault_count - len(report.faults)} more.", err=True)
+    if report.pending_revokes:
+        click.echo(
+            f"{report.pending_revokes} sessions have still to be revoked at Clerk: session-relay revoke --pending "
+            "lists them, and the next run tries again.",
+            err=True,
+        )
+    if report.brake:
+        click.echo(f"Without --dry-run, this would stop the run: {report.brake}", err=True)

@@ -1,0 +1,71 @@
+"""Whose turn it is: one run of `reconcile` at a time, and what one has spent of Clerk's limit, the next one lacks.
+
+Apart from `reconcile`, which knows nothing of other runs.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Final
+
+from service.clerk.budget import Budget
+from service.workers.runs import LOCK_SECONDS, Runs, RunUnderWayError
+
+POLL_SECONDS: Final = 0.5
+"""Seconds between two looks at a lock whose holder may have died."""
+
+
+@contextlib.asynccontextmanager
+async def turn(runs: Runs, budget: Budget, *, wait: bool) -> AsyncIterator[None]:
+    """Hold the lock for a run that sends its requests within this budget.
+
+    Args:
+        runs: where the lock is.
+        budget: of the run.
+        wait: for the lock of a run that has died, up to LOCK_SECONDS.
+
+    Raises:
+        RunUnderWayError: Another run holds the lock, and lives.
+        redis.RedisError: Redis failed.
+    """
+    shortest = LOCK_SECONDS * 1000 + 1
+    while not await asyncio.to_thread(runs.acquire):
+        left = await asyncio.to_thread(runs.lock_ms)
+        if not wait or left > shortest:
+            raise _under_way()
+        shortest = left
+        await asyncio.sleep(POLL_SECONDS)
+    try:
+        budget.preload(await asyncio.to_thread(runs.spent))
+        yield
+    finally:
+        await asyncio.to_thread(runs.release, budget.spent())
+
+
+@contextlib.asynccontextmanager
+async def dry_turn(runs: Runs, budget: Budget) -> AsyncIterator[None]:
+    """Let a run that writes nothing use this budget, also not the lock, nor what it has spent.
+
+    So it ends as soon as another run begins; and after it, the budget's window has to pass: see `rest`.
+    """
+    if await asyncio.to_thread(runs.lock_ms):
+        raise _under_way()
+    budget.preload(await asyncio.to_thread(runs.spent))
+    yield
+
+
+async def rest(budget: Budget) -> None:
+    """Wait until all that was spent of a budget is past its window."""
+    while budget.spent():  # noqa: ASYNC110  # time itself does this
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def until_locked(runs: Runs) -> None:
+    """Raise RunUnderWayError as soon as a run holds the lock."""
+    while not await asyncio.to_thread(runs.lock_ms):  # noqa: ASYNC110  # Redis tells nobody of a new key
+        await asyncio.sleep(POLL_SECONDS)
+    raise _under_way()
+
+
+def _under_way() -> RunUnderWayError:
+    return RunUnderWayError("Another run of reconcile is under way. Wait for its end.")
