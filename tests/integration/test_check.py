@@ -342,6 +342,19 @@ def test_fifty_sessions_are_compared_at_most(real_redis: EmbeddedRedis, clerk: F
     assert len(clerk.requests) == 51
 
 
+def test_while_reconcile_runs_its_budget_is_left_to_it(
+    real_redis: EmbeddedRedis, clerk: FakeClerk, relay_now: Relay
+) -> None:
+    signed_in(relay_now, clerk)
+    with client_of(real_redis.url) as client:
+        client.set("{clerk}:reconcile:lock", "a run", px=20_000)
+
+        _, second = clerk_findings(real_redis.url, clerk)
+
+    assert second == ("ok", "reconcile is comparing all sessions now, so no sample is compared")
+    assert len(clerk.requests) == 1
+
+
 def test_a_key_of_another_instance_is_an_error(real_redis: EmbeddedRedis, clerk: FakeClerk, relay_now: Relay) -> None:
     signed_in(relay_now, clerk)
     with FakeClerk(environment="production") as other:
