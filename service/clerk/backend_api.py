@@ -4,7 +4,7 @@ It is made of httpx and of the models that webhooks are read with, not of Clerk'
 session's `actor` as an empty object, so who impersonates is lost; it drops a whole `latest_activity` for one odd field;
 one unknown status makes a list unreadable; it repeats no request after 429, and others for up to an hour; it keeps the
 header `Date`, the time of an answer, to itself. To import it takes 0.25 s of CPU time and 31 MB more than httpx and
-pydantic, which are here anyway. findings/clerk-sdk-and-sessions.sh shows the first three.
+pydantic, which are here anyway. (findings/clerk-sdk-that-loses-who-impersonates.sh)
 """
 
 from typing import Final, NamedTuple, Self
