@@ -65,7 +65,7 @@ class Replayed:
     outcome: str
     """As of a delivery; or `kept`, or `missing` if it is not stored (any more)."""
     detail: str
-    """The session's id; or why the dead letter is kept."""
+    """The session's id, or how many sessions it ended; or why the dead letter is kept."""
 
 
 class DeadLetters:
@@ -108,7 +108,8 @@ class DeadLetters:
         if outcome.outcome == "dead_lettered":
             return Replayed(message_id, "kept", str(outcome.reason))
         self.drop(message_id)
-        return Replayed(message_id, outcome.outcome, outcome.session_id or "")
+        ended = "" if outcome.sessions is None else f"{outcome.sessions} sessions ended"
+        return Replayed(message_id, outcome.outcome, outcome.session_id or ended)
 
     def drop(self, message_id: str) -> bool:
         """Delete a dead letter; return whether it was stored."""

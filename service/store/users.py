@@ -42,7 +42,7 @@ def end_sessions(store: SessionStore, ending: UserEnding, now_ms: int) -> Outcom
         return Outcome("duplicate")
     ended = 0
     while now_ended := _end_found(store, partition, ending, now_ms, deadline):
-        ended += now_ended  # and look again: a set that shrinks while it is read may hide some
+        ended += now_ended  # and look again: the stand-in for Redis may skip some of a set that shrinks
     _record(partition, ending, deadline, is_done=True)
     return Outcome("applied", sessions=ended)
 
@@ -65,21 +65,21 @@ def _end_found(store: SessionStore, partition: Partition, ending: UserEnding, no
     keys, user_id = partition.keys, ending.user_id
     ended = 0
     for key in (keys.user_sessions(user_id), keys.user_pending(user_id)):
-        stay = 0  # ids at the beginning of the set that don't end
-        while ids := _ids(partition, key, stay, deadline):
+        cursor = b""
+        while cursor != b"0":
+            cursor, ids = _scan(partition, key, cursor or b"0", deadline)
             states = store.read(partition, ids, _left(deadline))
-            ends = _ends(states, ending, store.omitted)
+            ends = _ends(ids, states, ending, store.omitted)
             outcomes = results([partial(store.replace, partition, new, now_ms) for new in ends], _left(deadline))
-            count = sum(isinstance(each, Outcome) and each.outcome == "applied" for each in outcomes)
-            ended += count
-            stay += len(ids) - count
+            ended += sum(isinstance(each, Outcome) and each.outcome == "applied" for each in outcomes)
     return ended
 
 
-def _ids(partition: Partition, key: str, start: int, deadline: float) -> list[str]:
-    command = ("ZRANGE", key, start, start + CHUNK - 1)
-    ids = result(partition.pipeline.submit(command, list), _left(deadline))
-    return [each.decode(errors="backslashreplace") for each in ids]
+def _scan(partition: Partition, key: str, cursor: bytes, deadline: float) -> tuple[bytes, list[str]]:
+    """Return the next cursor and about CHUNK ids. Those that stay in the set are all found, whatever leaves it."""
+    reply = partition.pipeline.submit(("ZSCAN", key, cursor, "COUNT", CHUNK), list)
+    cursor, items = result(reply, _left(deadline))
+    return cursor, [each.decode(errors="backslashreplace") for each in items[::2]]
 
 
 def _left(deadline: float) -> float:
@@ -91,17 +91,23 @@ def _left(deadline: float) -> float:
 
 
 def _ends(
-    states: Sequence[StoredState | ValueError | None], ending: UserEnding, omitted: frozenset[str]
+    session_ids: Sequence[str],
+    states: Sequence[StoredState | ValueError | None],
+    ending: UserEnding,
+    omitted: frozenset[str],
 ) -> list[NewState]:
-    news = []
-    for stored in states:
-        if stored is None or isinstance(stored, ValueError):
-            continue
+    """Return the ends of those that are open, of this user, and meant by the event."""
+    ends = []
+    for session_id, stored in zip(session_ids, states, strict=True):
         try:
-            new = stored.ended(ending.status, ending.event, ending.order, omitted)
+            if isinstance(stored, ValueError):
+                raise stored
+            if stored is None or not stored.is_open or stored.user_id != ending.user_id:
+                continue
+            end = stored.ended(ending.status, ending.event, ending.order, omitted)
         except ValueError as error:
-            log.warning("session_unreadable", session_id=stored.session_id, detail=str(error))
-            continue
-        if stored.is_open and stored.user_id == ending.user_id and ending.ends(new.created_at_ms):
-            news.append(new)
-    return news
+            log.warning("session_unreadable", session_id=session_id, detail=str(error))
+        else:
+            if ending.ends(end.created_at_ms):
+                ends.append(end)
+    return ends

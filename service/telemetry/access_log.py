@@ -14,7 +14,7 @@ from service.telemetry.log import batched
 
 log = structlog.get_logger("service.access")
 
-_Entry = tuple[DeliveryInfo, float, str, str | None]
+_Entry = tuple[DeliveryInfo, float, str, str | None, int | None]
 """Arguments of `_write`."""
 
 
@@ -36,9 +36,9 @@ class AccessLog:
             result: its outcome, or why there is none.
         """
         if isinstance(result, RelayError):
-            self._entries.append((info, seconds, metrics.outcome_of(result.status), result.code))
+            self._entries.append((info, seconds, metrics.outcome_of(result.status), result.code, None))
         else:
-            self._entries.append((info, seconds, result.outcome, result.reason))
+            self._entries.append((info, seconds, result.outcome, result.reason, result.sessions))
         if not self._is_scheduled:
             self._is_scheduled = True
             self.schedule(self.write)
@@ -56,7 +56,7 @@ class AccessLog:
                 yield self._entries.popleft()
 
 
-def _write(info: DeliveryInfo, seconds: float, outcome: str, reason: str | None) -> None:
+def _write(info: DeliveryInfo, seconds: float, outcome: str, reason: str | None, sessions: int | None) -> None:
     metrics.count_delivery(outcome, reason)
     metrics.DURATION.observe(seconds)
     if outcome == "applied" and info.occurred_at_ms is not None:
@@ -73,4 +73,5 @@ def _write(info: DeliveryInfo, seconds: float, outcome: str, reason: str | None)
         user_id=info.user_id,
         message_id=info.message_id,
         duration_ms=round(seconds * 1000, 3),
+        **{} if sessions is None else {"sessions": sessions},
     )

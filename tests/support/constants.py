@@ -36,6 +36,8 @@ NO_REDIS: Final = "unix:///nonexistent/redis.sock"
 
 SESSION_KEY: Final = "{clerk}:session:sess_1"
 USER_KEY: Final = "{clerk}:user:user_1:sessions"
+PENDING_KEY: Final = "{clerk}:user:user_1:pending"
+GONE_KEY: Final = "{clerk}:user:user_1:gone"
 EVENTS_KEY: Final = "{clerk}:events"
 EXPIRY_KEY: Final = "{clerk}:expiry"
 DEAD_LETTERS_KEY: Final = "{clerk}:dead-letters"

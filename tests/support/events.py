@@ -64,6 +64,15 @@ def clerk_event(
     return event
 
 
+def user_event(
+    type_: str = "user.deleted", user_id: str = "user_1", *, occurred_at: int | None = NOW_MS - 1000, **data: Any
+) -> dict[str, Any]:
+    """Return the body of a delivery about a user who is deleted or banned. Times: Unix milliseconds."""
+    says = {"deleted": True} if type_ == "user.deleted" else {"banned": True, "updated_at": NOW_MS - 1500}
+    event = {"object": "event", "type": type_, "instance_id": "ins_1", "timestamp": occurred_at}
+    return event | {"data": {"object": "user", "id": user_id} | says | data}
+
+
 def sample_body(session_id: str = "sess_1", **values: Any) -> bytes:
     event = simulator.sample(session_id=session_id, user_id="user_1")
     return simulator.encode(simulator.with_values(event, values))

@@ -7,11 +7,12 @@ import orjson
 
 from service.clerk.events import SessionEvent, parse
 from service.clerk.normalize import normalize
+from service.clerk.users import UserEvent
 from service.models import Ignored, SessionChange, Unusable
 from support.constants import MESSAGE_ID, NOW_MS
 
 
-def read(body: object, *, with_request: bool = True) -> tuple[SessionEvent | Ignored | Unusable, list[str]]:
+def read(body: object, *, with_request: bool = True) -> tuple[SessionEvent | UserEvent | Ignored | Unusable, list[str]]:
     """Parse the body (bytes, or what is to be written as JSON); also return what was read as null."""
     nulled: list[str] = []
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -36,7 +37,7 @@ def try_change(
     body: object, *, message_id: str = MESSAGE_ID, now_ms: int = NOW_MS, publish_http_request: bool = False
 ) -> SessionChange | Unusable:
     parsed, _ = read(body, with_request=publish_http_request)
-    assert not isinstance(parsed, Ignored)
+    assert not isinstance(parsed, Ignored | UserEvent)
     if isinstance(parsed, Unusable):
         return parsed
     return normalize(parsed, message_id=message_id, now_ms=now_ms)

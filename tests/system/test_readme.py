@@ -17,6 +17,7 @@ from clerk_session_feed import SessionFeed
 from support.children import started
 from support.clock import eventually
 from support.documents import CONTRACT, README, REDIS, fenced, section, table
+from support.events import user_event
 from support.redis_clients import client_of, subscribed
 from support.relay import make_settings
 from support.services import ServiceProcess, run_plain_wsgi
@@ -131,6 +132,8 @@ def test_the_user_that_it_makes_suffices_for_serve(
     ended = simulator.sample("session.ended", session_id=session_id, now_ms=now_ms + 2000)
     unusable = simulator.sample("session.ended")
     unusable["data"]["id"] = None
+    other, late = simulator.sample(user_id="user_gone"), simulator.sample(user_id="user_gone")
+    deleted = user_event(user_id="user_gone", occurred_at=now_ms)
     deliveries: list[tuple[str, dict[str, Any], str]] = [
         ("msg_1", created, "applied"),
         ("msg_1", created, "duplicate"),
@@ -141,6 +144,10 @@ def test_the_user_that_it_makes_suffices_for_serve(
         ("msg_5", unusable, "dead_lettered"),
         ("msg_5", unusable, "dead_lettered"),
         ("msg_6", simulator.sample("user.updated"), "ignored"),
+        ("msg_7", other, "applied"),
+        ("msg_8", deleted, "applied"),
+        ("msg_8", deleted, "duplicate"),
+        ("msg_9", late, "applied"),
     ]
     settings = make_settings(restricted, redis_min_replicas=int(replicas), redis_timeout=10)
     with run_plain_wsgi(settings) as service:
