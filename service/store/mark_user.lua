@@ -17,16 +17,8 @@ local
   ttl_ms
   = unpack(ARGV)
 
--- A mark that could not be given its TTL would stay for ever. Redis 6.2 can't be asked.
-if redis.acl_check_cmd then
-  for _, command in ipairs({ { 'HSET', gone_key, '', '' }, { 'PEXPIRE', gone_key, '1' } }) do
-    if not redis.acl_check_cmd(unpack(command)) then
-      return redis.error_reply('NOPERM this user may not run ' .. command[1] .. ' on ' .. command[2])
-    end
-  end
-end
-
 local done, stored_at = unpack(redis.call('HMGET', gone_key, 'done', kind .. '_at'))
+local is_new = redis.call('EXISTS', gone_key) == 0
 local is_duplicate = done and string.find(done .. ' ', ' ' .. message_id .. ' ', 1, true)
 
 if is_done == '1' and not is_duplicate then
@@ -37,5 +29,11 @@ elseif not is_duplicate and not (stored_at and tonumber(stored_at) >= tonumber(a
   redis.call('HSET', gone_key, kind, event, kind .. '_at', at_ms)
 end
 -- Also for a duplicate, so that the WAIT that follows covers the first write.
-redis.call('PEXPIRE', gone_key, ttl_ms)
+local reply = redis.pcall('PEXPIRE', gone_key, ttl_ms)
+if type(reply) == 'table' and reply.err then
+  if is_new then
+    redis.pcall('DEL', gone_key) -- it would stay for ever
+  end
+  return reply
+end
 return is_duplicate and 'duplicate' or 'recorded'

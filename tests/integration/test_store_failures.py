@@ -3,17 +3,30 @@
 docs/contract.md, section 6. On a real Redis only: it is Redis that does the failing.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support.constants import DAY_MS, DEAD_LETTERS_KEY, EVENTS_KEY, EXPIRY_KEY, NOW_MS, SESSION_KEY, USER_KEY
-from support.events import clerk_event
+from support.constants import (
+    DAY_MS,
+    DEAD_LETTERS_KEY,
+    EVENTS_KEY,
+    EXPIRY_KEY,
+    GONE_KEY,
+    NOW_MS,
+    PENDING_KEY,
+    SESSION_KEY,
+    USER_KEY,
+)
+from support.events import clerk_event, user_event
 from support.redis_clients import client_of, contents, subscribed
-from support.relay import Relay, run_relay
+from support.relay import Relay, make_settings, run_relay
 
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
+from service.models import Outcome
+from service.workers.expiry import ExpiryWorker
 
 CHANNELS = ("clerk:sessions", "clerk:sessions:user:user_1")
 
@@ -51,7 +64,18 @@ NEXT: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("broken", [USER_KEY, EXPIRY_KEY, EVENTS_KEY, SESSION_KEY])
+KEYS = (USER_KEY, PENDING_KEY, GONE_KEY, EXPIRY_KEY, EVENTS_KEY, SESSION_KEY)
+
+
+def needs(key: str, next_: str, history: str) -> bool:
+    """Tell whether the event reads or writes a key."""
+    if key == GONE_KEY:
+        return next_ != "its end"
+    is_stale = next_ == "a late event" and history != "a session never seen"
+    return not is_stale or key in {EVENTS_KEY, SESSION_KEY}
+
+
+@pytest.mark.parametrize("broken", KEYS)
 @pytest.mark.parametrize("next_", NEXT)
 @pytest.mark.parametrize("history", HISTORIES)
 def test_a_failure_at_any_key_leaves_nothing_and_a_retry_applies(
@@ -70,8 +94,7 @@ def test_a_failure_at_any_key_leaves_nothing_and_a_retry_applies(
         # If: an event comes that would be written there
         with subscribed(real_client, *CHANNELS) as subscriber:
             result = real_intake.begin(NEXT[next_](), "msg_next").exception(timeout=30)
-            is_stale = next_ == "a late event" and history != "a session never seen"
-            if is_stale and broken in {USER_KEY, EXPIRY_KEY}:  # of no concern to it
+            if not needs(broken, next_, history):
                 assert result is None
                 assert real_client.get(broken) == "in the way"
                 return
@@ -88,18 +111,71 @@ def test_a_failure_at_any_key_leaves_nothing_and_a_retry_applies(
     assert real_intake.take(NEXT[next_](), "msg_next").outcome == "duplicate"
 
 
-def test_a_failure_at_the_old_users_set_leaves_nothing(real_intake: Relay, real_client: Any) -> None:
+@pytest.mark.parametrize("set_", ["sessions", "pending"])
+def test_a_failure_at_the_old_users_set_leaves_nothing(real_intake: Relay, real_client: Any, set_: str) -> None:
     real_intake.take(clerk_event(user_id="user_0", updated_at=NOW_MS - 5000), "msg_1")
-    real_client.delete("{clerk}:user:user_0:sessions")
-    real_client.set("{clerk}:user:user_0:sessions", "in the way", ex=3600)
+    real_client.delete(f"{{clerk}}:user:user_0:{set_}")
+    real_client.set(f"{{clerk}}:user:user_0:{set_}", "in the way", ex=3600)
     before = contents(real_client)
 
     with pytest.raises(StoreUnavailableError):
         real_intake.take(clerk_event(user_id="user_1"), "msg_2")
 
     assert contents(real_client) == before
-    real_client.delete("{clerk}:user:user_0:sessions")
+    real_client.delete(f"{{clerk}}:user:user_0:{set_}")
     assert real_intake.take(clerk_event(user_id="user_1"), "msg_2").outcome == "applied"
+
+
+@pytest.mark.parametrize("broken", [USER_KEY, PENDING_KEY, EXPIRY_KEY])
+def test_an_expiry_is_as_it_was_if_its_extension_fails(
+    real_redis: EmbeddedRedis, real_intake: Relay, real_client: Any, broken: str
+) -> None:
+    real_intake.take(clerk_event(updated_at=NOW_MS - 5000, expire_at=NOW_MS - 1), "msg_1")
+    with contextlib.closing(ExpiryWorker(make_settings(real_redis.url), clock=lambda: NOW_MS / 1000)) as worker:
+        assert worker.run_once() == (1, 0)
+    extension = clerk_event(updated_at=NOW_MS - 4000, expire_at=NOW_MS + DAY_MS)
+    real_client.set(broken, "in the way", ex=3600)
+    before = contents(real_client)
+    assert before[SESSION_KEY][0]["_base"]
+
+    with pytest.raises(StoreUnavailableError):
+        real_intake.take(extension, "msg_2")
+
+    assert contents(real_client) == before
+    real_client.delete(broken)
+    assert real_intake.take(extension, "msg_2").outcome == "applied"
+    assert "_base" not in real_client.hgetall(SESSION_KEY)
+
+
+@pytest.mark.parametrize("broken", KEYS)
+def test_a_users_end_that_fails_at_any_key_publishes_nothing_and_a_retry_ends_all(
+    real_redis: EmbeddedRedis, real_intake: Relay, real_client: Any, broken: str
+) -> None:
+    real_intake.take(clerk_event("active"), "msg_1")
+    real_intake.take(clerk_event("pending", session_id="sess_2"), "msg_2")
+    with client_of(real_redis.url, decode_responses=False) as binary:
+        intact = binary.dump(broken)
+        binary.delete(broken)
+        binary.set(broken, "in the way", ex=3600)
+        before = contents(real_client)
+
+        with subscribed(real_client, *CHANNELS) as subscriber:
+            with pytest.raises(StoreUnavailableError):
+                real_intake.take(user_event(), "msg_end")
+            assert subscriber.rest() == []
+        after = contents(real_client)
+        mark, has_ttl = after.pop(GONE_KEY)
+        assert has_ttl
+        if broken != GONE_KEY:
+            assert set(mark) == {"deleted", "deleted_at"}
+        assert after == {key: value for key, value in before.items() if key != GONE_KEY}
+
+        binary.delete(broken)
+        if intact is not None:
+            binary.restore(broken, 3_600_000, intact)
+    assert real_intake.take(user_event(), "msg_end") == Outcome("applied", sessions=2)
+    ended = [real_client.hget(key, "status") for key in real_client.scan_iter("{clerk}:session:*")]
+    assert ended == ["removed", "removed"]
 
 
 @pytest.mark.parametrize("allowed", [(), ("clerk:sessions",), ("clerk:sessions:user:*",)])
@@ -172,6 +248,37 @@ def test_wherever_memory_runs_out_all_of_an_event_is_there_or_nothing(
             refused += 1
         assert refused > 0, "memory never ran out"
         assert relay.take(NEXT[next_](), "msg_next").outcome == "duplicate"
+
+
+def test_a_full_memory_ends_nothing_and_still_answers_duplicates(own_redis: EmbeddedRedis, own_client: Any) -> None:
+    with run_relay(own_redis.url) as relay:
+        relay.take(clerk_event("active"), "msg_1")
+        relay.take(user_event(user_id="user_2"), "msg_2")
+        before = contents(own_client)
+        own_client.config_set("maxmemory", "1")
+
+        with pytest.raises(StoreUnavailableError):
+            relay.take(user_event(), "msg_end")
+        assert relay.take(user_event(user_id="user_2"), "msg_2") == Outcome("duplicate")
+        assert contents(own_client) == before
+
+        own_client.config_set("maxmemory", "0")
+        assert relay.take(user_event(), "msg_end") == Outcome("applied", sessions=1)
+
+
+@pytest.mark.parametrize("denied", ["hset", "pexpire"])
+def test_a_user_that_may_not_mark_leaves_no_mark(own_redis: EmbeddedRedis, own_client: Any, denied: str) -> None:
+    rules = ["on", ">secret", "~*", "allchannels", "+@all", f"-{denied}"]
+    own_client.execute_command("ACL", "SETUSER", "relay", *rules)
+    url = own_redis.url.replace("redis://", "redis://relay:secret@")
+
+    with run_relay(url) as relay:
+        with pytest.raises(StoreUnavailableError):
+            relay.take(user_event(), "msg_end")
+        assert contents(own_client) == {}
+
+        own_client.execute_command("ACL", "SETUSER", "relay", f"+{denied}")
+        assert relay.take(user_event(), "msg_end") == Outcome("applied", sessions=0)
 
 
 def test_a_dead_letter_box_of_the_wrong_type_is_a_refusal(real_intake: Relay, real_client: Any) -> None:
