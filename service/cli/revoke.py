@@ -100,7 +100,7 @@ def revoke(
         if isinstance(settings, ReconcileSettings):
             over = sum(each.status is not None for each in ordered)
             if not as_json:
-                click.echo(f"{over} over here. Clerk is told now.", err=True)
+                click.echo(f"Ended here: {over}. Clerk is told now.", err=True)
             is_done = asyncio.run(_tell_clerk(store, settings, user_id, excepted, _Report(as_json)))
         else:
             is_done = _show_local(ordered, as_json)
@@ -211,8 +211,8 @@ def forget(user_id: str) -> None:
     """
     forgotten = forget_user(load(StoreSettings), user_id)
     click.echo(
-        f"{user_id}: removed {forgotten.sessions} sessions ({forgotten.open_sessions} of them open), "
-        f"{forgotten.entries} stream entries, {forgotten.dead_letters} dead letters."
+        f"Removed of {user_id}: sessions: {forgotten.sessions} (open: {forgotten.open_sessions}), "
+        f"stream entries: {forgotten.entries}, dead letters: {forgotten.dead_letters}."
     )
     for key in sorted(forgotten.wrong_type):
         click.echo(printable(f"{key} is not a hash, and stays."), err=True)

@@ -14,7 +14,7 @@ from clerk_session_feed.models import ID, OPEN_STATUSES, Status
 
 from service.clerk.api_sessions import ApiSession, SessionNotFound, SessionRefused, UnreadableSession
 from service.clerk.backend_api import BackendApi
-from service.errors import ClerkError, ClerkKeyError
+from service.errors import ClerkError
 from service.store import revokes
 from service.store.revokes import Ended, PendingRevoke
 from service.store.sessions import Partition, SessionStore
@@ -112,7 +112,7 @@ async def retry_pending(
 ) -> tuple[int, int]:
     """Let Clerk revoke what it has still to revoke, those ordered last first, after ending them here.
 
-    When Clerk refuses the key, or fails for all of a chunk, no more is sent.
+    When Clerk fails, or refuses the key, for all of a chunk, no more is sent.
 
     Args:
         store: where the sessions are stored.
@@ -136,7 +136,8 @@ async def retry_pending(
             ended = await asyncio.to_thread(_end_found, store, partition, [each.session_id for each in chunk], clock)
             if unavailable is None:
                 asked = await asyncio.gather(*(_ask(api, each, ended[each.session_id], instance_id) for each in chunk))
-                unavailable = _why_unavailable([each.error for each in asked])
+                if all(each.error for each in asked):
+                    unavailable = str(asked[0].error)
                 results = await asyncio.to_thread(_apply, mender, asked)
             else:
                 results = [_not_sent(each, ended[each.session_id], unavailable) for each in chunk]
@@ -212,11 +213,3 @@ def _apply(mender: Mender, asked: Sequence[_Asked]) -> list[Revoked]:
 def _applied(result: Revoked, answer: ApiSession, found: Found) -> Revoked:
     status = None if found.drift is None else answer.data.status
     return dataclasses.replace(result, user_id=answer.data.user_id, status=status, detail=found.fault)
-
-
-def _why_unavailable(errors: Sequence[ClerkError | None]) -> str | None:
-    """Return why nothing more is to be sent to Clerk, if that is so."""
-    for error in errors:
-        if isinstance(error, ClerkKeyError):
-            return str(error)
-    return str(errors[0]) if all(errors) else None

@@ -166,6 +166,17 @@ def test_a_user_is_forgotten_in_his_partition(relay_redis: EmbeddedRedis, client
     assert contents(client) == {}
 
 
+@pytest.mark.parametrize("spelling", ["user_id", "userId", "id"])
+def test_a_dead_letter_is_found_by_each_name_of_the_users_id(
+    relay: Relay, relay_redis: EmbeddedRedis, client: Any, spelling: str
+) -> None:
+    dead_letter(relay, "msg_1", {"type": "session.created", "data": {"nested": {spelling: "user_1"}}})
+    dead_letter(relay, "msg_2", {"type": "session.created", "data": {"nested": {spelling: "user_11"}}})
+
+    assert forgotten_on(relay_redis).dead_letters == 1
+    assert client.hkeys(DEAD_LETTERS_KEY) == ["msg_2"]
+
+
 def test_what_is_no_dead_letter_is_removed_if_it_names_the_user(relay_redis: EmbeddedRedis, client: Any) -> None:
     client.hset(DEAD_LETTERS_KEY, mapping={"odd": '{"user_id": "user_1"}', "bytes": b"\xff user_2"})
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -335,6 +336,27 @@ def test_more_sessions_than_a_chunk_end_each_once(relay: Relay, client: Any, mon
     assert client.xlen("{clerk}:events") == 10 + 8
 
 
+def test_deliveries_meanwhile_revive_nothing(relay: Relay, client: Any) -> None:
+    ids = [f"sess_{n}" for n in range(100)]
+    for each in ids:
+        relay.take(clerk_event(session_id=each, updated_at=NOW_MS - 1000), f"msg_{each}")
+    with ThreadPoolExecutor(2) as threads:
+        orders = [threads.submit(lambda: list(order_user(relay.store, "user_1", clock=clock))) for _ in range(2)]
+        deliveries = [
+            relay.begin(clerk_event(status, session_id=each, updated_at=NOW_MS + later), f"msg_{each}_{later}")
+            for each in ids
+            for later, status in enumerate(["active", "pending", "active"])
+        ]
+        for delivery in deliveries:
+            delivery.result(timeout=60)
+        for ordered in orders:
+            assert {each.status for each in ordered.result(timeout=60)} <= {"revoked"}
+
+    assert {state(client, each)["event"]["source"] for each in ids} == {"relay"}
+    assert set(pending(client)) == set(ids)
+    assert client.exists(USER_KEY, "{clerk}:user:user_1:pending", EXPIRY_KEY) == 0
+
+
 @pytest.mark.parametrize("partitions", [1, 4])
 def test_sessions_with_an_actor_are_found_wherever_they_are(
     relay_redis: EmbeddedRedis, client: Any, partitions: int
@@ -414,11 +436,11 @@ def test_a_session_that_is_stored_only_later_is_found_in_another_partition(
     with run_relay(relay_redis.url, partitions=3) as relay:
         order(relay.store, ["sess_1"], clock=clock)
         sign_in(relay, clerk)
+        clerk.errors = 1.0
 
-        counts, (revoked,) = retry(relay.store, clerk)
+        _, (left,) = retry(relay.store, clerk)
 
-    assert counts == (1, 0)
-    assert (revoked.user_id, revoked.status) == ("user_1", "revoked")
+    assert (left.user_id, left.status, left.clerk) == ("user_1", "revoked", "pending")
 
 
 def test_a_session_that_clerk_does_not_know_is_done(relay: Relay, client: Any, clerk: FakeClerk) -> None:
@@ -440,6 +462,23 @@ def test_a_session_that_nobody_knows_is_told_of(relay: Relay, client: Any, clerk
     assert counts == (1, 0)
     assert (revoked.clerk, revoked.detail) == ("not_found", "neither Clerk nor the relay knows it")
     assert pending(client) == []
+
+
+def test_a_state_that_cannot_be_read_is_told_of_whatever_clerk_says(
+    relay: Relay, client: Any, clerk: FakeClerk
+) -> None:
+    for each in ("sess_1", "sess_2"):
+        relay.take(clerk_event(session_id=each), f"msg_{each}")
+        client.hset(f"{{clerk}}:session:{each}", "state", '{"schema_version":2}')
+    clerk.sign_in("user_1", id="sess_2")
+    order(relay.store, ["sess_1", "sess_2"], clock=clock)
+
+    counts, results = retry(relay.store, clerk)
+
+    assert counts == (2, 0)
+    assert {each.clerk for each in results} == {"not_found", "revoked"}
+    assert {each.detail for each in results} == {"its state is of another schema, or of another session"}
+    client.delete(SESSION_KEY, "{clerk}:session:sess_2")
 
 
 def test_a_session_of_another_instance_stays_pending(relay: Relay, client: Any, clerk: FakeClerk) -> None:
