@@ -141,6 +141,24 @@ def test_users_are_narrowed_to_who_signed_in() -> None:
     assert request.url.params["last_sign_in_at_after"] == "7"
 
 
+def test_users_are_counted_within_the_same_bounds() -> None:
+    count, [request] = respond_with(
+        [ok({"object": "total_count", "total_count": 17})], lambda api: api.users_count(active_after_ms=5)
+    )
+    assert count == 17
+    assert request.url.path == "/v1/users/count"
+    assert dict(request.url.params) == {"last_active_at_after": "5"}
+
+
+@pytest.mark.parametrize(
+    "response",
+    [httpx.Response(422, json=NOT_FOUND), ok({}), ok([]), ok({"total_count": "many"}), ok({"total_count": -1})],
+)
+def test_a_count_that_clerk_does_not_tell_is_none(response: httpx.Response) -> None:
+    count, _ = respond_with([response], lambda api: api.users_count())
+    assert count is None
+
+
 @pytest.mark.parametrize("status", [400, 404, 422])
 def test_a_user_after_whom_no_list_goes_on_is_an_error_of_its_own(status: int) -> None:
     error = fault(httpx.Response(status, json=NOT_FOUND), lambda api: api.users_page(after="user_gone"))
