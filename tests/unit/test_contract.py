@@ -231,6 +231,7 @@ def test_leaving_out_a_part_of_no_activity_makes_none() -> None:
             200,
             {"outcome": "stale", "session_id": "sess_1", "cursor": "1-0", "revision": None},
         ),
+        (Outcome("applied", sessions=3), 200, {"outcome": "applied", "sessions": 3}),
         (Outcome("ignored"), 200, {"outcome": "ignored"}),
         (Outcome("dead_lettered", reason="invalid_id"), 202, {"outcome": "dead_lettered", "reason": "invalid_id"}),
     ],
