@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from service.config import Settings
+from service.config import ReconcileSettings, Settings
 
 INSTALL_REDIS = "install it, for example with `apt-get install redis-server` or `brew install redis`"
 
@@ -16,7 +16,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Where this is set, each of the many processes that tests start would compile the whole service anew.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # Settings of whoever runs the tests are none of theirs.
-    for name in [*Settings.model_fields, "clerk_webhook_secret"]:
+    for name in [*Settings.model_fields, *ReconcileSettings.model_fields, "clerk_webhook_secret"]:
         os.environ.pop(name.upper(), None)
         os.environ.pop(name, None)
 

@@ -1,1 +1,4 @@
-"""What Clerk sends: signatures, events, and the state that an event makes. Does no I/O; svix enters here."""
+"""What Clerk sends: signatures, events, and the state that an event makes; svix enters here.
+
+Only `api_requests`, beneath the client of Clerk's Backend API, does I/O.
+"""

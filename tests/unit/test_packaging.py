@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support.constants import ROOT
 
-from service.config import Settings, load
+from service.config import ReconcileSettings, Settings, load
 from service.dev import simulator
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -74,7 +74,8 @@ def _example() -> list[tuple[str, str, str]]:
 
 
 def test_env_example_explains_every_setting() -> None:
-    assert sorted(name for _, name, _ in _example()) == sorted(name.upper() for name in Settings.model_fields)
+    settings = {*Settings.model_fields, *ReconcileSettings.model_fields}
+    assert sorted(name for _, name, _ in _example()) == sorted(name.upper() for name in settings)
     assert all(len(comment) > 20 for comment, _, _ in _example())
     assert "CLERK_WEBHOOK_SECRET" in (ROOT / ".env.example").read_text()
 
