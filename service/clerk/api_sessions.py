@@ -84,7 +84,8 @@ def load(body: bytes) -> Any:
         value = orjson.loads(body)
     except ValueError:
         return lenient_json.loads(body)
-    items = value if isinstance(value, list) else [value]
+    listed = value.get("data") if isinstance(value, dict) else value
+    items = listed if isinstance(listed, list) else [value]
     if any(isinstance(item, dict) and item.get("actor") is not None for item in items):
         # An actor is published as it came, and orjson makes floats of long integers.
         return lenient_json.loads(body)

@@ -7,7 +7,7 @@ header `Date`, the time of an answer, to itself. To import it takes 0.25 s of CP
 pydantic, which are here anyway. (findings/clerk-sdk-that-loses-who-impersonates.sh)
 """
 
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import httpx
 from clerk_session_feed.models import ID
@@ -122,8 +122,8 @@ class BackendApi:
         )
         if after is not None and httpx.codes.is_client_error(response.status):
             raise ClerkCursorError(f"Clerk does not list the users after {after}, who may be deleted ({response!r}).")
-        users = response.ok_json()
-        if not isinstance(users, list):
+        users = _items(response)
+        if users is None:
             raise _unexpected("GET /users", response)
         ids = [id_ for user in users if (id_ := _id_of(user))]
         if len(ids) < len(users):
@@ -152,8 +152,8 @@ class BackendApi:
             response = await self._requests.send("GET", "sessions", query)
             if response.is_not_found():
                 break
-            items = response.ok_json()
-            if not isinstance(items, list):
+            items = _items(response)
+            if items is None:
                 raise _unexpected("GET /sessions", response)
             for item in items:
                 session = read_session(item, response.answered_at_ms)
@@ -194,6 +194,14 @@ class BackendApi:
         if _id_of(item) != session_id:
             raise _unexpected(f"{method} /sessions/{session_id}{action}", response)
         return read_session(item, response.answered_at_ms)
+
+
+def _items(response: Response) -> list[Any] | None:
+    """Return the items of a list: a bare array, or as with `paginated=true`. None if it is neither."""
+    match response.ok_json():
+        case list(items) | {"data": list(items), "total_count": int()}:
+            return items
+    return None
 
 
 def _id_of(item: object) -> str | None:

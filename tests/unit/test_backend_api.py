@@ -205,6 +205,15 @@ def test_sessions_that_vanish_meanwhile_hide_no_others() -> None:
     assert stays <= {each.id for each in listed.sessions}
 
 
+def test_a_list_with_its_total_is_read_like_a_bare_one() -> None:
+    items = [session(1, actor={"sub": "user_2", "n": 2**70}), session(2)]
+
+    found, _ = respond_with([ok({"data": items, "total_count": 2})], CALLS["sessions_of"])
+
+    assert [each.id for each in found.sessions] == ["sess_1", "sess_2"]
+    assert str(2**70) in orjson.dumps(found.sessions[0].data.actor).decode()
+
+
 def test_of_a_session_that_is_listed_twice_the_later_reading_counts() -> None:
     first = [session(number) for number in range(PAGE_SIZE)]
     again = [session(PAGE_SIZE - 1, status="ended")]
