@@ -3,17 +3,22 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
+from clerk_session_feed.keys import Keys
 from pydantic import SecretStr
 from support.constants import ROOT, SECRET
 from support.documents import CONTRACT, DOCUMENTS, README, broken_links, fenced, table
 
+from service.clerk.budget import WINDOW_SECONDS, Budget
 from service.cli import main
 from service.config import ClerkSettings, Settings, load
 from service.models import RANKS, Reason
+from service.workers.report import Drift
 
+RECONCILE = ROOT / "docs/reconcile.md"
 CONTEXT = click.Context(main)
 
 
@@ -56,6 +61,16 @@ def test_the_readme_lists_the_required_settings() -> None:
     assert {name.strip("`") for name, _ in table(README, "Configure")} == required
 
 
+def test_every_key_is_in_the_contract() -> None:
+    keys = Keys()
+    real = {
+        *(keys.session("<session id>"), keys.events, keys.expiry, keys.dead_letters, keys.revokes),
+        *(each("<user id>") for each in (keys.user_sessions, keys.user_pending, keys.user_gone)),
+        *(keys.reconcile, keys.reconcile_lock, keys.reconcile_run("<mode>"), keys.reconcile_run("<mode>") + ":visited"),
+    }
+    assert set(re.findall(r"^\| `(\{clerk\}:.*?)` \|", CONTRACT.read_text(), re.MULTILINE)) == real
+
+
 def test_every_command_is_in_the_contract() -> None:
     documented = [command.strip("`").removeprefix("session-relay ") for command, _ in table(CONTRACT, "8. Commands")]
     assert sorted(documented) == sorted(main.list_commands(CONTEXT))
@@ -69,6 +84,19 @@ def test_every_reason_of_a_dead_letter_is_in_the_contract_in_order_of_precedence
 def test_the_ranks_of_statuses_are_in_the_contract() -> None:
     (ranks,) = re.findall(r"the rank of the status: (.*);", CONTRACT.read_text())
     assert tuple(ranks.split(" < ")) == RANKS
+
+
+def test_every_kind_of_drift_is_in_the_document_of_reconcile() -> None:
+    assert tuple(kind.strip("`") for kind, _ in table(RECONCILE, "Output")) == get_args(Drift)
+
+
+def test_the_duration_of_a_reconcile_is_what_the_budget_makes_it() -> None:
+    units = {"min": 60, "h": 3600, "days": 86_400}
+    for users, *durations in table(RECONCILE, "How long it takes"):
+        for key, duration in zip(("sk_live_x", "sk_test_x"), durations, strict=True):
+            number, unit = duration.split()
+            seconds = int(users.replace(",", "")) / Budget.of_key(key).requests * WINDOW_SECONDS
+            assert seconds == pytest.approx(float(number) * units[unit], rel=0.2)
 
 
 def test_the_code_refers_to_sections_of_the_contract_that_are_there() -> None:
