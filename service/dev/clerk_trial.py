@@ -4,7 +4,6 @@ Apart from `run`, which needs neither Clerk nor a feed.
 """
 
 import contextlib
-import os
 import shlex
 import subprocess
 import sys
@@ -78,15 +77,26 @@ def make_changes(clerk: FakeClerk) -> dict[str, str]:
 
 
 def reconcile(
-    console: Console, settings: DevSettings, redis_url: str, clerk: FakeClerk, sessions: dict[str, str],
+    console: Console,
+    settings: DevSettings,
+    environment: dict[str, str],
+    sessions: dict[str, str],
     stop: threading.Event,
-) -> None:  # fmt: skip
-    """Run `reconcile --full`, and show what is stored of these sessions before and after."""
+) -> None:
+    """Run `reconcile --full`, and show what is stored of these sessions before and after.
+
+    Args:
+        console: where to show it.
+        settings: how keys are named.
+        environment: of the command; with REDIS_URL.
+        sessions: what `make_changes` returned.
+        stop: ends the command.
+    """
     keys = settings.model_dump(include=set(KeySettings.model_fields))
-    with SessionFeed.from_url(redis_url, **keys) as feed:
+    with SessionFeed.from_url(environment["REDIS_URL"], **keys) as feed:
         before = {happened: _stored(feed, session_id) for happened, session_id in sessions.items()}
         console.print("Reconciling: session-relay reconcile --full …", style="dim", markup=False)
-        if not _run_command(environment_of(clerk) | {"REDIS_URL": redis_url}, stop):
+        if not _run_command(environment, stop):
             return
         table = Table("at Clerk", "stored before", "after", box=None, pad_edge=False)
         for happened, session_id in sessions.items():
@@ -107,7 +117,7 @@ def _stored(feed: SessionFeed, session_id: str) -> str:
 def _run_command(environment: dict[str, str], stop: threading.Event) -> bool:
     """Tell whether it succeeded. What it says goes where this process' own output goes."""
     command = [sys.executable, "-m", "service", "reconcile", "--full"]
-    with subprocess.Popen(command, env=os.environ | environment, start_new_session=True) as process:  # noqa: S603
+    with subprocess.Popen(command, env=environment, start_new_session=True) as process:  # noqa: S603
         while process.poll() is None:
             if stop.wait(0.05):
                 process.terminate()

@@ -93,7 +93,8 @@ def run(settings: DevSettings, *, simulate: bool, reconcile: bool = False, conso
             clerk = stack.enter_context(clerk_trial.running_clerk(url, secrets[0]))
             sessions = clerk_trial.make_changes(clerk)
             clerk_trial.introduce(console, clerk, [*sessions.values()][-1], _without_password(redis_url), _program())
-            clerk_trial.reconcile(console, settings, redis_url, clerk, sessions, stop)
+            for_clerk = clerk_trial.environment_of(clerk) | {"REDIS_URL": redis_url}
+            clerk_trial.reconcile(console, settings, os.environ | for_clerk, sessions, stop)
             _skip_messages(subscriber)
         console.print(f"What {settings.redis_channel} gets from now on. Ctrl-C stops.\n", style="dim", markup=False)
         while not stop.is_set():
