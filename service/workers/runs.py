@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -66,6 +67,7 @@ class Runs:
             tls_verify=settings.redis_tls_verify,
             timeout=settings.redis_timeout,
         )
+        self._spent_key = f"{self._keys.reconcile}:spent"
         self._lock: Any = self._client.lock(self._keys.reconcile_lock, timeout=LOCK_SECONDS, thread_local=False)
 
     def close(self) -> None:
@@ -84,9 +86,7 @@ class Runs:
 
     def spent(self) -> int:
         """Return how many requests to Clerk the run before has sent within the budget's window."""
-        spent, at_ms = self._client.hmget(self._keys.reconcile, "spent", "spent_at")
-        is_recent = at_ms is not None and self._now_ms() - int(at_ms) < WINDOW_SECONDS * 1000
-        return int(spent) if is_recent else 0
+        return int(self._client.get(self._spent_key) or 0)
 
     def extend(self) -> None:
         """Keep the lock for another while.
@@ -103,7 +103,7 @@ class Runs:
 
     def release(self, spent: int) -> None:
         """Give the lock back, with how many requests to Clerk were sent within the budget's window."""
-        self._write(self._keys.reconcile, {"spent": spent, "spent_at": self._now_ms()}, MAX_TTL_MS)
+        self._client.set(self._spent_key, spent, ex=math.ceil(WINDOW_SECONDS) + 1)
         with contextlib.suppress(LockError):  # it has expired
             self._lock.release()
 
@@ -182,11 +182,6 @@ class Runs:
         """Delete what `save` stored: the run has ended."""
         key = self._keys.reconcile_run(mode)
         self._client.delete(key, f"{key}:visited")
-
-    def _now_ms(self) -> int:
-        """Return the time by Redis' clock, since runs may be on different machines."""
-        seconds, microseconds = self._client.time()
-        return int(seconds) * 1000 + int(microseconds) // 1000
 
     def _write(self, key: str, fields: Mapping[str, Any], ttl_ms: int) -> None:
         pipeline = self._client.pipeline(transaction=True)

@@ -16,6 +16,7 @@ from service.workers.mend import COMPARED
 from service.workers.reconcile import Reconciler
 from service.workers.report import Report, Scope
 from service.workers.runs import Runs
+from service.workers.turn import dry_turn, turn
 from support.constants import DAY_MS, NOW_S
 from support.redis_clients import client_of, contents
 from support.relay import Relay, run_relay
@@ -51,13 +52,14 @@ class World:
         return load(ReconcileSettings, _env_file=None, redis_url=self.redis_url, **clerk, **self._settings)
 
     def reconcile(self, *, dry_run: bool = False, allow: int = 0, ask_again_seconds: float = 0, **scope: Any) -> Report:
-        """Run once, without the lock."""
+        """Run once, as fast as Clerk responds."""
         return asyncio.run(self._reconcile(Scope(**scope), dry_run, allow, ask_again_seconds))
 
     async def _reconcile(self, scope: Scope, dry_run: bool, allow: int, ask_again_seconds: float) -> Report:
-        settings = self.settings()
+        settings, budget = self.settings(), Budget(1_000_000)
         with contextlib.closing(SessionStore(settings)) as store, contextlib.closing(Runs(settings)) as runs:
-            async with BackendApi(settings, budget=Budget(1_000_000)) as api:
+            whose_turn = dry_turn(runs, budget) if dry_run else turn(runs, budget, wait=True)
+            async with whose_turn, BackendApi(settings, budget=budget) as api:
                 reconciler = Reconciler(
                     api, store, runs, scope,
                     dry_run=dry_run, allow=allow, ask_again_seconds=ask_again_seconds, clock=lambda: self.now,
@@ -100,7 +102,14 @@ def run_world(redis_url: str, **settings: Any) -> Iterator[World]:
 
 
 def dump(client: Any, *, runs: bool = False) -> dict[str, Any]:
-    """Return everything that Redis stores, and when it expires; without what it stores of runs, unless `runs`."""
+    """Return everything that Redis stores, and when it expires; without what it stores of runs, unless `runs`.
+
+    What a run has spent of the budget is left out always: that is gone after seconds.
+    """
     expiries = {key: client.execute_command("PEXPIRETIME", key) for key in client.scan_iter()}
     stored = {key: (value, expiries[key]) for key, value in contents(client).items()}
-    return {key: value for key, value in stored.items() if runs or ":reconcile" not in key}
+    return {
+        key: value
+        for key, value in stored.items()
+        if key != "{clerk}:reconcile:spent" and (runs or ":reconcile" not in key)
+    }
