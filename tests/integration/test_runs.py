@@ -1,0 +1,223 @@
+"""What Redis keeps of the runs of `reconcile`: the lock, what was spent, how far a run came."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support.clock import eventually
+from support.relay import make_settings
+
+from service.clerk.budget import Budget
+from service.dev.embedded import EmbeddedRedis
+from service.workers import turn
+from service.workers.report import Gone
+from service.workers.runs import LockLostError, Progress, Runs, RunUnderWayError
+
+LOCK = "{clerk}:reconcile:lock"
+
+
+@pytest.fixture
+def new_runs(any_redis: EmbeddedRedis, any_client: Any) -> Iterator[Callable[[], Runs]]:
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(contextlib.closing(Runs(make_settings(any_redis.url))))
+
+
+@pytest.fixture
+def runs(new_runs: Callable[[], Runs]) -> Runs:
+    return new_runs()
+
+
+def test_one_of_two_gets_the_lock(new_runs: Callable[[], Runs]) -> None:
+    first, second = new_runs(), new_runs()
+
+    assert (first.acquire(), second.acquire()) == (True, False)
+    first.release(0)
+    assert second.acquire()
+
+
+def test_a_dead_run_loses_the_lock_within_a_minute(runs: Runs, any_client: Any) -> None:
+    runs.acquire()
+
+    assert 10_000 < any_client.pttl(LOCK) <= 60_000
+    assert 10_000 < runs.lock_ms() <= 60_000
+
+
+def test_the_lock_is_extended_to_its_whole_time(runs: Runs, any_client: Any) -> None:
+    runs.acquire()
+    any_client.pexpire(LOCK, 1000)
+
+    runs.extend()
+
+    assert any_client.pttl(LOCK) > 25_000
+
+
+@pytest.mark.parametrize("value", [None, "another run's"])
+def test_a_lock_that_is_another_runs_is_lost_and_stays_that_ones(
+    runs: Runs, any_client: Any, value: str | None
+) -> None:
+    runs.acquire()
+    any_client.delete(LOCK)
+    if value:
+        any_client.set(LOCK, value, ex=30)
+
+    with pytest.raises(LockLostError):
+        runs.extend()
+    runs.release(0)
+    assert any_client.get(LOCK) == value
+
+
+def test_what_a_run_has_spent_the_next_one_lacks(new_runs: Callable[[], Runs]) -> None:
+    first, second = new_runs(), new_runs()
+    first.acquire()
+    first.release(7)
+    budget = Budget(10)
+
+    async def spend() -> int:
+        async with turn.turn(second, budget, wait=False):
+            return budget.spent()
+
+    assert asyncio.run(spend()) == 7
+
+
+def test_what_a_run_has_spent_is_forgotten_after_the_budgets_window(runs: Runs, any_client: Any) -> None:
+    runs.acquire()
+    runs.release(7)
+
+    assert runs.spent() == 7
+    assert 10 <= any_client.ttl("{clerk}:reconcile:spent") <= 11
+
+
+def wait_for_turn(runs: Runs) -> None:
+    async def take() -> None:
+        async with turn.turn(runs, Budget(10), wait=True):
+            pass
+
+    asyncio.run(take())
+
+
+def test_the_lock_of_a_dead_run_is_waited_for(new_runs: Callable[[], Runs], any_client: Any) -> None:
+    new_runs().acquire()
+    any_client.pexpire(LOCK, 700)
+
+    wait_for_turn(new_runs())
+
+    assert not any_client.exists(LOCK)
+
+
+def test_the_lock_of_a_run_that_lives_is_not_waited_for(
+    new_runs: Callable[[], Runs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn, "POLL_SECONDS", 0.05)
+    living, other = new_runs(), new_runs()
+    living.acquire()
+    polls = []
+    lock_ms = other.lock_ms
+
+    def look() -> int:
+        polls.append(lock_ms())
+        if len(polls) == 3:
+            living.extend()
+        return polls[-1]
+
+    monkeypatch.setattr(other, "lock_ms", look)
+
+    with pytest.raises(RunUnderWayError):
+        wait_for_turn(other)
+    assert len(polls) == 4
+
+
+def test_a_run_that_fails_gives_the_lock_back(runs: Runs, any_client: Any) -> None:
+    async def fail() -> None:
+        async with turn.turn(runs, Budget(10), wait=False):
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        asyncio.run(fail())
+    assert not any_client.exists(LOCK)
+
+
+def test_a_dry_run_takes_no_lock_and_does_not_begin_beside_a_run(new_runs: Callable[[], Runs], any_client: Any) -> None:
+    async def look(runs: Runs, budget: Budget) -> int:
+        async with turn.dry_turn(runs, budget):
+            assert not any_client.exists(LOCK)
+            return budget.spent()
+
+    other = new_runs()
+    other.acquire()
+    with pytest.raises(RunUnderWayError):
+        asyncio.run(look(new_runs(), Budget(10)))
+    other.release(3)
+    assert asyncio.run(look(new_runs(), Budget(10))) == 3
+
+
+def test_after_a_dry_run_its_window_has_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn, "POLL_SECONDS", 0.01)
+    now = [0.0]
+    budget = Budget(10, clock=lambda: now[0])
+    budget.preload(2)
+
+    async def rest() -> bool:
+        task = asyncio.create_task(turn.rest(budget))
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        now[0] = 11.0
+        await task
+        return True
+
+    assert asyncio.run(rest())
+
+
+def test_how_far_a_run_came_is_read_back(runs: Runs) -> None:
+    progress = Progress(
+        started_at_ms=5,
+        after="user_3",
+        users_are_listed=True,
+        sessions=10,
+        users=4,
+        drift={"gone": 2, "missing": 1},
+        faults={"sess_1": "its status: unknown", "a session of user_1": "x"},
+        fault_count=3,
+        is_stopped=True,
+    )
+    gone = {name: Gone(name, "user_2", "5-1", 7) for name in ("sess_8", "sess_9")}
+
+    runs.save("full", progress, b"\1" * 8, {"sess_8": gone["sess_8"]})
+    runs.save("full", progress, b"\2" * 16, {"sess_9": gone["sess_9"]})
+
+    assert runs.load("full") == (progress, b"\1" * 8 + b"\2" * 16, gone)
+    assert runs.load("stored") == (None, b"", {})
+
+
+def test_how_far_a_run_came_is_kept_for_a_day_and_forgotten_at_its_end(runs: Runs, any_client: Any) -> None:
+    runs.save("full", Progress(5), b"\1" * 8, {})
+
+    keys = ["{clerk}:reconcile:run:full", "{clerk}:reconcile:run:full:visited"]
+    assert all(86_000 < any_client.ttl(key) <= 86_400 for key in keys)
+    runs.forget("full")
+    assert any_client.exists(*keys) == 0
+
+
+def test_what_is_recorded_of_runs_has_a_ttl(runs: Runs, any_client: Any) -> None:
+    runs.record_instance("ins_1")
+    assert any_client.ttl("{clerk}:reconcile") > 300 * 86_400
+    runs.record_drift({"gone": 2})
+    runs.record_drift({"gone": 1, "missing": 1})
+    runs.record_end("full", 5, is_success=True)
+
+    status = runs.status()
+    assert status.items() >= {
+        ("instance_id", "ins_1"),
+        ("drift_gone", "3"),
+        ("drift_missing", "1"),
+        ("state_as_of", "5"),
+    }
+    assert status["last_success_at"] == status["ended_at_full"]
+
+
+def test_a_lock_that_expires_is_seen(runs: Runs, any_client: Any) -> None:
+    runs.acquire()
+    any_client.pexpire(LOCK, 50)
+
+    assert eventually(lambda: runs.lock_ms() == 0)
