@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 from support.clock import eventually
 from support.constants import DAY_MS, DEAD_LETTERS_KEY, EVENTS_KEY, EXPIRY_KEY, HOUR_MS, SESSION_KEY, USER_KEY
+from support.events import user_event
 from support.raw_http import assert_a_good_delivery_passes
 from support.redis_clients import client_of
 from support.services import ServiceProcess, run_service
@@ -25,6 +26,9 @@ SLOW: Final = '"x":' + "[" * 2000 + "]" * 2000
 """A member of an object that fast parsers give up on, so that the reader of last resort has to take all of it."""
 TIMES: Final = ("updated_at", "created_at", "last_active_at", "expire_at", "abandon_at")
 ACTIVITY: Final = "data.latest_activity"
+
+
+YEAR_9999: Final = 253_402_300_799
 
 
 def now_ms() -> int:
@@ -88,6 +92,22 @@ def test_what_is_not_read_hides_no_end_of_a_session(
 ) -> None:
     assert outcome(service, written(path, UNREAD[kind], "session.ended")) == "applied"
     assert any_client.hget(SESSION_KEY, "status") == "ended"
+    assert set(any_client.scan_iter("*:session:*")) == {SESSION_KEY}
+
+
+@pytest.mark.parametrize("type_", ["user.deleted", "user.updated"])
+@pytest.mark.parametrize("kind", UNREAD)
+def test_what_is_not_read_of_a_user_hides_no_end_either(
+    service: ServiceProcess, any_client: Any, kind: str, type_: str
+) -> None:
+    assert outcome(service, event()) == "applied"
+    hostile = user_event(type_, occurred_at=now_ms(), updated_at=now_ms(), unsafe_metadata="HERE")
+    body = json.dumps(hostile).replace('"HERE"', UNREAD[kind]).encode()
+
+    answer = service.deliver(body, "msg_end")
+
+    assert (answer.status_code, answer.json()) == (200, {"outcome": "applied", "sessions": 1})
+    assert any_client.hget(SESSION_KEY, "status") in {"removed", "revoked"}
     assert set(any_client.scan_iter("*:session:*")) == {SESSION_KEY}
 
 
@@ -280,7 +300,21 @@ def test_ids_that_are_none(service: ServiceProcess, any_client: Any, name: str, 
         assert (held["session"] | held["event"])[name] is None
 
 
-YEAR_9999: Final = 253_402_300_799
+@pytest.mark.parametrize("id_", ["*", "{clerk}", "a}:b{", "user_1\n", "a:sessions", "\x00", "😀", "\ud800", "a" * 129])
+@pytest.mark.parametrize("type_", ["user.deleted", "user.updated"])
+def test_a_users_id_that_is_none(service: ServiceProcess, any_client: Any, type_: str, id_: str) -> None:
+    assert outcome(service, user_event(type_, id=id_)) == "dead_lettered: invalid_user_id"
+
+    assert set(any_client.scan_iter("*")) == {DEAD_LETTERS_KEY}
+
+
+@pytest.mark.parametrize("time_", [YEAR_9999 * 1000, 10**14 + 1, -1, True, "1", [], {}, None])
+def test_a_time_of_a_ban_that_is_none_is_now(service: ServiceProcess, any_client: Any, time_: object) -> None:
+    assert outcome(service, event()) == "applied"
+
+    assert service.deliver(user_event("user.updated", updated_at=time_) | {"timestamp": time_}).json()["sessions"] == 1
+
+    assert now_ms() - 60_000 < state(any_client)["event"]["occurred_at"] <= now_ms()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from support.children import started
 from support.constants import DAY_MS, DEAD_LETTERS_KEY, EVENTS_KEY, RELAY, SECRET
-from support.events import clerk_event, payload
+from support.events import clerk_event, payload, user_event
 from support.raw_http import exchange, request_head
 from support.redis_clients import client_of, contents, subscribed
 from support.redis_servers import redis_server
@@ -23,6 +23,7 @@ from support.signing import signed
 
 from service import errors, models
 from service.clerk import events as clerk
+from service.clerk.users import UserData
 from service.cli import main
 from service.telemetry import log, metrics
 
@@ -79,6 +80,13 @@ def private_event(status: str = "active", **data: Any) -> Any:
     return event
 
 
+def private_user_event(type_: str, **data: Any) -> Any:
+    now = int(time.time() * 1000)
+    event = marked(user_event(type_, occurred_at=now, **{"updated_at": now} | data))
+    event["event_attributes"] = {"http_request": {"client_ip": MARK, "user_agent": MARK, **PRIVATE}}
+    return event
+
+
 UNREADABLE: Final = {
     "invalid_data": {"data": MARK},
     "invalid_object": {"object": MARK},
@@ -88,6 +96,10 @@ UNREADABLE: Final = {
     "invalid_time": {"expire_at": MARK},
     "invalid_actor": {"actor": MARK},
 }
+
+
+ABOUT_USERS: Final = {"msg_nobody_user_gone", "msg_nobody_user_banned"}
+"""Dead letters."""
 
 
 @dataclasses.dataclass
@@ -177,6 +189,18 @@ class _Sender:
         for sample in ("session.created.impersonated", "session.created.sdk-spelling", "user.updated"):
             self.send(marked(payload(sample)), 200)
         self.send({"type": f'{MARK}\n\x1b[31m{{"event":"forged"}}', **PRIVATE}, 200)
+        for type_, user_id in (("user.deleted", "user_gone"), ("user.updated", "user_banned")):
+            self.send(
+                private_event(
+                    session_id=f"sess_{type_}".replace(".", "_"), user_id=user_id, created_at=1_700_000_000_000
+                ),
+                200,
+            )
+            self.send(private_user_event(type_, id=user_id), 200, f"msg_{user_id}")
+            self.send(
+                private_event(session_id=f"sess_late_{user_id}", user_id=user_id, created_at=1_700_000_000_000), 200
+            )
+            self.send(private_user_event(type_, id=[MARK]), 202, f"msg_nobody_{user_id}")
         for reason, data in UNREADABLE.items():
             event = private_event()
             self.send(event | data if reason == "invalid_data" else event | {"data": event["data"] | data}, 202)
@@ -219,6 +243,7 @@ class _Sender:
     def send_without_redis(self) -> None:
         self.send(private_event(), 503)
         self.send(private_event("away"), 503)
+        self.send(private_user_event("user.deleted"), 503)
         self.send(marked(payload("user.updated")), 200)
         self.send(MARK.encode(), 400)
         self.keep(self.service.http.get("/readyz", headers=HEADERS), 503)
@@ -301,11 +326,18 @@ def test_no_command_shows_what_is_secret(story: Story) -> None:
 
 
 def test_dead_letters_are_kept_whole(story: Story) -> None:
-    assert len(story.letters) == len(UNREADABLE) + 1
-    for stored in story.letters.values():
+    about_sessions = {key: stored for key, stored in story.letters.items() if key not in ABOUT_USERS}
+    assert len(about_sessions) == len(UNREADABLE) + 1
+    for stored in about_sessions.values():
         letter = json.loads(stored)
         assert PHONE in letter.pop("body")
         assert_nothing_secret(json.dumps(letter), story)
+
+
+def test_dead_letters_about_users_are_kept_without_the_profile(story: Story) -> None:
+    assert set(story.letters) >= ABOUT_USERS
+    for message_id in ABOUT_USERS:
+        assert_nothing_secret(story.letters[message_id], story)
 
 
 # Lines
@@ -332,7 +364,9 @@ def test_each_line_of_the_log_is_one_that_the_service_wrote(story: Story) -> Non
         "redis_failed": common | {"error", "detail", "commands"},
         "listening": common | {"host", "port", "fast_lane", "fast_lane_closed_by"},
     }
-    assert [line for line in said if set(line) != keys.get(line["event"], common)] == []
+    assert [line for line in said if set(line) - {"sessions"} != keys.get(line["event"], common)] == []
+    ended = {line["message_id"]: line["sessions"] for line in said if "sessions" in line}
+    assert ended == {"msg_user_gone": 1, "msg_user_banned": 1}
     assert {line["logger"] for line in said} <= {
         *("service.access", "service.server.bridge", "service.store.pipeline", "uvicorn.error", "asyncio")
     }
@@ -347,7 +381,7 @@ def test_no_input_makes_a_label(story: Story) -> None:
     for name, value in re.findall(r'(\w+)="([^"]*)"', story.metrics):
         labels.setdefault(name, set()).add(value)
     codes = {error.code for error in vars(errors).values() if isinstance(error, type) and hasattr(error, "code")}
-    kinds = (clerk.SessionEvent, clerk.SessionData, clerk.Activity, clerk.HttpRequestData)
+    kinds = (clerk.SessionEvent, clerk.SessionData, clerk.Activity, clerk.HttpRequestData, UserData)
     known = {
         "outcome": {"applied", "duplicate", "stale", "ignored", "dead_lettered", "rejected", "failed"},
         "reason": {"", "other_body", *codes, *get_args(models.Reason)},

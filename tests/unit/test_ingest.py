@@ -2,10 +2,11 @@
 
 import json
 from typing import Any
+from unittest import mock
 
 import pytest
 from support.constants import NOW_MS
-from support.events import clerk_event
+from support.events import clerk_event, user_event
 
 from service.errors import MalformedEventError, StoreUnavailableError
 from service.ingest import Ingest
@@ -56,10 +57,37 @@ def test_a_session_event_is_applied_and_its_answer_is_the_stores(ingest: Ingest,
     assert change.session.status == "active"
 
 
-@pytest.mark.parametrize("type_", ["user.created", "organization.deleted", "session", "sessionx.created"])
+@pytest.mark.parametrize(
+    "type_", ["user.created", "organization.deleted", "session", "sessionx.created", "user.updated"]
+)
 def test_another_event_is_ignored_without_the_store(ingest: Ingest, store: Store, type_: str) -> None:
     assert ingest(delivery({"type": type_, "data": 1})) == Outcome("ignored")
     assert store.asked == []
+
+
+@pytest.mark.parametrize(("type_", "status"), [("user.deleted", "removed"), ("user.updated", "revoked")])
+def test_an_event_that_ends_a_users_sessions_does_so(
+    ingest: Ingest, store: Store, monkeypatch: pytest.MonkeyPatch, type_: str, status: str
+) -> None:
+    answer = Outcome("applied", sessions=3)
+    end_sessions = mock.Mock(return_value=answer)
+    monkeypatch.setattr("service.ingest.end_sessions", end_sessions)
+    info = DeliveryInfo()
+
+    assert ingest(delivery(user_event(type_)), info) is answer
+
+    asked, end, now_ms = end_sessions.call_args.args
+    assert (asked, end.user_id, end.status, end.event.id, now_ms) == (store, "user_1", status, "msg_1", NOW_MS)
+    assert (info.type, info.user_id, info.session_id) == (type_, "user_1", None)
+    assert store.asked == []
+
+
+def test_an_event_about_a_user_without_an_id_is_kept_without_the_profile(ingest: Ingest, store: Store) -> None:
+    assert ingest(delivery(user_event(id=None, first_name="Ada"))) is store.answer
+
+    [(asked, _, why, _)] = store.asked
+    assert (asked, why.reason) == ("keep_dead_letter", "invalid_user_id")
+    assert b"Ada" not in why.kept
 
 
 @pytest.mark.parametrize(
