@@ -14,6 +14,7 @@ from typing import Final
 
 import redis
 from redis.backoff import NoBackoff
+from redis.lock import Lock
 from redis.retry import Retry
 
 from service.errors import StartError
@@ -87,6 +88,10 @@ def run_stand_in() -> Iterator[EmbeddedRedis]:
     thread = threading.Thread(target=server.serve_forever, name="fakeredis", daemon=True)
     thread.start()
     try:
+        with redis.Redis(port=server.server_address[1]) as client:
+            # It closes a connection that names a script it does not have. `reconcile` has a lock of redis-py's.
+            for script in (Lock.LUA_EXTEND_SCRIPT, Lock.LUA_RELEASE_SCRIPT):
+                client.script_load(script)
         yield EmbeddedRedis("fakeredis, an in-memory stand-in", server.server_address[1])
     finally:
         server.shutdown()

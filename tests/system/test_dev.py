@@ -1,6 +1,7 @@
 """`dev`: everything with nothing set up, and nothing left of it. docs/contract.md, section 8."""
 
 import contextlib
+import functools
 import http.server
 import json
 import os
@@ -289,16 +290,25 @@ def test_nothing_is_cut_in_a_narrow_terminal(given: GivenDev) -> None:
 
 
 @pytest.fixture(scope="module")
-def reconciled(any_redis: EmbeddedRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDev]:
-    """A `dev --reconcile`, for the tests that leave it as it is."""
-    url = any_redis.url.replace("/0", "/6")  # the other tests of this process empty the whole server
-    with client_of(url) as client:
-        client.flushdb()
-    environment = {"REDIS_URL": url, "PORT": str(free_port())}
+def reconciled_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], RunningDev]]:
+    """One `dev --reconcile` of each kind, for the tests that leave it as it is."""
     directory = tmp_path_factory.mktemp("reconciled")
-    with started([*RELAY, "dev", "--no-simulate", "--reconcile"], directory, environment) as program:
-        program.wait_for(READY, within=90)
-        yield RunningDev(program)
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def get(kind: str) -> RunningDev:
+            environment = {"PORT": str(free_port())} | own_redis_of(kind, directory)
+            command = [*RELAY, "dev", "--no-simulate", "--reconcile"]
+            program = stack.enter_context(started(command, directory, environment))
+            program.wait_for(READY, within=90)
+            return RunningDev(program)
+
+        yield get
+
+
+@pytest.fixture
+def reconciled(reconciled_of: Callable[[str], RunningDev], kind: str) -> RunningDev:
+    return reconciled_of(kind)
 
 
 def exported(dev: RunningDev, command: str) -> str:
