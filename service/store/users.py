@@ -22,6 +22,8 @@ CHUNK: Final = 64
 END_SECONDS: Final = 4.3
 """Seconds for the sessions of one user, since senders get their response within 5 s; what is left then is ended by the
 sender's next attempt."""
+CHUNK_SECONDS: Final = 0.3
+"""Seconds that have to be left for another chunk to begin."""
 
 
 def end_sessions(store: SessionStore, ending: UserEnding, now_ms: int) -> Outcome:
@@ -67,6 +69,8 @@ def _end_found(store: SessionStore, partition: Partition, ending: UserEnding, no
     for key in (keys.user_sessions(user_id), keys.user_pending(user_id)):
         cursor = b""
         while cursor != b"0":
+            if _left(deadline) < CHUNK_SECONDS:
+                raise StoreUnavailableError("There are more sessions than end in time: the next attempt goes on.")
             cursor, ids = _scan(partition, key, cursor or b"0", deadline)
             states = store.read(partition, ids, _left(deadline))
             ends = _ends(ids, states, ending, store.omitted)
@@ -83,11 +87,7 @@ def _scan(partition: Partition, key: str, cursor: bytes, deadline: float) -> tup
 
 
 def _left(deadline: float) -> float:
-    """Return the seconds until then; raise StoreUnavailableError if it has passed."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise StoreUnavailableError("There are more sessions than can be ended in time: the next attempt goes on.")
-    return left
+    return max(0.0, deadline - time.monotonic())
 
 
 def _ends(

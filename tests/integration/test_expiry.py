@@ -311,6 +311,60 @@ def test_later_evidence_outweighs_an_expiry_and_earlier_does_not(
     assert client.hget(SESSION_KEY, "status") == status
 
 
+LATE: dict[str, tuple[dict[str, Any], str, str]] = {
+    "an extension": ({"expire_at": LATER + DAY_MS}, "applied", "active"),
+    "an extension without an end": ({"expire_at": None}, "applied", "active"),
+    "an extension of a pending session": ({"status": "pending", "expire_at": LATER + DAY_MS}, "applied", "pending"),
+    "an extension that has passed": ({"expire_at": EXPIRE_AT + 1}, "applied", "active"),
+    "an extension from before": ({"updated_at": NOW_MS - DAY_MS, "expire_at": None}, "stale", "expired"),
+    "the same end": ({"expire_at": EXPIRE_AT}, "stale", "expired"),
+    "an earlier end": ({"expire_at": EXPIRE_AT - 1}, "stale", "expired"),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_a_late_event_with_a_later_end_is_compared_with_the_state_that_ran_out(
+    relay: Relay, worker: Worker, client: Any, name: str
+) -> None:
+    relay.take(event(updated_at=NOW_MS - 2000), "msg_1")
+    worker.run_once()
+    values, outcome, status = LATE[name]
+
+    relay.now_ms = LATER
+    assert relay.take(event(**{"updated_at": NOW_MS - 1000} | values), "msg_2").outcome == outcome
+
+    message = state(client)
+    assert message["session"]["status"] == status
+    assert message["previous_status"] == ("expired" if outcome == "applied" else "active")
+    assert client.hexists(SESSION_KEY, "_base") == (outcome == "stale")
+    is_live = status == "active" and name != "an extension that has passed"
+    assert client.zrange(USER_KEY, 0, -1) == (["sess_1"] if is_live else [])
+
+
+def test_an_extension_that_has_passed_runs_out_by_an_id_of_its_own(relay: Relay, worker: Worker, client: Any) -> None:
+    relay.take(event(updated_at=NOW_MS - 2000), "msg_1")
+    worker.run_once()
+    relay.take(event(updated_at=NOW_MS - 1000, expire_at=EXPIRE_AT + 1), "msg_2")
+
+    assert worker.run_once() == (1, 0)
+
+    message = state(client)
+    assert message["event"]["id"] == f"exp_sess_1_{EXPIRE_AT + 1}"
+    assert message["revision"] == 4
+
+
+def test_an_older_state_that_comes_after_a_void_expiry_is_stale(relay: Relay, worker: Worker, client: Any) -> None:
+    relay.take(event(updated_at=NOW_MS - 3000), "msg_1")
+    worker.run_once()
+    relay.take(event(updated_at=NOW_MS - 1000, expire_at=None), "msg_2")
+
+    assert relay.take(event(updated_at=NOW_MS - 2000, expire_at=None), "msg_3").outcome == "stale"
+    assert relay.take(event("ended", updated_at=NOW_MS - DAY_MS), "msg_4").outcome == "applied"
+    assert relay.take(event(updated_at=NOW_MS, expire_at=None), "msg_5").outcome == "stale"
+
+    assert client.hget(SESSION_KEY, "status") == "ended"
+
+
 def test_a_session_that_came_to_life_again_runs_out_again(relay: Relay, worker: Worker, client: Any) -> None:
     relay.take(event(), "msg_1")
     worker.run_once()

@@ -7,7 +7,6 @@ import contextlib
 import gc
 import itertools
 import json
-from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
@@ -544,15 +543,14 @@ def test_the_next_attempt_goes_on_where_one_broke_off(
 def test_what_does_not_fit_into_the_time_is_for_the_next_attempt(
     relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_sessions(relay, users.CHUNK + 1)
-    ticks = itertools.count()
+    relay.take(session(), "msg_1")
     with monkeypatch.context() as patched:
-        patched.setattr(users, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+        patched.setattr(users, "CHUNK_SECONDS", users.END_SECONDS)
         with pytest.raises(StoreUnavailableError, match="the next attempt goes on"):
             relay.take(user_event(), "msg_end")
+    assert statuses(client) == {"sess_1": "active"}
 
-    assert relay.take(user_event(), "msg_end").outcome == "applied"
-    assert set(statuses(client).values()) == {"removed"}
+    assert relay.take(user_event(), "msg_end") == Outcome("applied", sessions=1)
 
 
 def test_a_session_that_changes_meanwhile_ends_as_it_is_then(
