@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import logging
 import re
 import signal
 import sys
@@ -101,7 +102,7 @@ def reconcile(
     settings = load(ReconcileSettings)
     scope = Scope(full=full, active_within_days=active_within, since_ms=since, user_id=user)
     is_watched = sys.stderr.isatty() and every is None
-    logs.configure(settings.model_copy(update={"log_level": "error"}) if is_watched else settings)
+    _configure_logs(settings, is_worker=every is not None, is_watched=is_watched)
     with contextlib.closing(SessionStore(settings)) as store, contextlib.closing(Runs(settings)) as runs:
         command = _Command(settings, store, runs, scope, allow=allow, is_watched=is_watched)
         if every is not None:
@@ -112,6 +113,13 @@ def reconcile(
         resumes = not dry_run and user is None
         raise click.ClickException(f"Stopped.{' The next run of this kind goes on from here.' if resumes else ''}")
     sys.exit(report.fault_count > 0)
+
+
+def _configure_logs(settings: ReconcileSettings, *, is_worker: bool, is_watched: bool) -> None:
+    """Of a single run, log the progress only, and that only where nobody watches: the rest is printed at its end."""
+    logs.configure(settings if is_worker else settings.model_copy(update={"log_level": "error"}))
+    if not is_watched:
+        logging.getLogger(reconcile_view.__name__).setLevel(settings.log_level.upper())
 
 
 class _Command:

@@ -6,6 +6,7 @@ The command, in processes of its own, is in test_reconcile_command.py.
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from clerk_session_feed.keys import partition_of
@@ -855,6 +856,13 @@ def test_full_may_be_narrowed_to_users_who_were_active_lately_by_days(world: Wor
     }  # fmt: skip
 
 
+def test_a_run_goes_on_if_clerk_does_not_tell_how_many_users_there_are(world: World) -> None:
+    missed(world, signed_in, world)
+    world.clerk.on_request = lambda _, path, __: 404 if path == "/v1/users/count" else None
+
+    assert world.reconcile(full=True).drift == {"missing": 1}
+
+
 def test_since_looks_at_users_who_signed_in_since_and_at_every_stored_session(world: World) -> None:
     stored = signed_in(world)
     before = missed(world, signed_in, world)
@@ -866,6 +874,11 @@ def test_since_looks_at_users_who_signed_in_since_and_at_every_stored_session(wo
 
     assert report.users == 2
     assert [world.status(each) for each in (before, after, stored)] == [None, "active", "ended"]
+    counted, listed = (urlsplit(each.target) for each in world.clerk.requests if each.target.startswith("/v1/users"))
+    assert (counted.path, listed.path) == ("/v1/users/count", "/v1/users")
+    bound = {"last_sign_in_at_after": [str(since_ms - 1)]}
+    assert parse_qs(counted.query) == bound
+    assert parse_qs(listed.query).items() >= bound.items()
 
 
 def test_one_user_may_be_looked_at(world: World) -> None:
