@@ -42,9 +42,12 @@ def end_sessions(store: SessionStore, ending: UserEnding, now_ms: int) -> Outcom
     partition = store.partition_of(ending.user_id)
     if _record(partition, ending, deadline, is_done=False) == b"duplicate":
         return Outcome("duplicate")
-    ended = 0
-    while now_ended := _end_found(store, partition, ending, now_ms, deadline):
-        ended += now_ended  # and look again: the stand-in for Redis may skip some of a set that shrinks
+    ended, is_done = 0, False
+    while not is_done:
+        now_ended, changed = _end_found(store, partition, ending, now_ms, deadline)
+        ended += now_ended
+        # If some ended, look again: the stand-in for Redis may skip some of a set that shrinks.
+        is_done = not now_ended and not changed
     _record(partition, ending, deadline, is_done=True)
     return Outcome("applied", sessions=ended)
 
@@ -62,10 +65,12 @@ def _record(partition: Partition, ending: UserEnding, deadline: float, *, is_don
     return result(partition.pipeline.submit(command, bytes), _left(deadline))
 
 
-def _end_found(store: SessionStore, partition: Partition, ending: UserEnding, now_ms: int, deadline: float) -> int:
-    """End what is in the user's sets; return how many sessions that were."""
+def _end_found(
+    store: SessionStore, partition: Partition, ending: UserEnding, now_ms: int, deadline: float
+) -> tuple[int, int]:
+    """End what is in the user's sets; return how many sessions ended, and how many changed since they were read."""
     keys, user_id = partition.keys, ending.user_id
-    ended = 0
+    ended = changed = 0
     for key in (keys.user_sessions(user_id), keys.user_pending(user_id)):
         cursor = b""
         while cursor != b"0":
@@ -76,7 +81,8 @@ def _end_found(store: SessionStore, partition: Partition, ending: UserEnding, no
             ends = _ends(ids, states, ending, store.omitted)
             outcomes = results([partial(store.replace, partition, new, now_ms) for new in ends], _left(deadline))
             ended += sum(isinstance(each, Outcome) and each.outcome == "applied" for each in outcomes)
-    return ended
+            changed += outcomes.count(None)
+    return ended, changed
 
 
 def _scan(partition: Partition, key: str, cursor: bytes, deadline: float) -> tuple[bytes, list[str]]:

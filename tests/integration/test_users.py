@@ -553,10 +553,9 @@ def test_what_does_not_fit_into_the_time_is_for_the_next_attempt(
     assert relay.take(user_event(), "msg_end") == Outcome("applied", sessions=1)
 
 
-def test_a_session_that_changes_meanwhile_ends_as_it_is_then(
+def test_a_session_that_changes_after_it_was_read_is_read_again(
     relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mark is there, but the session was read before: the loop looks again."""
     relay.take(session(), "msg_1")
     read = SessionStore.read
 
@@ -568,4 +567,24 @@ def test_a_session_that_changes_meanwhile_ends_as_it_is_then(
 
     monkeypatch.setattr(SessionStore, "read", overtaken)
 
-    assert relay.take(user_event(), "msg_end") == Outcome("applied", sessions=0)
+    assert relay.take(user_event(), "msg_end") == Outcome("applied", sessions=1)
+    assert statuses(client) == {"sess_1": "removed"}
+
+
+def test_events_about_a_user_that_come_together_end_each_session_once(relay: Relay, client: Any) -> None:
+    count = 3 * users.CHUNK
+    open_sessions(relay, count)
+    events = [
+        (user_event(type_), type_.replace(".", "_")) for type_ in ("user.deleted", "user.updated", "user.deleted")
+    ]
+    late = [(session(number=count + number), f"msg_late_{number}") for number in range(20)]
+
+    begun = [relay.begin(*each) for each in itertools.chain(events, late)]
+    outcomes = [each.result(timeout=30) for each in begun]
+
+    assert {each.outcome for each in outcomes} <= {"applied", "duplicate"}
+    assert sum(each.sessions or 0 for each in outcomes) <= count
+    assert set(statuses(client).values()) <= {"removed", "revoked"}
+    assert not client.exists(USER_KEY, PENDING_KEY)
+    ends = [fields for _, fields in client.xrange(EVENTS_KEY) if '"type":"user.' in fields["message"]]
+    assert len(ends) == count + len(late)
