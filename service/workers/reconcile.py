@@ -16,18 +16,20 @@ import redis
 from service.clerk.backend_api import BackendApi
 from service.errors import ClerkError, ClerkKeyError, StoreUnavailableError
 from service.store.sessions import SessionStore
-from service.workers import revoke, sweep, turn
+from service.workers import revoke, sweep
 from service.workers.gone import MANY, GoneSessions, TooManyGoneError
 from service.workers.instance import check_instance
 from service.workers.mend import Found, Mender
 from service.workers.report import Report, Scope
-from service.workers.runs import EXTEND_SECONDS, Progress, Runs
+from service.workers.runs import Progress, Runs
 from service.workers.sweep import OpenSession
 from service.workers.tasks import background, first_error, in_thread
 from service.workers.user_check import ASK_AGAIN_SECONDS, UserCheck
 from service.workers.user_pages import Page, UserPages
 from service.workers.visited import Visited
 
+SAVE_SECONDS: Final = 5
+"""Seconds between two records of how far a run came."""
 USERS_AT_ONCE: Final = 256
 """Users that are looked at together. Most wait: for the budget, or to ask for a session again."""
 FAILURES_IN_A_ROW: Final = 3
@@ -35,7 +37,7 @@ FAILURES_IN_A_ROW: Final = 3
 
 
 class Reconciler:
-    """One run. It holds the lock already, unless it is a dry run: see `turn`.
+    """One run. It is its turn: see `turn`.
 
     Args:
         api: Clerk's.
@@ -82,37 +84,34 @@ class Reconciler:
             TooManyGoneError: No session was ended for being gone; the others are mended.
             ClerkError: Clerk refuses the key, or does not respond; what was found until then is mended.
             StoreUnavailableError: Redis does not respond; or redis.RedisError.
-            LockLostError: Another run may have begun.
-            RunUnderWayError: One began, and this one is a dry run.
         """
         instance = await check_instance(self._api, self._store, self._runs, record=not self._dry_run)
         mender = Mender(self._store, instance.id, dry_run=self._dry_run, clock=self._clock)
         self._check = UserCheck(self._api, self._store, mender, instance.id, self._ask_again_seconds)
-        async with background(self._keep_running()):
-            if not self._dry_run:
-                await self._retry_revokes(instance.id)
-            if self._saves:
-                await self._resume()
+        if not self._dry_run:
+            await self._retry_revokes(instance.id)
+        if not self._saves:
+            await self._look_and_end(mender)
+        else:
+            await self._resume()
             try:
-                await self._look_at_all()
-                await self._end_gone(mender)
+                async with background(self._keep_saving()):
+                    await self._look_and_end(mender)
             finally:
-                if self._saves:
-                    with contextlib.suppress(Exception):  # what ends the run is the error to tell of
-                        await in_thread(self._save)
-            if not self._dry_run:
-                await in_thread(self._finish)
+                with contextlib.suppress(Exception):  # what ends the run is the error to tell of
+                    await in_thread(self._save)
+        if not self._dry_run:
+            await in_thread(self._finish)
         return self.report
 
-    async def _keep_running(self) -> None:
-        """Extend the lock and store the progress, again and again."""
-        if self._dry_run:
-            await turn.until_locked(self._runs)
+    async def _look_and_end(self, mender: Mender) -> None:
+        await self._look_at_all()
+        await self._end_gone(mender)
+
+    async def _keep_saving(self) -> None:
         while True:
-            await asyncio.sleep(EXTEND_SECONDS)
-            await in_thread(self._runs.extend)
-            if self._saves:
-                await in_thread(self._save)
+            await asyncio.sleep(SAVE_SECONDS)
+            await in_thread(self._save)
 
     async def _retry_revokes(self, instance_id: str) -> None:
         try:

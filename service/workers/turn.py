@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from service.clerk.budget import Budget
-from service.workers.runs import LOCK_SECONDS, Runs, RunUnderWayError
+from service.workers.runs import EXTEND_SECONDS, LOCK_SECONDS, Runs, RunUnderWayError
+from service.workers.tasks import background
 
 POLL_SECONDS: Final = 0.5
 """Seconds between two looks at a lock whose holder may have died."""
@@ -26,6 +27,7 @@ async def turn(runs: Runs, budget: Budget, *, wait: bool) -> AsyncIterator[None]
 
     Raises:
         RunUnderWayError: Another run holds the lock, and lives.
+        LockLostError: It was lost meanwhile, so another run may have begun.
         redis.RedisError: Redis failed.
     """
     shortest = LOCK_SECONDS * 1000 + 1
@@ -37,21 +39,27 @@ async def turn(runs: Runs, budget: Budget, *, wait: bool) -> AsyncIterator[None]
         await asyncio.sleep(POLL_SECONDS)
     try:
         budget.preload(await asyncio.to_thread(runs.spent))
-        yield
+        async with background(_extend(runs)):
+            yield
     finally:
         await asyncio.to_thread(runs.release, budget.spent())
 
 
 @contextlib.asynccontextmanager
 async def dry_turn(runs: Runs, budget: Budget) -> AsyncIterator[None]:
-    """Let a run that writes nothing use this budget, also not the lock, nor what it has spent.
+    """Let a run use this budget that writes nothing, not even the lock, nor what it has spent.
 
-    So it ends as soon as another run begins; and after it, the budget's window has to pass: see `rest`.
+    So it ends as soon as another run begins. And after it, the budget's window has to pass: see `rest`.
+
+    Raises:
+        RunUnderWayError: Another run holds the lock, or begins.
+        redis.RedisError: Redis failed.
     """
     if await asyncio.to_thread(runs.lock_ms):
         raise _under_way()
     budget.preload(await asyncio.to_thread(runs.spent))
-    yield
+    async with background(_until_locked(runs)):
+        yield
 
 
 async def rest(budget: Budget) -> None:
@@ -60,8 +68,13 @@ async def rest(budget: Budget) -> None:
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def until_locked(runs: Runs) -> None:
-    """Raise RunUnderWayError as soon as a run holds the lock."""
+async def _extend(runs: Runs) -> None:
+    while True:
+        await asyncio.sleep(EXTEND_SECONDS)
+        await asyncio.to_thread(runs.extend)
+
+
+async def _until_locked(runs: Runs) -> None:
     while not await asyncio.to_thread(runs.lock_ms):  # noqa: ASYNC110  # Redis tells nobody of a new key
         await asyncio.sleep(POLL_SECONDS)
     raise _under_way()

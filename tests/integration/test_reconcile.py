@@ -1200,7 +1200,7 @@ def test_another_mode_does_not_go_on_with_it(world: World) -> None:
 
 
 def test_a_run_without_its_lock_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.workers.reconcile.EXTEND_SECONDS", 0.01)
+    monkeypatch.setattr("service.workers.turn.EXTEND_SECONDS", 0.01)
     session_id = signed_in(world)
     missed(world, world.clerk.vanish, session_id)
 

@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -372,15 +373,15 @@ def lines(program: Program, event: str) -> list[Any]:
     return [each for each in map(json.loads, program.stderr.splitlines()) if each["event"] == event]
 
 
-def mended(worker: Program) -> int:
-    return sum(each.get("late_end", 0) for each in lines(worker, "reconcile_done"))
+def has_mended(worker: Program, count: int) -> bool:
+    return count == sum(each.get("late_end", 0) for each in lines(worker, "reconcile_done"))
 
 
 def test_a_worker_goes_on_until_it_is_stopped(setup: Setup) -> None:
     with setup.start("--every", "1") as worker:
         for count in (1, 2):
             session_id = setup.ended()
-            eventually(lambda count=count: mended(worker) == count, within=20)
+            eventually(partial(has_mended, worker, count), within=20)
             assert setup.status(session_id) == "ended"
         began = time.monotonic()
         assert worker.stop() == 0
