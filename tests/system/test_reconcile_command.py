@@ -374,7 +374,7 @@ def lines(program: Program, event: str) -> list[Any]:
 
 
 def has_mended(worker: Program, count: int) -> bool:
-    return count == sum(each.get("late_end", 0) for each in lines(worker, "reconcile_done"))
+    return count == sum(int(each.get("late_end", 0)) for each in lines(worker, "reconcile_done"))
 
 
 def test_a_worker_goes_on_until_it_is_stopped(setup: Setup) -> None:
