@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime
 import json
 import sys
 import time
@@ -86,6 +87,7 @@ def print_result(report: Report, scope: Scope, seconds: float, *, dry_run: bool,
             "mode": "user" if scope.user_id else scope.mode,
             "dry_run": dry_run,
             "resumed": report.resumed,
+            "began_at": report.began_at_ms,
             "users": report.users,
             "sessions": report.sessions,
             "drift": dict(sorted(report.drift.items())),
@@ -105,6 +107,9 @@ def print_result(report: Report, scope: Scope, seconds: float, *, dry_run: bool,
 
 
 def _print_details(report: Report) -> None:
+    if report.resumed:
+        began_at = datetime.datetime.fromtimestamp(report.began_at_ms // 1000, datetime.UTC).isoformat()
+        click.echo(f"It went on with a run that began at {began_at}: users whom that one saw were not looked at again.")
     for about, why in report.faults.items():
         click.echo(f"{printable(about)} stays as it is: {printable(why)}", err=True)
     if report.fault_count > len(report.faults):

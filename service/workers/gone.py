@@ -14,8 +14,10 @@ from service.workers.report import Gone
 MAY_BE_GONE: Final = 10
 """So many sessions, or GONE_PERCENT of all, may end in one run because Clerk has them no more."""
 GONE_PERCENT: Final = 5
-MANY: Final = 20_000
-"""From this number on, a run does not wait for its end to see that too many are gone."""
+MANY: Final = 1000
+"""From this number on, a run stops as soon as more than half of the sessions are gone: Clerk's API does not work."""
+TOO_MANY: Final = 100_000
+"""From this number on, a run does not wait for its end to see that too many are gone: they take memory, 30 MB here."""
 CHUNK: Final = 64
 """Sessions that are ended at once."""
 
@@ -59,13 +61,22 @@ class GoneSessions:
             self._unsaved.pop(session_id, None)
 
     def check(self, looked_at: int) -> None:
-        """Raise TooManyGoneError if more are gone than is credible among so many sessions."""
+        """Raise TooManyGoneError if more are gone than is credible among so many sessions, which are all."""
+        self._check(looked_at, "")
+
+    def check_early(self, looked_at: int) -> None:
+        """Raise it if so many are gone, among the sessions so far, that there is no use in going on."""
+        count = len(self._gone)
+        if (count > MANY and 2 * count > looked_at) or count > TOO_MANY:
+            self._check(looked_at, " There may be more, since it stopped before its end.")
+
+    def _check(self, looked_at: int, note: str) -> None:
         count, bound = len(self._gone), max(MAY_BE_GONE, looked_at * GONE_PERCENT // 100)
         if count > max(bound, self._allow):
             raise TooManyGoneError(
                 f"Clerk has no more {count} of {looked_at} sessions, which is more than {bound}: none of these was "
                 "ended. See that CLERK_SECRET_KEY and CLERK_API_URL are right, and what these sessions are. If they "
-                f"are to end, run it again with --allow {count}."
+                f"are to end, run it again with --allow {count}.{note}"
             )
 
     def end(self, store: SessionStore, mender: Mender) -> list[Found]:

@@ -17,7 +17,7 @@ from service.clerk.backend_api import BackendApi
 from service.errors import ClerkError, ClerkKeyError, StoreUnavailableError
 from service.store.sessions import SessionStore
 from service.workers import revoke, sweep
-from service.workers.gone import MANY, GoneSessions, TooManyGoneError
+from service.workers.gone import GoneSessions, TooManyGoneError
 from service.workers.instance import check_instance
 from service.workers.mend import Found, Mender
 from service.workers.report import Report, Scope
@@ -62,13 +62,13 @@ class Reconciler:
         ask_again_seconds: float = ASK_AGAIN_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.report: Final = Report(stage="users" if scope.lists_users else "stored")
+        self.report: Final = Report(int(clock() * 1000), stage="users" if scope.lists_users else "stored")
         self._api, self._store, self._runs, self._scope = api, store, runs, scope
         self._dry_run, self._ask_again_seconds, self._clock = dry_run, ask_again_seconds, clock
         self._check: UserCheck
         self._saves = scope.user_id is None and not dry_run
         self._gone = GoneSessions(allow)
-        self._progress = Progress(started_at_ms=int(clock() * 1000))
+        self._progress = Progress(self.report.began_at_ms)
         self._pages = UserPages(api, scope, self._progress)
         self._users_total: int | None = None
         self._visited = Visited()
@@ -136,6 +136,7 @@ class Reconciler:
         self._progress = progress
         self._pages = UserPages(self._api, self._scope, progress)
         self._visited.load(visited)
+        self.report.began_at_ms = progress.started_at_ms
         self.report.resume(progress.users, progress.sessions, progress.drift, progress.faults, progress.fault_count)
 
     async def _look_at_all(self) -> None:
@@ -211,21 +212,20 @@ class Reconciler:
         for gone in found.gone:
             self._gone.add(gone)
         self._unsaved_visits += self._visited.add(user_id)
-        if len(self._gone) > MANY and not self._dry_run:
-            self._check_gone()
+        self._check_gone(self._gone.check_early)
         return True
 
-    def _check_gone(self) -> None:
+    def _check_gone(self, check: Callable[[int], None]) -> None:
         try:
-            self._gone.check(self.report.sessions)
+            check(self.report.sessions)
         except TooManyGoneError as error:
+            self._progress.is_stopped = True
             if not self._dry_run:
-                self._progress.is_stopped = True
                 raise
             self.report.brake = str(error)
 
     async def _end_gone(self, mender: Mender) -> None:
-        self._check_gone()
+        self._check_gone(self._gone.check)
         found: list[Found] = await in_thread(self._gone.end, self._store, mender)
         drift = [each.drift for each in found if each.drift is not None]
         self.report.add(drift, [(each.session_id, each.fault) for each in found if each.fault is not None])

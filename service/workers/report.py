@@ -65,6 +65,8 @@ class Scope:
 class Report:
     """What a run has found so far."""
 
+    began_at_ms: int
+    """When it began, in Unix milliseconds; when the run began that it goes on with, if it does."""
     resumed: bool = False
     users: int = 0
     sessions: int = 0

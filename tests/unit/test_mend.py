@@ -34,6 +34,24 @@ def test_more_are_not_credible_and_the_text_says_what_to_do(count: int, looked_a
         gone_sessions(count, allow).check(looked_at)
 
 
+def test_a_run_does_not_go_on_if_most_of_many_sessions_are_gone() -> None:
+    gone = gone_sessions(1001)
+
+    gone.check_early(2002)
+    with pytest.raises(TooManyGoneError, match="There may be more, since it stopped before its end"):
+        gone.check_early(2001)
+    gone_sessions(1000).check_early(1000)
+    gone_sessions(1001, allow=1001).check_early(1001)
+
+
+def test_a_run_does_not_go_on_if_those_that_are_gone_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.workers.gone.TOO_MANY", 100)
+
+    gone_sessions(101).check_early(2020)
+    with pytest.raises(TooManyGoneError):
+        gone_sessions(101).check_early(2019)
+
+
 def test_a_session_that_is_found_twice_is_gone_once() -> None:
     gone = gone_sessions(3)
     gone.load(gone.unsaved())
@@ -51,7 +69,7 @@ def test_what_was_stored_has_not_to_be_stored_again() -> None:
 
 
 def test_only_so_many_faults_are_named_and_all_are_counted() -> None:
-    report = Report()
+    report = Report(1)
     for number in range(MAX_FAULTS + 5):
         report.add_fault(f"sess_{number}", "why")
 
@@ -59,7 +77,7 @@ def test_only_so_many_faults_are_named_and_all_are_counted() -> None:
 
 
 def test_a_fault_of_something_named_counts_once() -> None:
-    report = Report()
+    report = Report(1)
     report.add_fault("sess_1", "why")
     report.add_fault("sess_1", "why else")
 
@@ -67,7 +85,7 @@ def test_a_fault_of_something_named_counts_once() -> None:
 
 
 def test_a_fault_that_is_taken_back_is_not_counted() -> None:
-    report = Report()
+    report = Report(1)
     report.add_fault("user_1", "why")
     report.drop_fault("user_1")
     report.drop_fault("user_2")
@@ -76,7 +94,7 @@ def test_a_fault_that_is_taken_back_is_not_counted() -> None:
 
 
 def test_a_run_that_goes_on_adds_to_what_was_found() -> None:
-    report = Report()
+    report = Report(1)
     report.add_fault("revokes", "why")
     report.resume(2, 3, {"gone": 1}, {"sess_1": "why"}, 150)
     report.add(["gone", "missing"], [])
