@@ -73,7 +73,9 @@ class _UserId(click.ParamType[str]):
 @click.option("--user", metavar="ID", type=_UserId(), help="Look at this user only.")
 @click.option("--dry-run", is_flag=True, help="Tell what differs, and write nothing.")
 @click.option("--every", metavar="SECONDS", type=click.IntRange(1), help="Go on for ever, with such a pause.")
-@click.option("--allow", metavar="N", type=click.IntRange(0), default=0, help="Sessions that may be gone from Clerk.")
+@click.option(
+    "--allow", metavar="N", type=click.IntRange(0), default=0, help="End so many sessions that Clerk has no more."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def reconcile(
     *,
@@ -151,6 +153,8 @@ class _Command:
         seconds = time.monotonic() - started
         reconcile_view.print_result(report, self._scope, seconds, dry_run=dry_run, as_json=as_json)
         if dry_run:
+            if self._is_watched and budget.spent():
+                click.echo("Waiting some seconds, so that what follows stays within Clerk's limit, too …", err=True)
             await rest(budget)
         return report
 
@@ -159,6 +163,14 @@ class _Command:
             reconciler = Reconciler(api, self._store, self._runs, self._scope, dry_run=dry_run, allow=self._allow)
             async with reconcile_view.shown(reconciler.report, is_watched=self._is_watched):
                 return await reconciler.run()
+
+    async def _run_for_all(self, budget: Budget) -> Report:
+        """Run; and if it stops since too many sessions are gone, let the other workers pause, too."""
+        try:
+            return await self._run(budget)
+        except TooManyGoneError:
+            await asyncio.to_thread(self._runs.record_end, self._scope.mode, 0, is_success=False)
+            raise
 
     async def run_forever(self, every: int) -> None:
         """Reconcile so many seconds after the end of the last run of this kind, whoever made that."""
@@ -177,7 +189,7 @@ class _Command:
             if left > 0:
                 return min(left, every)
             async with turn(self._runs, budget, wait=False):
-                report = await self._run(budget)
+                report = await self._run_for_all(budget)
         except RunUnderWayError:
             return min(every, RETRY_SECONDS)
         except (TooManyGoneError, WrongInstanceError) as error:

@@ -80,6 +80,10 @@ def _drift(report: Report) -> str:
     return "".join(f", {count:,} {kind.replace('_', ' ')}" for kind, count in sorted(report.drift.items()))
 
 
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def print_result(report: Report, scope: Scope, seconds: float, *, dry_run: bool, as_json: bool) -> None:
     """Print what was found in all: for people, or as one line of JSON."""
     if as_json:
@@ -101,7 +105,8 @@ def print_result(report: Report, scope: Scope, seconds: float, *, dry_run: bool,
     else:
         found = _drift(report).removeprefix(", ") or "nothing"
         verb = "differs" if dry_run else "mended"
-        click.echo(f"{report.sessions:,} sessions of {report.users:,} users in {seconds:.0f} s: {found} {verb}.")
+        looked_at = f"{_count(report.sessions, 'session')} of {_count(report.users, 'user')}"
+        click.echo(f"{looked_at} in {seconds:.0f} s: {found} {verb}.")
         _print_details(report)
     sys.stdout.flush()
 
@@ -116,8 +121,8 @@ def _print_details(report: Report) -> None:
         click.echo(f"And {report.fault_count - len(report.faults)} more.", err=True)
     if report.pending_revokes:
         click.echo(
-            f"{report.pending_revokes} sessions have still to be revoked at Clerk: session-relay revoke --pending "
-            "lists them, and the next run tries again.",
+            f"Still to be revoked at Clerk: {_count(report.pending_revokes, 'session')}. "
+            "session-relay revoke --pending lists them, and the next run tries again.",
             err=True,
         )
     if report.brake:

@@ -116,7 +116,7 @@ def test_it_says_what_it_mended(setup: Setup) -> None:
     result = setup.reconcile()
 
     assert (result.exit_code, result.stderr) == (0, "")
-    assert re.fullmatch(r"1 sessions of 1 users in \d+ s: 1 late end mended\.\n", result.stdout)
+    assert re.fullmatch(r"1 session of 1 user in \d+ s: 1 late end mended\.\n", result.stdout)
     assert setup.status(session_id) == "ended"
 
 
@@ -159,7 +159,7 @@ def test_revokes_that_clerk_has_not_taken_are_mentioned(setup: Setup) -> None:
     result = setup.reconcile()
 
     assert result.exit_code == 0
-    assert "1 sessions have still to be revoked at Clerk: session-relay revoke --pending" in result.stderr
+    assert "Still to be revoked at Clerk: 1 session. session-relay revoke --pending" in result.stderr
 
 
 def test_too_many_sessions_that_are_gone_stop_it_with_what_to_do(setup: Setup) -> None:
@@ -448,6 +448,20 @@ def test_a_worker_says_what_stopped_a_run_and_goes_on(setup: Setup) -> None:
         setup.client.hdel("{clerk}:reconcile", "instance_id")
         worker.wait_for("reconcile_done", stream="stderr")
         assert worker.stop() == 0
+
+
+def test_a_worker_that_finds_too_many_gone_lets_all_pause(setup: Setup) -> None:
+    user_id = setup.clerk.add_user()
+    for _ in range(11):
+        setup.clerk.sign_in(user_id)
+    with setup.clerk.webhooks_lost():
+        setup.clerk.delete_user(user_id)
+
+    with setup.start("--every", "60") as worker:
+        worker.wait_for("Clerk has no more 11 of 11 sessions.*reconcile_stopped", stream="stderr")
+        assert worker.stop() == 0
+
+    assert setup.client.hkeys("{clerk}:reconcile") == ["instance_id", "ended_at_stored"]
 
 
 # Progress
