@@ -17,6 +17,7 @@ from support.redis_clients import monitored
 from service.dev.embedded import EmbeddedRedis
 from service.dev.fake_clerk import ABSENT
 from service.errors import ClerkCursorError, ClerkKeyError, ClerkUnavailableError
+from service.workers.expiry import ExpiryWorker
 from service.workers.gone import TooManyGoneError
 from service.workers.instance import WrongInstanceError
 from service.workers.runs import LockLostError, Runs, RunUnderWayError
@@ -321,11 +322,13 @@ def test_what_ended_at_clerk_never_comes_back(world: World) -> None:
     assert dump(world.client) == before
 
 
-def expired(world: World) -> str:
-    """Return a session that the expiry worker has ended."""
-    from service.workers.expiry import ExpiryWorker  # noqa: PLC0415
-
+def expired(world: World, **newer: Any) -> str:
+    """Return a session that the expiry worker has ended, after an event that set these fields."""
     session_id = signed_in(world, expire_at=world.now_ms + 5000)
+    if newer:
+        event = world.clerk.event("session.created", session_id)
+        event["data"] |= newer
+        assert world.deliver(event) == "applied"
     world.later()
     worker = ExpiryWorker(world.settings(), clock=lambda: world.now)
     worker.run_once()
@@ -350,6 +353,15 @@ def test_an_expiry_is_undone_by_a_later_end(world: World, later: int | None) -> 
 def test_an_expiry_is_not_undone_by_the_same_end(world: World) -> None:
     session_id = expired(world)
     missed(world, world.clerk.set, session_id, last_active_organization_id="org_1", updated_at=world.now_ms)
+    before = dump(world.client)
+
+    assert world.reconcile(full=True).drift == {}
+    assert dump(world.client) == before
+
+
+def test_an_expiry_is_not_undone_by_an_answer_that_is_older_than_what_expired(world: World) -> None:
+    session_id = expired(world, updated_at=world.now_ms + HOUR_MS)
+    missed(world, world.clerk.set, session_id, expire_at=None)
     before = dump(world.client)
 
     assert world.reconcile(full=True).drift == {}
