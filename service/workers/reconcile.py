@@ -8,7 +8,7 @@ sessions that Clerk has no more. What it did is stored every few seconds, so tha
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 import redis
@@ -19,12 +19,12 @@ from service.store.sessions import SessionStore
 from service.workers import revoke, sweep
 from service.workers.gone import GoneSessions, TooManyGoneError
 from service.workers.instance import check_instance
-from service.workers.mend import Found, Mender
+from service.workers.mend import Mender
 from service.workers.report import Report, Scope
 from service.workers.runs import Progress, Runs
 from service.workers.sweep import OpenSession
 from service.workers.tasks import background, first_error, in_thread
-from service.workers.user_check import ASK_AGAIN_SECONDS, UserCheck
+from service.workers.user_check import ASK_AGAIN_SECONDS, UserCheck, UserResult
 from service.workers.user_pages import Page, UserPages
 from service.workers.visited import Visited
 
@@ -90,23 +90,26 @@ class Reconciler:
         self._check = UserCheck(self._api, self._store, mender, instance.id, self._ask_again_seconds)
         if not self._dry_run:
             await self._retry_revokes(instance.id)
-        if not self._saves:
-            await self._look_and_end(mender)
-        else:
-            await self._resume()
-            try:
-                async with background(self._keep_saving()):
-                    await self._look_and_end(mender)
-            finally:
-                with contextlib.suppress(Exception):  # what ends the run is the error to tell of
-                    await in_thread(self._save)
+        async with self._saved() if self._saves else contextlib.nullcontext():
+            if self._scope.user_id is not None:
+                await self._look_at(self._scope.user_id, [])
+            else:
+                await self._look_at_all()
+            await self._end_gone(mender)
         if not self._dry_run:
             await in_thread(self._finish)
         return self.report
 
-    async def _look_and_end(self, mender: Mender) -> None:
-        await self._look_at_all()
-        await self._end_gone(mender)
+    @contextlib.asynccontextmanager
+    async def _saved(self) -> AsyncIterator[None]:
+        """Go on where an interrupted run was, and store how far this one comes."""
+        await self._resume()
+        try:
+            async with background(self._keep_saving()):
+                yield
+        finally:
+            with contextlib.suppress(Exception):  # what ends the run is the error to tell of
+                await in_thread(self._save)
 
     async def _keep_saving(self) -> None:
         while True:
@@ -115,8 +118,8 @@ class Reconciler:
 
     async def _retry_revokes(self, instance_id: str) -> None:
         try:
-            _, left = await revoke.retry_pending(self._store, self._api, instance_id, clock=self._clock)
-            self.report.pending_revokes = left
+            retried = revoke.retry_pending(self._store, self._api, instance_id, clock=self._clock)
+            _, self.report.pending_revokes = await retried
         except (ClerkError, StoreUnavailableError, redis.RedisError) as error:
             self.report.add_fault("what Clerk has still to revoke", str(error))
 
@@ -140,17 +143,17 @@ class Reconciler:
         self.report.resume(progress.users, progress.sessions, progress.drift, progress.faults, progress.fault_count)
 
     async def _look_at_all(self) -> None:
-        if self._scope.user_id is not None:
-            await self._look_at(self._scope.user_id, [])
-            return
         if self._scope.lists_users and not self._progress.users_are_listed:
-            self._users_total = await self._pages.total()
-            async with first_error(), asyncio.TaskGroup() as tasks:
+            async with background(self._count_users()), first_error(), asyncio.TaskGroup() as tasks:
                 await self._list_users(tasks)
             self._progress.users_are_listed = True
         self.report.stage, self.report.part = "stored", None
         async with first_error(), asyncio.TaskGroup() as tasks:
             await self._sweep(tasks)
+
+    async def _count_users(self) -> None:
+        with contextlib.suppress(ClerkError):  # then nobody sees how far it is
+            self._users_total = await self._pages.total()
 
     async def _list_users(self, tasks: asyncio.TaskGroup) -> None:
         async for page, user_ids in self._pages:
@@ -226,9 +229,9 @@ class Reconciler:
 
     async def _end_gone(self, mender: Mender) -> None:
         self._check_gone(self._gone.check)
-        found: list[Found] = await in_thread(self._gone.end, self._store, mender)
-        drift = [each.drift for each in found if each.drift is not None]
-        self.report.add(drift, [(each.session_id, each.fault) for each in found if each.fault is not None])
+        result = UserResult()
+        result.add(await in_thread(self._gone.end, self._store, mender))
+        self.report.add(result.drift, result.faults)
 
     def _save(self) -> None:
         visits, gone = bytes(self._unsaved_visits), self._gone.unsaved()
