@@ -206,8 +206,7 @@ class Reconciler:
             return False
         self._failures = 0
         report = self.report
-        report.users += 1
-        report.sessions += found.sessions
+        report.users, report.sessions = report.users + 1, report.sessions + found.sessions
         if self._users_total:
             report.part = min(1.0, report.users / self._users_total)
         report.drop_fault(user_id)  # of an earlier attempt
