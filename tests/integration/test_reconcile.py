@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from clerk_session_feed.keys import partition_of
+from support.clock import eventually
 from support.constants import DAY_MS, HOUR_MS, SESSION_KEY
 from support.reconciling import WEEK_MS, World, dump, run_world
 from support.redis_clients import monitored
@@ -1196,6 +1197,33 @@ def test_a_user_whom_clerk_failed_to_show_is_looked_at_by_the_run_that_goes_on(w
     report = world.reconcile(full=True)
 
     assert (report.faults, report.fault_count, world.status(failed)) == ({}, 0, "ended")
+
+
+def test_the_list_is_read_again_from_a_user_whom_clerk_failed_to_show(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.clerk.backend_api.PAGE_SIZE", 2)
+    users = [world.clerk.add_user(created_at=world.now_ms - 10_000 + number) for number in range(5)]
+    sessions = [missed(world, world.clerk.sign_in, user_id) for user_id in users]
+
+    def fail(_: str, __: str, query: dict[str, str]) -> int | None:
+        if query.get("user_id") == users[4]:
+            eventually(lambda: world.client.hget("{clerk}:reconcile:run:full", "users") == "3")
+            return 401
+        return 418 if query.get("user_id") == users[2] else None
+
+    monkeypatch.setattr("service.workers.reconcile.SAVE_SECONDS", 0.02)
+    world.clerk.on_request = fail
+    with pytest.raises(ClerkKeyError):
+        world.reconcile(full=True)
+    world.clerk.on_request = None
+    world.clerk.requests.clear()
+
+    world.reconcile(full=True)
+
+    listed = [each.target for each in world.clerk.requests if each.target.startswith("/v1/users?")]
+    assert {world.status(each) for each in sessions} == {"active"}
+    assert f"starting_after={users[1]}" in listed[0]
 
 
 def test_another_mode_does_not_go_on_with_it(world: World) -> None:

@@ -347,7 +347,7 @@ def test_a_signal_stops_a_run_which_the_next_one_goes_on_with(setup: Setup, numb
         eventually(lambda: any(each.status == 404 for each in setup.clerk.requests))
         began = time.monotonic()
         assert program.stop(number) == 1
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 15
     assert program.stderr == "Error: Stopped. The next run of this kind goes on from here.\n"
     assert not setup.client.exists(LOCK)
 
@@ -387,7 +387,7 @@ def test_a_worker_goes_on_until_it_is_stopped(setup: Setup) -> None:
             assert setup.status(session_id) == "ended"
         began = time.monotonic()
         assert worker.stop() == 0
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 15
 
     assert [each["every_seconds"] for each in lines(worker, "reconcile_started")] == [1]
     assert setup.client.hget("{clerk}:reconcile", "drift_late_end") == "2"
