@@ -29,6 +29,7 @@ from support.reconciling import dump
 from support.redis_clients import client_of
 from support.redis_servers import durable_redis
 from support.relay import Relay, run_relay
+from support.topologies import cluster_of
 
 from service.cli import reconcile_view
 from service.dev.embedded import EmbeddedRedis
@@ -526,3 +527,31 @@ def test_the_first_day_what_was_signed_in_before_is_live_after_a_full_run(setup:
 
     assert "3 missing mended." in result.stdout
     assert {setup.client.hget(f"{{clerk}}:session:{each}", "live") for each in ids} == {"1"}
+
+
+@pytest.mark.real_redis
+def test_a_cluster_with_partitions_is_mended(
+    redis_binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        cluster_of(redis_binary, replicas=0) as nodes,
+        FakeClerk(environment="production") as clerk,
+        run_relay(nodes.url, now_ms=time.time_ns() // 1_000_000, partitions=4) as relay,
+    ):
+        clerk.on_webhook = lambda event: relay.take(event, f"msg_{event['data']['id']}")
+        sessions = [clerk.sign_in(clerk.add_user()) for _ in range(12)]
+        with clerk.webhooks_lost():
+            for session_id in sessions[:9]:
+                clerk.end(session_id)
+            for session_id in sessions[9:]:
+                clerk.vanish(session_id)
+            clerk.sign_in(clerk.add_user())
+        settings = {"REDIS_URL": nodes.url, "CLERK_SECRET_KEY": clerk.secret_key, "CLERK_API_URL": clerk.url}
+
+        first, second = (
+            json.loads(run("reconcile", "--full", "--json", environment={**settings, "PARTITIONS": "4"}).stdout)
+            for _ in range(2)
+        )
+
+        assert (first["drift"], second["drift"]) == ({"gone": 3, "late_end": 9, "missing": 1}, {})
