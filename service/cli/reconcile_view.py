@@ -23,6 +23,8 @@ REPORT_SECONDS: Final = 60
 """Seconds between two lines about the progress where nobody watches."""
 REFRESH_SECONDS: Final = 0.2
 """Seconds between two updates of the progress bar."""
+STEPS: Final = 1000
+"""Of the progress bar."""
 _STAGES: Final = {"users": "Clerk's users", "stored": "stored sessions"}
 
 
@@ -43,19 +45,18 @@ async def _show_bar(report: Report) -> None:
     remaining = TimeRemainingColumn()
     with Progress(*columns, remaining, console=Console(stderr=True), transient=True, speed_estimate_period=600) as bar:
         task = bar.add_task("", total=None)
-        stage, started, users_before = report.stage, time.monotonic(), report.users
+        began, users_before, measured = time.monotonic(), 0, None
         while True:
-            if report.resumed and users_before == 0:
+            if report.resumed and not users_before:
                 users_before = report.users
-            if report.stage != stage:
-                stage = report.stage
-                bar.reset(task, total=None)
-            rate = (report.users - users_before) / max(time.monotonic() - started, 1)
-            text = (
-                f"{_STAGES[stage]}: {report.users:,} users ({rate:.1f}/s), {report.sessions:,} sessions{_drift(report)}"
-            )
-            total = None if report.part is None else 1.0
-            bar.update(task, description=text, total=total, completed=report.part or 0)
+            done = round(STEPS * (report.part or 0))
+            if measured != (report.stage, report.part is None):
+                # What was done before, by another stage or an interrupted run, says nothing of the speed from now on.
+                bar.reset(task, total=None if report.part is None else STEPS, completed=done)
+                measured = (report.stage, report.part is None)
+            rate = (report.users - users_before) / max(time.monotonic() - began, 1)
+            looked_at = f"{report.users:,} users ({rate:.1f}/s), {report.sessions:,} sessions"
+            bar.update(task, description=f"{_STAGES[report.stage]}: {looked_at}{_drift(report)}", completed=done)
             await asyncio.sleep(REFRESH_SECONDS)
 
 
