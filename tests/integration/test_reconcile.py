@@ -701,10 +701,11 @@ def test_a_state_of_another_schema_is_named_and_stays(world: World) -> None:
     assert (state, world.status(other)) == ('{"schema_version":2}', "ended")
 
 
-def test_a_session_of_which_only_a_part_is_stored_is_named(world: World) -> None:
+@pytest.mark.parametrize("change", ["end", "vanish"])
+def test_a_session_of_which_only_a_part_is_stored_is_named(world: World, change: str) -> None:
     session_id = signed_in(world)
     world.client.hdel(f"{{clerk}}:session:{session_id}", "_order")
-    missed(world, world.clerk.vanish, session_id)
+    missed(world, getattr(world.clerk, change), session_id)
 
     assert world.reconcile().faults == {session_id: "fields of its hash are missing"}
 
