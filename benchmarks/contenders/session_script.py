@@ -41,11 +41,16 @@ def call(message_id: str, body: bytes, event: dict[str, Any]) -> tuple[list[str]
         },
         "session": {name: data.get(name) for name in FIELDS},
     }
-    keys = [f"{{clerk}}:session:{session_id}", f"{{clerk}}:user:{user_id}:sessions", "{clerk}:events", "{clerk}:expiry"]
+    user_key = f"{{clerk}}:user:{user_id}"
+    keys = [
+        *(f"{{clerk}}:session:{session_id}", f"{user_key}:sessions", f"{user_key}:pending", f"{user_key}:gone"),
+        *("{clerk}:events", "{clerk}:expiry"),
+    ]
     order = f"{int(not is_open)} {updated_at} {occurred_at} {RANKS.index(status)} {message_id}"
     ttl_ms = max(expire_at - now_ms, 0) + RETENTION_MS
     return keys, [
-        *(message_id, order, session_id, user_id, status, int(live), expire_at, ttl_ms, RETENTION_MS, 5000),
+        *(message_id, order, "", session_id, user_id, status, int(live), expire_at, data["created_at"]),
+        *(ttl_ms, RETENTION_MS, 5000),
         *("clerk:sessions", f"clerk:sessions:user:{user_id}", b"," + orjson.dumps(message)[1:]),
-        *(0, hashlib.blake2b(body, digest_size=8).hexdigest(), ""),
+        *(0, hashlib.blake2b(body, digest_size=8).hexdigest(), "", 1),
     ]

@@ -131,7 +131,8 @@ class Stored:
         ]
         self.schema_faults = faults_stored(client)
         self.sessions: dict[str, dict[str, str]] = {}
-        self.user_sets: dict[str, dict[str, float]] = {}
+        self.user_sets: dict[tuple[str, str], dict[str, float]] = {}
+        """By user and kind: `sessions` (live ones) or `pending` (the other open ones)."""
         self.expiry: dict[str, float] = {}
         self.without_ttl: list[str] = []
         self.unexpected: list[str] = []
@@ -139,8 +140,8 @@ class Stored:
             match key.split(":"):
                 case ["{clerk}", "session", session_id]:
                     self.sessions[session_id] = client.hgetall(key)
-                case ["{clerk}", "user", user_id, "sessions"]:
-                    self.user_sets[user_id] = dict(client.zrange(key, 0, -1, withscores=True))
+                case ["{clerk}", "user", user_id, "sessions" | "pending" as kind]:
+                    self.user_sets[user_id, kind] = dict(client.zrange(key, 0, -1, withscores=True))
                 case ["{clerk}", "expiry"]:
                     self.expiry = dict(client.zrange(EXPIRY_KEY, 0, -1, withscores=True))
                     continue
@@ -225,13 +226,15 @@ def _wrong_states(load: Load, stored: Stored) -> Wrong:
         ],
         "sessions that are in the wrong users' sets": _differing(
             {
-                (str(message.session["user_id"]), session_id): _score(message)
+                (str(message.session["user_id"]), kind, session_id): _score(message)
                 for session_id, message in demands.items()
-                if stored.sessions.get(session_id, {}).get("live") == "1"
+                for kind in ("sessions", "pending")
+                if message.status in OPEN
+                and stored.sessions.get(session_id, {}).get("live") == ("1" if kind == "sessions" else "0")
             },
             {
-                (user_id, session_id): score
-                for user_id, scores in stored.user_sets.items()
+                (user_id, kind, session_id): score
+                for (user_id, kind), scores in stored.user_sets.items()
                 for session_id, score in scores.items()
             },
         ),
