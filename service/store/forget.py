@@ -141,12 +141,13 @@ class _User:
                     removed.append(session_id)
                     self._forgotten.open_sessions += reply[1] in _OPEN
             if removed:
-                # At once, so that nothing refers to a session that can't be found any more when this is run again.
-                pipeline = self._client.pipeline(transaction=True)
-                pipeline.delete(*map(self._key, removed))
+                # The session last: if this is interrupted, the next run still finds the session by its key.
+                # Without a transaction: a full Redis refuses one even if it only frees memory.
+                pipeline = self._client.pipeline(transaction=False)
                 for key in (*self._indexes, self._keys.expiry, self._keys.revokes):
                     pipeline.zrem(key, *removed)
-                self._forgotten.sessions += pipeline.execute()[0]
+                pipeline.delete(*map(self._key, removed))
+                self._forgotten.sessions += pipeline.execute()[-1]
 
     def _key(self, session_id: bytes) -> bytes:
         return self._keys.session("").encode() + session_id

@@ -304,3 +304,15 @@ def test_no_command_names_more_than_a_chunk(real_redis: EmbeddedRedis, real_clie
 
     assert {"DEL", "ZREM", "XDEL"} <= {command.split()[0] for command in commands}
     assert max(len(command.split()) for command in commands) <= forget.CHUNK + 2
+
+
+def test_a_full_redis_gets_room(own_redis: EmbeddedRedis, own_client: Any) -> None:
+    with run_relay(own_redis.url) as relay:
+        live(relay, "sess_1")
+        dead_letter(relay, "msg_dead", unreadable("user_1"))
+    own_client.config_set("maxmemory", "1")
+
+    forgotten = forgotten_on(own_redis)
+
+    assert forgotten == Forgotten(sessions=1, open_sessions=1, entries=1, dead_letters=1)
+    assert mentions(own_client) == []
