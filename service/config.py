@@ -6,6 +6,7 @@ docs/contract.md, section 2, lists them. What consumers need, too (`REDIS_URL` a
 
 import base64
 import difflib
+import ipaddress
 import re
 from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -81,7 +82,17 @@ def _check_api_url(url: str) -> str:
         is_address = False
     if not is_address:
         raise ValueError("is not an address like https://api.clerk.com/v1, with no user, query or fragment in it")
+    if urlsplit(url).scheme == "http" and not _is_nearby(str(urlsplit(url).hostname)):
+        raise ValueError("begins with http://, so that the secret key could be read on its way: use https://")
     return url.rstrip("/")
+
+
+def _is_nearby(host: str) -> bool:
+    """Tell whether a host is of a private network: it may be a stand-in for Clerk, and can't be Clerk."""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith((".internal", ".local", ".localhost", ".test"))
 
 
 def _check_omit_fields(names: frozenset[str]) -> frozenset[str]:

@@ -20,7 +20,12 @@ API_VERSION: Final = "2026-05-12"
 """https://clerk.com/docs/versioning/available-versions"""
 MAX_IN_FLIGHT: Final = 16
 """Requests at a time, and connections: enough for 200 in 10 s even if each takes 0.8 s."""
-MAX_RESPONSE_BYTES: Final = 64 * 2**20
+MAX_RESPONSE_BYTES: Final = 32 * 2**20
+"""More than twice of what 500 users with all of their metadata take."""
+LARGE_BYTES: Final = 2**18
+"""From this size on, a body is parsed in a thread: it would hold up the event loop for milliseconds, or longer."""
+MAX_AHEAD: Final = datetime.timedelta(days=1)
+"""How far in the future a `Date` may lie, as for the times in webhooks: a later one would outweigh what comes after."""
 TIMEOUT_SECONDS: Final = 15
 """For connecting, and for each part of a response."""
 ATTEMPT_SECONDS: Final = 60
@@ -34,36 +39,37 @@ MAX_LIMITED_SECONDS: Final = 120
 """A request that gets nothing but 429 is given up after this time."""
 
 
+_EPOCH: Final = datetime.datetime.fromtimestamp(0, datetime.UTC)
+
+
 class Response(NamedTuple):
     """A response, whole."""
 
     status: int
     content_type: str
-    body: bytes
+    size: int
+    """Bytes of the body."""
+    json: Any
+    """The value of the body; None if it is not JSON."""
     answered_at_ms: int
-    """The header `Date`, in Unix milliseconds; without one, when the request began, cut to whole seconds."""
+    """The header `Date`, in Unix milliseconds. Without a usable one, when the request began, cut to whole seconds."""
     retry_after: float
     """Seconds that the header `Retry-After` asks for, at least 1."""
 
     def __repr__(self) -> str:
         """Leave the body out, because error trackers record this, and a body has users' e-mail addresses."""
-        return f"status {self.status}, {self.content_type or 'without a type'}, {len(self.body)} bytes"
-
-    def json(self) -> Any:
-        """Return the value of the body; None if it is not JSON."""
-        try:
-            return load(self.body)
-        except ValueError:
-            return None
+        return f"status {self.status}, {self.content_type or 'without a type'}, {self.size} bytes"
 
     def ok_json(self) -> Any:
         """Return the value of the body; None if it is not JSON, or not of a response with status 200."""
-        return self.json() if self.status == httpx.codes.OK else None
+        return self.json if self.status == httpx.codes.OK else None
 
     def is_not_found(self) -> bool:
         """Tell whether it is a 404 of Clerk's own; one by a proxy says nothing about what Clerk has."""
-        error = self.json() if self.status == httpx.codes.NOT_FOUND else None
-        return isinstance(error, dict) and isinstance(error.get("errors"), list)
+        match self.json if self.status == httpx.codes.NOT_FOUND else None:
+            case {"errors": [dict(), *_]}:
+                return True
+        return False
 
 
 class Requests:
@@ -157,11 +163,15 @@ class Requests:
                     body += chunk
                     if len(body) > MAX_RESPONSE_BYTES:
                         raise ClerkError(f"A response from {self._url} has more than {MAX_RESPONSE_BYTES} bytes.")
-        date = _read_date(response.headers.get("Date")) or began
+        date = _read_date(response.headers.get("Date"))
+        if date is None or not _EPOCH <= date <= began + MAX_AHEAD:
+            date = began
+        value = _load(bytes(body)) if len(body) < LARGE_BYTES else await asyncio.to_thread(_load, bytes(body))
         return Response(
             response.status_code,
             response.headers.get("Content-Type", "").partition(";")[0][:100],
-            bytes(body),
+            len(body),
+            value,
             int(date.timestamp()) * 1000,
             _read_retry_after(response.headers.get("Retry-After"), date),
         )
@@ -191,6 +201,13 @@ def _user_agent() -> str:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run from a folder
         return f"clerk-session-relay/{importlib.metadata.version('clerk-session-relay')}"
     return "clerk-session-relay"
+
+
+def _load(body: bytes) -> Any:
+    try:
+        return load(body)
+    except ValueError:
+        return None
 
 
 def _read_date(text: str | None) -> datetime.datetime | None:

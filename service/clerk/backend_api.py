@@ -27,6 +27,8 @@ from service.errors import ClerkCursorError, ClerkError
 
 PAGE_SIZE: Final = 500
 """Users or sessions in one response: the most that Clerk gives."""
+MAX_PAGES: Final = 200
+"""Pages of one user's sessions, 96,000 in all: a list that is longer does not end."""
 OVERLAP: Final = 20
 """Sessions of a page that the next one repeats, since each session that vanishes meanwhile moves the others up."""
 
@@ -126,7 +128,7 @@ class BackendApi:
         if users is None:
             raise _unexpected("GET /users", response)
         ids = [id_ for user in users if (id_ := _id_of(user))]
-        if len(ids) < len(users):
+        if len(ids) < len(users) or len(ids) > PAGE_SIZE or after in ids:  # it does not know `starting_after`
             raise _unexpected("GET /users", response)
         return UsersPage(tuple(ids), is_last=len(ids) < PAGE_SIZE)
 
@@ -146,15 +148,16 @@ class BackendApi:
         """Return every session that Clerk lists for a user, whatever its status; none if it has no such user."""
         sessions: dict[str, ApiSession | UnreadableSession] = {}  # of two readings, the later one
         without_id: list[UnreadableSession] = []
-        offset = 0
-        while True:
+        for page in range(MAX_PAGES):
+            offset = page * (PAGE_SIZE - OVERLAP)
             query: dict[str, str | int | None] = {"user_id": user_id, "limit": PAGE_SIZE, "offset": offset}
             response = await self._requests.send("GET", "sessions", query)
             if response.is_not_found():
                 break
             items = _items(response)
-            if items is None:
+            if items is None or len(items) > PAGE_SIZE:
                 raise _unexpected("GET /sessions", response)
+            known = len(sessions)
             for item in items:
                 session = read_session(item, response.answered_at_ms)
                 if session.id is not None:
@@ -163,7 +166,10 @@ class BackendApi:
                     without_id.append(session)
             if len(items) < PAGE_SIZE:
                 break
-            offset += PAGE_SIZE - OVERLAP
+            if len(sessions) == known:
+                raise ClerkError(f"Clerk lists the same sessions of {user_id} again and again.")
+        else:
+            raise ClerkError(f"Clerk lists more sessions of {user_id} than can be read ({len(sessions)}).")
         readable = tuple(session for session in sessions.values() if isinstance(session, ApiSession))
         unreadable = tuple(session for session in sessions.values() if isinstance(session, UnreadableSession))
         return SessionList(readable, (*unreadable, *without_id))

@@ -5,6 +5,7 @@ import dataclasses
 import email.utils
 import itertools
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final, TypeVar
@@ -14,7 +15,7 @@ import orjson
 import pytest
 from support import virtual_time
 
-from service.clerk import api_requests
+from service.clerk import api_requests, backend_api
 from service.clerk.api_sessions import ApiSession, SessionNotFound, SessionRefused, UnreadableSession
 from service.clerk.backend_api import OVERLAP, PAGE_SIZE, BackendApi, Instance, UsersPage
 from service.clerk.budget import Budget
@@ -315,7 +316,7 @@ def test_a_session_that_clerk_does_not_have_is_told_with_the_time(name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["session", "revoke"])
-@pytest.mark.parametrize("content", [*ODD_BODIES, b'{"message":"no route"}', b'{"errors":"none"}'])
+@pytest.mark.parametrize("content", [*ODD_BODIES, b'{"message":"no route"}', b'{"errors":"none"}', b'{"errors":[]}'])
 def test_a_404_that_is_not_clerk_s_says_nothing_about_the_session(name: str, content: bytes) -> None:
     found, _ = respond_with([httpx.Response(404, content=content, headers={"Date": DATE})], CALLS[name])
     assert found == SessionRefused("sess_1", 404, DATE_MS)
@@ -343,8 +344,15 @@ def test_what_is_no_id_is_not_asked_for(name: str) -> None:
 # The time of an answer.
 
 
-@pytest.mark.parametrize("date", [None, "", "soon", "Thu, 99 Nov 2026 14:12:41 GMT"])
-def test_without_a_date_the_time_when_the_request_began_counts(date: str | None) -> None:
+# The last two are of clocks that can't be right: before times count, and later than all that is to come.
+UNUSABLE_DATES: Final = [
+    *(None, "", "soon", "Thu, 99 Nov 2026 14:12:41 GMT"),
+    *("Mon, 01 Jan 1900 00:00:00 GMT", "Thu, 01 Jan 2099 00:00:00 GMT"),
+]
+
+
+@pytest.mark.parametrize("date", UNUSABLE_DATES)
+def test_without_a_usable_date_the_time_when_the_request_began_counts(date: str | None) -> None:
     response = httpx.Response(200, json=session(1), headers={} if date is None else {"Date": date})
     before = int(time.time()) * 1000
     found, _ = respond_with([response], CALLS["session"])
@@ -511,6 +519,47 @@ def test_users_without_ids_are_an_error(users: object) -> None:
     assert "GET /users" in str(fault(ok(users), CALLS["users_page"]))
 
 
+def test_users_that_begin_again_after_the_last_one_are_an_error() -> None:
+    again = ok([{"id": "user_1"}, {"id": "user_2"}])
+    assert "GET /users" in str(fault(again, lambda api: api.users_page(after="user_2")))
+
+
+@pytest.mark.parametrize("name", ["users_page", "sessions_of"])
+def test_a_list_with_more_than_was_asked_for_is_an_error(name: str) -> None:
+    items = [session(number) for number in range(PAGE_SIZE + 1)]
+    assert "unexpected" in str(fault(ok(items), CALLS[name]))
+
+
+def test_a_list_that_repeats_itself_is_an_error() -> None:
+    items = [session(number) for number in range(PAGE_SIZE)]
+    assert "user_1 again and again" in str(fault(ok(items), CALLS["sessions_of"]))
+
+
+def test_a_list_that_does_not_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_api, "MAX_PAGES", 3)
+
+    async def handler(request: httpx.Request) -> httpx.Response:
+        offset = int(request.url.params["offset"])
+        return ok([session(number) for number in range(offset, offset + PAGE_SIZE)])
+
+    with pytest.raises(ClerkError, match=f"more sessions of user_1 than can be read .{3 * PAGE_SIZE - 2 * OVERLAP}"):
+        respond(handler, CALLS["sessions_of"])
+
+
+def test_a_large_body_is_parsed_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_requests, "LARGE_BYTES", 100)
+    threads = set()
+
+    def load(body: bytes) -> Any:
+        threads.add(threading.current_thread())
+        return orjson.loads(body)
+
+    monkeypatch.setattr(api_requests, "load", load)
+    respond_with([ok(session(1))], CALLS["session"])
+    assert threads
+    assert threading.main_thread() not in threads
+
+
 @pytest.mark.parametrize("found", [{}, {"id": "ins_1"}, {"id": 1, "environment_type": "x"}, {"environment_type": "x"}])
 def test_an_instance_without_id_or_environment_is_an_error(found: object) -> None:
     assert "GET /instance" in str(fault(ok(found), CALLS["instance"]))
@@ -539,7 +588,7 @@ class _Stream(httpx.AsyncByteStream):
 
 
 def test_the_repr_of_a_response_hides_its_body() -> None:
-    response = api_requests.Response(200, "application/json", b"secret of the body", DATE_MS, 1)
+    response = api_requests.Response(200, "application/json", 18, "secret of the body", DATE_MS, 1)
     assert repr(response) == "status 200, application/json, 18 bytes"
 
 

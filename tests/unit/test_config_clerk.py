@@ -104,6 +104,8 @@ def test_clerk_s_own_address_is_the_default(environment: pytest.MonkeyPatch) -> 
         ("http://127.0.0.1:8123/v1", "http://127.0.0.1:8123/v1"),
         ("HTTP://[::1]:8123", "HTTP://[::1]:8123"),
         ("http://clerk/", "http://clerk"),
+        ("http://10.0.0.7", "http://10.0.0.7"),
+        ("http://host.docker.internal:8123", "http://host.docker.internal:8123"),
     ],
 )
 def test_an_address_is_read_without_a_slash_at_its_end(url: str, read: str) -> None:
@@ -124,6 +126,11 @@ def test_what_is_no_address_is_refused_and_not_shown(url: str) -> None:
     fault = fault_of(clerk_api_url=url)
     assert fault.startswith("CLERK_API_URL: ")
     assert "hunter2" not in fault
+
+
+@pytest.mark.parametrize("url", ["http://api.clerk.com/v1", "HTTP://api.clerk.com", "http://8.8.8.8"])
+def test_the_key_is_not_sent_in_plain_text_beyond_a_private_network(url: str) -> None:
+    assert "use https://" in fault_of(clerk_api_url=url)
 
 
 @given(
