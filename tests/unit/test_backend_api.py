@@ -19,7 +19,8 @@ from service.clerk import api_requests, backend_api
 from service.clerk.api_sessions import ApiSession, SessionNotFound, SessionRefused, UnreadableSession
 from service.clerk.backend_api import OVERLAP, PAGE_SIZE, BackendApi, Instance, UsersPage
 from service.clerk.budget import Budget
-from service.config import ClerkSettings, load
+from service.config import ClerkSettings
+from service.config import load as load_settings
 from service.errors import ClerkCursorError, ClerkError, ClerkKeyError, ClerkUnavailableError
 
 KEY: Final = "sk_test_hunter2"
@@ -48,7 +49,7 @@ def respond(handler: Handler, use: Use[T], requests: int = 1000, url: str = "htt
     """Use a client whose requests this handler answers."""
 
     async def main() -> T:
-        settings = load(ClerkSettings, clerk_secret_key=KEY, clerk_api_url=url, _env_file=None)
+        settings = load_settings(ClerkSettings, clerk_secret_key=KEY, clerk_api_url=url, _env_file=None)
         budget = Budget(requests, clock=asyncio.get_running_loop().time)
         async with BackendApi(settings, budget=budget, transport=httpx.MockTransport(handler)) as api:
             return await use(api)
@@ -554,10 +555,16 @@ def test_a_large_body_is_parsed_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> 
         threads.add(threading.current_thread())
         return orjson.loads(body)
 
+    async def main() -> None:
+        settings = load_settings(ClerkSettings, clerk_secret_key=KEY, _env_file=None)
+        transport = httpx.MockTransport(lambda _: ok(session(1)))
+        async with BackendApi(settings, transport=transport) as api:
+            await api.session("sess_1")
+
     monkeypatch.setattr(api_requests, "load", load)
-    respond_with([ok(session(1))], CALLS["session"])
+    asyncio.run(main())  # in real time: threads know no other
     assert threads
-    assert threading.main_thread() not in threads
+    assert threading.current_thread() not in threads
 
 
 @pytest.mark.parametrize("found", [{}, {"id": "ins_1"}, {"id": 1, "environment_type": "x"}, {"environment_type": "x"}])
@@ -630,7 +637,7 @@ def test_every_attempt_is_within_the_budget() -> None:
 
 def test_the_budget_is_that_of_the_key_unless_told_otherwise() -> None:
     async def main() -> int:
-        settings = load(ClerkSettings, clerk_secret_key="sk_live_x", _env_file=None)
+        settings = load_settings(ClerkSettings, clerk_secret_key="sk_live_x", _env_file=None)
         async with BackendApi(settings, transport=httpx.MockTransport(lambda _: ok([]))) as api:
             return api.budget.requests
 
@@ -652,7 +659,7 @@ def test_a_proxy_that_can_not_be_used_is_told_without_its_password(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
-    settings = load(ClerkSettings, clerk_secret_key=KEY, _env_file=None)
+    settings = load_settings(ClerkSettings, clerk_secret_key=KEY, _env_file=None)
     with pytest.raises(ClerkError, match=name) as caught:
         BackendApi(settings)
     assert "hunter2" not in str(caught.value)
