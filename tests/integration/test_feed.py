@@ -234,6 +234,23 @@ def test_a_session_that_is_not_stored_is_unknown(feed: Feed, relay: Relay) -> No
     assert status_of(feed, "sess_1") == "unknown"
 
 
+NO_IDS = ["", "\ud800", "\x00", "sess_1\n", "sess 1", "s" * 129, None, 17]
+"""What the claim `sid` of a token could be, but no id of a session is."""
+
+
+@pytest.mark.parametrize("text", NO_IDS, ids=repr)
+def test_what_is_no_id_is_unknown(feed: Feed, text: Any) -> None:
+    assert status_of(feed, text) == "unknown"
+    assert feed.get(text) is None
+    assert feed.history(text) == []
+
+
+@pytest.mark.parametrize("text", [each for each in NO_IDS if isinstance(each, str)], ids=repr)
+def test_what_is_no_id_of_a_user_has_no_sessions(spread: Feed, text: str) -> None:
+    assert spread.live_ids(text) == []
+    assert status_of(spread, "sess_unknown", text) == "unknown"
+
+
 def test_whether_a_session_is_live_needs_nothing_but_the_state(feed: Feed, relay: Relay, client: Any) -> None:
     """docs/contract.md, section 5: fields that begin with `_` may be others in another version."""
     relay.take(clerk_event(), "msg_1")

@@ -80,8 +80,8 @@ class SessionFeed(Feed[BlockingConnection]):
         - `ended`: it is stored and not live. It ended or expired, or it is `pending`: Clerk does not let the user
           in before some tasks are done.
         - `unknown`: nothing is stored of it. It began a moment ago and its webhook is on the way, or it began
-          before the relay received webhooks, or it ended so long ago that it was forgotten. docs/feed.md says
-          what to do.
+          before the relay received webhooks, or it ended so long ago that it was forgotten; or there can be no
+          session with such an id. docs/feed.md says what to do.
 
         Arguments and errors are those of `is_live`.
         """

@@ -20,8 +20,11 @@ def has_hash_tag(prefix: str) -> bool:
 
 
 def partition_of(user_id: str, partitions: int) -> int:
-    """Return the number of the partition that has a user's sessions; it lasts as long as the data."""
-    return binascii.crc32(user_id.encode()) % partitions
+    """Return the number of the partition that has a user's sessions; it lasts as long as the data.
+
+    It is defined for any text, so that who asks about a user who can't exist learns that nothing is stored.
+    """
+    return binascii.crc32(user_id.encode(errors="surrogatepass")) % partitions
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clerk_session_feed.cursors import START
-from clerk_session_feed.models import LiveStatus
+from clerk_session_feed.models import ID, LiveStatus
 from clerk_session_feed.stream import BATCH, Partition, newest
 from clerk_session_feed.transport import Connection
 from clerk_session_feed.updates import SessionUpdate, now_ms, published
@@ -44,6 +44,8 @@ async def _stored(sources: Sources, session_id: str, *fields: str) -> tuple[Sour
 
     Partitions that share a connection are asked in one round trip. Of a stored session the first field is there.
     """
+    if not _is_id(session_id):
+        return None
     by_connection: dict[Connection, list[Partition]] = {}
     for connection, partition in sources:
         by_connection.setdefault(connection, []).append(partition)
@@ -55,8 +57,15 @@ async def _stored(sources: Sources, session_id: str, *fields: str) -> tuple[Sour
     return None
 
 
+def _is_id(value: str) -> bool:
+    """Tell whether something can be stored under this id. A claim of a token can be anything, also of another type."""
+    return isinstance(value, str) and ID.fullmatch(value) is not None
+
+
 async def live_sessions(sources: Sources, user_id: str) -> list[SessionUpdate]:
     """Return the user's live sessions; `sources` is the user's partition alone."""
+    if not _is_id(user_id):
+        return []
     ((connection, partition),) = sources
     alive = ("ZRANGEBYSCORE", partition.keys.user_sessions(user_id), f"({now_ms()}", "+inf")
     (ids,) = await connection.ask_twice(alive)
