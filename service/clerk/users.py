@@ -4,6 +4,7 @@ docs/contract.md, section 10. Of such an event only the fields of these models a
 is a user's profile.
 """
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
@@ -19,6 +20,10 @@ DELETED: Final = "user.deleted"
 UPDATED: Final = "user.updated"
 _KEPT_TEXT: Final = 256
 """Characters of a text that a dead letter keeps."""
+_TEXTS: Final = {"type", "id", "instance_id"}
+"""The fields whose value can be a text. In another one a text is out of place, and could be anything of the user's."""
+_NO_ID: Final = re.compile(r"[@\s]")
+"""What no misspelled id has, but e-mail addresses and most names of people have."""
 
 
 class UserData(ClerkModel):
@@ -65,13 +70,14 @@ def read(type_: str, envelope: dict[str, Any], on_nulled: Callable[[str], None])
 def _kept(envelope: dict[str, Any]) -> bytes:
     """Return the event without the user's profile, as JSON."""
     data = envelope.get("data")
-    kept = {name: _scalar(envelope.get(name)) for name in UserEvent.model_fields if name != "data"}
-    fields = {name: _scalar(data.get(name)) for name in UserData.model_fields} if isinstance(data, dict) else None
+    kept = {name: _scalar(name, envelope.get(name)) for name in UserEvent.model_fields if name != "data"}
+    fields = {name: _scalar(name, data.get(name)) for name in UserData.model_fields} if isinstance(data, dict) else None
     return orjson.dumps(kept | {"data": fields})
 
 
-def _scalar(value: object) -> object:
-    """Return a value of a field; null if it is of a kind that could hold more than the field is for."""
+def _scalar(name: str, value: object) -> object:
+    """Return a value of a field; null if it could hold more than the field is for."""
     if isinstance(value, str):
-        return value[:_KEPT_TEXT] if lenient_json.is_unicode(value) else None
+        may_be_meant = name in _TEXTS and not _NO_ID.search(value) and lenient_json.is_unicode(value)
+        return value[:_KEPT_TEXT] if may_be_meant else None
     return value if isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**63) else None

@@ -137,6 +137,23 @@ def test_what_could_hold_a_profile_is_not_kept() -> None:
     assert len(kept["instance_id"]) == 256
 
 
+@pytest.mark.parametrize(
+    ("id_", "kept"), [("user.1", "user.1"), ("ada@example.com", None), ("Ada\u00a0Lovelace", None)]
+)
+def test_of_an_id_that_is_none_what_looks_like_a_person_is_not_kept(id_: str, kept: str | None) -> None:
+    parsed, _ = read(user_event(id=id_) | {"instance_id": id_})
+    assert isinstance(parsed, Unusable)
+    event = json.loads(parsed.kept or b"")
+    assert (event["data"]["id"], event["instance_id"]) == (kept, kept)
+
+
+@pytest.mark.parametrize("name", ["timestamp", "updated_at", "banned", "deleted"])
+def test_a_text_is_not_kept_where_a_number_or_a_flag_belongs(name: str) -> None:
+    parsed, _ = read(changed(user_event(id=17), {name: "Ada"}) | ({"timestamp": "Ada"} if name == "timestamp" else {}))
+    assert isinstance(parsed, Unusable)
+    assert b"Ada" not in (parsed.kept or b"")
+
+
 @pytest.mark.parametrize("number", [10**400, -(10**400), float("inf"), float("nan"), 2**63, 2**63 - 1])
 def test_any_number_can_be_kept(number: float) -> None:
     parsed, _ = read(user_event(id=None) | {"timestamp": number})
