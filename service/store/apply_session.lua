@@ -181,8 +181,8 @@ local function plain_error(reply)
     no_right and 'NOPERM ' .. no_right or string.match(reply.err, ': %-(%u+ .*)$') or reply.err)
 end
 
--- Appends the event to the stream, then runs the commands that `plan(cursor)` returns first. If one fails, runs
--- those that it returns second, which undo them. Returns the cursor, or the error.
+-- Appends the event to the stream, then runs the commands that `plan(cursor)` returns. Second, it returns a function
+-- that returns the commands which undo them: they are run if one fails. Returns the cursor, or the error.
 local function write(revision, previous_status, plan)
   local is_new_stream = redis.call('EXISTS', events_key) == 0
   -- This comes first: Redis refuses it when memory is short, but would not refuse a command that frees memory.
@@ -200,7 +200,7 @@ local function write(revision, previous_status, plan)
       if is_new_stream then
         redis.pcall('DEL', events_key)
       end
-      for _, undoing in ipairs(undo) do
+      for _, undoing in ipairs(undo()) do
         redis.pcall(unpack(undoing))
       end
       return plain_error(reply)
@@ -237,16 +237,21 @@ if not applied then
     if session_ttl < retention_ms then
       commands[2] = { 'PEXPIRE', session_key, retention_ms }
     end
-    return commands, { { 'HDEL', session_key, message_field } }
+    return commands, function()
+      return { { 'HDEL', session_key, message_field } }
+    end
   end)
   return cursor.err and cursor or { 'stale', cursor, '', '' }
 end
 
 local revision = string.format('%d', (stored and tonumber(stored.revision) or 0) + 1)
 local is_users_other = stored and stored._user_key ~= user_key
-local ttls = {}
-for _, key in ipairs({ session_key, user_key, pending_key }) do
-  ttls[key] = redis.call('PTTL', key)
+-- Nearly all sessions are never in the set of pending ones, so it is left out where it can't matter.
+local is_pending = is_open(status) and live == '0'
+local was_pending = stored and is_open(stored.status) and stored.live == '0'
+local ttls = { [session_key] = session_ttl, [user_key] = redis.call('PTTL', user_key) }
+if is_pending or was_pending then
+  ttls[pending_key] = redis.call('PTTL', pending_key)
 end
 if is_users_other then
   for _, key in ipairs({ stored._user_key, pending_key_of(stored) }) do
@@ -267,9 +272,11 @@ local cursor = write(revision, stored and stored.status, function(cursor)
     { 'HSET', session_key, message_field, cursor .. ' ' .. revision .. ' ' .. body_digest },
     { 'PEXPIRE', session_key, ttl_ms },
     in_user_set,
-    in_pending_set,
     in_expiry_set,
   }
+  if is_pending or was_pending then
+    commands[#commands + 1] = in_pending_set
+  end
   if stored and stored._base and not state._base then
     commands[#commands + 1] = { 'HDEL', session_key, '_base' }
   end
@@ -287,21 +294,23 @@ local cursor = write(revision, stored and stored.status, function(cursor)
   commands[#commands + 1] = { 'PUBLISH', user_channel, published }
   commands[#commands + 1] = { 'PUBLISH', channel, published }
 
-  local undo = {
-    { 'ZREM', user_key, session_id }, { 'ZREM', pending_key, session_id }, { 'ZREM', expiry_key, session_id },
-  }
-  if stored then
-    undo[4] = { 'HDEL', session_key, message_field, '_base' }
-    undo[5] = set_state(stored)
-    undo[6], undo[7], undo[8] = index(stored)
-  else
-    undo[4] = { 'DEL', session_key }
-  end
-  for key, left in pairs(ttls) do
-    if left > 0 then
-      undo[#undo + 1] = { 'PEXPIRE', key, left }
+  return commands, function()
+    local undo = {
+      { 'ZREM', user_key, session_id }, { 'ZREM', pending_key, session_id }, { 'ZREM', expiry_key, session_id },
+    }
+    if stored then
+      undo[4] = { 'HDEL', session_key, message_field, '_base' }
+      undo[5] = set_state(stored)
+      undo[6], undo[7], undo[8] = index(stored)
+    else
+      undo[4] = { 'DEL', session_key }
     end
+    for key, left in pairs(ttls) do
+      if left > 0 then
+        undo[#undo + 1] = { 'PEXPIRE', key, left }
+      end
+    end
+    return undo
   end
-  return commands, undo
 end)
 return cursor.err and cursor or { 'applied', cursor, revision, '' }
