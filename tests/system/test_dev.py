@@ -1,7 +1,6 @@
 """`dev`: everything with nothing set up, and nothing left of it. docs/contract.md, section 8."""
 
 import contextlib
-import functools
 import http.server
 import json
 import os
@@ -290,25 +289,15 @@ def test_nothing_is_cut_in_a_narrow_terminal(given: GivenDev) -> None:
 
 
 @pytest.fixture(scope="module")
-def reconciled_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], RunningDev]]:
-    """One `dev --reconcile` of each kind, for the tests that leave it as it is."""
+def reconciled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDev]:
+    """One `dev --reconcile` for the tests that leave it as it is; test_reconcile_command.py has redis-server."""
+    pytest.importorskip("fakeredis")
+    pytest.importorskip("lupa")
     directory = tmp_path_factory.mktemp("reconciled")
-    with contextlib.ExitStack() as stack:
-
-        @functools.cache
-        def get(kind: str) -> RunningDev:
-            environment = {"PORT": str(free_port())} | own_redis_of(kind, directory)
-            command = [*RELAY, "dev", "--no-simulate", "--reconcile"]
-            program = stack.enter_context(started(command, directory, environment))
-            program.wait_for(READY, within=90)
-            return RunningDev(program)
-
-        yield get
-
-
-@pytest.fixture
-def reconciled(reconciled_of: Callable[[str], RunningDev], kind: str) -> RunningDev:
-    return reconciled_of(kind)
+    environment = {"PORT": str(free_port())} | own_redis_of("fakeredis", directory)
+    with started([*RELAY, "dev", "--no-simulate", "--reconcile"], directory, environment) as program:
+        program.wait_for(READY, within=90)
+        yield RunningDev(program)
 
 
 def exported(dev: RunningDev, command: str) -> str:
