@@ -2,6 +2,7 @@
 # make test   the whole test suite
 # make test-unit  the tests without Redis, sockets and processes (seconds)
 # make soak   every fault of production in one long load, and the counts at its end (one minute)
+# make soak-reconcile  a reconcile of 10,000 users that is killed 20 times (half an hour)
 # make lint   style, types and the direction of imports
 # make schemas  generate docs/schema, after a change of messages or responses
 # make pins   generate the pins in requirements*.txt (needs uv; ARGS=--upgrade updates them)
@@ -16,7 +17,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # Twice --quiet: errors only.
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help run test test-unit soak bench bench-growth lint schemas pins clean
+.PHONY: help run test test-unit soak soak-reconcile bench bench-growth lint schemas pins clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -34,6 +35,12 @@ test-unit: .venv/.installed
 # SOAK_DELIVERIES, SOAK_SESSIONS and SOAK_SEED make it longer, or another one.
 soak: .venv/.installed
 	@exec .venv/bin/python -m pytest -n 0 -s tests/system/soak.py $(ARGS)
+
+# RECONCILE_USERS, RECONCILE_KILLS and RECONCILE_SEED make it shorter, or another one.
+soak-reconcile: export RECONCILE_USERS ?= 10000
+soak-reconcile: export RECONCILE_KILLS ?= 20
+soak-reconcile: .venv/.installed
+	@exec .venv/bin/python -m pytest -n 0 -s tests/system/test_reconcile_drift.py $(ARGS)
 
 # ARGS="--rounds 1 --body-bytes 500-20000" and more: make bench ARGS=--help
 # ARGS="--against REV" measures the work tree beside the build at that git revision, in place of the contenders.
