@@ -1,7 +1,7 @@
 """Settings: the only reader of the environment, and of `.env` in the working directory.
 
 docs/contract.md, section 2, lists them. What consumers need, too (`REDIS_URL` and so on), is in
-`clerk_session_feed.settings`.
+`clerk_session_feed.settings`. A long module, since each setting stands here with what can be wrong with it.
 """
 
 import base64

@@ -158,19 +158,16 @@ class Requests:
         async with self._in_flight, self._budget.slot(), asyncio.timeout(ATTEMPT_SECONDS):
             began = datetime.datetime.now(datetime.UTC)
             async with self._client.stream(method, path, params=query) as response:
-                body = bytearray()
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    if len(body) > MAX_RESPONSE_BYTES:
-                        raise ClerkError(f"A response from {self._url} has more than {MAX_RESPONSE_BYTES} bytes.")
+                size, value = await _read(response)
+        if size > MAX_RESPONSE_BYTES:
+            raise ClerkError(f"A response from {self._url} has more than {MAX_RESPONSE_BYTES} bytes.")
         date = _read_date(response.headers.get("Date"))
         if date is None or not _EPOCH <= date <= began + MAX_AHEAD:
             date = began
-        value = _load(bytes(body)) if len(body) < LARGE_BYTES else await asyncio.to_thread(_load, bytes(body))
         return Response(
             response.status_code,
-            response.headers.get("Content-Type", "").partition(";")[0][:100],
-            len(body),
+            "".join(filter(str.isprintable, response.headers.get("Content-Type", "").partition(";")[0][:100])),
+            size,
             value,
             int(date.timestamp()) * 1000,
             _read_retry_after(response.headers.get("Retry-After"), date),
@@ -203,6 +200,19 @@ def _user_agent() -> str:
     return "clerk-session-relay"
 
 
+async def _read(response: httpx.Response) -> tuple[int, Any]:
+    """Return the size and the value of a body; None for one that is too large to be read, or no JSON.
+
+    Apart from what raises errors, because error trackers record the local variables of those.
+    """
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > MAX_RESPONSE_BYTES:
+            return len(body), None
+    return len(body), _load(bytes(body)) if len(body) < LARGE_BYTES else await asyncio.to_thread(_load, bytes(body))
+
+
 def _load(body: bytes) -> Any:
     try:
         return load(body)
@@ -214,7 +224,7 @@ def _read_date(text: str | None) -> datetime.datetime | None:
     """Read a date of HTTP (RFC 9110, section 5.6.7)."""
     try:
         return email.utils.parsedate_to_datetime(text or "").replace(tzinfo=datetime.UTC)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

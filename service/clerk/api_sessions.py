@@ -62,8 +62,6 @@ class SessionRefused:
     id: str
     status: int
     """Of HTTP: 400 to 499."""
-    answered_at_ms: int
-    """As in `ApiSession`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

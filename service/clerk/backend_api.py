@@ -47,11 +47,6 @@ class UsersPage(NamedTuple):
     ids: tuple[str, ...]
     is_last: bool
 
-    @property
-    def last(self) -> str | None:
-        """The user after whom the next page begins; None if there is nobody on this one."""
-        return self.ids[-1] if self.ids else None
-
 
 class BackendApi:
     """Reads and revokes Clerk's sessions within a budget; for one run, in one event loop.
@@ -104,7 +99,7 @@ class BackendApi:
         """Return up to PAGE_SIZE users. The oldest come first, so that who signs up meanwhile is on a later page.
 
         Args:
-            after: `last` of the page before; None for the first page.
+            after: the last user of the page before; None for the first page.
             active_after_ms: only users who were active after this time, in Unix milliseconds.
             signed_in_after_ms: only users who signed in after this time, in Unix milliseconds.
 
@@ -124,11 +119,8 @@ class BackendApi:
         )
         if after is not None and httpx.codes.is_client_error(response.status):
             raise ClerkCursorError(f"Clerk does not list the users after {after}, who may be deleted ({response!r}).")
-        users = _items(response)
-        if users is None:
-            raise _unexpected("GET /users", response)
-        ids = [id_ for user in users if (id_ := _id_of(user))]
-        if len(ids) < len(users) or len(ids) > PAGE_SIZE or after in ids:  # it does not know `starting_after`
+        ids = _ids_of(response)
+        if ids is None or len(ids) > PAGE_SIZE or after in ids:  # it does not know `starting_after`
             raise _unexpected("GET /users", response)
         return UsersPage(tuple(ids), is_last=len(ids) < PAGE_SIZE)
 
@@ -195,7 +187,7 @@ class BackendApi:
         if response.is_not_found():
             return SessionNotFound(session_id, response.answered_at_ms)
         if httpx.codes.is_client_error(response.status):
-            return SessionRefused(session_id, response.status, response.answered_at_ms)
+            return SessionRefused(session_id, response.status)
         item = response.ok_json()
         if _id_of(item) != session_id:
             raise _unexpected(f"{method} /sessions/{session_id}{action}", response)
@@ -208,6 +200,13 @@ def _items(response: Response) -> list[Any] | None:
         case list(items) | {"data": list(items), "total_count": int()}:
             return items
     return None
+
+
+def _ids_of(response: Response) -> list[str] | None:
+    """Return the ids of what is listed; None if it is no list, or something in it has no id."""
+    items = _items(response)
+    ids = [id_ for item in items or () if (id_ := _id_of(item))]
+    return None if items is None or len(ids) < len(items) else ids
 
 
 def _id_of(item: object) -> str | None:

@@ -18,6 +18,8 @@ PRODUCTION_REQUESTS: Final = 1000
 """Requests that Clerk takes in 10 s for a production instance."""
 DEVELOPMENT_REQUESTS: Final = 100
 """Requests that Clerk takes in 10 s for any other instance."""
+SHARE: Final = 5
+"""A fifth of Clerk's limit is used here."""
 WINDOW_SECONDS: Final = 10.0
 CLOCK_TOLERANCE_SECONDS: Final = 0.01
 """By this much, Clerk's clock may be slow in one window: twice what NTP may slew it (500 parts in a million)."""
@@ -60,15 +62,10 @@ class Budget:
         self._not_held = asyncio.Semaphore(requests)
 
     @classmethod
-    def of_key(cls, secret_key: str, share: float = 0.2) -> Self:
-        """Return the budget for a secret key, whose prefix tells production (`sk_live_`) from everything else.
-
-        Args:
-            secret_key: `sk_…`
-            share: of the instance's limit, more than 0 and up to 1.
-        """
+    def of_key(cls, secret_key: str) -> Self:
+        """Return the budget for a secret key, whose prefix tells production (`sk_live_`) from everything else."""
         limit = PRODUCTION_REQUESTS if secret_key.startswith("sk_live_") else DEVELOPMENT_REQUESTS
-        return cls(max(1, int(limit * share)))
+        return cls(limit // SHARE)
 
     @contextlib.asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:

@@ -119,7 +119,6 @@ def test_the_instance_is_told_with_its_environment() -> None:
 def test_users_are_asked_for_from_the_oldest_on() -> None:
     page, [request] = respond_with([ok([{"id": "user_1"}, {"id": "user_2", "banned": True}])], CALLS["users_page"])
     assert page == UsersPage(("user_1", "user_2"), is_last=True)
-    assert page.last == "user_2"
     assert dict(request.url.params) == {"limit": "500", "order_by": "created_at"}
 
 
@@ -128,12 +127,11 @@ def test_the_next_users_are_those_after_the_last_one() -> None:
 
     async def use(api: BackendApi) -> tuple[UsersPage, UsersPage]:
         page = await api.users_page(after=None, active_after_ms=5)
-        return page, await api.users_page(after=page.last, active_after_ms=5)
+        return page, await api.users_page(after=page.ids[-1], active_after_ms=5)
 
     (page, next_page), [_, request] = respond_with([ok(first), ok([])], use)
     assert (len(page.ids), page.is_last) == (PAGE_SIZE, False)
     assert next_page == UsersPage((), is_last=True)
-    assert next_page.last is None
     assert request.url.params["starting_after"] == f"user_{PAGE_SIZE - 1}"
     assert request.url.params["last_active_at_after"] == "5"
 
@@ -320,13 +318,13 @@ def test_a_session_that_clerk_does_not_have_is_told_with_the_time(name: str) -> 
 @pytest.mark.parametrize("content", [*ODD_BODIES, b'{"message":"no route"}', b'{"errors":"none"}', b'{"errors":[]}'])
 def test_a_404_that_is_not_clerk_s_says_nothing_about_the_session(name: str, content: bytes) -> None:
     found, _ = respond_with([httpx.Response(404, content=content, headers={"Date": DATE})], CALLS[name])
-    assert found == SessionRefused("sess_1", 404, DATE_MS)
+    assert found == SessionRefused("sess_1", 404)
 
 
 @pytest.mark.parametrize("status", [400, 409, 410, 422])
 def test_a_refusal_tells_nothing_but_its_status(status: int) -> None:
     found, _ = respond_with([httpx.Response(status, json=NOT_FOUND, headers={"Date": DATE})], CALLS["revoke"])
-    assert found == SessionRefused("sess_1", status, DATE_MS)
+    assert found == SessionRefused("sess_1", status)
 
 
 def test_another_session_than_the_one_asked_for_is_an_error() -> None:
@@ -345,10 +343,10 @@ def test_what_is_no_id_is_not_asked_for(name: str) -> None:
 # The time of an answer.
 
 
-# The last two are of clocks that can't be right: before times count, and later than all that is to come.
+# The last three are of clocks that can't be right: before times count, and later than all that is to come.
 UNUSABLE_DATES: Final = [
     *(None, "", "soon", "Thu, 99 Nov 2026 14:12:41 GMT"),
-    *("Mon, 01 Jan 1900 00:00:00 GMT", "Thu, 01 Jan 2099 00:00:00 GMT"),
+    *("Mon, 01 Jan 1900 00:00:00 GMT", "Thu, 01 Jan 2099 00:00:00 GMT", "Mon, 01 Jan 999999999999 00:00:00 GMT"),
 ]
 
 

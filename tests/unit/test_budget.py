@@ -208,19 +208,6 @@ def test_a_part_that_another_process_spent_leaves_the_rest() -> None:
     in_virtual_time(3, use)
 
 
-@pytest.mark.parametrize(
-    ("key", "share", "requests"),
-    [
-        ("sk_live_x", 0.2, 200),
-        ("sk_test_x", 0.2, 20),
-        ("sk_other", 0.2, 20),
-        ("sk_live_x", 1.0, 1000),
-        ("sk_test_x", 0.001, 1),
-    ],
-)
-def test_the_prefix_of_the_key_tells_the_limit(key: str, share: float, requests: int) -> None:
-    assert Budget.of_key(key, share).requests == requests
-
-
-def test_a_fifth_is_taken_unless_told_otherwise() -> None:
-    assert Budget.of_key("sk_live_x").requests == 200
+@pytest.mark.parametrize(("key", "requests"), [("sk_live_x", 200), ("sk_test_x", 20), ("sk_other", 20)])
+def test_a_fifth_of_the_limit_is_taken_which_the_prefix_of_the_key_tells(key: str, requests: int) -> None:
+    assert Budget.of_key(key).requests == requests
