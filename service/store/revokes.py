@@ -6,7 +6,8 @@ Every function blocks until Redis answers, and raises StoreUnavailableError if i
 import re
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from concurrent.futures import Future
+from typing import Any, Final, NamedTuple
 
 from clerk_session_feed.models import Event, Status
 
@@ -15,6 +16,7 @@ from service.models import ORDERED, RANKS, NewState, OrderKey
 from service.store.pipeline import Pipeline
 from service.store.sessions import MAX_TTL_MS, Partition, SessionStore, result
 from service.store.stored import StoredState
+from service.store.wrong_types import WrongTypeError, check_user, is_wrong_type, naming
 
 CHUNK: Final = 64
 """Sessions that are ended at once. Each is a run of the script, so that Redis serves others in between."""
@@ -35,6 +37,8 @@ class Ended(NamedTuple):
     """The Clerk instance that the session is of, if that is known."""
     fault: str | None = None
     """Why it was not ended here."""
+    is_new: bool = False
+    """Whether it ended now, and not before."""
 
 
 class PendingRevoke(NamedTuple):
@@ -53,8 +57,9 @@ def add(partition: Partition, session_ids: Sequence[str], now_ms: int) -> None:
         partition.pipeline.submit(("ZADD", key, "NX", *scored), int),
         partition.pipeline.submit(("PEXPIRE", key, MAX_TTL_MS), int),
     ]
-    for future in futures:
-        result(future)
+    with naming(key):
+        for future in futures:
+            result(future)
 
 
 def remove(partition: Partition, session_ids: Sequence[str]) -> None:
@@ -69,7 +74,8 @@ def pending(partition: Partition, start: int, count: int) -> list[PendingRevoke]
     What another program wrote there may be no id of a session.
     """
     command = ("ZREVRANGE", partition.keys.revokes, start, start + count - 1, "WITHSCORES")
-    words: list[bytes] = result(partition.pipeline.submit(command, list))
+    with naming(partition.keys.revokes):
+        words: list[bytes] = result(partition.pipeline.submit(command, list))
     return [
         PendingRevoke(each.decode(errors="surrogateescape"), int(float(score)))
         for each, score in zip(words[::2], words[1::2], strict=True)
@@ -95,14 +101,29 @@ def end(store: SessionStore, partition: Partition, session_ids: Sequence[str], n
             if new is None:
                 ended.append(after)
             else:
-                waiting.append((after._replace(status="revoked"), store.replace(partition, new, now_ms)))
+                waiting.append((after, store.replace(partition, new, now_ms)))
         left = []
-        for after, future in waiting:
-            if result(future) is None:
-                left.append(after.session_id)  # an event was applied since it was read
+        for before, future in waiting:
+            try:
+                outcome = _result(future, partition, before.user_id)
+            except WrongTypeError as error:
+                ended.append(before._replace(fault=str(error)))
+                continue
+            if outcome is None:
+                left.append(before.session_id)  # an event was applied since it was read
             else:
-                ended.append(after)
+                ended.append(before._replace(status="revoked", is_new=outcome.outcome == "applied"))
     return ended
+
+
+def _result(future: Future[Any], partition: Partition, user_id: str | None) -> Any:
+    """Wait for what became of an end; raise WrongTypeError if a key of the user has another type."""
+    try:
+        return result(future)
+    except StoreUnavailableError as error:
+        if user_id is not None and is_wrong_type(error):
+            check_user(partition, user_id)
+        raise
 
 
 def _described(stored: StoredState | ValueError) -> Ended:
@@ -134,7 +155,7 @@ def read(
     try:
         return store.read(partition, session_ids)
     except StoreUnavailableError as error:
-        if not str(error.__cause__).startswith("WRONGTYPE"):
+        if not is_wrong_type(error):
             raise
         if len(session_ids) == 1:
             return [ValueError("its key is not a hash")]
@@ -146,12 +167,17 @@ def of_user(partition: Partition, user_id: str) -> Iterator[list[str]]:
     for key in (partition.keys.user_sessions(user_id), partition.keys.user_pending(user_id)):
         seen: set[bytes] = set()
         start = 0
-        while found := result(partition.pipeline.submit(("ZRANGE", key, start, start + CHUNK - 1), list)):
+        while found := _range(partition, key, start):
             new = [each for each in found if each not in seen]
             seen.update(new)
             start += len(found) - len(new)  # these stay in the set
             if new:
                 yield [each.decode(errors="backslashreplace") for each in new]
+
+
+def _range(partition: Partition, key: str, start: int) -> list[bytes]:
+    with naming(key):
+        return result(partition.pipeline.submit(("ZRANGE", key, start, start + CHUNK - 1), list))
 
 
 def impersonated(store: SessionStore) -> Iterator[tuple[Partition, list[str]]]:

@@ -37,16 +37,20 @@ class StoredState:
             raise ValueError("it is not an id of a session")
         if all(value is None for value in values):
             return None
-        state, cursor, status, user_id, expire_at, order = values
-        if state is None or cursor is None or status is None or user_id is None or order is None:
+        state, cursor, status, user_id, expire_at, order_key = values
+        if state is None or cursor is None or status is None or user_id is None or order_key is None:
             raise ValueError("fields of its hash are missing")
+        try:
+            order = OrderKey.read(order_key.decode())
+        except ValueError:
+            raise ValueError("its order can't be read") from None
         return cls(
             session_id=session_id,
             user_id=user_id.decode(),
             status=status.decode(),  # type: ignore[arg-type]
             cursor=cursor.decode(),
             expire_at_ms=int(expire_at) if expire_at else None,
-            order=OrderKey.read(order.decode()),
+            order=order,
             _state=state,
         )
 

@@ -9,8 +9,10 @@ from clerk_session_feed import lenient_json
 
 from service.clerk.backend_api import BackendApi, Instance
 from service.errors import StartError
+from service.store import revokes
 from service.store.sessions import Partition, SessionStore, result
 from service.store.stored import StoredState
+from service.store.wrong_types import naming
 from service.workers.runs import Runs
 
 SAMPLED: Final = 200
@@ -62,7 +64,9 @@ def _instance_of(message: Any) -> Any:
 
 def _last_events(partition: Partition) -> Iterator[Any]:
     command = ("XREVRANGE", partition.keys.events, "+", "-", "COUNT", SAMPLED)
-    for _, words in result(partition.pipeline.submit(command, list)):
+    with naming(partition.keys.events):
+        entries = result(partition.pipeline.submit(command, list))
+    for _, words in entries:
         fields = dict(zip(words[::2], words[1::2], strict=True))
         with contextlib.suppress(ValueError):
             yield lenient_json.loads(fields.get(b"message", b""))
@@ -71,8 +75,9 @@ def _last_events(partition: Partition) -> Iterator[Any]:
 def _open_sessions(store: SessionStore, partition: Partition) -> Iterator[Any]:
     """The stream may have been trimmed; these last as long as they are open."""
     command = ("ZRANGE", partition.keys.expiry, -SAMPLED, -1)
-    ids = [each.decode(errors="replace") for each in result(partition.pipeline.submit(command, list))]
-    for stored in store.read(partition, ids):
+    with naming(partition.keys.expiry):
+        ids = [each.decode(errors="replace") for each in result(partition.pipeline.submit(command, list))]
+    for stored in revokes.read(store, partition, ids):
         if isinstance(stored, StoredState):
             with contextlib.suppress(ValueError):
                 yield stored.message()

@@ -4,13 +4,15 @@ Apart from `reconcile`, because it knows Redis and no Clerk.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from clerk_session_feed.models import ID, OPEN_STATUSES
 
+from service.errors import StoreUnavailableError
 from service.store.scripts import INDEX_SESSION
 from service.store.sessions import Partition, SessionStore, result
+from service.store.wrong_types import is_wrong_type, naming
 
 SCAN_COUNT: Final = 500
 """Keys that Redis looks at for one SCAN: far less than a millisecond of its time."""
@@ -33,6 +35,16 @@ class Batch(NamedTuple):
     """Sessions that can't be looked at, with the reason."""
     scanned: float
     """Which part of all keys has been looked at, about: 0 to 1."""
+
+    def users(self, visited: Container[str]) -> dict[str, list[OpenSession]]:
+        """Return whom to look at, with the sessions that are not indexed: those are news also of visited users."""
+        found: dict[str, list[OpenSession]] = {}
+        for session in self.sessions:
+            if not session.is_indexed:
+                found.setdefault(session.user_id, []).append(session)
+            elif session.user_id not in visited:
+                found.setdefault(session.user_id, [])
+        return found
 
 
 def open_sessions(store: SessionStore) -> Iterator[Batch]:
@@ -63,7 +75,8 @@ def _open_of(partition: Partition, session_ids: Sequence[str]) -> tuple[list[Ope
     keys, pipeline = partition.keys, partition.pipeline
     states = _ask(pipeline, [("HMGET", keys.session(each), "status", "user_id") for each in session_ids])
     found, faults = [], []
-    for session_id, (status, user_id) in zip(session_ids, states, strict=True):
+    for session_id, state in zip(session_ids, states, strict=True):
+        status, user_id = state or (None, None)
         if (status or b"").decode(errors="replace") in OPEN_STATUSES:
             text = (user_id or b"").decode(errors="replace")
             if ID.fullmatch(text):
@@ -80,18 +93,29 @@ def _open_of(partition: Partition, session_ids: Sequence[str]) -> tuple[list[Ope
 
 
 def _ask(pipeline: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Return what Redis replies; None for a key of another type, which is named when its user is looked at."""
     futures = [pipeline.submit(command, lambda reply: reply) for command in commands]
-    return [result(future) for future in futures]
+    return [_reply_or_none(future) for future in futures]
+
+
+def _reply_or_none(future: Any) -> Any:
+    try:
+        return result(future)
+    except StoreUnavailableError as error:
+        if not is_wrong_type(error):
+            raise
+    return None
 
 
 def ids_of_user(partition: Partition, user_id: str) -> set[str]:
     """Return the ids in the sets of a user: of every open session that is indexed."""
-    keys = partition.keys
-    sets = _ask(
-        partition.pipeline,
-        [("ZRANGE", key, 0, -1) for key in (keys.user_sessions(user_id), keys.user_pending(user_id))],
-    )
-    return {each.decode(errors="replace") for ids in sets for each in ids}
+    keys = (partition.keys.user_sessions(user_id), partition.keys.user_pending(user_id))
+    futures = [partition.pipeline.submit(("ZRANGE", key, 0, -1), list) for key in keys]
+    ids: set[str] = set()
+    for key, future in zip(keys, futures, strict=True):
+        with naming(key):
+            ids.update(each.decode(errors="replace") for each in result(future))
+    return ids
 
 
 def index(partition: Partition, session: OpenSession) -> None:

@@ -38,4 +38,4 @@ async def first_error() -> AsyncIterator[None]:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        raise error from None
+        raise error from error.__cause__  # which says what Redis said

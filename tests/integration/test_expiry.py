@@ -499,7 +499,7 @@ def test_what_is_no_id_of_a_session_is_in_nobodys_way(
         ("state", "[]", "not a message"),
         ("state", '{"schema_version":2,"session":{"id":"sess_1"},"event":{}}', "another schema"),
         ("state", '{"schema_version":1,"session":{"id":"sess_2"},"event":{}}', "another session"),
-        ("_order", "0 1", "not enough values"),
+        ("_order", "0 1", "its order can't be read"),
         ("_order", None, "missing"),
     ],
 )
