@@ -15,6 +15,7 @@ from service.clerk.budget import WINDOW_SECONDS
 from service.config import StoreSettings
 from service.errors import StartError
 from service.store.sessions import MAX_TTL_MS
+from service.store.wrong_types import naming
 from service.workers.report import Gone
 
 LOCK_SECONDS: Final = 30
@@ -28,6 +29,10 @@ RESUME_SECONDS: Final = 86_400
 
 class RunUnderWayError(StartError):
     """Another run holds the lock, and lives."""
+
+
+class EndlessLockError(StartError):
+    """The lock's key does not expire, so none of these runs has made it."""
 
 
 class LockLostError(StartError):
@@ -81,12 +86,22 @@ class Runs:
         """Return for how many milliseconds the lock lasts from now, if its holder does not extend it; 0 if it is free.
 
         That is how a run that has died can be told from one that lives.
+
+        Raises:
+            EndlessLockError: It would last for ever.
         """
-        return max(0, int(self._client.pttl(self._keys.reconcile_lock)))
+        left = int(self._client.pttl(self._keys.reconcile_lock))
+        if left == -1:
+            raise EndlessLockError(
+                f"{self._keys.reconcile_lock} does not expire, so it is not the lock of a run: delete it."
+            )
+        return max(0, left)
 
     def spent(self) -> int:
         """Return how many requests to Clerk the run before has sent within the budget's window."""
-        return int(self._client.get(self._spent_key) or 0)
+        with naming(self._spent_key), contextlib.suppress(ValueError):
+            return int(self._client.get(self._spent_key) or 0)
+        return 0
 
     def extend(self) -> None:
         """Keep the lock for another while.
@@ -110,11 +125,22 @@ class Runs:
     def status(self) -> dict[str, str]:
         """Return what is known of earlier runs.
 
-        That is `instance_id`, `last_success_at`, `state_as_of`, `drift_<kind>` and `ended_at_<mode>`; times are in Unix
-        milliseconds.
+        That is `instance_id`, `last_success_at`, `state_as_of`, `drift_<kind>` and what `ended_at_ms` reads; times are
+        in Unix milliseconds.
         """
-        stored = self._client.hgetall(self._keys.reconcile)
-        return {name.decode(): value.decode() for name, value in stored.items()}
+        with naming(self._keys.reconcile):
+            stored = self._client.hgetall(self._keys.reconcile)
+        return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in stored.items()}
+
+    def ended_at_ms(self, mode: str) -> int:
+        """Return when the last run of this mode has ended, in Unix milliseconds; 0 if that is not known.
+
+        Of the runs since some time, only the last one is known, whatever time that was.
+        """
+        field, mark = _ended(mode)
+        with contextlib.suppress(ValueError):
+            return int(self.status().get(field, "").removesuffix(mark))
+        return 0
 
     def record_instance(self, instance_id: str) -> None:
         """Write down which Clerk instance the sessions are of."""
@@ -132,33 +158,25 @@ class Runs:
         """Record that a run has ended that looked at all sessions stored as open; a success if it compared them all."""
         now_ms = int(time.time() * 1000)
         success = {"last_success_at": now_ms, "state_as_of": started_at_ms} if is_success else {}
-        self._write(self._keys.reconcile, success | {f"ended_at_{mode}": now_ms}, MAX_TTL_MS)
+        field, mark = _ended(mode)
+        self._write(self._keys.reconcile, success | {field: f"{now_ms}{mark}"}, MAX_TTL_MS)
 
     def load(self, mode: str) -> tuple[Progress | None, bytes, dict[str, Gone]]:
-        """Return how far an unfinished run of this mode came, whom it visited, and which sessions are gone, by id."""
+        """Return how far an unfinished run of this mode came, whom it visited, and which sessions are gone, by id.
+
+        What is not whole, or can't be read because another version has stored it, is deleted.
+        """
         key = self._keys.reconcile_run(mode)
-        stored = {name.decode(): value.decode() for name, value in self._client.hgetall(key).items()}
-        if not stored:
+        with naming(key):
+            stored = self._client.hgetall(key)
+        with naming(f"{key}:visited"):
+            visited = self._client.get(f"{key}:visited") or b""
+        try:
+            progress, gone = _read_progress({name.decode(): value.decode() for name, value in stored.items()})
+        except (KeyError, ValueError):
+            self.forget(mode)
             return None, b"", {}
-        drift = {name.removeprefix("drift_"): int(n) for name, n in stored.items() if name.startswith("drift_")}
-        faults = {name.removeprefix("fault:"): why for name, why in stored.items() if name.startswith("fault:")}
-        gone = {}
-        for name, value in stored.items():
-            if name.startswith("gone:"):
-                session_id, (user_id, cursor, at_ms) = name.removeprefix("gone:"), value.split(" ")
-                gone[session_id] = Gone(session_id, user_id, cursor, int(at_ms))
-        progress = Progress(
-            started_at_ms=int(stored["started_at_ms"]),
-            after=stored["after"],
-            users_are_listed=stored["users_are_listed"] == "1",
-            sessions=int(stored["sessions"]),
-            users=int(stored["users"]),
-            drift=drift,
-            faults=faults,
-            fault_count=int(stored["fault_count"]),
-            is_stopped=stored["is_stopped"] == "1",
-        )
-        return progress, self._client.get(f"{key}:visited") or b"", gone
+        return progress, visited, gone
 
     def save(self, mode: str, progress: Progress, visited: bytes, gone: Mapping[str, Gone]) -> None:
         """Store how far a run came. `visited` and `gone` are what has been added since the last time."""
@@ -188,3 +206,32 @@ class Runs:
         pipeline.hset(key, mapping=fields)
         pipeline.pexpire(key, ttl_ms)
         pipeline.execute()
+
+
+def _ended(mode: str) -> tuple[str, str]:
+    """Return the field that tells when a run has ended, and what follows the time in its value.
+
+    Runs since different times share one field: it would be one more with each outage.
+    """
+    return ("ended_at_since", f" {mode}") if mode.startswith("since-") else (f"ended_at_{mode}", "")
+
+
+def _read_progress(stored: Mapping[str, str]) -> tuple[Progress, dict[str, Gone]]:
+    """Read what `save` stored; raise KeyError or ValueError if it did not."""
+    gone = {}
+    for name, value in stored.items():
+        if name.startswith("gone:"):
+            session_id, (user_id, cursor, at_ms) = name.removeprefix("gone:"), value.split(" ")
+            gone[session_id] = Gone(session_id, user_id, cursor, int(at_ms))
+    progress = Progress(
+        started_at_ms=int(stored["started_at_ms"]),
+        after=stored["after"],
+        users_are_listed=stored["users_are_listed"] == "1",
+        sessions=int(stored["sessions"]),
+        users=int(stored["users"]),
+        drift={name.removeprefix("drift_"): int(n) for name, n in stored.items() if name.startswith("drift_")},
+        faults={name.removeprefix("fault:"): why for name, why in stored.items() if name.startswith("fault:")},
+        fault_count=int(stored["fault_count"]),
+        is_stopped=stored["is_stopped"] == "1",
+    )
+    return progress, gone

@@ -27,6 +27,7 @@ async def turn(runs: Runs, budget: Budget, *, wait: bool) -> AsyncIterator[None]
 
     Raises:
         RunUnderWayError: Another run holds the lock, and lives.
+        EndlessLockError: The lock is none of a run.
         LockLostError: It was lost meanwhile, so another run may have begun.
         redis.RedisError: Redis failed.
     """
@@ -53,6 +54,7 @@ async def dry_turn(runs: Runs, budget: Budget) -> AsyncIterator[None]:
 
     Raises:
         RunUnderWayError: Another run holds the lock, or begins.
+        EndlessLockError: The lock is none of a run.
         redis.RedisError: Redis failed.
     """
     if await asyncio.to_thread(runs.lock_ms):

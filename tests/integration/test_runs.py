@@ -13,7 +13,7 @@ from service.clerk.budget import Budget
 from service.dev.embedded import EmbeddedRedis
 from service.workers import turn
 from service.workers.report import Gone
-from service.workers.runs import LockLostError, Progress, Runs, RunUnderWayError
+from service.workers.runs import EndlessLockError, LockLostError, Progress, Runs, RunUnderWayError
 
 LOCK = "{clerk}:reconcile:lock"
 
@@ -89,6 +89,13 @@ def test_what_a_run_has_spent_is_forgotten_after_the_budgets_window(runs: Runs, 
     assert 10 <= any_client.ttl("{clerk}:reconcile:spent") <= 11
 
 
+@pytest.mark.parametrize("stored", ["abc", b"\xff", "", "1.5"])
+def test_what_was_spent_counts_only_if_it_can_be_read(runs: Runs, any_client: Any, stored: Any) -> None:
+    any_client.set("{clerk}:reconcile:spent", stored, ex=10)
+
+    assert runs.spent() == 0
+
+
 def wait_for_turn(runs: Runs) -> None:
     async def take() -> None:
         async with turn.turn(runs, Budget(10), wait=True):
@@ -104,6 +111,13 @@ def test_the_lock_of_a_dead_run_is_waited_for(new_runs: Callable[[], Runs], any_
     wait_for_turn(new_runs())
 
     assert not any_client.exists(LOCK)
+
+
+def test_a_lock_that_does_not_expire_is_not_waited_for(runs: Runs, any_client: Any) -> None:
+    any_client.set(LOCK, "of nobody")
+
+    with pytest.raises(EndlessLockError, match=r"reconcile:lock does not expire.* delete it"):
+        wait_for_turn(runs)
 
 
 def test_the_lock_of_a_run_that_lives_is_not_waited_for(
@@ -190,6 +204,33 @@ def test_how_far_a_run_came_is_read_back(runs: Runs) -> None:
     assert runs.load("stored") == (None, b"", {})
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("users", "many"),
+        ("started_at_ms", ""),
+        ("gone:sess_1", "user_1 1-0"),
+        ("drift_gone", "x"),
+        ("after", b"\xff"),
+        (b"fault:\xff", "x"),
+    ],
+    ids=str,
+)
+def test_progress_that_can_not_be_read_is_deleted(runs: Runs, any_client: Any, field: Any, value: Any) -> None:
+    runs.save("full", Progress(5), b"\1" * 8, {})
+    any_client.hset("{clerk}:reconcile:run:full", field, value)
+
+    assert runs.load("full") == (None, b"", {})
+    assert any_client.exists("{clerk}:reconcile:run:full", "{clerk}:reconcile:run:full:visited") == 0
+
+
+def test_progress_that_is_not_whole_is_deleted(runs: Runs, any_client: Any) -> None:
+    any_client.hset("{clerk}:reconcile:run:full", "after", "user_1")
+
+    assert runs.load("full") == (None, b"", {})
+    assert any_client.exists("{clerk}:reconcile:run:full") == 0
+
+
 def test_how_far_a_run_came_is_kept_for_a_day_and_forgotten_at_its_end(runs: Runs, any_client: Any) -> None:
     runs.save("full", Progress(5), b"\1" * 8, {})
 
@@ -214,6 +255,30 @@ def test_what_is_recorded_of_runs_has_a_ttl(runs: Runs, any_client: Any) -> None
         ("state_as_of", "5"),
     }
     assert status["last_success_at"] == status["ended_at_full"]
+
+
+def test_when_runs_have_ended_is_known_by_mode(runs: Runs) -> None:
+    for mode in ("full", "full-30", "since-5"):
+        runs.record_end(mode, 5, is_success=True)
+
+    ended = {mode: runs.ended_at_ms(mode) for mode in ("full", "full-30", "since-5", "since-55", "stored")}
+    assert min(ended["full"], ended["full-30"], ended["since-5"]) > 1_600_000_000_000
+    assert (ended["since-55"], ended["stored"]) == (0, 0)
+
+
+def test_runs_since_different_times_take_one_field(runs: Runs, any_client: Any) -> None:
+    for since in range(5):
+        runs.record_end(f"since-{since}", 5, is_success=False)
+
+    assert any_client.hkeys("{clerk}:reconcile") == ["ended_at_since"]
+    assert [runs.ended_at_ms(f"since-{since}") > 0 for since in range(5)] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize("stored", ["abc", b"\xff", ""])
+def test_an_end_that_can_not_be_read_is_not_known(runs: Runs, any_client: Any, stored: Any) -> None:
+    any_client.hset("{clerk}:reconcile", "ended_at_full", stored)
+
+    assert runs.ended_at_ms("full") == 0
 
 
 def test_a_lock_that_expires_is_seen(runs: Runs, any_client: Any) -> None:
