@@ -11,11 +11,12 @@ from service.clerk.api_sessions import ApiSession, SessionNotFound, UnreadableSe
 from service.clerk.backend_api import BackendApi
 from service.cli.diagnosis import CheckResult, explain
 from service.config import ReconcileSettings
-from service.errors import ClerkError, StoreUnavailableError
+from service.errors import ClerkError, StartError, StoreUnavailableError
 from service.store.sessions import SessionStore
 from service.workers import sweep
-from service.workers.instance import WrongInstanceError, check_instance
+from service.workers.instance import check_instance
 from service.workers.mend import Mender
+from service.workers.reasons import why_refused, why_unreadable
 from service.workers.runs import Runs, RunUnderWayError
 from service.workers.turn import dry_turn
 
@@ -40,7 +41,7 @@ async def _checks(settings: ReconcileSettings, store: SessionStore, runs: Runs) 
                 results += await _compare_sample(api, store, Mender(store, instance.id, dry_run=True))
     except RunUnderWayError:
         results.append(CheckResult("ok", "reconcile is comparing all sessions now, so no sample is compared"))
-    except (ClerkError, WrongInstanceError) as error:
+    except (ClerkError, StartError) as error:
         results.append(CheckResult("error", str(error)))
     except (StoreUnavailableError, redis.RedisError) as error:
         results.append(CheckResult("error", f"Redis: {explain(error.__cause__ or error)}"))
@@ -61,13 +62,13 @@ async def _compare_sample(api: BackendApi, store: SessionStore, mender: Mender) 
             case SessionNotFound():
                 drift["gone"] += 1
             case UnreadableSession():
-                faults.append((session_id, answer.detail))
+                faults.append((session_id, why_unreadable(answer)))
             case ApiSession():
                 (found,) = await asyncio.to_thread(mender.apply, [answer])
                 drift.update([found.drift] if found.drift else [])
                 faults += [(session_id, found.fault)] if found.fault else []
             case _:
-                faults.append((session_id, f"Clerk refuses to show it (status {answer.status})"))
+                faults.append((session_id, why_refused(answer)))
     if faults:
         (about, why), count = faults[0], len(faults)
         results.append(CheckResult("warning", f"{count} of {len(ids)} sessions can't be compared, like {about}: {why}"))

@@ -45,16 +45,14 @@ async def _show_bar(report: Report) -> None:
     remaining = TimeRemainingColumn()
     with Progress(*columns, remaining, console=Console(stderr=True), transient=True, speed_estimate_period=600) as bar:
         task = bar.add_task("", total=None)
-        began, users_before, measured = time.monotonic(), 0, None
+        began, measured = time.monotonic(), None
         while True:
-            if report.resumed and not users_before:
-                users_before = report.users
             done = round(STEPS * (report.part or 0))
             if measured != (report.stage, report.part is None):
                 # What was done before, by another stage or an interrupted run, says nothing of the speed from now on.
                 bar.reset(task, total=None if report.part is None else STEPS, completed=done)
                 measured = (report.stage, report.part is None)
-            rate = (report.users - users_before) / max(time.monotonic() - began, 1)
+            rate = (report.users - report.users_before) / max(time.monotonic() - began, 1)
             looked_at = f"{report.users:,} users ({rate:.1f}/s), {report.sessions:,} sessions"
             bar.update(task, description=f"{_STAGES[report.stage]}: {looked_at}{_drift(report)}", completed=done)
             await asyncio.sleep(REFRESH_SECONDS)
@@ -105,15 +103,20 @@ def print_result(report: Report, scope: Scope, seconds: float, *, dry_run: bool,
         click.echo(json.dumps(result))
     else:
         found = _drift(report).removeprefix(", ") or "nothing"
-        verb = "differs" if dry_run else "mended"
+        verb = "to be mended" if dry_run else "mended"
         looked_at = f"{_count(report.sessions, 'session')} of {_count(report.users, 'user')}"
         click.echo(f"{looked_at} in {seconds:.0f} s: {found} {verb}.")
         _print_details(report)
+        if scope.user_id is not None and not report.sessions and not report.fault_count:
+            click.echo(
+                f"Clerk lists no session of {scope.user_id}, and none is stored as open: see that it is the right id.",
+                err=True,
+            )
     sys.stdout.flush()
 
 
 def _print_details(report: Report) -> None:
-    if report.resumed:
+    if report.users_before:
         began_at = datetime.datetime.fromtimestamp(report.began_at_ms // 1000, datetime.UTC).isoformat()
         click.echo(f"It went on with a run that began at {began_at}: users whom that one saw were not looked at again.")
     for about, why in report.faults.items():

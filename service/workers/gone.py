@@ -1,4 +1,4 @@
-"""The sessions that Clerk has no more: they end at the end of a run, and only if they are credibly few.
+"""The sessions that Clerk no longer has: they end at the end of a run, and only if they are credibly few.
 
 Apart from `reconcile`, so that nothing else can end them.
 """
@@ -12,7 +12,7 @@ from service.workers.mend import Found, Mender
 from service.workers.report import Gone
 
 MAY_BE_GONE: Final = 10
-"""So many sessions, or GONE_PERCENT of all, may end in one run because Clerk has them no more."""
+"""So many sessions, or GONE_PERCENT of all, may end in one run because Clerk no longer has them."""
 GONE_PERCENT: Final = 5
 MANY: Final = 1000
 """From this number on, a run stops as soon as more than half of the sessions are gone: Clerk's API does not work."""
@@ -23,7 +23,7 @@ CHUNK: Final = 64
 
 
 class TooManyGoneError(StartError):
-    """More sessions would end because Clerk has them no more than is credible."""
+    """More sessions would end because Clerk no longer has them than is credible."""
 
 
 class GoneSessions:
@@ -74,7 +74,7 @@ class GoneSessions:
         count, bound = len(self._gone), max(MAY_BE_GONE, looked_at * GONE_PERCENT // 100)
         if count > max(bound, self._allow):
             raise TooManyGoneError(
-                f"Clerk has no more {count} of {looked_at} sessions, which is more than {bound}: none of these was "
+                f"Clerk no longer has {count} of {looked_at} sessions, which is more than {bound}: none of these was "
                 "ended. See that CLERK_SECRET_KEY and CLERK_API_URL are right, and what these sessions are. If they "
                 f"are to end, run it again with --allow {count}.{note}"
             )

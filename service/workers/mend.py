@@ -16,6 +16,7 @@ from clerk_session_feed.models import OPEN_STATUSES, SessionActivity
 from service.clerk.api_sessions import ApiSession, SessionNotFound
 from service.clerk.normalize import other_event, reported
 from service.models import ABSENT, OPEN, RANKS, NewState, OrderKey, Outcome, SessionChange, Unusable, UserEnding, omit
+from service.store import revokes
 from service.store.sessions import Partition, SessionStore, result
 from service.store.stored import StoredState
 from service.workers.report import Drift, Gone
@@ -29,6 +30,9 @@ CHUNK: Final = 128
 """Sessions that are written at once, so that Redis serves others in between."""
 ATTEMPTS: Final = 10
 """How often a state is compared anew because an event replaced what it was compared with."""
+
+
+TOO_NEW: Final = "Clerk does not have it, but the stored state is of a later time than Clerk's response"
 
 
 class Found(NamedTuple):
@@ -69,23 +73,27 @@ class Mender:
         ]
 
     def end_gone(self, partition: Partition, gone: Sequence[Gone]) -> list[Found]:
-        """End sessions that Clerk has no more, if nothing was applied to them since.
+        """End sessions that Clerk no longer has, if nothing was applied to them since.
 
         Args:
             partition: where they are stored.
-            gone: whom Clerk has no more.
+            gone: whom Clerk no longer has.
         """
-        states = self._store.read(partition, [each.session_id for each in gone])
+        states = revokes.read(self._store, partition, [each.session_id for each in gone])
         found, waiting = [], []
         for (session_id, _, cursor, answered_at_ms), stored in zip(gone, states, strict=True):
             if not isinstance(stored, StoredState) or not stored.is_open or stored.cursor != cursor:
                 found.append(Found(session_id, None))
                 continue
-            answer = SessionNotFound(session_id, answered_at_ms)
             try:
-                waiting.append((session_id, self._replace(partition, self._removed(stored, answer))))
+                new = self._removed(stored, SessionNotFound(session_id, answered_at_ms))
             except ValueError as error:
                 found.append(Found(session_id, None, str(error)))
+                continue
+            if new.order > stored.order:
+                waiting.append((session_id, self._replace(partition, new)))
+            else:
+                found.append(Found(session_id, None, TOO_NEW))
         for session_id, future in waiting:
             outcome = None if future is None else result(future)
             is_ended = future is None or (isinstance(outcome, Outcome) and outcome.outcome == "applied")
@@ -101,7 +109,7 @@ class Mender:
     def _apply(self, partition: Partition, sessions: Sequence[ApiSession]) -> list[Found]:
         found: list[Found] = []
         for _ in range(ATTEMPTS):
-            states = self._store.read(partition, [session.id for session in sessions])
+            states = revokes.read(self._store, partition, [session.id for session in sessions])
             waiting: list[tuple[ApiSession, SessionChange, Drift, Any]] = []
             for session, stored in zip(sessions, states, strict=True):
                 try:
@@ -192,8 +200,9 @@ def _drift(stored: StoredState, change: SessionChange, before: dict[str, Any], a
     if all(before[name] == after[name] for name in COMPARED):
         return None
     becomes_open = change.session.status in OPEN_STATUSES
+    end_ms, stored_end_ms = change.session.expire_at, stored.expire_at_ms
+    ends_later = stored_end_ms is not None and (end_ms is None or end_ms > stored_end_ms)
     if stored.status == "expired" and not stored.is_final and becomes_open:
-        ends_later = change.session.expire_at is None or change.session.expire_at > (stored.expire_at_ms or 0)
         if not ends_later:
             return None  # Clerk has not noticed yet that it ran out
     elif change.order <= stored.order:
@@ -201,6 +210,5 @@ def _drift(stored: StoredState, change: SessionChange, before: dict[str, Any], a
     if before["user_id"] != after["user_id"]:
         return "wrong_user"
     if becomes_open:
-        is_extended = not stored.is_open or before["expire_at"] != after["expire_at"]
-        return "extended" if is_extended else "changed"
+        return "extended" if ends_later or not stored.is_open else "changed"
     return "late_end" if stored.is_open else "changed"

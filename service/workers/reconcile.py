@@ -2,7 +2,7 @@
 
 docs/contract.md, section 10, and docs/reconcile.md. A run has three parts. First, if asked for, it goes through Clerk's
 list of users. Then it goes through the sessions that are stored as open, for users it has not seen. At last it ends the
-sessions that Clerk has no more. What it did is stored every few seconds, so that the next run goes on where it died.
+sessions that Clerk no longer has. What it did is stored every few seconds, so that the next run goes on where it died.
 """
 
 import asyncio
@@ -11,11 +11,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
-import redis
+from clerk_session_feed.connections import explain
 
 from service.clerk.backend_api import BackendApi
 from service.errors import ClerkError, ClerkKeyError, StoreUnavailableError
 from service.store.sessions import SessionStore
+from service.store.wrong_types import WrongTypeError
 from service.workers import revoke, sweep
 from service.workers.gone import GoneSessions, TooManyGoneError
 from service.workers.instance import check_instance
@@ -33,7 +34,7 @@ SAVE_SECONDS: Final = 5
 USERS_AT_ONCE: Final = 256
 """Users that are looked at together. Most wait: for the budget, or to ask for a session again."""
 FAILURES_IN_A_ROW: Final = 3
-"""Users that could not be read, one after the other, before a run stops: Clerk is away."""
+"""Users that could not be read, one after the other, before it is asked whether Clerk is away: then the run stops."""
 
 
 class Reconciler:
@@ -45,7 +46,7 @@ class Reconciler:
         runs: where progress is stored.
         scope: what to look at.
         dry_run: write nothing.
-        allow: how many sessions may end because Clerk has them no more, if that is more than the usual bound.
+        allow: how many sessions may end because Clerk no longer has them, if that is more than the usual bound.
         ask_again_seconds: see ASK_AGAIN_SECONDS.
         clock: returns Unix seconds.
     """
@@ -120,8 +121,8 @@ class Reconciler:
         try:
             retried = revoke.retry_pending(self._store, self._api, instance_id, clock=self._clock)
             _, self.report.pending_revokes = await retried
-        except (ClerkError, StoreUnavailableError, redis.RedisError) as error:
-            self.report.add_fault("what Clerk has still to revoke", str(error))
+        except (ClerkError, StoreUnavailableError) as error:
+            self.report.add_fault("what Clerk has still to revoke", explain(error.__cause__ or error))
 
     async def _resume(self) -> None:
         progress, visited, gone = await in_thread(self._runs.load, self._scope.mode)
@@ -168,12 +169,8 @@ class Reconciler:
         while (batch := await in_thread(next, batches, None)) is not None:
             for session_id, why in batch.faults:
                 self.report.add_fault(session_id, why)
-            by_user: dict[str, list[OpenSession]] = {}
-            for session in batch.sessions:
-                if not session.is_indexed or session.user_id not in self._visited:
-                    by_user.setdefault(session.user_id, []).append(session)
-            for user_id, sessions in by_user.items():
-                await self._begin(tasks, user_id, [each for each in sessions if not each.is_indexed])
+            for user_id, unindexed in batch.users(self._visited).items():
+                await self._begin(tasks, user_id, unindexed)
             self.report.part = batch.scanned
 
     async def _begin(
@@ -198,10 +195,12 @@ class Reconciler:
             found = await self._check(user_id, unindexed)
         except ClerkKeyError:
             raise
-        except ClerkError as error:
-            self._failures += 1
-            if self._failures >= FAILURES_IN_A_ROW or self._scope.user_id is not None:
+        except (ClerkError, WrongTypeError) as error:
+            if self._scope.user_id is not None:
                 raise
+            self._failures += 1
+            if self._failures % FAILURES_IN_A_ROW == 0:
+                await self._api.instance()
             self.report.add_fault(user_id, str(error))
             return False
         self._failures = 0

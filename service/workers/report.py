@@ -13,7 +13,7 @@ Drift = Literal["missing", "late_end", "extended", "gone", "wrong_user", "change
 """How a stored state differed from Clerk's.
 
 `missing`: nothing was stored. `late_end`: it was stored as open, and ended at Clerk. `extended`: it is open at Clerk
-until later than stored, or although stored as expired or removed. `gone`: Clerk has it no more. `wrong_user`: it is
+until later than stored, or although stored as expired or removed. `gone`: Clerk no longer has it. `wrong_user`: it is
 another user's. `changed`: anything else.
 """
 
@@ -23,7 +23,7 @@ Stage = Literal["users", "stored"]
 
 
 class Gone(NamedTuple):
-    """A session that is stored as open, and that Clerk has no more: it said so twice."""
+    """A session that is stored as open, and that Clerk no longer has: it said so twice."""
 
     session_id: str
     user_id: str
@@ -68,6 +68,8 @@ class Report:
     began_at_ms: int
     """When it began, in Unix milliseconds; when the run began that it goes on with, if it does."""
     resumed: bool = False
+    users_before: int = 0
+    """Users that an interrupted run had looked at, with which this one goes on."""
     users: int = 0
     sessions: int = 0
     drift: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -88,6 +90,7 @@ class Report:
     ) -> None:
         """Go on from what an interrupted run has found."""
         self.resumed = True
+        self.users_before = users
         self.users += users
         self.sessions += sessions
         self.drift.update(drift)

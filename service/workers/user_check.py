@@ -7,10 +7,14 @@ from typing import Final
 
 from service.clerk.api_sessions import ApiSession, SessionNotFound, UnreadableSession
 from service.clerk.backend_api import BackendApi
+from service.errors import StoreUnavailableError
+from service.store import revokes
 from service.store.sessions import SessionStore
 from service.store.stored import StoredState
+from service.store.wrong_types import WrongTypeError, check_user, is_wrong_type
 from service.workers import sweep
 from service.workers.mend import Found, Mender
+from service.workers.reasons import why_refused, why_unreadable
 from service.workers.report import Drift, Gone
 from service.workers.sweep import OpenSession
 from service.workers.tasks import gather, in_thread
@@ -67,10 +71,20 @@ class UserCheck:
 
         Raises:
             ClerkError: Clerk refuses the key, or does not respond, or not as documented.
+            WrongTypeError: A key of this user has another type. That is no reason to leave out others.
             StoreUnavailableError: Redis failed.
         """
+        try:
+            return await self._compare(user_id, unindexed)
+        except StoreUnavailableError as error:
+            if not is_wrong_type(error):
+                raise
+            await in_thread(check_user, self._store.partition_of(user_id), user_id)
+            raise WrongTypeError("a key that its sessions refer to has another type than the relay gives it") from None
+
+    async def _compare(self, user_id: str, unindexed: Sequence[OpenSession]) -> UserResult:
         listed = await self._api.sessions_of(user_id)
-        unlisted = [(each.id or f"a session of {user_id}", _why(each)) for each in listed.unreadable]
+        unlisted = [(each.id or f"a session of {user_id}", why_unreadable(each)) for each in listed.unreadable]
         result = UserResult(faults=unlisted)
         result.add(await in_thread(self._mender.apply, listed.sessions))
         known = {each.id for each in listed.sessions} | {each.id for each in listed.unreadable if each.id is not None}
@@ -98,7 +112,7 @@ class UserCheck:
             for session in unindexed:
                 sweep.index(partition, session)
         ids = sorted((sweep.ids_of_user(partition, user_id) | {each.session_id for each in unindexed}) - known)
-        states = self._store.read(partition, ids)
+        states = revokes.read(self._store, partition, ids)
         absent = [each for each in states if isinstance(each, StoredState) and each.is_open and each.user_id == user_id]
         unreadable = [(id_, str(each)) for id_, each in zip(ids, states, strict=True) if isinstance(each, ValueError)]
         return absent, unreadable
@@ -118,13 +132,7 @@ class UserCheck:
             if isinstance(answer, SessionNotFound):
                 missing.append((stored, answer.answered_at_ms))
             elif isinstance(answer, UnreadableSession):
-                result.faults.append((stored.session_id, _why(answer)))
+                result.faults.append((stored.session_id, why_unreadable(answer)))
             elif not isinstance(answer, ApiSession):
-                result.faults.append((stored.session_id, f"Clerk refuses to show it (status {answer.status})"))
+                result.faults.append((stored.session_id, why_refused(answer)))
         return missing
-
-
-def _why(session: UnreadableSession) -> str:
-    if session.unknown_status is not None:
-        return f"its status {session.unknown_status} is unknown to this version: upgrade"
-    return session.detail

@@ -331,7 +331,7 @@ def test_what_differs_is_counted_by_kind_and_stays(
         assert contents(client) == before
 
     text = problems(found)
-    assert f"warning 1 of 5 sessions can't be compared, like {unknown}: status" in text
+    assert f"warning 1 of 5 sessions can't be compared, like {unknown}: its status asleep is unknown" in text
     assert "warning 2 of 5 sessions stored as open differ from Clerk's (1 gone, 1 late end): run session-relay" in text
 
 
@@ -340,6 +340,16 @@ def test_fifty_sessions_are_compared_at_most(real_redis: EmbeddedRedis, clerk: F
 
     assert clerk_findings(real_redis.url, clerk)[-1].text.startswith("50 sessions")
     assert len(clerk.requests) == 51
+
+
+def test_a_lock_that_does_not_expire_is_an_error(real_redis: EmbeddedRedis, clerk: FakeClerk, relay_now: Relay) -> None:
+    with client_of(real_redis.url) as client:
+        client.set("{clerk}:reconcile:lock", "of nobody")
+
+        found = problems(clerk_findings(real_redis.url, clerk))
+        client.delete("{clerk}:reconcile:lock")
+
+    assert found.startswith("error {clerk}:reconcile:lock does not expire")
 
 
 def test_while_reconcile_runs_its_budget_is_left_to_it(

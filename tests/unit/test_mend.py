@@ -1,4 +1,4 @@
-"""Which sessions that Clerk has no more may end, what a report adds up, and the name under which a run is resumed.
+"""Which sessions that Clerk no longer has may end, what a report adds up, and the name under which a run is resumed.
 
 What a stored state is compared with, and how, is in tests/integration/test_reconcile.py.
 """
@@ -29,7 +29,8 @@ def test_so_many_may_be_gone(count: int, looked_at: int, allow: int) -> None:
 )
 def test_more_are_not_credible_and_the_text_says_what_to_do(count: int, looked_at: int, allow: int) -> None:
     with pytest.raises(
-        TooManyGoneError, match=rf"{count} of {looked_at} sessions.*run it again with --allow {count}\."
+        TooManyGoneError,
+        match=rf"^Clerk no longer has {count} of {looked_at} sessions.*run it again with --allow {count}\.",
     ):
         gone_sessions(count, allow).check(looked_at)
 
@@ -100,6 +101,7 @@ def test_a_run_that_goes_on_adds_to_what_was_found() -> None:
     report.add(["gone", "missing"], [])
 
     assert (report.resumed, report.users, report.sessions, report.fault_count) == (True, 2, 3, 151)
+    assert report.users_before == 2
     assert report.drift == {"gone": 2, "missing": 1}
 
 
