@@ -47,14 +47,20 @@ class _Time(click.ParamType[int]):
         """Return a time in Unix milliseconds."""
         if re.fullmatch(r"[0-9]{1,14}(\.[0-9]{1,9})?", value):
             number = float(value)
-            return int(number * 1000) if number < SECONDS_BELOW else int(number)
+            at = number if number < SECONDS_BELOW else number / 1000
+        else:
+            at = self._read_iso(value, param, ctx)
+        if at > time.time():
+            self.fail(f"{printable(value)} is in the future", param, ctx)
+        return round(at * 1000)
+
+    def _read_iso(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
         try:
             moment = datetime.datetime.fromisoformat(value)
         except ValueError:
             text = f"{printable(value)} is no time: use ISO 8601 (2026-11-29T08:00:00Z) or Unix time"
             self.fail(text, param, ctx)
-        zoned = moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
-        return int(zoned.timestamp() * 1000)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 class _UserId(click.ParamType[str]):
@@ -74,7 +80,7 @@ class _UserId(click.ParamType[str]):
 @click.option("--dry-run", is_flag=True, help="Tell what differs, and write nothing.")
 @click.option("--every", metavar="SECONDS", type=click.IntRange(1), help="Go on for ever, with such a pause.")
 @click.option(
-    "--allow", metavar="N", type=click.IntRange(0), default=0, help="End so many sessions that Clerk has no more."
+    "--allow", metavar="N", type=click.IntRange(0), default=0, help="End so many sessions that Clerk no longer has."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def reconcile(
@@ -148,15 +154,20 @@ class _Command:
         budget = Budget.of_key(self._settings.clerk_secret_key.get_secret_value())
         started = time.monotonic()
         whose_turn = dry_turn(self._runs, budget) if dry_run else turn(self._runs, budget, wait=True)
-        async with whose_turn:
-            report = await self._run(budget, dry_run=dry_run)
-        seconds = time.monotonic() - started
-        reconcile_view.print_result(report, self._scope, seconds, dry_run=dry_run, as_json=as_json)
-        if dry_run:
-            if self._is_watched and budget.spent():
-                click.echo("Waiting some seconds, so that what follows stays within Clerk's limit, too …", err=True)
-            await rest(budget)
+        try:
+            async with whose_turn:
+                report = await self._run(budget, dry_run=dry_run)
+            seconds = time.monotonic() - started
+            reconcile_view.print_result(report, self._scope, seconds, dry_run=dry_run, as_json=as_json)
+        finally:
+            if dry_run:  # whatever ended it: nobody else knows what it has spent
+                await self._rest(budget)
         return report
+
+    async def _rest(self, budget: Budget) -> None:
+        if self._is_watched and budget.spent():
+            click.echo("Waiting some seconds, so that what follows stays within Clerk's limit, too …", err=True)
+        await rest(budget)
 
     async def _run(self, budget: Budget, *, dry_run: bool = False) -> Report:
         async with BackendApi(self._settings, budget=budget) as api:
@@ -184,7 +195,7 @@ class _Command:
     async def _run_if_due(self, every: int, budget: Budget) -> float:
         """Return the seconds until the next look."""
         try:
-            ended_at_ms = int((await asyncio.to_thread(self._runs.status)).get(f"ended_at_{self._scope.mode}", 0))
+            ended_at_ms = await asyncio.to_thread(self._runs.ended_at_ms, self._scope.mode)
             left = every - (time.time() - ended_at_ms / 1000)
             if left > 0:
                 return min(left, every)

@@ -3,6 +3,7 @@
 What a run mends is in tests/integration/test_reconcile.py; kill -9 is in test_reconcile_drift.py.
 """
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -31,6 +32,7 @@ from support.redis_servers import durable_redis
 from support.relay import Relay, run_relay
 from support.topologies import cluster_of
 
+from service.clerk.budget import Budget
 from service.cli import reconcile_view
 from service.dev.embedded import EmbeddedRedis
 from service.dev.fake_clerk import FakeClerk
@@ -74,7 +76,7 @@ class Setup:
         return session_id
 
     def vanished(self) -> str:
-        """Return a session that Clerk has no more; to find that out takes five seconds."""
+        """Return a session that Clerk no longer has; to find that out takes five seconds."""
         session_id = self.signed_in()
         with self.clerk.webhooks_lost():
             self.clerk.vanish(session_id)
@@ -119,6 +121,25 @@ def test_it_says_what_it_mended(setup: Setup) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert re.fullmatch(r"1 session of 1 user in \d+ s: 1 late end mended\.\n", result.stdout)
     assert setup.status(session_id) == "ended"
+
+
+def test_a_dry_run_says_what_is_to_be_mended(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.cli.reconcile.rest", lambda _: asyncio.sleep(0))
+    setup.ended()
+    setup.vanished()
+
+    result = setup.reconcile("--dry-run")
+
+    assert re.fullmatch(r"2 sessions of 2 users in \d+ s: 1 gone, 1 late end to be mended\.\n", result.stdout)
+
+
+def test_a_user_of_whom_nobody_knows_a_session_is_told_of(setup: Setup) -> None:
+    result = setup.reconcile("--user", "user_nobody")
+
+    assert (result.exit_code, result.stdout) == (0, "0 sessions of 1 user in 0 s: nothing mended.\n")
+    assert result.stderr == (
+        "Clerk lists no session of user_nobody, and none is stored as open: see that it is the right id.\n"
+    )
 
 
 def test_it_says_that_nothing_was_to_be_mended(setup: Setup) -> None:
@@ -171,7 +192,7 @@ def test_too_many_sessions_that_are_gone_stop_it_with_what_to_do(setup: Setup) -
 
     stopped = setup.reconcile()
     assert (stopped.exit_code, stopped.stdout) == (1, "")
-    assert re.fullmatch(r"Clerk has no more 11 of 11 sessions.* run it again with --allow 11\.\n", stopped.stderr)
+    assert re.fullmatch(r"Clerk no longer has 11 of 11 sessions.* run it again with --allow 11\.\n", stopped.stderr)
     assert {setup.status(each) for each in ids} == {"active"}
 
     assert setup.reconcile("--allow", "11").exit_code == 0
@@ -188,6 +209,8 @@ def test_too_many_sessions_that_are_gone_stop_it_with_what_to_do(setup: Setup) -
         (("--every", "0"), "Invalid value"),
         (("--allow", "-1"), "Invalid value"),
         (("--user", "no id"), "no id is no id of a user"),
+        (("--since", "99999999999999"), "99999999999999 is in the future"),
+        (("--since", "9999-12-31"), "9999-12-31 is in the future"),
         (("--since", "yesterday"), "yesterday is no time: use ISO 8601 (2026-11-29T08:00:00Z) or Unix time"),
     ],
     ids=str,
@@ -202,13 +225,14 @@ def test_what_can_not_be_meant_is_refused(setup: Setup, options: tuple[str, ...]
 @pytest.mark.parametrize(
     ("since", "ms"),
     [
-        ("2026-11-29T08:00:00Z", 1_795_939_200_000),
-        ("2026-11-29T09:00:00+01:00", 1_795_939_200_000),
-        ("2026-11-29T08:00:00", 1_795_939_200_000),
-        ("2026-11-29", 1_795_910_400_000),
-        ("1795939200", 1_795_939_200_000),
-        ("1795939200.5", 1_795_939_200_500),
-        ("1795939200000", 1_795_939_200_000),
+        ("2025-11-29T08:00:00Z", 1_764_403_200_000),
+        ("2025-11-29T09:00:00+01:00", 1_764_403_200_000),
+        ("2025-11-29T08:00:00", 1_764_403_200_000),
+        ("2025-11-29T08:00:00.123Z", 1_764_403_200_123),
+        ("2025-11-29", 1_764_374_400_000),
+        ("1764403200", 1_764_403_200_000),
+        ("1764403200.5", 1_764_403_200_500),
+        ("1764403200123", 1_764_403_200_123),
     ],
 )
 def test_a_time_is_read(setup: Setup, since: str, ms: int) -> None:
@@ -338,6 +362,38 @@ def test_a_run_after_a_dry_one_keeps_to_the_budget_of_both(
         assert setup.clerk.most_in_window(10) <= 20
 
 
+def test_a_run_after_a_dry_one_that_was_stopped_keeps_to_the_budget_of_both(
+    any_redis: EmbeddedRedis, any_client: Any, tmp_path: Path
+) -> None:
+    with set_up(any_redis.url, tmp_path, environment="development") as setup:
+        for _ in range(12):
+            setup.ended()
+        setup.vanished()  # so that it waits before its end
+        with setup.start("--dry-run") as dry:
+            eventually(lambda: len(setup.clerk.requests) >= 15)
+            assert dry.stop() == 1
+        assert dry.stderr == "Error: Stopped.\n"
+        with setup.start() as program:
+            assert program.end() == 0
+
+        assert setup.clerk.most_in_window(10) <= 20
+
+
+def test_a_dry_run_that_fails_rests_too(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup.signed_in()
+    setup.clerk.on_request = lambda _, path, __: 401 if path == "/v1/sessions" else None
+    rested = []
+
+    async def rest(budget: Budget) -> None:
+        await asyncio.sleep(0)
+        rested.append(budget.spent())
+
+    monkeypatch.setattr("service.cli.reconcile.rest", rest)
+
+    assert setup.reconcile("--dry-run").exit_code == 1
+    assert rested == [2]
+
+
 # Signals
 
 
@@ -354,8 +410,21 @@ def test_a_signal_stops_a_run_which_the_next_one_goes_on_with(setup: Setup, numb
 
     result = setup.reconcile("--full")
 
-    assert re.search(r"It went on with a run that began at 20\d\d-\S+\+00:00: ", result.stdout)
+    assert "It went on with a run" not in result.stdout  # that one has seen nobody
     assert (result.exit_code, setup.status(gone)) == (0, "removed")
+
+
+def test_a_run_that_goes_on_says_whom_it_does_not_look_at_again(setup: Setup) -> None:
+    setup.ended()
+    setup.vanished()
+    with setup.start("--full") as program:
+        eventually(lambda: any(each.status == 404 for each in setup.clerk.requests))
+        assert program.stop() == 1
+    assert setup.client.hget("{clerk}:reconcile:run:full", "users") == "1"
+
+    result = setup.reconcile("--full")
+
+    assert re.search(r"It went on with a run that began at 20\d\d-\S+\+00:00: ", result.stdout)
 
 
 def test_a_signal_while_it_waits_for_a_dead_runs_lock_stops_it(setup: Setup) -> None:
@@ -459,7 +528,7 @@ def test_a_worker_that_finds_too_many_gone_lets_all_pause(setup: Setup) -> None:
         setup.clerk.delete_user(user_id)
 
     with setup.start("--every", "60") as worker:
-        worker.wait_for("Clerk has no more 11 of 11 sessions.*reconcile_stopped", stream="stderr")
+        worker.wait_for("Clerk no longer has 11 of 11 sessions.*reconcile_stopped", stream="stderr")
         assert worker.stop() == 0
 
     assert setup.client.hkeys("{clerk}:reconcile") == ["instance_id", "ended_at_stored"]
