@@ -98,9 +98,10 @@ def revoke(
             return
         ordered = _order(store, session_ids, user_id, excepted, local)
         if isinstance(settings, ReconcileSettings):
-            over = sum(each.status is not None for each in ordered)
+            are_new = [each.is_new for each in ordered]
             if not as_json:
-                click.echo(f"Ended here: {over}. Clerk is told now.", err=True)
+                note = "Clerk is told now." if are_new else "No such session is stored as open."
+                click.echo(f"Ended here: {sum(are_new)}. {note}", err=True)
             is_done = asyncio.run(_tell_clerk(store, settings, user_id, excepted, _Report(as_json)))
         else:
             is_done = _show_local(ordered, as_json)
@@ -122,10 +123,11 @@ def _show_local(ordered: Iterator[Ended], as_json: bool) -> bool:
     """Show what ended here only; return whether all did."""
     are_over = True
     for each in ordered:
-        are_over = are_over and each.status is not None
+        is_over = each.status is not None and each.fault is None
+        are_over = are_over and is_over
         fields = {"session_id": each.session_id, "user_id": each.user_id, "status": each.status, "detail": each.fault}
-        line = f"{each.session_id}  {each.user_id or '-'}  here: {each.status or each.fault or 'not stored'}"
-        click.echo(json.dumps(fields) if as_json else printable(line), err=each.status is None and not as_json)
+        line = f"{each.session_id}  {each.user_id or '-'}  here: {each.fault or each.status or 'not stored'}"
+        click.echo(json.dumps(fields) if as_json else printable(line), err=not is_over and not as_json)
     if not as_json:
         click.echo(HERE_ONLY, err=True)
     return are_over
@@ -175,7 +177,10 @@ async def _tell_clerk(
         try:
             instance_id = (await api.instance()).id
             if user_id is not None:
-                worker.order(store, await worker.open_at_clerk(api, user_id, excepted))
+                listed = await worker.open_at_clerk(api, user_id, excepted)
+                worker.order(store, listed)
+                if not listed:
+                    click.echo(f"Clerk lists no such session of {user_id}.", err=True)
         except ClerkError as error:
             unavailable = str(error)
             report.add_reason(unavailable)

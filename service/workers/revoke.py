@@ -19,6 +19,7 @@ from service.store import revokes
 from service.store.revokes import Ended, PendingRevoke
 from service.store.sessions import Partition, SessionStore
 from service.workers.mend import Found, Mender
+from service.workers.reasons import why_refused, why_unreadable
 
 CHUNK: Final = 16
 """Sessions about which Clerk is asked at once: as many requests as the client has under way."""
@@ -182,7 +183,8 @@ async def _ask(api: BackendApi, pending: PendingRevoke, ended: Ended, instance_i
         return _Asked(dataclasses.replace(result, clerk="not_found"))
     try:
         answer = await api.revoke(pending.session_id)
-        if refused := isinstance(answer, SessionRefused):
+        # A single 404 is not enough to give up a session that may be open.
+        if was_refused := isinstance(answer, SessionRefused | SessionNotFound):
             answer = await api.session(pending.session_id)
     except ClerkError as error:
         return _Asked(dataclasses.replace(result, detail=str(error)), error=error)
@@ -194,11 +196,22 @@ async def _ask(api: BackendApi, pending: PendingRevoke, ended: Ended, instance_i
             detail = f"it is of {ended.instance_id}, and CLERK_SECRET_KEY is of {instance_id}"
             return _Asked(dataclasses.replace(result, detail=detail))
         case ApiSession() if answer.data.status not in OPEN_STATUSES:
-            result = dataclasses.replace(result, clerk="over" if refused else "revoked")
+            result = dataclasses.replace(result, clerk="over" if was_refused else "revoked")
             return _Asked(result, answer if ended.status is None else None)
-        case UnreadableSession() if not refused:
-            return _Asked(dataclasses.replace(result, clerk="revoked"))
-    return _Asked(dataclasses.replace(result, detail="Clerk does not revoke it, and does not say that it is over"))
+        case UnreadableSession() if not was_refused:
+            detail = ended.fault or f"Clerk's response can't be read, and is not stored: {why_unreadable(answer)}"
+            return _Asked(dataclasses.replace(result, clerk="revoked", detail=detail))
+    return _Asked(dataclasses.replace(result, detail=_why_pending(answer)))
+
+
+def _why_pending(answer: ApiSession | UnreadableSession | SessionNotFound | SessionRefused) -> str:
+    why = "Clerk does not revoke it, and does not say that it is over"
+    match answer:
+        case UnreadableSession():
+            return f"{why}: {why_unreadable(answer)}"
+        case SessionRefused():
+            return f"{why}: {why_refused(answer)}"
+    return why
 
 
 def _apply(mender: Mender, asked: Sequence[_Asked]) -> list[Revoked]:

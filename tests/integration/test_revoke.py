@@ -24,6 +24,7 @@ from service.dev.fake_clerk import FakeClerk
 from service.store import revokes
 from service.store.revokes import PendingRevoke
 from service.store.sessions import MAX_TTL_MS, SessionStore
+from service.store.wrong_types import WrongTypeError
 from service.workers.expiry import ExpiryWorker
 from service.workers.mend import Mender
 from service.workers.report import Gone
@@ -240,6 +241,50 @@ def test_a_key_of_another_type_is_named_and_costs_no_other(real_redis: EmbeddedR
     assert ended[0].fault == "its key is not a hash"
 
 
+def test_a_key_of_the_user_with_another_type_is_named_and_costs_no_other(
+    real_redis: EmbeddedRedis, lasting_client: Callable[[EmbeddedRedis], Any]
+) -> None:
+    client = lasting_client(real_redis)
+    client.flushall()
+    with run_relay(real_redis.url) as relay:
+        for n in (1, 2):
+            relay.take(clerk_event(session_id=f"sess_{n}", user_id=f"user_{n}"), f"msg_{n}")
+        client.delete(USER_KEY)
+        client.set(USER_KEY, "text")
+
+        ended = order(relay.store, ["sess_1", "sess_2"], clock=clock)
+        client.flushall()
+
+    assert (ended[1].status, ended[1].is_new) == ("revoked", True)
+    assert str(ended[0].fault).startswith(f"{USER_KEY} has another type than the relay gives it")
+    assert ended[0].is_new is False
+
+
+@pytest.mark.parametrize("key", [REVOKES_KEY, USER_KEY])
+def test_a_set_with_another_type_is_named(
+    real_redis: EmbeddedRedis, lasting_client: Callable[[EmbeddedRedis], Any], key: str
+) -> None:
+    client = lasting_client(real_redis)
+    client.flushall()
+    client.set(key, "text")
+    with run_relay(real_redis.url) as relay:
+        relay.take(clerk_event(session_id="sess_2", user_id="user_2"), "msg_1")
+
+        with pytest.raises(WrongTypeError, match=rf"^\{key} has another type"):
+            list(order_user(relay.store, "user_1" if key == USER_KEY else "user_2", clock=clock))
+    client.flushall()
+
+
+def test_a_session_ends_anew_only_if_it_was_open(relay: Relay) -> None:
+    relay.take(clerk_event(session_id="sess_1"), "msg_1")
+    relay.take(clerk_event("ended", session_id="sess_2"), "msg_2")
+
+    first, second = (order(relay.store, ["sess_1", "sess_2", "sess_unknown"], clock=clock) for _ in range(2))
+
+    assert [each.is_new for each in first] == [True, False, False]
+    assert [each.is_new for each in second] == [False, False, False]
+
+
 # What is recorded
 
 
@@ -454,6 +499,18 @@ def test_a_session_that_clerk_does_not_know_is_done(relay: Relay, client: Any, c
     assert pending(client) == []
 
 
+def test_a_single_404_closes_no_record(relay: Relay, client: Any, clerk: FakeClerk) -> None:
+    sign_in(relay, clerk)
+    refuse_posts(clerk, 404)
+    order(relay.store, ["sess_1"], clock=clock)
+
+    counts, (left,) = retry(relay.store, clerk)
+
+    assert counts == (0, 1)
+    assert (left.clerk, left.detail) == ("pending", "Clerk does not revoke it, and does not say that it is over")
+    assert pending(client) == ["sess_1"]
+
+
 def test_a_session_that_nobody_knows_is_told_of(relay: Relay, client: Any, clerk: FakeClerk) -> None:
     order(relay.store, ["sess_1"], clock=clock)
 
@@ -521,12 +578,38 @@ def test_a_refusal_for_an_open_session_leaves_it_pending(relay: Relay, client: A
     assert pending(client) == ["sess_1"]
 
 
-def test_an_answer_that_cannot_be_read_is_one_nevertheless(relay: Relay, client: Any, clerk: FakeClerk) -> None:
-    sign_in(relay, clerk)
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_an_answer_that_cannot_be_read_is_one_nevertheless_and_told_of(
+    relay: Relay, client: Any, clerk: FakeClerk, is_stored: bool
+) -> None:
+    if is_stored:
+        sign_in(relay, clerk)
+    else:
+        clerk.sign_in("user_1", id="sess_1")
     clerk.set("sess_1", expire_at="soon")
     order(relay.store, ["sess_1"], clock=clock)
 
-    assert retry(relay.store, clerk)[0] == (1, 0)
+    counts, (revoked,) = retry(relay.store, clerk)
+
+    assert (counts, revoked.clerk, revoked.status) == ((1, 0), "revoked", "revoked" if is_stored else None)
+    assert str(revoked.detail).startswith("Clerk's response can't be read, and is not stored: expire_at: ")
+    assert pending(client) == []
+
+
+def test_why_a_session_stays_pending_says_what_clerk_answered(relay: Relay, client: Any, clerk: FakeClerk) -> None:
+    for each in ("sess_1", "sess_2"):
+        sign_in(relay, clerk, each)
+    clerk.set("sess_1", status="frozen")
+    clerk.on_request = lambda method, path, _: 422 if method == "POST" else 418 if "sess_2" in path else None
+    order(relay.store, ["sess_1", "sess_2"], clock=clock)
+
+    _, results = retry(relay.store, clerk)
+
+    why = "Clerk does not revoke it, and does not say that it is over"
+    assert {each.session_id: each.detail for each in results} == {
+        "sess_1": f"{why}: its status frozen is unknown to this version: upgrade",
+        "sess_2": f"{why}: Clerk refuses to show it (status 418)",
+    }
 
 
 def test_a_wrong_key_leaves_all_pending_after_one_chunk(relay: Relay, client: Any, clerk: FakeClerk) -> None:

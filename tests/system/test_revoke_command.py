@@ -86,6 +86,25 @@ def test_a_session_ends_here_and_at_clerk_in_one_line(command: Command, clerk: F
     assert any_client.exists(REVOKES_KEY) == 0
 
 
+def test_only_what_was_open_counts_as_ended_here(command: Command, clerk: FakeClerk) -> None:
+    clerk.sign_in("user_1", id="sess_1")
+    command("revoke", "sess_1")
+
+    result = command("revoke", "sess_1", "sess_2")
+
+    assert result.stderr.startswith("Ended here: 0. Clerk is told now.\n")
+
+
+def test_a_user_of_whom_nobody_knows_an_open_session_is_told_of(command: Command, clerk: FakeClerk) -> None:
+    result = command("revoke", "--user", "user_nobody")
+
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.splitlines() == [
+        "Ended here: 0. No such session is stored as open.",
+        "Clerk lists no such session of user_nobody.",
+    ]
+
+
 def test_json_has_an_object_for_each_session(command: Command, clerk: FakeClerk) -> None:
     clerk.sign_in("user_1", id="sess_1")
 
@@ -199,6 +218,18 @@ def test_local_ends_sessions_without_a_key_and_tells_clerk_nothing(
     assert statuses(any_client, "1") == {"1": "revoked"}
     assert clerk.requests == []
     assert any_client.exists(REVOKES_KEY) == 0
+
+
+def test_local_fails_for_a_session_that_could_not_be_ended(command: Command, clerk: FakeClerk, any_client: Any) -> None:
+    clerk.sign_in("user_1", id="sess_1")
+    any_client.delete("{clerk}:user:user_1:sessions")
+    any_client.set("{clerk}:user:user_1:sessions", "text", ex=100)
+
+    result = command("revoke", "--local", "sess_1")
+    any_client.delete("{clerk}:user:user_1:sessions")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("sess_1  user_1  here: {clerk}:user:user_1:sessions has another type")
 
 
 def test_local_fails_for_a_session_that_is_not_stored(command: Command, clerk: FakeClerk) -> None:
