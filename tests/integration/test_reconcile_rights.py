@@ -2,7 +2,9 @@
 
 import re
 import time
+from functools import partial
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from support.cli import run
@@ -12,6 +14,7 @@ from support.relay import run_relay
 
 from service.dev.embedded import EmbeddedRedis
 from service.dev.fake_clerk import FakeClerk
+from service.workers.reconcile import Reconciler
 
 RECONCILE = ROOT / "docs/reconcile.md"
 
@@ -58,7 +61,11 @@ def environment(own_redis: EmbeddedRedis, clerk: FakeClerk) -> dict[str, str]:
     }
 
 
-def test_the_rights_listed_suffice_for_reconcile(own_client: Any, environment: dict[str, str]) -> None:
+def test_the_rights_listed_suffice_for_reconcile(
+    own_client: Any, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.cli.reconcile.rest", AsyncMock())  # a dry run's, for which Redis is not asked
+    monkeypatch.setattr("service.cli.reconcile.Reconciler", partial(Reconciler, ask_again_seconds=1.0))
     add_user(own_client, *rights())
     own_client.config_resetstat()
 

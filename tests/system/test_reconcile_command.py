@@ -36,6 +36,7 @@ from service.clerk.budget import Budget
 from service.cli import reconcile_view
 from service.dev.embedded import EmbeddedRedis
 from service.dev.fake_clerk import FakeClerk
+from service.workers.reconcile import Reconciler
 
 LOCK = "{clerk}:reconcile:lock"
 
@@ -103,6 +104,12 @@ def setup(
     monkeypatch.chdir(tmp_path)  # away from any .env
     with set_up(any_redis.url, tmp_path) as setup:
         yield setup
+
+
+@pytest.fixture(autouse=True)
+def _asks_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of runs in this process: to wait five seconds proves nothing more."""
+    monkeypatch.setattr("service.cli.reconcile.Reconciler", partial(Reconciler, ask_again_seconds=1.0))
 
 
 @pytest.fixture
@@ -318,7 +325,7 @@ def test_a_redis_that_goes_away_ends_it_and_the_next_run_goes_on(redis_binary: s
         assert program.stdout == ""
         assert re.fullmatch(r"Redis: .*\n", program.stderr)
         server.start()
-        eventually(lambda: not setup.client.exists(LOCK), within=40)
+        setup.client.delete(LOCK)  # as after half a minute
 
         result = json.loads(setup.reconcile("--full", "--json").stdout)
 
@@ -368,10 +375,12 @@ def test_a_run_after_a_dry_one_that_was_stopped_keeps_to_the_budget_of_both(
     with set_up(any_redis.url, tmp_path, environment="development") as setup:
         for _ in range(12):
             setup.ended()
-        setup.vanished()  # so that it waits before its end
+        is_stopped, numbers = threading.Event(), itertools.count(1)
+        setup.clerk.on_request = lambda *_: next(numbers) == 13 and is_stopped.wait(60) and None
         with setup.start("--dry-run") as dry:
-            eventually(lambda: len(setup.clerk.requests) >= 15)
+            eventually(lambda: len(setup.clerk.requests) >= 12)
             assert dry.stop() == 1
+        is_stopped.set()
         assert dry.stderr == "Error: Stopped.\n"
         with setup.start() as program:
             assert program.end() == 0
@@ -558,7 +567,7 @@ def test_a_person_who_watches_gets_a_bar_with_rate_and_remaining_time(setup: Set
     for _ in range(40):
         setup.ended()
     setup.vanished()
-    setup.clerk.latency = 0.4
+    setup.clerk.latency = 0.2
     shown = watch(setup, tmp_path, "--full")
 
     time_ = r"\d+:\d\d:\d\d"
