@@ -24,7 +24,7 @@ from service.workers.mend import Mender
 from service.workers.report import Report, Scope
 from service.workers.runs import Progress, Runs
 from service.workers.sweep import OpenSession
-from service.workers.tasks import background, first_error, in_thread
+from service.workers.tasks import background, first_error, repeated
 from service.workers.user_check import ASK_AGAIN_SECONDS, UserCheck, UserResult
 from service.workers.user_pages import Page, UserPages
 from service.workers.visited import Visited
@@ -98,24 +98,15 @@ class Reconciler:
                 await self._look_at_all()
             await self._end_gone(mender)
         if not self._dry_run:
-            await in_thread(self._finish)
+            await asyncio.to_thread(self._finish)
         return self.report
 
     @contextlib.asynccontextmanager
     async def _saved(self) -> AsyncIterator[None]:
         """Go on where an interrupted run was, and store how far this one comes."""
         await self._resume()
-        try:
-            async with background(self._keep_saving()):
-                yield
-        finally:
-            with contextlib.suppress(Exception):  # what ends the run is the error to tell of
-                await in_thread(self._save)
-
-    async def _keep_saving(self) -> None:
-        while True:
-            await asyncio.sleep(SAVE_SECONDS)
-            await in_thread(self._save)
+        async with repeated(self._save, SAVE_SECONDS):
+            yield
 
     async def _retry_revokes(self, instance_id: str) -> None:
         try:
@@ -125,7 +116,7 @@ class Reconciler:
             self.report.add_fault("what Clerk has still to revoke", explain(error.__cause__ or error))
 
     async def _resume(self) -> None:
-        progress, visited, gone = await in_thread(self._runs.load, self._scope.mode)
+        progress, visited, gone = await asyncio.to_thread(self._runs.load, self._scope.mode)
         if progress is None:
             return
         self._gone.load(gone)
@@ -134,7 +125,7 @@ class Reconciler:
                 self._gone.check(progress.sessions)
             except TooManyGoneError:  # not allowed either now: see if Clerk still says so
                 self._gone.clear()
-                await in_thread(self._runs.forget, self._scope.mode)
+                await asyncio.to_thread(self._runs.forget, self._scope.mode)
                 return
             progress.is_stopped = False
         self._progress = progress
@@ -166,7 +157,7 @@ class Reconciler:
 
     async def _sweep(self, tasks: asyncio.TaskGroup) -> None:
         batches = sweep.open_sessions(self._store)
-        while (batch := await in_thread(next, batches, None)) is not None:
+        while (batch := await asyncio.to_thread(next, batches, None)) is not None:
             for session_id, why in batch.faults:
                 self.report.add_fault(session_id, why)
             for user_id, unindexed in batch.users(self._visited).items():
@@ -228,7 +219,7 @@ class Reconciler:
     async def _end_gone(self, mender: Mender) -> None:
         self._check_gone(self._gone.check)
         result = UserResult()
-        result.add(await in_thread(self._gone.end, self._store, mender))
+        result.add(await asyncio.to_thread(self._gone.end, self._store, mender))
         self.report.add(result.drift, result.faults)
 
     def _save(self) -> None:

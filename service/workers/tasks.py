@@ -1,16 +1,12 @@
-"""Tasks of asyncio that raise the first error itself, where a TaskGroup raises a group of them; and threads."""
+"""Tasks of asyncio that raise the first error itself, where a TaskGroup raises a group of them."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-
-
-async def in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Call something that blocks, in a thread."""
-    return await asyncio.to_thread(function, *args)
 
 
 async def gather(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -27,6 +23,29 @@ async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         task = tasks.create_task(work)
         yield
         task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def repeated(function: Callable[[], None], seconds: float) -> AsyncIterator[None]:
+    """Call something that blocks every so many seconds beside the block, and once after it; an error ends the block.
+
+    After the block, an error of the call is ignored: what ended the block is the one to tell of.
+    """
+    loop = asyncio.get_running_loop()
+
+    async def repeat() -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await loop.run_in_executor(thread, function)
+
+    # A call goes on when the block has ended. In the same thread, the last one waits for it.
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            async with background(repeat()):
+                yield
+        finally:
+            with contextlib.suppress(Exception):
+                await loop.run_in_executor(thread, function)
 
 
 @contextlib.asynccontextmanager

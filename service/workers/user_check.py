@@ -17,7 +17,7 @@ from service.workers.mend import Found, Mender
 from service.workers.reasons import why_refused, why_unreadable
 from service.workers.report import Drift, Gone
 from service.workers.sweep import OpenSession
-from service.workers.tasks import gather, in_thread
+from service.workers.tasks import gather
 
 ASK_AGAIN_SECONDS: Final = 5.0
 """Seconds between the two questions for a session that Clerk does not list."""
@@ -79,16 +79,16 @@ class UserCheck:
         except StoreUnavailableError as error:
             if not is_wrong_type(error):
                 raise
-            await in_thread(check_user, self._store.partition_of(user_id), user_id)
+            await asyncio.to_thread(check_user, self._store.partition_of(user_id), user_id)
             raise WrongTypeError("a key that its sessions refer to has another type than the relay gives it") from None
 
     async def _compare(self, user_id: str, unindexed: Sequence[OpenSession]) -> UserResult:
         listed = await self._api.sessions_of(user_id)
         unlisted = [(each.id or f"a session of {user_id}", why_unreadable(each)) for each in listed.unreadable]
         result = UserResult(faults=unlisted)
-        result.add(await in_thread(self._mender.apply, listed.sessions))
+        result.add(await asyncio.to_thread(self._mender.apply, listed.sessions))
         known = {each.id for each in listed.sessions} | {each.id for each in listed.unreadable if each.id is not None}
-        absent, unreadable = await in_thread(self._stored_but_not_in, known, user_id, unindexed)
+        absent, unreadable = await asyncio.to_thread(self._stored_but_not_in, known, user_id, unindexed)
         result.sessions = len(known) + len(absent)
         result.faults += unreadable
         asked = []
@@ -126,7 +126,9 @@ class UserCheck:
     async def _ask(self, sessions: Sequence[StoredState], result: UserResult) -> list[tuple[StoredState, int]]:
         """Ask Clerk for sessions by their ids; return those that it does not have, with the time of the answer."""
         answers = await gather([self._api.session(each.session_id) for each in sessions])
-        result.add(await in_thread(self._mender.apply, [each for each in answers if isinstance(each, ApiSession)]))
+        result.add(
+            await asyncio.to_thread(self._mender.apply, [each for each in answers if isinstance(each, ApiSession)])
+        )
         missing = []
         for stored, answer in zip(sessions, answers, strict=True):
             if isinstance(answer, SessionNotFound):

@@ -24,8 +24,8 @@ class Visited:
     def __len__(self) -> int:
         return self._count
 
-    def __contains__(self, id_: str) -> bool:
-        return self._slots[self._find(_digest(id_))] != 0
+    def __contains__(self, id_: object) -> bool:
+        return isinstance(id_, str) and self._slots[self._find(_digest(id_))] != 0
 
     def add(self, id_: str) -> bytes:
         """Add an id, and return the bytes by which `load` adds it again."""

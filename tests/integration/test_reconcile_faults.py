@@ -3,6 +3,8 @@
 What a run mends is in test_reconcile.py.
 """
 
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +15,7 @@ from support.reconciling import World, dump, run_world
 from service.dev.embedded import EmbeddedRedis
 from service.errors import ClerkUnavailableError
 from service.store.wrong_types import WrongTypeError
-from service.workers.runs import EndlessLockError
+from service.workers.runs import EndlessLockError, Runs
 
 LOCK = "{clerk}:reconcile:lock"
 
@@ -224,3 +226,25 @@ def test_progress_of_another_version_is_forgotten(world: World) -> None:
     report = world.reconcile(full=True)
 
     assert (report.resumed, report.drift) == (False, {"late_end": 1})
+
+
+def test_progress_that_is_saved_slowly_is_not_left_by_a_run_that_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late(world, 1)
+    is_saving = threading.Event()
+    save = Runs.save
+
+    def stall(runs: Runs, *args: Any) -> None:
+        if not is_saving.is_set():
+            is_saving.set()
+            time.sleep(0.5)  # the run would have ended long before
+        save(runs, *args)
+
+    monkeypatch.setattr(Runs, "save", stall)
+    monkeypatch.setattr("service.workers.reconcile.SAVE_SECONDS", 0.001)
+    world.clerk.on_request = lambda _, path, __: 500 if path == "/v1/sessions" and not is_saving.wait(20) else None
+
+    world.reconcile(full=True)
+
+    assert list(world.client.scan_iter("*:reconcile:run:*")) == []

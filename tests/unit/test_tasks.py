@@ -1,12 +1,14 @@
 """Tasks that run together: the first error comes out as it was raised."""
 
 import asyncio
+import itertools
+import threading
 from typing import NoReturn
 
 import pytest
 
 from service.errors import StoreUnavailableError
-from service.workers.tasks import background, gather
+from service.workers.tasks import background, gather, repeated
 
 
 async def fail() -> NoReturn:
@@ -40,3 +42,36 @@ def test_an_error_without_a_cause_has_none() -> None:
         asyncio.run(gather([refuse()]))
 
     assert caught.value.__cause__ is None
+
+
+def test_the_last_call_waits_for_one_that_stalls_and_nothing_is_called_after_it() -> None:
+    is_called, goes_on = threading.Event(), threading.Event()
+    ended: list[int] = []
+    numbers = itertools.count()
+
+    def stall() -> None:
+        number = next(numbers)
+        if number == 0:
+            is_called.set()
+            assert goes_on.wait(20)
+        ended.append(number)
+
+    async def run() -> list[int]:
+        async with repeated(stall, 0.001):
+            await asyncio.to_thread(is_called.wait, 20)
+            asyncio.get_running_loop().call_later(0.1, goes_on.set)
+        return list(ended)
+
+    assert asyncio.run(run()) == ended == [0, 1]
+
+
+def test_an_error_of_the_last_call_does_not_replace_what_ended_the_block() -> None:
+    def fail() -> None:
+        raise StoreUnavailableError
+
+    async def run() -> None:
+        async with repeated(fail, 60):
+            raise ValueError("of the block")
+
+    with pytest.raises(ValueError, match="of the block"):
+        asyncio.run(run())
