@@ -17,13 +17,12 @@ from clerk_session_feed.models import OPEN_STATUSES
 
 from service.config import StoreSettings
 from service.store.dead_letters import DeadLetter
+from service.store.scanning import SCAN_COUNT, scan
 
 CHUNK: Final = 64
 """Sessions, or stream entries, that are removed at once."""
 PAGE: Final = 200
 """Stream entries that are read at once: about 250 kB."""
-SCAN_COUNT: Final = 500
-"""Keys that Redis looks at before it responds: a fraction of a millisecond of its time."""
 DEAD_LETTERS: Final = 4
 """Dead letters that are read at once: each has up to MAX_BODY_BYTES."""
 _OPEN: Final = frozenset(status.encode() for status in OPEN_STATUSES)
@@ -118,12 +117,12 @@ class _User:
 
     def remove_scanned(self) -> None:
         """Remove the sessions that are found by looking at all that are stored."""
-        prefix = self._keys.session("").encode()
-        pattern = re.sub(rb"([][*?\\^])", rb"\\\1", prefix) + b"*"
-        at = None
-        while at != 0:
-            at, found = self._client.scan(at or 0, match=pattern, count=SCAN_COUNT, _type="hash")
-            self._remove([key.removeprefix(prefix) for key in found])
+        for found in scan(self._scan, {self._keys.session(""): self._keys}):
+            self._remove(found.get(self._keys, ()))
+
+    def _scan(self, cursor: bytes, pattern: str) -> tuple[bytes, list[bytes]]:
+        following, found = self._client.scan(cursor, match=pattern, count=SCAN_COUNT, _type="hash")
+        return b"%d" % following, found
 
     def _remove(self, session_ids: Iterable[bytes]) -> None:
         """Remove these sessions, with what refers to them, unless they are another user's."""

@@ -3,7 +3,6 @@
 Every function blocks until Redis answers, and raises StoreUnavailableError if it does not.
 """
 
-import re
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -13,15 +12,13 @@ from clerk_session_feed.models import Event, Status
 
 from service.errors import StoreUnavailableError
 from service.models import ORDERED, RANKS, NewState, OrderKey
-from service.store.pipeline import Pipeline
+from service.store.scanning import stored_sessions
 from service.store.sessions import MAX_TTL_MS, Partition, SessionStore, result
 from service.store.stored import StoredState
 from service.store.wrong_types import WrongTypeError, check_user, is_wrong_type, naming
 
 CHUNK: Final = 64
 """Sessions that are ended at once. Each is a run of the script, so that Redis serves others in between."""
-SCAN_COUNT: Final = 500
-"""Keys that Redis looks at before it responds: a fraction of a millisecond of its time."""
 _RANK: Final = RANKS.index("revoked")
 
 
@@ -162,37 +159,20 @@ def read(
     return [state for each in session_ids for state in read(store, partition, [each])]
 
 
-def of_user(partition: Partition, user_id: str) -> Iterator[list[str]]:
-    """Yield the open sessions that are indexed for a user, in chunks; those of a chunk may be ended before the next."""
-    for key in (partition.keys.user_sessions(user_id), partition.keys.user_pending(user_id)):
-        seen: set[bytes] = set()
-        start = 0
-        while found := _range(partition, key, start):
-            new = [each for each in found if each not in seen]
-            seen.update(new)
-            start += len(found) - len(new)  # these stay in the set
-            if new:
-                yield [each.decode(errors="backslashreplace") for each in new]
-
-
-def _range(partition: Partition, key: str, start: int) -> list[bytes]:
-    with naming(key):
-        return result(partition.pipeline.submit(("ZRANGE", key, start, start + CHUNK - 1), list))
-
-
 def impersonated(store: SessionStore) -> Iterator[tuple[Partition, list[str]]]:
     """Yield the stored sessions that have an actor, and that neither Clerk nor an order has ended, in chunks.
 
     Among them are those that ended only because they ran out, or because Clerk did not find them: they may go on there.
     """
-    for partition, session_ids in _scan(store):
-        found = [
-            stored.session_id
-            for stored in read(store, partition, session_ids)
-            if isinstance(stored, StoredState) and not stored.is_final and _has_actor(stored)
-        ]
-        if found:
-            yield partition, found
+    for scanned in stored_sessions(store):
+        for partition, session_ids in scanned.session_ids.items():
+            found = [
+                stored.session_id
+                for stored in read(store, partition, session_ids)
+                if isinstance(stored, StoredState) and not stored.is_final and _has_actor(stored)
+            ]
+            if found:
+                yield partition, found
 
 
 def _has_actor(stored: StoredState) -> bool:
@@ -200,30 +180,3 @@ def _has_actor(stored: StoredState) -> bool:
         return stored.message()["session"]["actor"] is not None
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def _scan(store: SessionStore) -> Iterator[tuple[Partition, list[str]]]:
-    """Yield the ids of all stored sessions, in chunks; an id may come twice."""
-    # Partitions of one connection lie on one server, whose keys are looked through once.
-    shared: dict[Pipeline, dict[str, Partition]] = {}
-    for partition in store.partitions:
-        shared.setdefault(partition.pipeline, {})[partition.keys.session("")] = partition
-    for pipeline, partitions in shared.items():
-        pattern = _escaped(next(iter(partitions))) if len(partitions) == 1 else "*:session:"
-        at = b"0"
-        while True:
-            command = ("SCAN", at, "MATCH", f"{pattern}*", "COUNT", SCAN_COUNT, "TYPE", "hash")
-            at, keys = result(pipeline.submit(command, tuple))
-            found: dict[Partition, list[str]] = {}
-            for key in keys:
-                prefix, colon, session_id = key.decode(errors="backslashreplace").rpartition(":")
-                if (owner := partitions.get(prefix + colon)) is not None:
-                    found.setdefault(owner, []).append(session_id)
-            yield from found.items()
-            if at == b"0":
-                break
-
-
-def _escaped(text: str) -> str:
-    """Return a pattern of Redis that matches this text alone."""
-    return re.sub(r"([][*?\\^])", r"\\\1", text)

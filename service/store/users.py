@@ -11,14 +11,13 @@ import structlog
 from service.errors import StoreUnavailableError
 from service.models import NewState, Outcome, UserEnding
 from service.store.partitions import Partition, result, results
+from service.store.scanning import indexed_sessions
 from service.store.scripts import MARK_USER
 from service.store.sessions import MAX_TTL_MS, SessionStore
 from service.store.stored import StoredState
 
 log = structlog.get_logger(__name__)
 
-CHUNK: Final = 64
-"""Sessions that are ended at once. Each is a run of the script, so that Redis serves others in between."""
 END_SECONDS: Final = 4.3
 """Seconds for the sessions of one user, since senders get their response within 5 s; what is left then is ended by the
 sender's next attempt."""
@@ -69,27 +68,21 @@ def _end_found(
     store: SessionStore, partition: Partition, ending: UserEnding, now_ms: int, deadline: float
 ) -> tuple[int, int]:
     """End what is in the user's sets; return how many sessions ended, and how many changed since they were read."""
-    keys, user_id = partition.keys, ending.user_id
     ended = changed = 0
-    for key in (keys.user_sessions(user_id), keys.user_pending(user_id)):
-        cursor = b""
-        while cursor != b"0":
-            if _left(deadline) < CHUNK_SECONDS:
-                raise StoreUnavailableError("There are more sessions than end in time: the next attempt goes on.")
-            cursor, ids = _scan(partition, key, cursor or b"0", deadline)
-            states = store.read(partition, ids, _left(deadline))
-            ends = _ends(ids, states, ending, store.omitted)
-            outcomes = results([partial(store.replace, partition, new, now_ms) for new in ends], _left(deadline))
-            ended += sum(isinstance(each, Outcome) and each.outcome == "applied" for each in outcomes)
-            changed += outcomes.count(None)
+    for ids in indexed_sessions(partition, ending.user_id, partial(_left_for_chunk, deadline)):
+        states = store.read(partition, ids, _left(deadline))
+        ends = _ends(ids, states, ending, store.omitted)
+        outcomes = results([partial(store.replace, partition, new, now_ms) for new in ends], _left(deadline))
+        ended += sum(isinstance(each, Outcome) and each.outcome == "applied" for each in outcomes)
+        changed += outcomes.count(None)
     return ended, changed
 
 
-def _scan(partition: Partition, key: str, cursor: bytes, deadline: float) -> tuple[bytes, list[str]]:
-    """Return the next cursor and about CHUNK ids. Those that stay in the set are all found, whatever leaves it."""
-    reply = partition.pipeline.submit(("ZSCAN", key, cursor, "COUNT", CHUNK), list)
-    cursor, items = result(reply, _left(deadline))
-    return cursor, [each.decode(errors="backslashreplace") for each in items[::2]]
+def _left_for_chunk(deadline: float) -> float:
+    left = _left(deadline)
+    if left < CHUNK_SECONDS:
+        raise StoreUnavailableError("There are more sessions than end in time: the next attempt goes on.")
+    return left
 
 
 def _left(deadline: float) -> float:

@@ -15,7 +15,7 @@ from clerk_session_feed.models import ID, OPEN_STATUSES, Status
 from service.clerk.api_sessions import ApiSession, SessionNotFound, SessionRefused, UnreadableSession
 from service.clerk.backend_api import BackendApi
 from service.errors import ClerkError
-from service.store import revokes
+from service.store import revokes, scanning
 from service.store.revokes import Ended, PendingRevoke
 from service.store.sessions import Partition, SessionStore
 from service.workers.mend import Found, Mender
@@ -72,7 +72,7 @@ def order_user(
 ) -> Iterator[Ended]:
     """Order the end of the open sessions that are indexed for a user, and end them here; see `order`."""
     partition = store.partition_of(user_id)
-    for chunk in revokes.of_user(partition, user_id):
+    for chunk in scanning.indexed_sessions(partition, user_id):
         ids = [each for each in chunk if each not in excepted]
         yield from _order(store, partition, ids, local=local, clock=clock)
 

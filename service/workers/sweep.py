@@ -3,19 +3,18 @@
 Apart from `reconcile`, because it knows Redis and no Clerk.
 """
 
-import re
-from collections.abc import Container, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from clerk_session_feed.models import ID, OPEN_STATUSES
 
 from service.errors import StoreUnavailableError
+from service.store.partitions import Partition, result
+from service.store.scanning import indexed_sessions, stored_sessions
 from service.store.scripts import INDEX_SESSION
-from service.store.sessions import Partition, SessionStore, result
-from service.store.wrong_types import is_wrong_type, naming
-
-SCAN_COUNT: Final = 500
-"""Keys that Redis looks at for one SCAN: far less than a millisecond of its time."""
+from service.store.sessions import SessionStore
+from service.store.wrong_types import is_wrong_type
+from service.workers.visited import Visited
 
 
 class OpenSession(NamedTuple):
@@ -36,7 +35,7 @@ class Batch(NamedTuple):
     scanned: float
     """Which part of all keys has been looked at, about: 0 to 1."""
 
-    def users(self, visited: Container[str]) -> dict[str, list[OpenSession]]:
+    def users(self, visited: Visited) -> dict[str, list[OpenSession]]:
         """Return whom to look at, with the sessions that are not indexed: those are news also of visited users."""
         found: dict[str, list[OpenSession]] = {}
         for session in self.sessions:
@@ -53,48 +52,34 @@ def open_sessions(store: SessionStore) -> Iterator[Batch]:
     Raises:
         StoreUnavailableError: Redis failed.
     """
-    for partition in store.partitions:
-        keys, pipeline = partition.keys, partition.pipeline
-        prefix = keys.session("")
-        pattern = re.sub(r"([\[\]*?\\])", r"\\\1", prefix) + "*"
-        total = max(1, result(pipeline.submit(("DBSIZE",), int)))
-        cursor, looked = b"0", 0
-        while True:
-            command = ("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT, "TYPE", "hash")
-            cursor, found = result(pipeline.submit(command, tuple))
-            looked += SCAN_COUNT
-            part = min(1.0, looked / total) if cursor != b"0" else 1.0
-            ids = [key.decode(errors="replace").removeprefix(prefix) for key in found]
-            scanned = (partition.number + part) / len(store.partitions)
-            yield Batch(*_open_of(partition, [each for each in ids if ID.fullmatch(each)]), scanned)
-            if cursor == b"0":
-                break
+    for scanned in stored_sessions(store):
+        stored = [(partition, each) for partition, ids in scanned.session_ids.items() for each in ids]
+        yield Batch(*_open_of(stored), scanned.scanned)
 
 
-def _open_of(partition: Partition, session_ids: Sequence[str]) -> tuple[list[OpenSession], list[tuple[str, str]]]:
-    keys, pipeline = partition.keys, partition.pipeline
-    states = _ask(pipeline, [("HMGET", keys.session(each), "status", "user_id") for each in session_ids])
+def _open_of(stored: Sequence[tuple[Partition, str]]) -> tuple[list[OpenSession], list[tuple[str, str]]]:
+    states = _ask([(each, ("HMGET", each.keys.session(id_), "status", "user_id")) for each, id_ in stored])
     found, faults = [], []
-    for session_id, state in zip(session_ids, states, strict=True):
+    for (partition, session_id), state in zip(stored, states, strict=True):
         status, user_id = state or (None, None)
         if (status or b"").decode(errors="replace") in OPEN_STATUSES:
             text = (user_id or b"").decode(errors="replace")
             if ID.fullmatch(text):
-                found.append((session_id, text))
+                found.append((partition, session_id, text))
             else:
                 faults.append((session_id, "its stored user_id is not an id"))
-    live = _ask(pipeline, [("ZSCORE", keys.user_sessions(user_id), each) for each, user_id in found])
-    pending = _ask(pipeline, [("ZSCORE", keys.user_pending(user_id), each) for each, user_id in found])
+    live = _ask([(each, ("ZSCORE", each.keys.user_sessions(user_id), id_)) for each, id_, user_id in found])
+    pending = _ask([(each, ("ZSCORE", each.keys.user_pending(user_id), id_)) for each, id_, user_id in found])
     sessions = [
         OpenSession(session_id, user_id, is_live is not None or is_pending is not None)
-        for (session_id, user_id), is_live, is_pending in zip(found, live, pending, strict=True)
+        for (_, session_id, user_id), is_live, is_pending in zip(found, live, pending, strict=True)
     ]
     return sessions, faults
 
 
-def _ask(pipeline: Any, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+def _ask(commands: Sequence[tuple[Partition, tuple[Any, ...]]]) -> list[Any]:
     """Return what Redis replies; None for a key of another type, which is named when its user is looked at."""
-    futures = [pipeline.submit(command, lambda reply: reply) for command in commands]
+    futures = [partition.pipeline.submit(command, lambda reply: reply) for partition, command in commands]
     return [_reply_or_none(future) for future in futures]
 
 
@@ -109,13 +94,7 @@ def _reply_or_none(future: Any) -> Any:
 
 def ids_of_user(partition: Partition, user_id: str) -> set[str]:
     """Return the ids in the sets of a user: of every open session that is indexed."""
-    keys = (partition.keys.user_sessions(user_id), partition.keys.user_pending(user_id))
-    futures = [partition.pipeline.submit(("ZRANGE", key, 0, -1), list) for key in keys]
-    ids: set[str] = set()
-    for key, future in zip(keys, futures, strict=True):
-        with naming(key):
-            ids.update(each.decode(errors="replace") for each in result(future))
-    return ids
+    return {each for chunk in indexed_sessions(partition, user_id) for each in chunk}
 
 
 def index(partition: Partition, session: OpenSession) -> None:

@@ -1016,7 +1016,7 @@ def test_a_dry_run_finds_the_same_and_sends_redis_no_command_that_writes(world: 
 
     assert dump(world.client, runs=True) == before
     assert {each.split()[0].upper() for each in commands} <= {
-        "HELLO", "CLIENT", "SCRIPT", "HGETALL", "XREVRANGE", "ZRANGE", "HMGET", "SCAN", "DBSIZE", "ZSCORE",
+        "HELLO", "CLIENT", "SCRIPT", "HGETALL", "XREVRANGE", "ZRANGE", "ZSCAN", "HMGET", "SCAN", "DBSIZE", "ZSCORE",
         "PTTL", "GET", "SELECT",
     }  # fmt: skip
     world.later()

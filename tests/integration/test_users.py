@@ -33,7 +33,7 @@ from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
 from service.ingest import Ingest
 from service.models import Outcome
-from service.store import users
+from service.store import scanning, users
 from service.store.dead_letters import DeadLetters
 from service.store.sessions import SessionStore
 from service.workers.expiry import ExpiryWorker
@@ -172,7 +172,7 @@ def test_who_is_gone_is_forgotten_after_400_days(relay: Relay, client: Any) -> N
 
 
 def test_more_sessions_than_one_chunk_all_end(relay: Relay, client: Any) -> None:
-    count = 2 * users.CHUNK + 3
+    count = 2 * scanning.CHUNK + 3
     begun = [relay.begin(session(number=number), f"msg_{number}") for number in range(count)]
     assert {each.result(timeout=30).outcome for each in begun} == {"applied"}
 
@@ -187,13 +187,13 @@ def test_a_session_that_can_not_be_read_is_in_no_others_way(
 ) -> None:
     logger = CapturingLogger()
     monkeypatch.setattr(users, "log", logger)
-    for number in range(1, users.CHUNK + 3):
+    for number in range(1, scanning.CHUNK + 3):
         relay.take(session(number=number), f"msg_{number}")
     client.hset("{clerk}:session:sess_2", "state", '{"schema_version":2}')
     client.hdel("{clerk}:session:sess_3", "_order")
     client.zadd(USER_KEY, {b"\xff": 1, "sess_forgotten": 2})
 
-    assert relay.take(user_event(), "msg_end") == Outcome("applied", sessions=users.CHUNK)
+    assert relay.take(user_event(), "msg_end") == Outcome("applied", sessions=scanning.CHUNK)
 
     assert {number for number, status in statuses(client).items() if status == "active"} == {"sess_2", "sess_3"}
     assert {call.kwargs["session_id"] for call in logger.calls} == {"sess_2", "sess_3", "\\xff"}
@@ -518,11 +518,11 @@ def break_off(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     monkeypatch.setattr(SessionStore, "replace", failing)
 
 
-@pytest.mark.parametrize("after", [0, 1, users.CHUNK - 1, users.CHUNK, users.CHUNK + 5])
+@pytest.mark.parametrize("after", [0, 1, scanning.CHUNK - 1, scanning.CHUNK, scanning.CHUNK + 5])
 def test_the_next_attempt_goes_on_where_one_broke_off(
     relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    count = users.CHUNK + 10
+    count = scanning.CHUNK + 10
     open_sessions(relay, count)
 
     with monkeypatch.context() as patched:
@@ -569,7 +569,7 @@ def test_a_session_that_changes_after_it_was_read_is_read_again(
 
 
 def test_events_about_a_user_that_come_together_end_each_session_once(relay: Relay, client: Any) -> None:
-    count = 3 * users.CHUNK
+    count = 3 * scanning.CHUNK
     open_sessions(relay, count)
     events = [
         (user_event(type_), type_.replace(".", "_")) for type_ in ("user.deleted", "user.updated", "user.deleted")
