@@ -10,7 +10,7 @@ pydantic, which are here anyway. (findings/clerk-sdk-that-loses-who-impersonates
 from typing import Any, Final, NamedTuple, Self
 
 import httpx
-from clerk_session_feed.models import ID
+from clerk_session_feed.models import ID, OPEN_STATUSES
 
 from service.clerk.api_requests import Requests, Response
 from service.clerk.api_sessions import (
@@ -138,7 +138,9 @@ class BackendApi:
 
     async def sessions_of(self, user_id: str) -> SessionList:
         """Return every session that Clerk lists for a user, whatever its status; none if it has no such user."""
-        sessions: dict[str, ApiSession | UnreadableSession] = {}  # of two readings, the later one
+        sessions: dict[
+            str, ApiSession | UnreadableSession
+        ] = {}  # of two readings, the later one; but what is over stays so
         without_id: list[UnreadableSession] = []
         for page in range(MAX_PAGES):
             offset = page * (PAGE_SIZE - OVERLAP)
@@ -152,10 +154,10 @@ class BackendApi:
             known = len(sessions)
             for item in items:
                 session = read_session(item, response.answered_at_ms)
-                if session.id is not None:
+                if session.id is None:
+                    without_id += [session] if isinstance(session, UnreadableSession) else []
+                elif not _is_over(sessions.get(session.id)):
                     sessions[session.id] = session
-                elif isinstance(session, UnreadableSession):
-                    without_id.append(session)
             if len(items) < PAGE_SIZE:
                 break
             if len(sessions) == known:
@@ -200,6 +202,10 @@ def _items(response: Response) -> list[Any] | None:
         case list(items) | {"data": list(items), "total_count": int()}:
             return items
     return None
+
+
+def _is_over(session: ApiSession | UnreadableSession | None) -> bool:
+    return isinstance(session, ApiSession) and session.data.status not in OPEN_STATUSES
 
 
 def _ids_of(response: Response) -> list[str] | None:

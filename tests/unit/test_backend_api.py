@@ -222,6 +222,11 @@ def test_of_a_session_that_is_listed_twice_the_later_reading_counts() -> None:
     assert (len(listed.sessions), last.data.status, last.answered_at_ms) == (PAGE_SIZE, "ended", DATE_MS + 1000)
 
 
+def test_a_session_that_is_listed_as_over_stays_so() -> None:
+    listed, _ = respond_with([ok([session(1, status="ended"), session(1)])], CALLS["sessions_of"])
+    assert [each.data.status for each in listed.sessions] == ["ended"]
+
+
 # How a session is read.
 
 
