@@ -154,7 +154,9 @@ class _User:
 
 def _remove_dead_letters(client: Any, key: str, user_id: str) -> int:
     """Remove the dead letters that name the user as `user_id`, `userId` or `id`; return how many."""
-    names_user = re.compile(rf'"(user_id|userId|id)"\s*:\s*"{user_id}"')
+    # Where the outer JSON can't be read, the body is a text in it: quotes and white space are escaped.
+    gap = r"(?:\s|\\[nrt])*"
+    names_user = re.compile(rf'"(user_id|userId|id)\\*"{gap}:{gap}\\*"{user_id}\\*"')
     removed = 0
     for message_id, stored in client.hscan_iter(key, count=DEAD_LETTERS):
         dead_letter = DeadLetter.read(message_id.decode(errors="surrogateescape"), stored)

@@ -184,6 +184,19 @@ def test_what_is_no_dead_letter_is_removed_if_it_names_the_user(relay_redis: Emb
     assert client.hkeys(DEAD_LETTERS_KEY) == ["bytes"]
 
 
+def test_a_dead_letter_of_another_version_is_removed_if_its_body_names_the_user(
+    relay_redis: EmbeddedRedis, client: Any
+) -> None:
+    bodies = {
+        user_id: json.dumps(unreadable(user_id), indent=1).replace(":", " :\n") for user_id in ("user_1", "user_11")
+    }
+    texts = {user_id: json.dumps({"v": 9, "body": body}) for user_id, body in bodies.items()}
+    client.hset(DEAD_LETTERS_KEY, mapping=texts)
+
+    assert forgotten_on(relay_redis).dead_letters == 1
+    assert client.hkeys(DEAD_LETTERS_KEY) == ["user_11"]
+
+
 def test_a_late_event_of_a_deleted_user_opens_nothing(relay: Relay, relay_redis: EmbeddedRedis, client: Any) -> None:
     relay.take(DELETED, "msg_deleted")
     live(relay, "sess_1")
