@@ -108,8 +108,12 @@ class DeadLettersFullError(StoreUnavailableError):
     code, title = "dead_letters_full", "There is no room for another dead letter"
 
 
-class StartError(Exception):
-    """Something that `session-relay dev` needs does not start. The text says what to do."""
+class CommandError(Exception):
+    """A command can't do what was asked. The text says what to do."""
+
+
+class StartError(CommandError):
+    """Something that `session-relay dev` needs does not start. The text may have several lines."""
 
 
 class ClerkError(Exception):

@@ -11,7 +11,7 @@ from service.clerk.api_sessions import ApiSession, SessionNotFound, UnreadableSe
 from service.clerk.backend_api import BackendApi
 from service.cli.diagnosis import CheckResult, explain
 from service.config import ReconcileSettings
-from service.errors import ClerkError, StartError, StoreUnavailableError
+from service.errors import ClerkError, CommandError, StoreUnavailableError
 from service.store.sessions import SessionStore
 from service.workers import sweep
 from service.workers.instance import check_instance
@@ -41,7 +41,7 @@ async def _checks(settings: ReconcileSettings, store: SessionStore, runs: Runs) 
                 results += await _compare_sample(api, store, Mender(store, instance.id, dry_run=True))
     except RunUnderWayError:
         results.append(CheckResult("ok", "reconcile is comparing all sessions now, so no sample is compared"))
-    except (ClerkError, StartError) as error:
+    except (ClerkError, CommandError) as error:
         results.append(CheckResult("error", str(error)))
     except (StoreUnavailableError, redis.RedisError) as error:
         results.append(CheckResult("error", f"Redis: {explain(error.__cause__ or error)}"))

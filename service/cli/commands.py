@@ -13,7 +13,7 @@ import click
 from clerk_session_feed.errors import ConfigurationError, FeedError
 
 from service.config import DevSettings, Settings, WorkerSettings, load
-from service.errors import ClerkError, StartError, StoreUnavailableError
+from service.errors import ClerkError, CommandError, StartError, StoreUnavailableError
 from service.telemetry import printable
 
 _MODULES: Final = {
@@ -55,8 +55,9 @@ class _Group(click.Group):
             for fault in error.faults:
                 click.echo(fault, err=True)
             ctx.exit(2)
-        except (FeedError, StartError, ClerkError) as error:
-            click.echo(printable(str(error)) if isinstance(error, FeedError) else str(error), err=True)
+        except (FeedError, CommandError, ClerkError) as error:
+            lines = str(error).split("\n") if isinstance(error, StartError) else [str(error)]
+            click.echo("\n".join(map(printable, lines)), err=True)
             ctx.exit(1)
         except _redis_errors() as error:
             from clerk_session_feed.connections import explain

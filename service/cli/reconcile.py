@@ -21,7 +21,7 @@ from service.clerk.backend_api import BackendApi
 from service.clerk.budget import Budget
 from service.cli import reconcile_view
 from service.config import ReconcileSettings, load
-from service.errors import ClerkError, StartError, StoreUnavailableError
+from service.errors import ClerkError, CommandError, StoreUnavailableError
 from service.store.sessions import SessionStore
 from service.telemetry import log as logs
 from service.telemetry import printable
@@ -206,7 +206,7 @@ class _Command:
         except (TooManyGoneError, WrongInstanceError) as error:
             log.warning("reconcile_stopped", detail=str(error))  # somebody has to do something about it
             return every
-        except (ClerkError, StartError, StoreUnavailableError, redis.RedisError) as error:
+        except (ClerkError, CommandError, StoreUnavailableError, redis.RedisError) as error:
             log.warning("reconcile_failed", detail=explain(error.__cause__ or error))
             return min(every, RETRY_SECONDS)
         reconcile_view.log_report(report, "reconcile_incomplete" if report.fault_count else "reconcile_done")

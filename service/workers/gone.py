@@ -6,7 +6,7 @@ Apart from `reconcile`, so that nothing else can end them.
 from collections.abc import Mapping
 from typing import Final
 
-from service.errors import StartError
+from service.errors import CommandError
 from service.store.sessions import SessionStore
 from service.workers.mend import Found, Mender
 from service.workers.report import Gone
@@ -22,7 +22,7 @@ CHUNK: Final = 64
 """Sessions that are ended at once."""
 
 
-class TooManyGoneError(StartError):
+class TooManyGoneError(CommandError):
     """More sessions would end because Clerk no longer has them than is credible."""
 
 

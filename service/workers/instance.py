@@ -8,7 +8,7 @@ from typing import Any, Final
 from clerk_session_feed import lenient_json
 
 from service.clerk.backend_api import BackendApi, Instance
-from service.errors import StartError
+from service.errors import CommandError
 from service.store import revokes
 from service.store.sessions import Partition, SessionStore, result
 from service.store.stored import StoredState
@@ -19,7 +19,7 @@ SAMPLED: Final = 200
 """Events, and open sessions, of each partition that are looked at for the instance that they name."""
 
 
-class WrongInstanceError(StartError):
+class WrongInstanceError(CommandError):
     """The key is for another Clerk instance than the stored sessions are of."""
 
 

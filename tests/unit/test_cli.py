@@ -12,6 +12,7 @@ from support.cli import Environment, run
 from support.constants import NO_REDIS, SECRET
 
 from service.cli import main
+from service.errors import ClerkError, CommandError, StartError
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,23 @@ def test_an_unknown_command_is_an_error_of_usage() -> None:
     result = run("srve")
     assert result.exit_code == 2
     assert "srve" in result.stderr
+
+
+def test_what_an_error_quotes_can_not_write_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (CommandError("of \x1b[2J\nins_x"), ClerkError("of \x1b[2J\nins_x")):
+        monkeypatch.setitem(main.commands, "fail", click.Command("fail", callback=functools.partial(fail, error)))
+        result = run("fail")
+        assert (result.exit_code, result.stderr) == (1, "of \\x1b[2J\\nins_x\n")
+
+
+def test_an_error_of_dev_keeps_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = StartError("It did not start:\n\x1b[2J")
+    monkeypatch.setitem(main.commands, "fail", click.Command("fail", callback=functools.partial(fail, error)))
+    assert run("fail").stderr == "It did not start:\n\\x1b[2J\n"
+
+
+def fail(error: Exception) -> None:
+    raise error
 
 
 SIGNING: Environment = {"CLERK_WEBHOOK_SIGNING_SECRET": SECRET}
