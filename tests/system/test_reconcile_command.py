@@ -424,8 +424,14 @@ def test_a_signal_stops_a_run_which_the_next_one_goes_on_with(setup: Setup, numb
 
 
 def test_a_run_that_goes_on_says_whom_it_does_not_look_at_again(setup: Setup) -> None:
-    setup.ended()
-    setup.vanished()
+    seen, unseen = setup.ended(), setup.vanished()
+    unseen_user = setup.client.hget(f"{{clerk}}:session:{unseen}", "user_id")
+
+    def show_the_other_one_first(_: str, __: str, query: dict[str, str]) -> None:
+        if query.get("user_id") == unseen_user:
+            eventually(lambda: setup.status(seen) == "ended")
+
+    setup.clerk.on_request = show_the_other_one_first
     with setup.start("--full") as program:
         eventually(lambda: any(each.status == 404 for each in setup.clerk.requests))
         assert program.stop() == 1
