@@ -21,7 +21,7 @@ from service.workers import revoke, sweep
 from service.workers.gone import GoneSessions, TooManyGoneError
 from service.workers.instance import check_instance
 from service.workers.mend import Mender
-from service.workers.report import Report, Scope
+from service.workers.report import Faults, Report, Scope
 from service.workers.runs import Progress, Runs
 from service.workers.sweep import OpenSession
 from service.workers.tasks import background, first_error, repeated
@@ -69,6 +69,7 @@ class Reconciler:
         self._check: UserCheck
         self._saves = scope.user_id is None and not dry_run
         self._gone = GoneSessions(allow)
+        self._settled = Faults()  # of users who are not looked at again; the others are found again
         self._progress = Progress(self.report.began_at_ms)
         self._pages = UserPages(api, scope, self._progress)
         self._users_total: int | None = None
@@ -113,7 +114,7 @@ class Reconciler:
             retried = revoke.retry_pending(self._store, self._api, instance_id, clock=self._clock)
             _, self.report.pending_revokes = await retried
         except (ClerkError, StoreUnavailableError) as error:
-            self.report.add_fault("what Clerk has still to revoke", explain(error.__cause__ or error))
+            self.report.faults.add("what Clerk has still to revoke", explain(error.__cause__ or error))
 
     async def _resume(self) -> None:
         progress, visited, gone = await asyncio.to_thread(self._runs.load, self._scope.mode)
@@ -131,6 +132,7 @@ class Reconciler:
         self._progress = progress
         self._pages = UserPages(self._api, self._scope, progress)
         self._visited.load(visited)
+        self._settled.load(progress.faults, progress.fault_count)
         self.report.began_at_ms = progress.started_at_ms
         self.report.resume(progress.users, progress.sessions, progress.drift, progress.faults, progress.fault_count)
 
@@ -138,7 +140,7 @@ class Reconciler:
         if self._scope.lists_users and not self._progress.users_are_listed:
             async with background(self._count_users()), first_error(), asyncio.TaskGroup() as tasks:
                 await self._list_users(tasks)
-            self._progress.users_are_listed = True
+            self._progress.users_are_listed = self._pages.are_done()
         self.report.stage, self.report.part = "stored", None
         async with first_error(), asyncio.TaskGroup() as tasks:
             await self._sweep(tasks)
@@ -159,7 +161,7 @@ class Reconciler:
         batches = sweep.open_sessions(self._store)
         while (batch := await asyncio.to_thread(next, batches, None)) is not None:
             for session_id, why in batch.faults:
-                self.report.add_fault(session_id, why)
+                self.report.faults.add(session_id, why)
             for user_id, unindexed in batch.users(self._visited).items():
                 await self._begin(tasks, user_id, unindexed)
             self.report.part = batch.scanned
@@ -192,15 +194,17 @@ class Reconciler:
             self._failures += 1
             if self._failures % FAILURES_IN_A_ROW == 0:
                 await self._api.instance()
-            self.report.add_fault(user_id, str(error))
+            self.report.faults.add(user_id, str(error))
             return False
         self._failures = 0
         report = self.report
         report.users, report.sessions = report.users + 1, report.sessions + found.sessions
         if self._users_total:
             report.part = min(1.0, report.users / self._users_total)
-        report.drop_fault(user_id)  # of an earlier attempt
+        report.faults.drop(user_id)  # of an earlier attempt
         report.add(found.drift, found.faults)
+        for about, why in found.faults:
+            self._settled.add(about, why)
         for gone in found.gone:
             self._gone.add(gone)
         self._unsaved_visits += self._visited.add(user_id)
@@ -227,7 +231,7 @@ class Reconciler:
         progress, report = self._progress, self.report
         progress.after = self._pages.resume_after()
         progress.users, progress.sessions, progress.drift = report.users, report.sessions, dict(report.drift)
-        progress.faults, progress.fault_count = dict(report.faults), report.fault_count
+        progress.faults, progress.fault_count = dict(self._settled), self._settled.count
         self._runs.save(self._scope.mode, progress, visits, gone)
         del self._unsaved_visits[: len(visits)]
         self._gone.saved(gone)

@@ -61,6 +61,39 @@ class Scope:
         return "full" if self.active_within_days is None else f"full-{self.active_within_days}"
 
 
+class Faults(dict[str, str]):
+    """What could not be compared, by session or user, with the reason: the first MAX_FAULTS; the others are counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._unnamed: set[int] = set()
+        self._before = 0
+
+    @property
+    def count(self) -> int:
+        """How many there are in all."""
+        return len(self) + len(self._unnamed) + self._before
+
+    def add(self, about: str, why: str) -> None:
+        """Record that something could not be compared; what is known already counts once."""
+        if about in self or len(self) < MAX_FAULTS:
+            self[about] = why
+            self._unnamed.discard(hash(about))
+        else:
+            self._unnamed.add(hash(about))
+
+    def drop(self, about: str) -> None:
+        """Take that back."""
+        self.pop(about, None)
+        self._unnamed.discard(hash(about))
+
+    def load(self, named: Mapping[str, str], count: int) -> None:
+        """Add what an interrupted run has stored."""
+        for about, why in named.items():
+            self.add(about, why)
+        self._before += count - len(named)
+
+
 @dataclasses.dataclass(slots=True)
 class Report:
     """What a run has found so far."""
@@ -74,9 +107,7 @@ class Report:
     sessions: int = 0
     drift: Counter[str] = dataclasses.field(default_factory=Counter)
     """How many states differed, by kind."""
-    faults: dict[str, str] = dataclasses.field(default_factory=dict)
-    """What could not be compared, by session or user, with the reason; the first MAX_FAULTS."""
-    fault_count: int = 0
+    faults: Faults = dataclasses.field(default_factory=Faults)
     stage: Stage = "users"
     part: float | None = None
     """Which part of the stage is done, from 0 to 1; None if that is unknown."""
@@ -84,6 +115,11 @@ class Report:
     """Of a dry run: why the same run, if it were not dry, would end none of the sessions that are gone."""
     pending_revokes: int = 0
     """Sessions that Clerk has still to revoke, since it could not be reached or refused to."""
+
+    @property
+    def fault_count(self) -> int:
+        """How many sessions and users could not be compared."""
+        return self.faults.count
 
     def resume(
         self, users: int, sessions: int, drift: Mapping[str, int], faults: Mapping[str, str], fault_count: int
@@ -94,23 +130,10 @@ class Report:
         self.users += users
         self.sessions += sessions
         self.drift.update(drift)
-        known = len(self.faults.keys() & faults.keys())
-        self.faults |= faults
-        self.fault_count += fault_count - known
+        self.faults.load(faults, fault_count)
 
     def add(self, drift: Iterable[Drift], faults: Iterable[tuple[str, str]]) -> None:
         """Add what was found: how states differed, and what could not be compared, with the reason."""
         self.drift.update(drift)
         for about, why in faults:
-            self.add_fault(about, why)
-
-    def add_fault(self, about: str, why: str) -> None:
-        """Record that something could not be compared."""
-        self.fault_count += about not in self.faults
-        if len(self.faults) < MAX_FAULTS:
-            self.faults[about] = why
-
-    def drop_fault(self, about: str) -> None:
-        """Take back that something could not be compared."""
-        if self.faults.pop(about, None) is not None:
-            self.fault_count -= 1
+            self.faults.add(about, why)

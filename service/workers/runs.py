@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+import orjson
 from clerk_session_feed import connections
 from clerk_session_feed.keys import Keys
 from redis.exceptions import LockError
@@ -55,8 +56,9 @@ class Progress:
     drift: dict[str, int] = dataclasses.field(default_factory=dict)
     """How many states differed, by kind."""
     faults: dict[str, str] = dataclasses.field(default_factory=dict)
-    """What could not be compared, as in a report."""
+    """What could not be compared and is not looked at again, as in a report."""
     fault_count: int = 0
+    """How many of these there are in all."""
     is_stopped: bool = False
     """Whether it was stopped because too many sessions were gone."""
 
@@ -173,7 +175,7 @@ class Runs:
             visited = self._client.get(f"{key}:visited") or b""
         try:
             progress, gone = _read_progress({name.decode(): value.decode() for name, value in stored.items()})
-        except (KeyError, ValueError):
+        except (AttributeError, KeyError, ValueError):
             self.forget(mode)
             return None, b"", {}
         return progress, visited, gone
@@ -184,7 +186,7 @@ class Runs:
         flags = {"users_are_listed": int(progress.users_are_listed), "is_stopped": int(progress.is_stopped)}
         fields = dataclasses.asdict(progress) | flags
         fields |= {f"drift_{kind}": count for kind, count in fields.pop("drift").items()}
-        fields |= {f"fault:{about}": why for about, why in fields.pop("faults").items()}
+        fields["faults"] = orjson.dumps(fields["faults"])
         fields |= {
             f"gone:{each.session_id}": f"{each.user_id} {each.cursor} {each.answered_at_ms}" for each in gone.values()
         }
@@ -217,7 +219,7 @@ def _ended(mode: str) -> tuple[str, str]:
 
 
 def _read_progress(stored: Mapping[str, str]) -> tuple[Progress, dict[str, Gone]]:
-    """Read what `save` stored; raise KeyError or ValueError if it did not."""
+    """Read what `save` stored; raise AttributeError, KeyError or ValueError if it did not."""
     gone = {}
     for name, value in stored.items():
         if name.startswith("gone:"):
@@ -230,7 +232,7 @@ def _read_progress(stored: Mapping[str, str]) -> tuple[Progress, dict[str, Gone]
         sessions=int(stored["sessions"]),
         users=int(stored["users"]),
         drift={name.removeprefix("drift_"): int(n) for name, n in stored.items() if name.startswith("drift_")},
-        faults={name.removeprefix("fault:"): why for name, why in stored.items() if name.startswith("fault:")},
+        faults={str(about): str(why) for about, why in orjson.loads(stored["faults"]).items()},
         fault_count=int(stored["fault_count"]),
         is_stopped=stored["is_stopped"] == "1",
     )

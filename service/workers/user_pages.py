@@ -64,6 +64,10 @@ class UserPages:
             self._begun.pop(0)
         return self._begun[0].after if self._begun else self._first
 
+    def are_done(self) -> bool:
+        """Tell whether no user is left to be looked at on any page that was read."""
+        return not any(page.left for page in self._begun)
+
     async def _read(self, last: Sequence[str]) -> _Read:
         """Return the users after the last of these; after one before, if Clerk refuses that one because it is deleted.
 

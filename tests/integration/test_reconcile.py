@@ -1188,6 +1188,37 @@ def test_a_user_whom_clerk_failed_to_show_is_looked_at_by_the_run_that_goes_on(w
     assert (report.faults, report.fault_count, world.status(failed)) == ({}, 0, "ended")
 
 
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_a_user_whom_clerk_failed_to_show_is_no_fault_any_more_once_it_is_shown(
+    world: World, monkeypatch: pytest.MonkeyPatch, is_listed: bool
+) -> None:
+    monkeypatch.setattr("service.workers.reconcile.SAVE_SECONDS", 0.02)
+    failed, refused = world.clerk.add_user(), world.clerk.add_user()
+    missed(world, world.clerk.sign_in, failed)
+    world.clerk.sign_in(refused)
+    if not is_listed:  # then only the sweep finds it, after the list
+        world.clerk._records.users.pop(refused)
+
+    def stop(looked_at: int, statuses: dict[str, int]) -> None:
+        def answer(_: str, __: str, query: dict[str, str]) -> int | None:
+            if query.get("user_id") == refused:
+                eventually(lambda: world.client.hget("{clerk}:reconcile:run:full", "users") == str(looked_at))
+            return statuses.get(query.get("user_id", ""))
+
+        world.clerk.on_request = answer
+        with pytest.raises(ClerkKeyError):
+            world.reconcile(full=True)
+
+    stop(0, {failed: 418, refused: 401})
+    stop(1, {refused: 401})
+    world.clerk.on_request = None
+
+    report = world.reconcile(full=True)
+
+    assert (report.resumed, report.faults, report.fault_count) == (True, {}, 0)
+    assert (report.drift["missing"], report.users) == (1, 2)
+
+
 def test_the_list_is_read_again_from_a_user_whom_clerk_failed_to_show(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

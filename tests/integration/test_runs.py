@@ -212,7 +212,8 @@ def test_how_far_a_run_came_is_read_back(runs: Runs) -> None:
         ("gone:sess_1", "user_1 1-0"),
         ("drift_gone", "x"),
         ("after", b"\xff"),
-        (b"fault:\xff", "x"),
+        ("faults", "x"),
+        ("faults", "[]"),
     ],
     ids=str,
 )

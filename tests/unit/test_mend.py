@@ -6,7 +6,7 @@ What a stored state is compared with, and how, is in tests/integration/test_reco
 import pytest
 
 from service.workers.gone import GoneSessions, TooManyGoneError
-from service.workers.report import MAX_FAULTS, Gone, Report, Scope
+from service.workers.report import MAX_FAULTS, Faults, Gone, Report, Scope
 
 
 def gone_sessions(count: int, allow: int = 0) -> GoneSessions:
@@ -72,31 +72,43 @@ def test_what_was_stored_has_not_to_be_stored_again() -> None:
 def test_only_so_many_faults_are_named_and_all_are_counted() -> None:
     report = Report(1)
     for number in range(MAX_FAULTS + 5):
-        report.add_fault(f"sess_{number}", "why")
+        report.faults.add(f"sess_{number}", "why")
 
     assert (len(report.faults), report.fault_count) == (MAX_FAULTS, MAX_FAULTS + 5)
 
 
 def test_a_fault_of_something_named_counts_once() -> None:
     report = Report(1)
-    report.add_fault("sess_1", "why")
-    report.add_fault("sess_1", "why else")
+    report.faults.add("sess_1", "why")
+    report.faults.add("sess_1", "why else")
 
     assert (report.faults, report.fault_count) == ({"sess_1": "why else"}, 1)
 
 
 def test_a_fault_that_is_taken_back_is_not_counted() -> None:
     report = Report(1)
-    report.add_fault("user_1", "why")
-    report.drop_fault("user_1")
-    report.drop_fault("user_2")
+    report.faults.add("user_1", "why")
+    report.faults.drop("user_1")
+    report.faults.drop("user_2")
 
     assert (report.faults, report.fault_count) == ({}, 0)
 
 
+def test_a_fault_that_is_not_named_counts_once_and_can_be_taken_back() -> None:
+    faults = Faults()
+    for _ in range(2):
+        for number in range(MAX_FAULTS + 5):
+            faults.add(f"sess_{number}", "why")
+    assert faults.count == MAX_FAULTS + 5
+
+    faults.drop(f"sess_{MAX_FAULTS}")
+
+    assert (len(faults), faults.count) == (MAX_FAULTS, MAX_FAULTS + 4)
+
+
 def test_a_run_that_goes_on_adds_to_what_was_found() -> None:
     report = Report(1)
-    report.add_fault("revokes", "why")
+    report.faults.add("revokes", "why")
     report.resume(2, 3, {"gone": 1}, {"sess_1": "why"}, 150)
     report.add(["gone", "missing"], [])
 
