@@ -102,7 +102,7 @@ def _rules() -> dict[str, list[Schema]]:
         ),
         _rule(
             "A session that is over never comes back. Two ends are not certain: that it expired, which the relay may "
-            "have found itself; and `removed`, if all that is known is that Clerk's API has the session no more.",
+            "have found itself; and `removed`, if all that is known is that Clerk's API no longer has the session.",
             _has(previous_status={"enum": [status for status in over if status not in {"expired", "removed"}]}),
             is_over,
         ),
