@@ -8,9 +8,15 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Final
 
+import redis
+import structlog
+from clerk_session_feed.connections import explain
+
 from service.clerk.budget import Budget
 from service.workers.runs import EXTEND_SECONDS, LOCK_SECONDS, Runs, RunUnderWayError
 from service.workers.tasks import background
+
+log = structlog.get_logger(__name__)
 
 POLL_SECONDS: Final = 0.5
 """Seconds between two looks at a lock whose holder may have died."""
@@ -42,8 +48,13 @@ async def turn(runs: Runs, budget: Budget, *, wait: bool) -> AsyncIterator[None]
         budget.preload(await asyncio.to_thread(runs.spent))
         async with background(_extend(runs)):
             yield
-    finally:
-        await asyncio.to_thread(runs.release, budget.spent())
+    except BaseException:
+        try:
+            await asyncio.to_thread(runs.release, budget.spent())
+        except redis.RedisError as error:  # what ended the run is the error to tell of
+            log.warning("reconcile_lock_left", detail=explain(error))
+        raise
+    await asyncio.to_thread(runs.release, budget.spent())
 
 
 @contextlib.asynccontextmanager

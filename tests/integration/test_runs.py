@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis
+import structlog.testing
 from support.clock import eventually
 from support.relay import make_settings
 
@@ -152,6 +154,23 @@ def test_a_run_that_fails_gives_the_lock_back(runs: Runs, any_client: Any) -> No
     assert not any_client.exists(LOCK)
 
 
+def test_a_lock_that_can_not_be_given_back_does_not_hide_why_the_run_failed(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise redis.ConnectionError("away")
+
+    monkeypatch.setattr(runs, "release", refuse)
+
+    async def fail() -> None:
+        async with turn.turn(runs, Budget(10), wait=False):
+            raise LockLostError("of the run")
+
+    with pytest.raises(LockLostError), structlog.testing.capture_logs() as logged:
+        asyncio.run(fail())
+    assert [(each["event"], each["detail"]) for each in logged] == [("reconcile_lock_left", "away")]
+
+
 def test_a_dry_run_takes_no_lock_and_does_not_begin_beside_a_run(new_runs: Callable[[], Runs], any_client: Any) -> None:
     async def look(runs: Runs, budget: Budget) -> int:
         async with turn.dry_turn(runs, budget):
@@ -167,20 +186,20 @@ def test_a_dry_run_takes_no_lock_and_does_not_begin_beside_a_run(new_runs: Calla
 
 
 def test_after_a_dry_run_its_window_has_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turn, "POLL_SECONDS", 0.01)
     now = [0.0]
     budget = Budget(10, clock=lambda: now[0])
     budget.preload(2)
 
-    async def rest() -> bool:
-        task = asyncio.create_task(turn.rest(budget))
-        await asyncio.sleep(0.05)
-        assert not task.done()
-        now[0] = 11.0
-        await task
-        return True
+    polls = []
 
-    assert asyncio.run(rest())
+    async def sleep(seconds: float) -> None:
+        polls.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    asyncio.run(turn.rest(budget))
+
+    assert 10 < sum(polls) < 10 + 2 * turn.POLL_SECONDS
 
 
 def test_how_far_a_run_came_is_read_back(runs: Runs) -> None:
