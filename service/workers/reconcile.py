@@ -32,7 +32,9 @@ from service.workers.visited import Visited
 SAVE_SECONDS: Final = 5
 """Seconds between two records of how far a run came."""
 USERS_AT_ONCE: Final = 256
-"""Users that are looked at together. Most wait: for the budget, or to ask for a session again."""
+"""Users that are looked at together, at most. Most wait: for the budget, or to ask for a session again."""
+WINDOWS_AHEAD: Final = 3
+"""Windows of the budget that these users take together, about: so much is repeated after the process is killed."""
 FAILURES_IN_A_ROW: Final = 3
 """Users that could not be read, one after the other, before it is asked whether Clerk is away: then the run stops."""
 
@@ -75,7 +77,7 @@ class Reconciler:
         self._users_total: int | None = None
         self._visited = Visited()
         self._unsaved_visits = bytearray()
-        self._room = asyncio.Semaphore(USERS_AT_ONCE)
+        self._room = asyncio.Semaphore(min(USERS_AT_ONCE, WINDOWS_AHEAD * api.budget.requests))
         self._failures = 0
 
     async def run(self) -> Report:

@@ -2,14 +2,13 @@
 
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from service.clerk.backend_api import BackendApi, UsersPage
+from service.clerk.normalize import DAY_MS
 from service.errors import ClerkCursorError
 from service.workers.report import Scope
 from service.workers.runs import Progress
-
-DAY_MS: Final = 86_400_000
 
 
 @dataclasses.dataclass(slots=True)

@@ -3,6 +3,7 @@
 What a run mends is in test_reconcile.py.
 """
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ from support.constants import DAY_MS, HOUR_MS
 from support.reconciling import World, dump, run_world
 
 from service.dev.embedded import EmbeddedRedis
-from service.errors import ClerkUnavailableError
+from service.errors import ClerkKeyError, ClerkUnavailableError
 from service.store.wrong_types import WrongTypeError
 from service.workers.runs import EndlessLockError, Runs
+from service.workers.user_check import UserCheck, UserResult
 
 LOCK = "{clerk}:reconcile:lock"
 
@@ -112,6 +114,29 @@ def test_an_end_that_is_omitted_since_is_a_change_and_no_extension(world: World)
     world.later()
 
     assert world.reconcile().drift == {"changed": 1}
+
+
+def test_no_more_users_are_begun_than_three_windows_of_the_budget_have_requests(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late(world, 20)
+    begun: list[str] = []
+
+    async def look(_: UserCheck, user_id: str, unindexed: Any) -> UserResult:
+        assert not unindexed
+        begun.append(user_id)
+        if len(begun) == 9:  # the last for whom there is room
+            for __ in range(1000):  # whoever could begin would by then
+                await asyncio.sleep(0)
+            raise ClerkKeyError
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(UserCheck, "__call__", look)
+
+    with pytest.raises(ClerkKeyError):
+        world.reconcile(full=True, requests=3)
+    assert len(begun) == 9
 
 
 # In Redis

@@ -51,12 +51,22 @@ class World:
         clerk = {"clerk_secret_key": self.clerk.secret_key, "clerk_api_url": self.clerk.url}
         return load(ReconcileSettings, _env_file=None, redis_url=self.redis_url, **clerk, **self._settings)
 
-    def reconcile(self, *, dry_run: bool = False, allow: int = 0, ask_again_seconds: float = 0, **scope: Any) -> Report:
-        """Run once, as fast as Clerk responds."""
-        return asyncio.run(self._reconcile(Scope(**scope), dry_run, allow, ask_again_seconds))
+    def reconcile(
+        self,
+        *,
+        dry_run: bool = False,
+        allow: int = 0,
+        ask_again_seconds: float = 0,
+        requests: int = 1_000_000,
+        **scope: Any,
+    ) -> Report:
+        """Run once; as fast as Clerk responds, if it is not given how many requests it may send."""
+        return asyncio.run(self._reconcile(Scope(**scope), dry_run, allow, ask_again_seconds, requests))
 
-    async def _reconcile(self, scope: Scope, dry_run: bool, allow: int, ask_again_seconds: float) -> Report:
-        settings, budget = self.settings(), Budget(1_000_000)
+    async def _reconcile(
+        self, scope: Scope, dry_run: bool, allow: int, ask_again_seconds: float, requests: int
+    ) -> Report:
+        settings, budget = self.settings(), Budget(requests)
         with contextlib.closing(SessionStore(settings)) as store, contextlib.closing(Runs(settings)) as runs:
             whose_turn = dry_turn(runs, budget) if dry_run else turn(runs, budget, wait=True)
             async with whose_turn, BackendApi(settings, budget=budget) as api:
