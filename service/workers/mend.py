@@ -203,6 +203,7 @@ def _drift(stored: StoredState, change: SessionChange, before: dict[str, Any], a
     end_ms, stored_end_ms = change.session.expire_at, stored.expire_at_ms
     ends_later = stored_end_ms is not None and (end_ms is None or end_ms > stored_end_ms)
     if stored.status == "expired" and not stored.is_final and becomes_open:
+        # The expiry worker made it, and that finds only sessions that have an end: `stored_end_ms` is not None here.
         if not ends_later:
             return None  # Clerk has not noticed yet that it ran out
     elif change.order <= stored.order:
