@@ -9,7 +9,8 @@ from flask import Blueprint, Response, request
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.errors import StoreUnavailableError, UnauthorizedError
-from service.store.sessions import Backlog, SessionStore
+from service.store.partitions import Backlog
+from service.store.sessions import SessionStore
 from service.telemetry import metrics
 from service.telemetry.metrics import Reconciled, Stored
 from service.workers.report import Drift

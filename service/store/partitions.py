@@ -133,8 +133,12 @@ def result(future: Future[T], seconds: float = WRITE_SECONDS) -> T:
         raise StoreUnavailableError("Redis did not answer in time.") from None
 
 
-def results(submits: Iterable[Callable[[], Future[T]]], seconds: float = WRITE_SECONDS) -> list[T]:
-    """Submit all at once, and wait for all, at most so many seconds.
+def results(
+    submits: Iterable[Callable[[], Future[T]]],
+    seconds: float = WRITE_SECONDS,
+    result: Callable[[Future[T], float], T] = result,
+) -> list[T]:
+    """Submit all at once, and wait for all, at most so many seconds, by `result`.
 
     Raises:
         StoreUnavailableError: Redis did not do one of them, or not in time.

@@ -12,8 +12,9 @@ from clerk_session_feed.models import Event, Status
 
 from service.errors import StoreUnavailableError
 from service.models import ORDERED, RANKS, NewState, OrderKey
+from service.store.partitions import Partition, result
 from service.store.scanning import stored_sessions
-from service.store.sessions import MAX_TTL_MS, Partition, SessionStore, result
+from service.store.sessions import MAX_TTL_MS, SessionStore
 from service.store.stored import StoredState
 from service.store.wrong_types import WrongTypeError, check_user, is_wrong_type, naming
 
@@ -85,7 +86,7 @@ def end(store: SessionStore, partition: Partition, session_ids: Sequence[str], n
     left = session_ids
     while left:
         waiting = []
-        for session_id, stored in zip(left, read(store, partition, left), strict=True):
+        for session_id, stored in zip(left, store.read(partition, left), strict=True):
             if stored is None:
                 ended.append(Ended(session_id))
                 continue
@@ -145,20 +146,6 @@ def _revoked(stored: StoredState | ValueError, now_ms: int, omitted: frozenset[s
     return stored.ended("revoked", event, OrderKey(ORDERED, now_ms, now_ms, _RANK, id_), omitted)
 
 
-def read(
-    store: SessionStore, partition: Partition, session_ids: Sequence[str]
-) -> list[StoredState | ValueError | None]:
-    """Read as `SessionStore.read` does; a key that is not a hash is a ValueError, and costs no other session."""
-    try:
-        return store.read(partition, session_ids)
-    except StoreUnavailableError as error:
-        if not is_wrong_type(error):
-            raise
-        if len(session_ids) == 1:
-            return [ValueError("its key is not a hash")]
-    return [state for each in session_ids for state in read(store, partition, [each])]
-
-
 def impersonated(store: SessionStore) -> Iterator[tuple[Partition, list[str]]]:
     """Yield the stored sessions that have an actor, and that neither Clerk nor an order has ended, in chunks.
 
@@ -168,7 +155,7 @@ def impersonated(store: SessionStore) -> Iterator[tuple[Partition, list[str]]]:
         for partition, session_ids in scanned.session_ids.items():
             found = [
                 stored.session_id
-                for stored in read(store, partition, session_ids)
+                for stored in store.read(partition, session_ids)
                 if isinstance(stored, StoredState) and not stored.is_final and _has_actor(stored)
             ]
             if found:

@@ -11,13 +11,12 @@ import orjson
 from clerk_session_feed.models import Event, EventWithRequest
 
 from service.config import StoreSettings
-from service.errors import DeadLettersFullError
+from service.errors import DeadLettersFullError, StoreUnavailableError
 from service.models import Delivery, NewState, Outcome, SessionChange, Unusable, UserEnding, omit
-from service.store.partitions import WRITE_SECONDS, Backlog, Partition, PartitionedStore, result, results
+from service.store.partitions import WRITE_SECONDS, Partition, PartitionedStore, result, results
 from service.store.scripts import APPLY_SESSION, KEEP_DEAD_LETTER, SETTLE_EXPIRY
 from service.store.stored import STORED_FIELDS, StoredState
-
-__all__ = ["MAX_TTL_MS", "Backlog", "Partition", "SessionStore", "result", "results"]
+from service.store.wrong_types import is_wrong_type
 
 T = TypeVar("T")
 
@@ -125,7 +124,7 @@ class SessionStore(PartitionedStore):
                 partial(partition.pipeline.submit, command, partial(_stored, session_id))
                 for session_id, command in zip(batch, commands, strict=True)
             ]
-            stored += results(submits, seconds)
+            stored += results(submits, seconds, _unless_wrong_type)
         return stored
 
     def settle_expiry(self, number: int, session_id: str) -> Future[bool]:
@@ -216,6 +215,17 @@ def _stored(session_id: str, values: list[bytes | None]) -> StoredState | ValueE
         return StoredState.read(session_id, values)
     except ValueError as error:
         return error
+
+
+def _unless_wrong_type(
+    future: Future[StoredState | ValueError | None], seconds: float
+) -> StoredState | ValueError | None:
+    try:
+        return result(future, seconds)
+    except StoreUnavailableError as error:
+        if is_wrong_type(error):
+            return ValueError("its key is not a hash")
+        raise
 
 
 def _kept(why: Unusable, reply: bytes) -> Outcome:

@@ -9,8 +9,8 @@ from clerk_session_feed import lenient_json
 
 from service.clerk.backend_api import BackendApi, Instance
 from service.errors import CommandError
-from service.store import revokes
-from service.store.sessions import Partition, SessionStore, result
+from service.store.partitions import Partition, result
+from service.store.sessions import SessionStore
 from service.store.stored import StoredState
 from service.store.wrong_types import naming
 from service.workers.runs import Runs
@@ -77,7 +77,7 @@ def _open_sessions(store: SessionStore, partition: Partition) -> Iterator[Any]:
     command = ("ZRANGE", partition.keys.expiry, -SAMPLED, -1)
     with naming(partition.keys.expiry):
         ids = [each.decode(errors="replace") for each in result(partition.pipeline.submit(command, list))]
-    for stored in revokes.read(store, partition, ids):
+    for stored in store.read(partition, ids):
         if isinstance(stored, StoredState):
             with contextlib.suppress(ValueError):
                 yield stored.message()

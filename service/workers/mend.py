@@ -16,8 +16,8 @@ from clerk_session_feed.models import OPEN_STATUSES, SessionActivity
 from service.clerk.api_sessions import ApiSession, SessionNotFound
 from service.clerk.normalize import other_event, reported
 from service.models import ABSENT, OPEN, RANKS, NewState, OrderKey, Outcome, SessionChange, Unusable, UserEnding, omit
-from service.store import revokes
-from service.store.sessions import Partition, SessionStore, result
+from service.store.partitions import Partition, result
+from service.store.sessions import SessionStore
 from service.store.stored import StoredState
 from service.workers.report import Drift, Gone
 
@@ -79,7 +79,7 @@ class Mender:
             partition: where they are stored.
             gone: whom Clerk no longer has.
         """
-        states = revokes.read(self._store, partition, [each.session_id for each in gone])
+        states = self._store.read(partition, [each.session_id for each in gone])
         found, waiting = [], []
         for (session_id, _, cursor, answered_at_ms), stored in zip(gone, states, strict=True):
             if not isinstance(stored, StoredState) or not stored.is_open or stored.cursor != cursor:
@@ -109,7 +109,7 @@ class Mender:
     def _apply(self, partition: Partition, sessions: Sequence[ApiSession]) -> list[Found]:
         found: list[Found] = []
         for _ in range(ATTEMPTS):
-            states = revokes.read(self._store, partition, [session.id for session in sessions])
+            states = self._store.read(partition, [session.id for session in sessions])
             waiting: list[tuple[ApiSession, SessionChange, Drift, Any]] = []
             for session, stored in zip(sessions, states, strict=True):
                 try:

@@ -16,8 +16,9 @@ from service.clerk.api_sessions import ApiSession, SessionNotFound, SessionRefus
 from service.clerk.backend_api import BackendApi
 from service.errors import ClerkError
 from service.store import revokes, scanning
+from service.store.partitions import Partition
 from service.store.revokes import Ended, PendingRevoke
-from service.store.sessions import Partition, SessionStore
+from service.store.sessions import SessionStore
 from service.workers.mend import Found, Mender
 from service.workers.reasons import why_refused, why_unreadable
 
@@ -59,7 +60,7 @@ def order(
     ids = list(dict.fromkeys(session_ids))
     ended: dict[str, Ended] = {}
     for partition in store.partitions:
-        stored = [id_ for id_, state in zip(ids, revokes.read(store, partition, ids), strict=True) if state is not None]
+        stored = [id_ for id_, state in zip(ids, store.read(partition, ids), strict=True) if state is not None]
         ended |= {each.session_id: each for each in _order(store, partition, stored, local=local, clock=clock)}
     others = [id_ for id_ in ids if id_ not in ended]
     for start in range(0, 0 if local else len(others), revokes.CHUNK):

@@ -8,7 +8,6 @@ from typing import Final
 from service.clerk.api_sessions import ApiSession, SessionNotFound, UnreadableSession
 from service.clerk.backend_api import BackendApi
 from service.errors import StoreUnavailableError
-from service.store import revokes
 from service.store.sessions import SessionStore
 from service.store.stored import StoredState
 from service.store.wrong_types import WrongTypeError, check_user, is_wrong_type
@@ -112,7 +111,7 @@ class UserCheck:
             for session in unindexed:
                 sweep.index(partition, session)
         ids = sorted((sweep.ids_of_user(partition, user_id) | {each.session_id for each in unindexed}) - known)
-        states = revokes.read(self._store, partition, ids)
+        states = self._store.read(partition, ids)
         absent = [each for each in states if isinstance(each, StoredState) and each.is_open and each.user_id == user_id]
         unreadable = [(id_, str(each)) for id_, each in zip(ids, states, strict=True) if isinstance(each, ValueError)]
         return absent, unreadable

@@ -176,7 +176,7 @@ def run_out(relay: Relay, settings: Any) -> None:
 def vanish(relay: Relay, _: Any) -> None:
     relay.take(clerk_event(), "msg_1")
     partition = relay.store.partitions[0]
-    (stored,) = revokes.read(relay.store, partition, ["sess_1"])
+    (stored,) = relay.store.read(partition, ["sess_1"])
     assert stored is not None
     assert not isinstance(stored, ValueError)
     Mender(relay.store, INSTANCE, clock=clock).end_gone(partition, [Gone("sess_1", "user_1", stored.cursor, NOW_MS)])
@@ -200,7 +200,7 @@ def test_an_event_that_comes_between_reading_and_ending_costs_nothing(
     relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     relay.take(clerk_event(updated_at=NOW_MS - 1000), "msg_1")
-    read, reads = revokes.read, []
+    read, reads = relay.store.read, []
 
     def read_then_change(*arguments: Any) -> Any:
         states = read(*arguments)
@@ -209,7 +209,7 @@ def test_an_event_that_comes_between_reading_and_ending_costs_nothing(
             relay.take(clerk_event("pending", updated_at=NOW_MS - 500), "msg_2")
         return states
 
-    monkeypatch.setattr(revokes, "read", read_then_change)
+    monkeypatch.setattr(relay.store, "read", read_then_change)
 
     order(relay.store, ["sess_1"], clock=clock)
 

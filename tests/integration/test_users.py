@@ -182,6 +182,20 @@ def test_more_sessions_than_one_chunk_all_end(relay: Relay, client: Any) -> None
     assert not client.exists(USER_KEY)
 
 
+def test_a_session_whose_key_has_another_type_is_in_no_others_way(real_redis: EmbeddedRedis) -> None:
+    with client_of(real_redis.url) as client, run_relay(real_redis.url) as relay:
+        client.flushall()
+        for number in (1, 2):
+            relay.take(session(number=number), f"msg_{number}")
+        client.delete("{clerk}:session:sess_1")
+        client.set("{clerk}:session:sess_1", "text")
+
+        assert relay.take(user_event(), "msg_end") == Outcome("applied", sessions=1)
+
+        client.delete("{clerk}:session:sess_1")
+        assert set(statuses(client).values()) == {"removed"}
+
+
 def test_a_session_that_can_not_be_read_is_in_no_others_way(
     relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
