@@ -1,4 +1,4 @@
-"""What the rooms of the service hand to each other: a delivery, what it says, and what became of it.
+"""What the packages of the service hand to each other: a delivery, what it says, and what became of it.
 
 What consumers get (`Session`, `Event`, `SessionMessage`) is in `clerk_session_feed.models`.
 """

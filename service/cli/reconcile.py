@@ -19,6 +19,7 @@ from clerk_session_feed.models import ID
 
 from service.clerk.backend_api import BackendApi
 from service.clerk.budget import Budget
+from service.clerk.fields import SECONDS_BELOW
 from service.cli import reconcile_view
 from service.config import ReconcileSettings, load
 from service.errors import ClerkError, CommandError, StoreUnavailableError
@@ -34,8 +35,6 @@ from service.workers.turn import dry_turn, rest, turn
 
 log = structlog.get_logger(__name__)
 
-SECONDS_BELOW: Final = 10**11
-"""A smaller number is a time in seconds, a larger one in milliseconds."""
 RETRY_SECONDS: Final = 60
 """Seconds until a worker tries again after a failed run, at most."""
 
@@ -180,7 +179,7 @@ class _Command:
         try:
             return await self._run(budget)
         except TooManyGoneError:
-            await asyncio.to_thread(self._runs.record_end, self._scope.mode, 0, is_success=False)
+            await asyncio.to_thread(self._runs.record_end, self._scope.mode)
             raise
 
     async def run_forever(self, every: int) -> None:

@@ -242,5 +242,5 @@ class Reconciler:
         self._runs.record_drift(self.report.drift)
         if self._saves:
             is_success = not self.report.fault_count
-            self._runs.record_end(self._scope.mode, self._progress.started_at_ms, is_success=is_success)
+            self._runs.record_end(self._scope.mode, state_as_of_ms=self._progress.started_at_ms if is_success else None)
             self._runs.forget(self._scope.mode)

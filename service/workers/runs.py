@@ -14,7 +14,7 @@ from redis.exceptions import LockError
 
 from service.clerk.budget import WINDOW_SECONDS
 from service.config import StoreSettings
-from service.errors import StartError
+from service.errors import CommandError
 from service.store.sessions import MAX_TTL_MS
 from service.store.wrong_types import naming
 from service.workers.report import Gone
@@ -28,15 +28,15 @@ RESUME_SECONDS: Final = 86_400
 """Seconds for which an unfinished run can be resumed."""
 
 
-class RunUnderWayError(StartError):
+class RunUnderWayError(CommandError):
     """Another run holds the lock, and lives."""
 
 
-class EndlessLockError(StartError):
+class EndlessLockError(CommandError):
     """The lock's key does not expire, so none of these runs has made it."""
 
 
-class LockLostError(StartError):
+class LockLostError(CommandError):
     """The lock expired, so another run may have begun."""
 
 
@@ -156,10 +156,13 @@ class Runs:
         pipeline.pexpire(self._keys.reconcile, MAX_TTL_MS)
         pipeline.execute()
 
-    def record_end(self, mode: str, started_at_ms: int, *, is_success: bool) -> None:
-        """Record that a run has ended that looked at all sessions stored as open; a success if it compared them all."""
+    def record_end(self, mode: str, *, state_as_of_ms: int | None = None) -> None:
+        """Record that a run has ended that looked at all sessions stored as open.
+
+        If it compared them all, it is a success: `state_as_of_ms` is when it started.
+        """
         now_ms = int(time.time() * 1000)
-        success = {"last_success_at": now_ms, "state_as_of": started_at_ms} if is_success else {}
+        success = {} if state_as_of_ms is None else {"last_success_at": now_ms, "state_as_of": state_as_of_ms}
         field, mark = _ended(mode)
         self._write(self._keys.reconcile, success | {field: f"{now_ms}{mark}"}, MAX_TTL_MS)
 

@@ -265,7 +265,7 @@ def test_what_is_recorded_of_runs_has_a_ttl(runs: Runs, any_client: Any) -> None
     assert any_client.ttl("{clerk}:reconcile") > 300 * 86_400
     runs.record_drift({"gone": 2})
     runs.record_drift({"gone": 1, "missing": 1})
-    runs.record_end("full", 5, is_success=True)
+    runs.record_end("full", state_as_of_ms=5)
 
     status = runs.status()
     assert status.items() >= {
@@ -279,7 +279,7 @@ def test_what_is_recorded_of_runs_has_a_ttl(runs: Runs, any_client: Any) -> None
 
 def test_when_runs_have_ended_is_known_by_mode(runs: Runs) -> None:
     for mode in ("full", "full-30", "since-5"):
-        runs.record_end(mode, 5, is_success=True)
+        runs.record_end(mode, state_as_of_ms=5)
 
     ended = {mode: runs.ended_at_ms(mode) for mode in ("full", "full-30", "since-5", "since-55", "stored")}
     assert min(ended["full"], ended["full-30"], ended["since-5"]) > 1_600_000_000_000
@@ -288,7 +288,7 @@ def test_when_runs_have_ended_is_known_by_mode(runs: Runs) -> None:
 
 def test_runs_since_different_times_take_one_field(runs: Runs, any_client: Any) -> None:
     for since in range(5):
-        runs.record_end(f"since-{since}", 5, is_success=False)
+        runs.record_end(f"since-{since}")
 
     assert any_client.hkeys("{clerk}:reconcile") == ["ended_at_since"]
     assert [runs.ended_at_ms(f"since-{since}") > 0 for since in range(5)] == [False] * 4 + [True]
