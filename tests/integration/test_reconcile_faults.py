@@ -79,6 +79,16 @@ def test_a_run_stops_if_clerk_does_not_even_name_the_instance(world: World) -> N
         world.reconcile()
 
 
+@pytest.mark.usefixtures("_impatient")
+def test_a_run_stops_if_clerk_shows_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.workers.reconcile.MOST_FAILURES_IN_A_ROW", 5)
+    late(world, 8)
+    world.clerk.on_request = lambda _, __, query: 500 if "user_id" in query else None
+
+    with pytest.raises(ClerkUnavailableError, match="status 500; 5 attempts"):
+        world.reconcile()
+
+
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_a_session_that_is_gone_and_stored_with_a_later_time_is_named(world: World, dry_run: bool) -> None:
     session_id = world.clerk.sign_in(world.clerk.add_user())
