@@ -156,4 +156,5 @@ def test_it_takes_no_longer_than_the_budget_forces_and_its_memory_is_bounded(
         print(peak)
         forced = (len(clerk.requests) - BUDGET) / BUDGET * 10
         assert clerk.most_in_window(10) <= BUDGET
-        assert seconds <= 1.1 * forced
+        # The 15 s do not grow: to start, the second question, and the window in which the last requests have to wait.
+        assert seconds <= 1.1 * forced + 15
