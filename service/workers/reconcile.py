@@ -35,7 +35,7 @@ USERS_AT_ONCE: Final = 256
 """Users that are looked at together, at most. Most wait: for the budget, or to ask for a session again."""
 WINDOWS_AHEAD: Final = 3
 """Windows of the budget that these users take together, about: so much is repeated after the process is killed."""
-MOST_FAILURES_IN_A_ROW: Final = 60
+MOST_FAILURES_IN_A_ROW: Final = 100
 """Users that could not be read, one after the other, before a run stops although Clerk still names the instance."""
 FAILURES_IN_A_ROW: Final = 3
 """Users that could not be read, one after the other, before it is asked whether Clerk is away: then the run stops."""
@@ -194,8 +194,10 @@ class Reconciler:
             raise
         except (ClerkError, WrongTypeError) as error:
             self._failures += 1
-            if self._scope.user_id is not None or self._failures == MOST_FAILURES_IN_A_ROW:
+            if self._scope.user_id is not None:
                 raise
+            if self._failures == MOST_FAILURES_IN_A_ROW:
+                raise ClerkError(f"{self._failures} users in a row can't be read, like {user_id}: {error}") from None
             if self._failures % FAILURES_IN_A_ROW == 0:
                 await self._api.instance()
             self.report.faults.add(user_id, str(error))
