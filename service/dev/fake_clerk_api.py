@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from clerk_session_feed.models import STATUSES
 
+from service.dev import simulator
 from service.dev.fake_clerk_http import ApiError
 
 _MOST: Final = 500
@@ -72,18 +73,10 @@ def new_user(user_id: str, address_id: str, now_ms: int) -> Object:
     false = ("has_image", "password_enabled", "two_factor_enabled", "totp_enabled", "backup_code_enabled", "banned",
              "locked", "delete_self_enabled", "create_organization_enabled")  # fmt: skip
     empty = ("phone_numbers", "web3_wallets", "passkeys", "external_accounts", "saml_accounts", "enterprise_accounts")
-    return {
-        "object": "user",
-        "id": user_id,
-        "first_name": "Sunniva",
-        "last_name": "Example",
+    return simulator.new_user(user_id, now_ms) | {
         "primary_email_address_id": address_id,
         "email_addresses": [address],
-        "public_metadata": {},
-        "private_metadata": {"plan": "never published"},
-        "unsafe_metadata": {},
         "created_at": now_ms,
-        "updated_at": now_ms,
         **dict.fromkeys(no),
         **dict.fromkeys(false, False),
         **{name: [] for name in empty},

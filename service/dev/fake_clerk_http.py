@@ -1,5 +1,6 @@
 """HTTP for `service.dev.fake_clerk`: a server on 127.0.0.1, a record of its requests, and faults on demand."""
 
+import abc
 import bisect
 import contextlib
 import email.utils
@@ -67,7 +68,7 @@ class RateLimit(NamedTuple):
         return 0
 
 
-class FaultyServer:
+class FaultyServer(abc.ABC):
     """Answers over HTTP while its `with` lasts. The attributes may be changed at any time.
 
     What `on_request` or `answer` raises is answered with 500, and raised again at the end of the `with`.
@@ -111,9 +112,9 @@ class FaultyServer:
         times = sorted(request.at for request in list(self.requests))
         return max((bisect.bisect_left(times, at + seconds) - first for first, at in enumerate(times)), default=0)
 
+    @abc.abstractmethod
     def answer(self, method: str, path: str, query: dict[str, str]) -> Any:
         """Return the body of a response with status 200, or raise an ApiError."""
-        raise NotImplementedError
 
     def respond(self, method: str, target: str, authorization: str | None) -> Response:
         """Answer a request for a path and query, with its header `Authorization`."""

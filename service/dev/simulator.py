@@ -43,7 +43,7 @@ def sample(
         "object": "session",
         "id": session_id or new_id("sess"),
         "user_id": user_id,
-        "user": _user(user_id, now_ms),
+        "user": new_user(user_id, now_ms),
         "client_id": new_id("client"),
         "actor": None,
         "status": status if (status := type_.partition(".")[2]) in STATUSES else "active",
@@ -68,7 +68,7 @@ def sample(
     if type_ == "session.pending":
         data["tasks"] = [{"key": "choose-organization"}]
     if not type_.startswith("session."):
-        data = _user(user_id, now_ms)
+        data = new_user(user_id, now_ms)
     return {
         "object": "event",
         "type": type_,
@@ -122,7 +122,8 @@ def sign(secret: str, body: bytes, *, message_id: str | None = None, at: float |
     }
 
 
-def _user(user_id: str, now_ms: int) -> dict[str, Any]:
+def new_user(user_id: str, now_ms: int) -> dict[str, Any]:
+    """Return a user, with personal data that the relay must not keep. `now_ms`: Unix milliseconds."""
     address_id = new_id("idn")
     address = {"object": "email_address", "id": address_id, "email_address": "sunniva@example.com"}
     return {

@@ -5,7 +5,6 @@ What a run mends is in test_reconcile.py.
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -267,16 +266,21 @@ def test_progress_that_is_saved_slowly_is_not_left_by_a_run_that_ended(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late(world, 1)
-    is_saving = threading.Event()
-    save = Runs.save
+    is_saving, has_ended = threading.Event(), threading.Event()
+    save, forget = Runs.save, Runs.forget
 
     def stall(runs: Runs, *args: Any) -> None:
         if not is_saving.is_set():
             is_saving.set()
-            time.sleep(0.5)  # the run would have ended long before
+            has_ended.wait(0.5)  # it does not: the end waits for this
         save(runs, *args)
 
+    def end(runs: Runs, mode: str) -> None:
+        forget(runs, mode)
+        has_ended.set()
+
     monkeypatch.setattr(Runs, "save", stall)
+    monkeypatch.setattr(Runs, "forget", end)
     monkeypatch.setattr("service.workers.reconcile.SAVE_SECONDS", 0.001)
     world.clerk.on_request = lambda _, path, __: 500 if path == "/v1/sessions" and not is_saving.wait(20) else None
 

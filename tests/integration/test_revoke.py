@@ -499,18 +499,6 @@ def test_a_session_that_clerk_does_not_know_is_done(relay: Relay, client: Any, c
     assert pending(client) == []
 
 
-def test_a_single_404_closes_no_record(relay: Relay, client: Any, clerk: FakeClerk) -> None:
-    sign_in(relay, clerk)
-    refuse_posts(clerk, 404)
-    order(relay.store, ["sess_1"], clock=clock)
-
-    counts, (left,) = retry(relay.store, clerk)
-
-    assert counts == (0, 1)
-    assert (left.clerk, left.detail) == ("pending", "Clerk does not revoke it, and does not say that it is over")
-    assert pending(client) == ["sess_1"]
-
-
 def test_a_session_that_nobody_knows_is_told_of(relay: Relay, client: Any, clerk: FakeClerk) -> None:
     order(relay.store, ["sess_1"], clock=clock)
 
@@ -566,15 +554,18 @@ def test_a_refusal_is_fine_if_the_session_is_over(relay: Relay, client: Any, cle
     assert state(client)["session"]["status"] == "replaced"  # Clerk's answer
 
 
-def test_a_refusal_for_an_open_session_leaves_it_pending(relay: Relay, client: Any, clerk: FakeClerk) -> None:
+@pytest.mark.parametrize("status", [404, 422])
+def test_a_refusal_for_an_open_session_leaves_it_pending(
+    relay: Relay, client: Any, clerk: FakeClerk, status: int
+) -> None:
     sign_in(relay, clerk)
-    refuse_posts(clerk, 422)
+    refuse_posts(clerk, status)
     order(relay.store, ["sess_1"], clock=clock)
 
     counts, (left,) = retry(relay.store, clerk)
 
     assert counts == (0, 1)
-    assert left.detail == "Clerk does not revoke it, and does not say that it is over"
+    assert (left.clerk, left.detail) == ("pending", "Clerk does not revoke it, and does not say that it is over")
     assert pending(client) == ["sess_1"]
 
 
