@@ -13,7 +13,7 @@ import orjson
 from clerk_session_feed import lenient_json
 from clerk_session_feed.models import OPEN_STATUSES, SessionActivity
 
-from service.clerk.api_sessions import ApiSession, SessionNotFound
+from service.clerk.api_sessions import ApiSession
 from service.clerk.normalize import other_event, reported
 from service.models import ABSENT, OPEN, RANKS, NewState, OrderKey, Outcome, SessionChange, Unusable, UserEnding, omit
 from service.store.partitions import Partition, result
@@ -30,8 +30,6 @@ CHUNK: Final = 128
 """Sessions that are written at once, so that Redis serves others in between."""
 ATTEMPTS: Final = 10
 """How often a state is compared anew because an event replaced what it was compared with."""
-
-
 TOO_NEW: Final = "Clerk does not have it, but the stored state is of a later time than Clerk's response"
 
 
@@ -86,7 +84,7 @@ class Mender:
                 found.append(Found(session_id, None))
                 continue
             try:
-                new = self._removed(stored, SessionNotFound(session_id, answered_at_ms))
+                new = self._removed(stored, answered_at_ms)
             except ValueError as error:
                 found.append(Found(session_id, None, str(error)))
                 continue
@@ -182,17 +180,13 @@ class Mender:
         over_at_ms = max(session.updated_at or 0, session.expire_at or 0)
         return "missing" if over_at_ms + self._store.retention_ms > now_ms else None
 
-    def _removed(self, stored: StoredState, answer: SessionNotFound) -> NewState:
-        at_ms = answer.answered_at_ms
-        digest = f"{stored.session_id} {stored.cursor} {at_ms}"
-        event = other_event("clerk-api", "session.removed", _digest_id(digest), at_ms, self._instance_id)
+    def _removed(self, stored: StoredState, at_ms: int) -> NewState:
+        """Return the end of a session that Clerk did not have at this time, in Unix milliseconds."""
+        digest = hashlib.sha256(f"{stored.session_id} {stored.cursor} {at_ms}".encode()).hexdigest()
+        event = other_event("clerk-api", "session.removed", f"api_{digest[:32]}", at_ms, self._instance_id)
         # It counts as open, so that later evidence of life undoes it.
         order = OrderKey(OPEN, at_ms, at_ms, RANKS.index("removed"), event.id)
         return stored.ended("removed", event, order, self._store.omitted)._replace(keeps_stale=False)
-
-
-def _digest_id(text: str) -> str:
-    return f"api_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 def _drift(stored: StoredState, change: SessionChange, before: dict[str, Any], after: dict[str, Any]) -> Drift | None:
