@@ -72,8 +72,8 @@ class RunningDev:
         return self.find(r"^Redis +\S+ +\((.*)\) *$")
 
     def command(self, name: str) -> str:
-        """Return the line to try that has this word in it."""
-        return self.find(rf"^  (.*\b{name}\b.*)$")
+        """Return the line to try that has this word in it, not as a folder of the path to the command."""
+        return self.find(rf"^  ((?:.* )?{name}\b.*)$")
 
     def table(self) -> list[list[str]]:
         """Return what was sent, what was answered and what the subscriber got."""
