@@ -1,0 +1,63 @@
+"""What servers say to a user who lacks a right, and what sounds like it."""
+
+import pytest
+import redis
+from redis.exceptions import NoPermissionError
+
+from service.store.rights import is_missing_right
+
+SHA = "076bb169a140b41e70aa653f3ed1db8bd327d011"
+PLACE_FIRST = f"Error running script (call to f_{SHA}): @user_script:1: @user_script: 1: "  # by redis.call of 6.2
+MISSING_RIGHTS = {
+    "6.2, a command": PLACE_FIRST + "The user executing the script can't run this command or subcommand",
+    "6.2, a key": PLACE_FIRST
+    + "The user executing the script can't access at least one of the keys mentioned in the command arguments",
+    "6.2, a channel": PLACE_FIRST
+    + "The user executing the script can't publish to the channel mentioned in the command",
+    "6.2, by redis.pcall": "@user_script: 1: The user executing the script can't run this command or subcommand",
+    "6.2, a code in a script": f"Error running script (call to f_{SHA}): @user_script:1: NOPERM this user may not",
+    "7.0, a command": f"The user executing the script can't run this command or subcommand script: {SHA}, "
+    "on @user_script:1.",
+    "7.0, a key": "The user executing the script can't access at least one of the keys mentioned in the command "
+    f"arguments script: {SHA}, on @user_script:1.",
+    "7.0, a channel": "The user executing the script can't publish to the channel mentioned in the command",
+    "8.2, a command": "ACL failure in script: User relay has no permissions to run the 'hset' command "
+    f"script: {SHA}, on @user_script:1.",
+    "8.2, a key": f"ACL failure in script: No permissions to access a key script: {SHA}, on @user_script:1.",
+    "8.2, a channel": "ACL failure in script: No permissions to access a channel",
+    "Valkey 9, a command": "ACL failure in script: User relay has no permissions to run the 'hset' command "
+    "script: on @user_script:1.",
+    "Valkey 9, a database": "ACL failure in script: No permissions to access database script: on @user_script:1.",
+    "quoted": "Nobody names the primary; 127.0.0.1:7000, asked last, says: User relay has no permissions to run the "
+    "'cluster|slots' command",
+    "6.2, quoted": "Nobody names the primary; 127.0.0.1:7000, asked last, says: this user has no permissions to run "
+    "the 'cluster' command or its subcommand",
+}
+OTHERS = [
+    redis.ResponseError("unknown command 'INFO', with args beginning with: 'NOPERM' "),
+    redis.ResponseError(f"This Redis command is not allowed from script script: {SHA}, on @user_script:1."),
+    redis.ResponseError("This Valkey command is not allowed from script script: on @user_script:1."),
+    redis.ResponseError("Unknown Redis command called from script"),
+    redis.ResponseError(f"WRONGTYPE Operation against a key holding the wrong kind of value script: {SHA}, on @user"),
+    redis.AuthenticationError("invalid username-password pair or user is disabled."),
+    redis.AuthenticationError("Authentication required."),
+    redis.ConnectionError("Error 13 connecting to unix:/run/redis.sock. Permission denied."),
+    redis.exceptions.NoScriptError("No matching script. Please use EVAL."),
+    redis.TimeoutError("Timeout reading from 127.0.0.1:6379"),
+    ValueError(),
+]
+
+
+@pytest.mark.parametrize("text", MISSING_RIGHTS.values(), ids=MISSING_RIGHTS)
+def test_each_version_has_its_words_for_a_missing_right(text: str) -> None:
+    assert is_missing_right(redis.ResponseError(text))
+
+
+@pytest.mark.parametrize("text", ["this user has no permissions to run the 'hset' command", "in words to come"])
+def test_redis_own_code_is_a_missing_right_whatever_it_says(text: str) -> None:
+    assert is_missing_right(NoPermissionError(text))
+
+
+@pytest.mark.parametrize("error", OTHERS, ids=str)
+def test_what_is_no_missing_right(error: Exception) -> None:
+    assert not is_missing_right(error)
