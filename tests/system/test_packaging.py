@@ -48,17 +48,23 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def installed(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Return what runs a program of an environment that has the wheel, and our dependencies to look at."""
     directory = tmp_path_factory.mktemp("clean")
-    venv.create(directory / "venv", symlinks=os.name != "nt")
-    scripts = directory / "venv" / "bin"
+    scripts = make_environment(directory)
     pip = (sys.executable, "-m", "pip", "--python", scripts / "python", "--disable-pip-version-check")
     run(*pip, "install", "--quiet", "--no-index", "--no-deps", *wheels.values(), cwd=directory)
+
+    return lambda name, *arguments: run(scripts / name, *arguments, cwd=directory)
+
+
+def make_environment(directory: Path) -> Path:
+    """Make a virtual environment that sees our dependencies, and not this project; return the folder of its programs."""
+    venv.create(directory / "venv", symlinks=os.name != "nt")
+    scripts = directory / "venv" / "bin"
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site_packages = Path(run(scripts / "python", "-c", where, cwd=directory).strip())
     # .pth files of a folder that is added like this are not followed: our editable install stays out.
     ours = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site_packages / "dependencies.pth").write_text("\n".join(sorted(ours)))
-
-    return lambda name, *arguments: run(scripts / name, *arguments, cwd=directory)
+    return scripts
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +176,33 @@ def test_the_installed_package_runs(installed: Callable[..., str]) -> None:
 
 def test_the_installed_command_tells_its_version(installed: Callable[..., str]) -> None:
     assert PROJECT["version"] in installed("session-relay", "--version")
+
+
+def test_uv_installs_code_that_was_changed(tmp_path: Path) -> None:
+    """It keeps what it built of a local folder, as long as nothing changed that [tool.uv] in pyproject.toml names."""
+    uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if uv is None:
+        pytest.skip("needs uv on PATH: `pip install uv`")
+    clone = tmp_path / "clone"
+    for folder in ("service", "clients/python"):
+        shutil.copytree(ROOT / folder, clone / folder)
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, clone)
+    python = make_environment(tmp_path) / "python"
+    (site_packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    options = ("--no-deps", "--no-index", "--no-build-isolation", "--cache-dir", tmp_path / "cache")
+    (clone / "local.txt").write_text("./clients/python\n.\n")  # folders on its command line are always built anew
+    install = (uv, "--no-config", "pip", "install", "--python", python, *options, "--requirement", "local.txt")
+    run(*install, cwd=clone)
+
+    changed = {name: clone / name for name in ("service/errors.py", "service/store/apply_session.lua")}
+    changed["clerk_session_feed/errors.py"] = clone / "clients/python/clerk_session_feed/errors.py"
+    for source in changed.values():
+        source.write_text(source.read_text() + "\n")
+    run(*install, cwd=clone)
+
+    for name, source in changed.items():
+        assert (site_packages / name).read_text() == source.read_text(), name
 
 
 @pytest.mark.parametrize("kind", ["web", "worker"])

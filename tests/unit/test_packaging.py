@@ -61,6 +61,17 @@ def test_no_registry_is_named(name: str) -> None:
     assert not re.search(r"index-url|find-links|index\.url|simple/|@ (?:https?|file):", text)
 
 
+@pytest.mark.parametrize(("folder", "package"), [(ROOT, "service"), (ROOT / "clients/python", "clerk_session_feed")])
+def test_uv_looks_at_every_file_that_it_installs(folder: Path, package: str) -> None:
+    """Where none of these changed, it installs what it built before."""
+    keys = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["uv"]["cache-keys"]
+    seen = {path for key in keys if "file" in key for path in folder.glob(key["file"]) if path.is_file()}
+    installed = {path for path in (folder / package).rglob("*") if path.is_file() and path.suffix != ".pyc"}
+
+    assert {".py", ".typed"} <= {path.suffix for path in installed}
+    assert installed | {folder / name for name in ("pyproject.toml", "README.md", "LICENSE")} <= seen
+
+
 def _example() -> list[tuple[str, str, str]]:
     """Return each setting of .env.example: the comment above it, its name and its value."""
     found = []
