@@ -5,6 +5,9 @@ gives each request its own reply. A command is never sent twice, unless Redis sa
 does not know the script, or is not the primary any more. If the connection fails, all commands that were sent
 on it fail, and the next batch gets a new connection.
 
+What is in front of Redis, and spreads commands over several, may load a script elsewhere than where it is to run, or
+not at all. So if a script is unknown although it was just loaded, its source is sent (EVAL).
+
 The loop is the server's own, if there is one: then no thread has to be woken, and none waits for the
 interpreter. Else a thread runs a loop.
 
@@ -15,8 +18,10 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import hashlib
 import math
 import os
+import re
 import threading
 import time
 import weakref
@@ -31,6 +36,7 @@ from hiredis import pack_command
 from redis.exceptions import ClusterDownError, MovedError, NoScriptError, ReadOnlyError
 
 from service.errors import RelayError, StoreUnavailableError
+from service.store.rights import MISSING_RIGHT_ADVICE, is_missing_right
 from service.telemetry.tracing import current_context, round_trip
 from service.waiting import new_future
 
@@ -49,6 +55,15 @@ STUCK_SECONDS: Final = 4.0
 """Seconds after which a batch is too late for everyone who waits: asking where Redis is comes before its timeout."""
 PAUSE_AFTER_TIMEOUT: Final = 1.0
 """Seconds after a timeout in which commands are refused at once, instead of waiting for the next timeout."""
+
+_SCRIPTS_UNKNOWN: Final = (
+    "A script that was just loaded is unknown. Is there a proxy in front of Redis? Deliveries go on, "
+    "with the source of the script each time that it is unknown. docs/redis.md has more."
+)
+_HAS_NO_COMMAND: Final = re.compile(
+    "unknown command|unsupported|.*not (supported|available|allowed)|.*disabled|invalid request", re.IGNORECASE
+)
+"""What servers and proxies say of a command that they do not have."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -70,7 +85,7 @@ class Pipeline:
     on_round_trip: Callable[[int, float], None] = staticmethod(lambda *_: None)
     """Called after each round trip with its number of commands and its seconds."""
     on_failure: Callable[[str], None] = staticmethod(lambda _: None)
-    """Called with the name of each failure, such as `TimeoutError` or `READONLY`."""
+    """Called with the name of each failure, such as `TimeoutError` or `READONLY`; `NOPERM` for any missing right."""
 
     def __init__(
         self, connect: Callable[..., Any], scripts: Iterable[bytes], *, timeout: float, min_replicas: int
@@ -83,7 +98,8 @@ class Pipeline:
             timeout: seconds, for connecting and for one round trip.
             min_replicas: how many replicas must confirm a batch before its replies count (`WAIT`).
         """
-        self._scripts = tuple(scripts)
+        self._scripts = {hashlib.sha1(each, usedforsecurity=False).hexdigest(): each for each in scripts}
+        self._sends_source = False
         self._connect = connect
         self._timeout = timeout
         self._min_replicas = min_replicas
@@ -215,18 +231,24 @@ class Pipeline:
         return [command for command in taken if _is_wanted(command.future)]
 
     async def _load_scripts(self, connection: Any) -> None:
-        for source in self._scripts:
+        for source in self._scripts.values():
             await connection.send_command("SCRIPT", "LOAD", source)
-            await connection.read_response()
+            reply = await _read(connection)
+            # A proxy may have no such command. Then Redis does not know the script, and `_run` sends its source.
+            if isinstance(reply, Exception) and not _HAS_NO_COMMAND.match(str(reply)):
+                raise reply
 
     async def _run(self, batch: list[_Command]) -> None:
         replies = await self._send(batch)
-        not_run = [command for command, reply in zip(batch, replies, strict=True) if _is_not_run(reply)]
-        if not_run:
+        if any(_is_elsewhere(each) or (_is_unknown(each) and not self._sends_source) for each in replies):
             # Connecting again finds the primary and loads the scripts.
             await self._connection.disconnect()
-            again = iter(await self._send(not_run))
-            replies = [next(again) if _is_not_run(reply) else reply for reply in replies]
+            replies = await self._send_again(batch, replies)
+        if any(map(_is_unknown, replies)):
+            replies = await self._send_again([self._with_source(command) for command in batch], replies)
+            if not self._sends_source and not any(isinstance(reply, Exception) for reply in replies):
+                self._sends_source = True
+                log.warning("redis_scripts_unknown", detail=_SCRIPTS_UNKNOWN)
         failed: dict[str, tuple[Exception, list[_Command]]] = {}
         for command, reply in zip(batch, replies, strict=True):
             if isinstance(reply, Exception):
@@ -235,6 +257,17 @@ class Pipeline:
                 self._finish(command, reply)
         for error, commands in failed.values():  # one log line for an error that several have in common
             self._fail(commands, error)
+
+    async def _send_again(self, batch: list[_Command], replies: list[Any]) -> list[Any]:
+        """Send the commands that Redis did not run; return the replies, with theirs in place of the former ones."""
+        again = iter(await self._send([each for each, reply in zip(batch, replies, strict=True) if _is_not_run(reply)]))
+        return [next(again) if _is_not_run(reply) else reply for reply in replies]
+
+    def _with_source(self, command: _Command) -> _Command:
+        name, first, *rest = command.words
+        if name != "EVALSHA":
+            return command
+        return dataclasses.replace(command, words=("EVAL", self._scripts[first], *rest))
 
     async def _connected(self) -> Any:
         """Return the connection, after connecting again if Redis closed it while it was idle."""
@@ -287,6 +320,8 @@ class Pipeline:
             detail = explain(error)
             code = detail.partition(" ")[0]
             kind = code if code.isupper() else type(error).__name__
+            if is_missing_right(error):
+                kind, detail = "NOPERM", f"{detail.rstrip('.')}: {MISSING_RIGHT_ADVICE}"
             self.on_failure(kind)
             log.warning("redis_failed", error=kind, detail=detail, commands=len(commands))
         if not isinstance(error, RelayError):
@@ -310,8 +345,16 @@ def _is_wanted(future: Future[Any]) -> bool:
     return future.set_running_or_notify_cancel() if isinstance(future, Future) else not future.done()
 
 
+def _is_elsewhere(reply: object) -> bool:
+    return isinstance(reply, MovedError | ReadOnlyError | ClusterDownError)
+
+
+def _is_unknown(reply: object) -> bool:
+    return isinstance(reply, NoScriptError)
+
+
 def _is_not_run(reply: object) -> bool:
-    return isinstance(reply, NoScriptError | MovedError | ReadOnlyError | ClusterDownError)
+    return _is_elsewhere(reply) or _is_unknown(reply)
 
 
 _pipelines: Final[weakref.WeakSet[Pipeline]] = weakref.WeakSet()

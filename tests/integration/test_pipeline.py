@@ -13,11 +13,12 @@ import pytest
 from structlog.testing import CapturingLogger
 from support.clock import eventually
 from support.constants import EVENTS_KEY, NOW_MS, SESSION_KEY
-from support.events import clerk_event
+from support.events import clerk_event, user_event
 from support.network import free_port
 from support.redis_clients import client_of, monitored
 from support.redis_servers import frozen, scripted_redis
 from support.relay import Relay, run_relay
+from support.scriptless_proxy import ScriptlessProxy, scriptless_proxy
 
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
@@ -206,6 +207,75 @@ def test_a_connection_that_redis_dropped_for_idling_costs_nothing(connected: Rel
     eventually(lambda: not others())
 
     assert connected.take(clerk_event(), "msg_1").outcome == "applied"
+
+
+# What is in front of Redis, and does not load scripts where they run
+
+SHA_REPLY = b"$40\r\n" + b"0" * 40 + b"\r\n"
+SCRIPT_LOAD_REPLIES = {
+    "loads them elsewhere": SHA_REPLY,
+    "an unknown command": b"-ERR unknown command 'SCRIPT', with args beginning with: 'LOAD' 'local' \r\n",
+    "an unsupported command": b"-ERR unsupported command 'script'\r\n",
+    "not supported": b"-ERR This command is not supported by the proxy\r\n",
+    "invalid": b"-invalid request\r\n",
+}
+
+
+@pytest.fixture(params=SCRIPT_LOAD_REPLIES)
+def scriptless(request: pytest.FixtureRequest, own_redis: EmbeddedRedis) -> Iterator[ScriptlessProxy]:
+    with scriptless_proxy(own_redis.port, SCRIPT_LOAD_REPLIES[request.param]) as proxy:
+        yield proxy
+
+
+def sent(proxy: ScriptlessProxy) -> list[str]:
+    return [words[0].decode() for words in proxy.commands if words[0] != b"SCRIPT"]
+
+
+def test_a_script_that_was_loaded_elsewhere_is_sent_once_as_source(scriptless: ScriptlessProxy) -> None:
+    with run_relay(scriptless.url) as relay:
+        for number in range(3):
+            assert relay.take(clerk_event(updated_at=NOW_MS - 9000 + number), f"msg_{number}").outcome == "applied"
+            assert relay.take(UNREADABLE, f"msg_bad_{number}").outcome == "dead_lettered"
+        assert relay.take(clerk_event(updated_at=NOW_MS - 9000), "msg_0").outcome == "duplicate"
+        assert relay.take(user_event(), "msg_end").sessions == 1
+
+    assert sent(scriptless)[:5] == ["EVALSHA", "EVALSHA", "EVAL", "EVALSHA", "EVAL"]  # it connects again only once
+    assert sent(scriptless).count("EVAL") == len(["apply_session", "keep_dead_letter", "mark_user"])
+
+
+def test_scripts_that_stay_unknown_are_sent_as_source_each_time(own_redis: EmbeddedRedis, own_client: Any) -> None:
+    with scriptless_proxy(own_redis.port, SHA_REPLY) as proxy, run_relay(proxy.url) as relay:
+        proxy.knows_scripts = False
+        for number in range(3):
+            assert relay.take(clerk_event(updated_at=NOW_MS - 9000 + number), f"msg_{number}").outcome == "applied"
+
+        # It connected again for the first one only.
+        assert sent(proxy) == ["EVALSHA", *["EVALSHA", "EVAL"] * 3]
+    assert own_client.xlen(EVENTS_KEY) == 3
+
+
+def test_unknown_scripts_are_one_warning(own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = CapturingLogger()
+    monkeypatch.setattr(pipeline, "log", logger)
+    with scriptless_proxy(own_redis.port, SHA_REPLY) as proxy, run_relay(proxy.url) as relay:
+        proxy.knows_scripts = False
+        for number in range(3):
+            relay.take(clerk_event(), f"msg_{number}")
+
+    assert [(line.method_name, line.args) for line in logger.calls] == [("warning", ("redis_scripts_unknown",))]
+
+
+def test_where_the_source_is_refused_loading_is_tried_the_next_time(own_redis: EmbeddedRedis, own_client: Any) -> None:
+    own_client.execute_command("ACL", "SETUSER", "relay", "on", ">secret", "~*", "allchannels", "+@all", "-eval")
+    with scriptless_proxy(own_redis.port, SHA_REPLY) as proxy:
+        failures: list[str] = []
+        with run_relay(proxy.url.replace("redis://", "redis://relay:secret@")) as relay:
+            relay.store.set_metrics_hooks(lambda *_: None, failures.append)
+            refusal(relay, "msg_1")
+            refusal(relay, "msg_2")
+
+        assert [name for name in sent(proxy) if name != "AUTH"] == ["EVALSHA", "EVALSHA", "EVAL"] * 2
+        assert failures == ["NOPERM"] * 2
 
 
 # Redis that hangs
