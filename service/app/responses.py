@@ -10,8 +10,9 @@ import orjson
 from service.errors import RelayError
 from service.models import Outcome
 
-RESPONSE_SECONDS: Final = 4.5
-"""Seconds within which every request gets its response; docs/contract.md, section 3, promises 5."""
+RESPONSE_SECONDS: Final = 4.0
+"""Seconds from a request's arrival to its response at the latest. docs/contract.md, section 3, promises 5: the rest is
+for a machine that is busy, and for the way back."""
 
 
 class HttpResponse(NamedTuple):

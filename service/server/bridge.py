@@ -21,7 +21,7 @@ import structlog
 from service import errors
 from service.app.environ import Body, Message, build_environ, decode_headers, decode_path
 from service.app.responses import RESPONSE_SECONDS
-from service.server.protocol import BODY_IS_WHOLE
+from service.server.protocol import ARRIVED_AT, BODY_IS_WHOLE
 from service.telemetry import metrics
 from service.waiting import Greenlets, await_only
 
@@ -33,6 +33,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 BODY_SECONDS: Final = 3.0
 """Seconds for a body to arrive; the rest of RESPONSE_SECONDS is for parsing it, and for Redis."""
+GRACE_SECONDS: Final = 0.25
+"""Seconds that a request gets even if it waited longer than it may for this process: Redis needs milliseconds."""
 DRAINED_BYTES: Final = 8 * 1_048_576
 """Bytes that are read and dropped of a body that is too large, so that its sender reads the response."""
 BUFFERED_BYTES: Final = 64 * 1_048_576
@@ -107,6 +109,7 @@ class FlaskBridge:
 
     async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
         begun = self._loop.time()
+        arrived = scope.get(ARRIVED_AT, begun)
         body = Body()
         path, headers = decode_path(scope), decode_headers(scope)
         try:
@@ -114,14 +117,14 @@ class FlaskBridge:
                 await self._receive_body(receive, body)
             else:
                 try:
-                    async with asyncio.timeout_at(begun + BODY_SECONDS):
+                    async with asyncio.timeout_at(max(arrived + BODY_SECONDS, begun + GRACE_SECONDS)):
                         await self._receive_body(receive, body)
                 except TimeoutError:
                     body.fault = errors.RequestTimeoutError("The body did not arrive in time.")
             if body.size > self._max_body_bytes:
                 body.fault = errors.BodyTooLargeError(f"The body is larger than {self._max_body_bytes} bytes.")
             body.seek(0)
-            deadline = begun + RESPONSE_SECONDS
+            deadline = max(arrived + RESPONSE_SECONDS, begun + GRACE_SECONDS)
             if self._app.fast_lane.takes(scope["method"], path.decode("latin-1")):
                 response = await self._greenlets.run(deadline, self._app.fast_lane.receive, headers, body)
                 raw_headers = [(name.lower().encode(), value.encode()) for name, value in response.all_headers()]

@@ -5,6 +5,8 @@ It overrides parser callbacks and protocol methods of uvicorn's `HttpToolsProtoc
 
 import asyncio
 import re
+import socket
+import sys
 from asyncio import BaseTransport
 from typing import Any, Final
 
@@ -20,6 +22,8 @@ UNREAD_SECONDS: Final = 10
 _TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
+ARRIVED_AT: Final = "session_relay.arrived_at"
+"""The key of a scope with the time at which the head arrived, in seconds of the loop's clock."""
 BODY_IS_WHOLE: Final = "session_relay.body_is_whole"
 """The key of a scope that says that the body has arrived already."""
 
@@ -78,6 +82,9 @@ class Protocol(HttpToolsProtocol):
         self._is_head = False
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
+        # By the kernel's clock: the request may have waited for a process that was busy, or not yet started.
+        arrived_at = self.loop.time() - _seconds_since_data(self.transport)
+        self.scope[ARRIVED_AT] = arrived_at  # type: ignore[typeddict-unknown-key]  # ASGI allows own keys
         super().on_headers_complete()
         self.cycle.send = _OneWrite(self.cycle)  # type: ignore[method-assign]  # its task starts later
         if self.parser.should_upgrade():  # the head came in pieces, so `_without_upgrade` missed it
@@ -164,6 +171,22 @@ class _OneWrite:
 
 
 _SIMPLE: Final = {b"content-type", b"content-length", b"allow", b"retry-after", b"www-authenticate"}
+
+
+_LAST_DATA_RECV: Final = slice(52, 56)
+"""Where the kernel's `struct tcp_info` has `tcpi_last_data_recv`, in milliseconds (include/uapi/linux/tcp.h)."""
+
+
+def _seconds_since_data(transport: asyncio.Transport) -> float:
+    """Return how long ago the last bytes arrived; 0 where the system does not tell."""
+    if sys.platform != "linux":
+        return 0.0
+    try:
+        own: socket.socket = transport.get_extra_info("socket")
+        info = own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECV.stop)
+    except OSError:  # no TCP socket
+        return 0.0
+    return int.from_bytes(info[_LAST_DATA_RECV], sys.byteorder) / 1000
 
 
 def _without_upgrade(data: bytes) -> bytes:

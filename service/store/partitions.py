@@ -19,8 +19,8 @@ from service.waiting import wait
 
 T = TypeVar("T")
 
-WRITE_SECONDS: Final = 4.5
-"""Seconds that a caller waits at most for a write; senders get their response within 5 s."""
+WRITE_SECONDS: Final = 4.0
+"""Seconds that a caller waits at most for a write; senders get their response within 5 s, also on a busy machine."""
 PROBE_SECONDS: Final = 0.5
 """Seconds that a health check waits for Redis; its response is sent within a second in any case."""
 

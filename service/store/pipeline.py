@@ -51,7 +51,7 @@ MAX_WAITING: Final = 10_000
 """Commands that may wait for the connection, so that memory has a bound."""
 CLOSE_SECONDS: Final = 5.0
 """Seconds for the commands that still wait when the service stops."""
-STUCK_SECONDS: Final = 4.0
+STUCK_SECONDS: Final = 3.5
 """Seconds after which a batch is too late for everyone who waits: asking where Redis is comes before its timeout."""
 PAUSE_AFTER_TIMEOUT: Final = 1.0
 """Seconds after a timeout in which commands are refused at once, instead of waiting for the next timeout."""

@@ -18,7 +18,7 @@ from service.store.stored import StoredState
 
 log = structlog.get_logger(__name__)
 
-END_SECONDS: Final = 4.3
+END_SECONDS: Final = 3.8
 """Seconds for the sessions of one user, since senders get their response within 5 s; what is left then is ended by the
 sender's next attempt."""
 CHUNK_SECONDS: Final = 0.3
