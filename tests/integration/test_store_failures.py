@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from structlog.testing import CapturingLogger
 from support.constants import (
     DAY_MS,
     DEAD_LETTERS_KEY,
@@ -27,6 +28,7 @@ from support.relay import Relay, make_settings, run_relay
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
 from service.models import Outcome
+from service.store import pipeline
 from service.workers.expiry import ExpiryWorker
 
 CHANNELS = ("clerk:sessions", "clerk:sessions:user:user_1")
@@ -308,3 +310,75 @@ def test_a_dead_letter_box_of_the_wrong_type_is_a_refusal(real_intake: Relay, re
 
     real_client.delete(DEAD_LETTERS_KEY)
     assert real_intake.take(UNREADABLE, "msg_1").outcome == "dead_lettered"
+
+
+# Rights
+
+SESSION_KEYS = [f"~{key}" for key in ("{clerk}:session:*", "{clerk}:user:*", "{clerk}:events", "{clerk}:expiry")]
+
+
+def failures_of(url: str, event: Any) -> list[str]:
+    """Return what is counted, and logged, of a delivery that Redis refuses."""
+    failures: list[str] = []
+    with run_relay(url) as relay:
+        relay.store.set_metrics_hooks(lambda *_: None, failures.append)
+        with pytest.raises(StoreUnavailableError):
+            relay.take(event, "msg_refused")
+    return failures
+
+
+@pytest.mark.parametrize(
+    ("command", "event"),
+    [
+        *((command, clerk_event()) for command in ("evalsha", "script", "hmget", "exists", "xadd", "pttl", "hset")),
+        *((command, clerk_event()) for command in ("pexpire", "zadd", "publish")),
+        ("zrem", clerk_event("ended")),
+        *((command, UNREADABLE) for command in ("hexists", "hlen", "hset")),
+        *((command, user_event()) for command in ("hmget", "exists", "hset", "pexpire")),
+    ],
+)
+def test_a_command_that_the_user_may_not_run_is_a_missing_right(
+    own_redis: EmbeddedRedis, own_client: Any, command: str, event: Any
+) -> None:
+    rules = ["on", ">secret", "~*", "allchannels", "+@all", f"-{command}"]
+    own_client.execute_command("ACL", "SETUSER", "relay", *rules)
+
+    assert failures_of(own_redis.url.replace("redis://", "redis://relay:secret@"), event) == ["NOPERM"]
+
+
+@pytest.mark.parametrize("missing", SESSION_KEYS)
+def test_a_key_that_the_user_may_not_use_is_a_missing_right(
+    own_redis: EmbeddedRedis, own_client: Any, missing: str
+) -> None:
+    keys = [key for key in SESSION_KEYS if key != missing]
+    own_client.execute_command("ACL", "SETUSER", "relay", "on", ">secret", *keys, "allchannels", "+@all")
+
+    assert failures_of(own_redis.url.replace("redis://", "redis://relay:secret@"), clerk_event()) == ["NOPERM"]
+
+
+@pytest.mark.parametrize("allowed", ["clerk:sessions", "clerk:sessions:user:*"])
+def test_a_channel_that_the_user_may_not_use_is_a_missing_right_and_the_log_says_what_to_do(
+    own_redis: EmbeddedRedis, own_client: Any, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = CapturingLogger()
+    monkeypatch.setattr(pipeline, "log", logger)
+    rules = ["on", ">secret", "~*", "resetchannels", f"&{allowed}", "+@all"]
+    own_client.execute_command("ACL", "SETUSER", "relay", *rules)
+
+    assert failures_of(own_redis.url.replace("redis://", "redis://relay:secret@"), clerk_event()) == ["NOPERM"]
+    (line,) = logger.calls
+    assert line.kwargs["error"] == "NOPERM"
+    assert line.kwargs["detail"].endswith(": give the user the rights that docs/redis.md lists")
+
+
+def test_a_session_of_another_user_that_may_not_be_touched_is_a_missing_right(
+    own_redis: EmbeddedRedis, own_client: Any
+) -> None:
+    # Its name stands in the session, not among the KEYS: Redis notices when the script comes to it.
+    with run_relay(own_redis.url) as relay:
+        relay.take(clerk_event(user_id="user_0", updated_at=NOW_MS - 5000), "msg_1")
+    keys = [*SESSION_KEYS, "~{clerk}:user:user_1:*"]
+    keys.remove("~{clerk}:user:*")
+    own_client.execute_command("ACL", "SETUSER", "relay", "on", ">secret", *keys, "allchannels", "+@all")
+
+    assert failures_of(own_redis.url.replace("redis://", "redis://relay:secret@"), clerk_event()) == ["NOPERM"]

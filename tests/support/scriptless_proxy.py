@@ -26,7 +26,7 @@ class _Passing(socketserver.BaseRequestHandler):
                     proxy.commands.append(words)
                     self.request.sendall(self._reply(proxy, words, upstream, replies))
 
-    def _reply(self, proxy: "ScriptlessProxy", words: list[bytes], upstream: socket.socket, replies: Any) -> bytes:
+    def _reply(self, proxy: "ScriptlessProxy", words: list[Any], upstream: socket.socket, replies: Any) -> bytes:
         """Return what Redis replies, one command at a time."""
         if words[0] == b"SCRIPT":
             return proxy.script_load

@@ -101,6 +101,7 @@ def test_a_reason_that_nobody_knows_becomes_no_label() -> None:
         ("ConnectionError", "connection"),
         ("TimeoutError", "timeout"),
         ("MISCONF", "persistence"),
+        ("NOPERM", "rights"),
         ("TooFewReplicasError", "replicas"),
         ("MARKER", "other"),
     ],
