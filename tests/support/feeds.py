@@ -211,6 +211,7 @@ class Reconnects:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at_most: int = 1000) -> None:
         monkeypatch.setattr(transport, "FIRST_PAUSE", 0.02)
         monkeypatch.setattr(transport, "LONGEST_PAUSE", 0.05)
+        monkeypatch.setattr(transport, "LONGEST_REFUSED_PAUSE", 0.05)
         self._at_most = at_most
         self.errors: list[Exception] = []
         self.first = threading.Event()

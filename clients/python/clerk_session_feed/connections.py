@@ -40,7 +40,13 @@ Ask = Callable[[Any, str], Host | None]
 
 
 def connect(
-    url: str, key: str = "", *, tls_verify: bool = True, timeout: float = 2.0, on_connect: OnConnect | None = None
+    url: str,
+    key: str = "",
+    *,
+    tls_verify: bool = True,
+    timeout: float = 2.0,
+    wait: float = 0.0,
+    on_connect: OnConnect | None = None,
 ) -> redis.Redis:
     """Return a client for the server that holds a key; it connects when it is first used.
 
@@ -49,19 +55,26 @@ def connect(
         key: Matters for a cluster only.
         tls_verify: Whether the server's certificate is verified.
         timeout: Seconds, for connecting and for one command.
+        wait: Seconds more that a command has which waits at the server for news.
         on_connect: Called with each new connection, after its handshake.
 
     Raises:
         ConfigurationError: If the URL can't be used.
     """
     with _refusing_unusable_options():
-        options, locate = _options(url, key, tls_verify, timeout)
+        options, locate = _options(url, key, tls_verify, timeout, wait)
         options["connection_class"] = _located(_Located, options["connection_class"], locate)
         return _client(options, on_connect)
 
 
 def connect_async(
-    url: str, key: str = "", *, tls_verify: bool = True, timeout: float = 2.0, on_connect: OnConnect | None = None
+    url: str,
+    key: str = "",
+    *,
+    tls_verify: bool = True,
+    timeout: float = 2.0,
+    wait: float = 0.0,
+    on_connect: OnConnect | None = None,
 ) -> aioredis.Redis:
     """Return a client for asyncio; see `connect`. A thread asks where its server is."""
 
@@ -71,7 +84,7 @@ def connect_async(
             await more
 
     with _refusing_unusable_options():
-        options, locate = _options(url, key, tls_verify, timeout)
+        options, locate = _options(url, key, tls_verify, timeout, wait)
         options["connection_class"] = _located(_AsyncLocated, _ASYNC[options["connection_class"]], locate)
         options |= {"retry": AsyncRetry(NoBackoff(), 0), "redis_connect_func": greet}
         pool = aio.ConnectionPool(**options)
@@ -82,14 +95,16 @@ def connect_async(
 Locate = Callable[[], Host]
 
 
-def _options(url: str, key: str, tls_verify: bool, timeout: float) -> tuple[dict[str, Any], Locate | None]:
+def _options(
+    url: str, key: str, tls_verify: bool, timeout: float, wait: float
+) -> tuple[dict[str, Any], Locate | None]:
     """Return options of redis-py, and what asks where the server is, unless the URL says so."""
     target = RedisUrl.parse(url)
     options: dict[str, Any] = {
         "connection_class": sync.Connection,
         **sync.parse_url(target.server_url),  # type: ignore[no-untyped-call]
         **_NO_CLIENT_SETINFO,
-        "socket_timeout": timeout,
+        "socket_timeout": timeout + wait,
         "socket_connect_timeout": timeout,
         "protocol": 2,  # RESP2 needs no HELLO
         # A URL shared with other programs may ask for text.

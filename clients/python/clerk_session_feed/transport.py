@@ -18,20 +18,25 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Gene
 from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 
 import redis
-from redis.exceptions import AskError, ClusterError, OutOfMemoryError, ReadOnlyError, TryAgainError
 
 from clerk_session_feed import connections
 from clerk_session_feed.errors import FeedClosedError
+from clerk_session_feed.refusals import is_refusal, may_pass
 from clerk_session_feed.settings import RedisSettings
 
 READ_CONNECTIONS: Final = 8
 """Connections that the short reads of a feed share at most: small plans of Redis allow twenty in all."""
-BLOCK_MS: Final = 2_000
-"""Milliseconds that a read waits for something new before it looks around."""
+BLOCK_MS: Final = 20_000
+"""Milliseconds that a read waits for something new before it looks around.
+
+Some providers bill each command, and end connections that are silent for five minutes.
+"""
 FIRST_PAUSE: Final = 0.1
-"""Seconds before the first new attempt to connect; each pause is twice the one before."""
+"""Seconds before the first new attempt; each pause is twice the one before."""
 LONGEST_PAUSE: Final = 2.0
-"""Seconds between two attempts to connect at most."""
+"""Seconds between two attempts at most, while Redis is away."""
+LONGEST_REFUSED_PAUSE: Final = 10.0
+"""Seconds between two attempts at most, while Redis refuses: an attempt may count against the limit that it met."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -64,14 +69,15 @@ class Connection(abc.ABC):
     ) -> None:
         """Make a client for the server that holds the key. blocks: whether commands wait for news."""
         self.connections = 0
-        self._timeout = settings.redis_timeout + (BLOCK_MS / 1000 if blocks else 0)
+        self._timeout = settings.redis_timeout
         self._permits: Any = self._semaphore(READ_CONNECTIONS)
         self._on_reconnect = on_reconnect
         self._closing: Any = self._event()
         self._pubsub: Any = None
         self._is_pinged = False
         url, tls_verify = settings.redis_url.get_secret_value(), settings.redis_tls_verify
-        options = {"tls_verify": tls_verify, "timeout": self._timeout, "on_connect": self._count}
+        wait = BLOCK_MS / 1000 if blocks else 0.0
+        options = {"tls_verify": tls_verify, "timeout": self._timeout, "wait": wait, "on_connect": self._count}
         self._client = self._connect(url, key, **options)
         self._client.response_callbacks.clear()  # the rules read responses as Redis sends them (RESP2)
 
@@ -88,7 +94,7 @@ class Connection(abc.ABC):
         """Take one of the permits to use a connection; return False if there is none in time."""
 
     @abc.abstractmethod
-    async def _pause(self, seconds: float) -> None:
+    async def pause(self, seconds: float) -> None:
         """Wait, but no longer than until the connection is closed."""
 
     @abc.abstractmethod
@@ -171,8 +177,9 @@ class Connection(abc.ABC):
                     raise
                 await self._disconnect()
                 self._on_reconnect(error)
-            await self._pause(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+                longest = LONGEST_REFUSED_PAUSE if is_refusal(error) else LONGEST_PAUSE
+            await self.pause(pause)
+            pause = min(2 * pause, longest)
 
     async def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         result = None
@@ -192,7 +199,8 @@ class Connection(abc.ABC):
             self._is_pinged = False
             self._pubsub = self._client.pubsub()
             await self._call(self._pubsub.subscribe, channel)
-        message = await self._call(self._pubsub.get_message, timeout=BLOCK_MS / 1000)
+        timeout = self._timeout if self._is_pinged else BLOCK_MS / 1000
+        message = await self._call(self._pubsub.get_message, timeout=timeout)
         if message is None:
             # The response to a PING tells a channel on which nothing happens from a dead connection.
             if self._is_pinged:
@@ -231,7 +239,7 @@ class BlockingConnection(Connection):
     async def _acquire(self) -> bool:
         return bool(self._permits.acquire(timeout=self._timeout))
 
-    async def _pause(self, seconds: float) -> None:
+    async def pause(self, seconds: float) -> None:
         self._closing.wait(seconds)
 
     def start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> Any:
@@ -269,27 +277,13 @@ class AsyncConnection(Connection):
         except TimeoutError:
             return False
 
-    async def _pause(self, seconds: float) -> None:
+    async def pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._closing.wait()
 
     def start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> Any:
         return asyncio.create_task(function(*arguments), name="session-feed")
-
-
-_PASSING: Final = (
-    *("BUSY ", "UNBLOCKED ", "MASTERDOWN ", "NOREPLICAS ", "MISCONF "),
-    *("MOVED ", "ASK ", "TRYAGAIN ", "CLUSTERDOWN "),  # with redis-py 5
-)
-
-
-def may_pass(error: redis.RedisError) -> bool:
-    """Tell whether another attempt may succeed. A wrong password stays wrong: it is a ConnectionError of its own."""
-    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        return not isinstance(error, redis.AuthenticationError)
-    passing = (ClusterError, AskError, TryAgainError, ReadOnlyError, OutOfMemoryError)
-    return isinstance(error, passing) or str(error).startswith(_PASSING)
 
 
 def run(function: Callable[P, Awaitable[T]], *arguments: P.args, **options: P.kwargs) -> T:
