@@ -21,5 +21,5 @@ ENV PATH=/app/bin:$PATH
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ.get(\"PORT\") or 8000}/healthz', timeout=2)"]
+    CMD ["python", "-m", "service.server.probe"]
 CMD ["session-relay", "serve"]

@@ -4,7 +4,6 @@ import contextlib
 import shutil
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from redis.lock import Lock
 from redis.retry import Retry
 
 from service.errors import StartError
+from service.server.system import temporary_directory
 
 START_SECONDS: Final = 10
 
@@ -55,7 +55,8 @@ def run_server(binary: str, options: Sequence[str] = (), port: int | None = None
     Raises:
         StartError: It does not start.
     """
-    with tempfile.TemporaryDirectory(prefix="session-relay-redis-") as directory:
+    why = "redis-server needs one: set REDIS_URL to another Redis"
+    with temporary_directory("session-relay-redis-", why) as directory:
         chosen = port or _free_port()
         command = [binary, "--bind", "127.0.0.1", "--port", str(chosen), "--dir", directory]
         command += ["--save", "", "--appendonly", "no", "--logfile", "redis.log", *options]

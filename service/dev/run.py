@@ -30,7 +30,7 @@ from service.config import DevSettings
 from service.dev import embedded, sender, simulator, view
 from service.dev.sender import WEBHOOK_PATH
 from service.errors import StartError
-from service.server.processes import listen
+from service.server.system import listen
 
 PREFERRED_PORT: Final = 8000
 START_SECONDS: Final = 20
@@ -108,13 +108,15 @@ def run(settings: DevSettings, *, simulate: bool, reconcile: bool = False, conso
 def _choose_port(settings: DevSettings) -> int:
     """Return PORT or, if that is not set, the preferred port if it is free, else any free one."""
     try:
-        server = listen(settings.host, settings.port or PREFERRED_PORT)
+        servers = listen(settings.host, settings.port or PREFERRED_PORT)
     except ConfigurationError:
         if settings.port:
             raise
-        server = listen(settings.host, 0)
-    with server:
-        return int(server.getsockname()[1])
+        servers = listen(settings.host, 0)
+    port = int(servers[0].getsockname()[1])
+    for server in servers:
+        server.close()
+    return port
 
 
 @contextlib.contextmanager

@@ -6,9 +6,7 @@ import multiprocessing
 import os
 import resource
 import signal
-import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -23,6 +21,7 @@ from uvicorn.supervisors import Multiprocess
 
 from service.config import Settings, load
 from service.server.protocol import Protocol
+from service.server.system import METRICS_DIRECTORY, listen, metrics_directory
 from service.telemetry import log
 
 STOP_SECONDS: Final = 10
@@ -50,6 +49,8 @@ class Workers(Multiprocess):
 
     def keep_subprocess_alive(self) -> None:
         """Replace workers that died, and drop their gauges."""
+        # Those that died come first: to find out that one hangs takes HANG_SECONDS, in which nobody might serve.
+        self.processes.sort(key=lambda worker: worker.process.is_alive())
         before = [worker.process for worker in self.processes]
         for worker in self.processes:
             worker.child_conn.close()  # else uvicorn waits for a worker that died as if it hung
@@ -134,7 +135,19 @@ def serve(settings: Settings, factory: str = DEFAULT_FACTORY) -> None:
     """
     # What is wrong with the URL is reported once, not by each worker.
     connect(settings.redis_url.get_secret_value())
-    sockets = [listen(settings.host, settings.port)]
+    with metrics_directory(settings.web_concurrency) as directory:
+        # The Prometheus client looks for the name in small letters, too, and at its import.
+        for name in (METRICS_DIRECTORY, METRICS_DIRECTORY.lower()):
+            os.environ.pop(name, None)
+        if directory is not None:
+            os.environ[METRICS_DIRECTORY] = directory
+        _serve(settings, factory)
+
+
+def _serve(settings: Settings, factory: str) -> None:
+    sockets = listen(settings.host, settings.port)
+    # Workers read the environment again, and options of the command win over it.
+    os.environ.update(HOST=settings.host, PORT=str(settings.port), WEB_CONCURRENCY=str(settings.web_concurrency))
     on_stop_signals(_exit)  # uvicorn, which handles them later, raises the signal again when it has stopped
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each slow client holds a file descriptor
@@ -143,7 +156,7 @@ def serve(settings: Settings, factory: str = DEFAULT_FACTORY) -> None:
     if factory != DEFAULT_FACTORY:
         _import_factory(factory)  # what is wrong with it is reported once, too
     config = WorkerConfig(
-        "service.server:application",
+        "service.server.processes:application",
         factory=True,
         workers=settings.web_concurrency,
         http=Protocol,
@@ -163,11 +176,8 @@ def serve(settings: Settings, factory: str = DEFAULT_FACTORY) -> None:
     if settings.web_concurrency == 1:
         OneProcess(config).run(sockets)
         return
-    with tempfile.TemporaryDirectory(prefix="session-relay-metrics-") as metrics_dir:
-        # Each worker counts in files there, so that any of them can report the sum.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_dir
-        workers = Workers(config, sockets)
-        workers.run()
+    workers = Workers(config, sockets)
+    workers.run()
     if any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes):
         sys.exit(1)
 
@@ -181,19 +191,3 @@ def on_stop_signals(action: Callable[..., object] | signal.Handlers) -> None:
 def _exit(*_: object) -> None:
     on_stop_signals(signal.SIG_IGN)  # a second signal would kill the interpreter while it ends
     raise SystemExit(0)  # not by the signal, so that tracers send what they have buffered
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
-
-    Raises:
-        ConfigurationError: The address is unusable or taken.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address, family=family)
-    except (OSError, UnicodeError) as error:
-        reason = str(getattr(error, "strerror", error)).partition(" (")[0]
-        fault = f"HOST, PORT: can't listen on {host} port {port}: {reason}"
-        advice = "set PORT to a free one, and HOST to an address of this machine"
-        raise ConfigurationError([f"{fault}; {advice}"]) from None

@@ -1,6 +1,7 @@
 """Session state in Redis: each write is one script, so it is applied whole or not at all."""
 
 import dataclasses
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -63,11 +64,12 @@ class SessionStore(PartitionedStore):
         """
         # Two bodies can be made to have one checksum. Nobody gains by it, since neither would be applied.
         new = self.new_state(change, change.event.id)._replace(body_digest=f"{zlib.crc32(body):08x}")
-        partition = self.partition_of(change.session.user_id)
+        partition, deadline = self.partition_of(change.session.user_id), time.monotonic() + WRITE_SECONDS
         outcome = result(self._submit(partition, new, now_ms, partial(_outcome_or_ending, new)))
         if isinstance(outcome, UserEnding):
             ended = self.ended_with_user(change, outcome)._replace(body_digest=new.body_digest)
-            outcome = result(self._submit(partition, ended, now_ms, partial(_outcome, change.session.id)))
+            again = self._submit(partition, ended, now_ms, partial(_outcome, change.session.id))
+            outcome = result(again, max(0.0, deadline - time.monotonic()))
         return outcome
 
     def new_state(self, change: SessionChange, message_id: str) -> NewState:

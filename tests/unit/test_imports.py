@@ -9,7 +9,9 @@ from support.constants import ROOT
 READERS_OF_THE_ENVIRONMENT = {
     "clients/python/clerk_session_feed/settings.py",  # SessionFeed.from_env
     "service/dev/run.py",  # hands its own on to the server that it starts
-    "service/server/processes.py",  # sets PROMETHEUS_MULTIPROC_DIR
+    "service/server/probe.py",  # would take ten times as long with pydantic-settings
+    "service/server/processes.py",  # sets PROMETHEUS_MULTIPROC_DIR, and what its workers read
+    "service/server/system.py",  # reads that, as the user set it
     "service/telemetry/metrics.py",  # reads that, as prometheus_client asks
 }
 """Besides config, which leaves the reading to pydantic-settings."""
