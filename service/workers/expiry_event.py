@@ -1,32 +1,26 @@
 """The expiry event, which the relay makes of a session's stored state once that ran out. Does no I/O."""
 
-from collections.abc import Sequence
-
 from clerk_session_feed.models import Event
 
 from service.models import OPEN, RANKS, NewState, OrderKey
 from service.store.stored import StoredState
 
 
-def expiry_of(
-    session_id: str, values: Sequence[bytes | None], now_ms: int, omitted: frozenset[str] = frozenset()
-) -> NewState | None:
+def expiry_of(stored: StoredState | None, now_ms: int, omitted: frozenset[str] = frozenset()) -> NewState | None:
     """Return the state that ends a session, or None if nothing is stored of it, or it did not run out.
 
     Args:
-        session_id: from the expiry set.
-        values: those of STORED_FIELDS.
+        stored: what Redis has of the session.
         now_ms: Unix milliseconds.
         omitted: fields that are null from now on, even if they were published in the stored state.
 
     Raises:
-        ValueError: The id or the state was not written by this version of the relay.
+        ValueError: The state was not written by this version of the relay.
     """
-    stored = StoredState.read(session_id, values)
     if stored is None or not stored.is_open or stored.expire_at_ms is None or stored.expire_at_ms > now_ms:
         return None
     end_ms = stored.expire_at_ms
-    message_id = f"exp_{session_id}_{end_ms}"
+    message_id = f"exp_{stored.session_id}_{end_ms}"
     # After the stored state, and before Clerk's later events: docs/contract.md, section 6.
     order = OrderKey(
         terminal=OPEN,

@@ -19,10 +19,11 @@ from support.relay import Relay, make_settings, run_relay
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
 from service.models import Outcome
-from service.store.stored import STORED_FIELDS
-from service.workers import expiry
-from service.workers.expiry import BATCH, ExpiryWorker
+from service.store.stored import StoredState
+from service.workers import expiry_batch
+from service.workers.expiry import ExpiryWorker
 from service.workers.expiry_event import expiry_of
+from service.workers.expiry_pace import LARGEST_BATCH as BATCH
 
 EXPIRE_AT = NOW_MS + HOUR_MS
 LATER = EXPIRE_AT + HOUR_MS
@@ -36,12 +37,15 @@ class Worker(ExpiryWorker):
         self.now_ms = LATER
         self.meanwhile: Callable[[], object] = lambda: None
         super().__init__(make_settings(redis_url, **settings), clock=lambda: self.now_ms / 1000)
+        read_sessions = self._store.read
 
-    def _read(self, *arguments: Any) -> Any:
-        read = super()._read(*arguments)
-        meanwhile, self.meanwhile = self.meanwhile, lambda: None
-        meanwhile()
-        return read
+        def read(*arguments: Any) -> Any:
+            stored = read_sessions(*arguments)
+            meanwhile, self.meanwhile = self.meanwhile, lambda: None
+            meanwhile()
+            return stored
+
+        self._store.read = read  # type: ignore[assignment]
 
 
 @contextlib.contextmanager
@@ -59,7 +63,7 @@ def worker(relay_redis: EmbeddedRedis, client: Any) -> Iterator[Worker]:
 @pytest.fixture
 def logger(monkeypatch: pytest.MonkeyPatch) -> CapturingLogger:
     logger = CapturingLogger()
-    monkeypatch.setattr(expiry, "log", logger)
+    monkeypatch.setattr(expiry_batch, "log", logger)
     return logger
 
 
@@ -580,11 +584,12 @@ def test_without_the_replicas_that_have_to_confirm_it_says_so(real_redis: Embedd
 
 def test_an_expiry_made_from_another_state_than_the_one_held_does_nothing(relay: Relay, client: Any) -> None:
     relay.take(event(), "msg_1")
-    stored = client.hmget(SESSION_KEY, STORED_FIELDS)
-    made = expiry_of("sess_1", [field.encode() for field in stored], LATER)
+    (partition,) = relay.store.partitions
+    (stored,) = relay.call(relay.store.read, partition, ["sess_1"]).result(timeout=30)
+    assert isinstance(stored, StoredState)
+    made = expiry_of(stored, LATER)
     assert made is not None
     before = contents(client)
-    (partition,) = relay.store.partitions
 
     for cursor in ("1-1", made.from_cursor + "0"):
         other = made._replace(from_cursor=cursor)

@@ -1,0 +1,118 @@
+"""Waits until a stream gets something, so that an idle expiry worker sends Redis next to nothing.
+
+Each change of the expiry set comes with an entry in the partition's stream, so who waits there misses no session that
+expires earlier than those that were known.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import redis
+import structlog
+from clerk_session_feed import connections
+
+from service.config import StoreSettings
+from service.store.partitions import Partition
+from service.store.rights import is_missing_right
+
+log = structlog.get_logger(__name__)
+
+BLOCK_SECONDS: Final = 60.0
+"""Seconds that one command waits, at most: after so many, and REDIS_TIMEOUT, a dead connection is noticed."""
+LOOK_SECONDS: Final = 240.0
+"""Seconds until a worker looks again although the stream got nothing: somebody may have changed the expiry set by hand.
+Shorter than the 300 s after which providers close an idle connection."""
+POLL_SECONDS: Final = 60.0
+"""Seconds between two looks of a worker whose Redis user may not read the stream."""
+SLICE_SECONDS: Final = 0.25
+"""Seconds after which a worker that has to stop stops waiting. Redis is sent nothing."""
+BEGINNING: Final = "0-0"
+"""A cursor before every entry."""
+_ADVICE: Final = (
+    "The expiry worker may not read the stream, so it looks once a minute: a session that lasts for less than that can "
+    "expire late, and each worker paces itself alone. Allow +xread +xrevrange +xinfo, and start it again."
+)
+
+
+class StreamWatch:
+    """A connection that waits for entries in the streams of one slot; made when it is first used.
+
+    Each method raises redis.RedisError if Redis fails; the next call connects again. A missing right, or a command that
+    the server does not have, is logged once instead. From then on, this is a plain wait.
+    """
+
+    def __init__(self, settings: StoreSettings, partitions: Sequence[Partition]) -> None:
+        url, tls_verify = settings.redis_url.get_secret_value(), settings.redis_tls_verify
+        self._timeout = settings.redis_timeout
+        self._client = connections.connect(url, partitions[0].keys.events, tls_verify=tls_verify, timeout=self._timeout)
+        self._connection: Any = self._client.connection_pool.make_connection()
+        self._is_allowed = True
+
+    @property
+    def look_seconds(self) -> float:
+        """Seconds until the expiry set has to be read again, although nothing came."""
+        return LOOK_SECONDS if self._is_allowed else POLL_SECONDS
+
+    def positions(self, events: Sequence[str]) -> list[str]:
+        """Return the cursor at the end of each stream."""
+        newest = self._ask([("XREVRANGE", key, "+", "-", "COUNT", 1) for key in events])
+        return [entries[0][0].decode() if entries else BEGINNING for entries in newest]
+
+    def added(self, events: str) -> int | None:
+        """Return how many entries a stream ever got; None if Redis does not say, as 6.2."""
+        (reply,) = self._ask([("XINFO", "STREAM", events)])
+        return dict(zip(reply[::2], reply[1::2], strict=True)).get(b"entries-added") if reply else None
+
+    def wait(self, positions: Mapping[str, str], seconds: float, stopping: threading.Event) -> set[str]:
+        """Wait until one of the streams has an entry behind its cursor, or so many seconds, or until `stopping` is set.
+
+        It may return earlier. Returns the streams that have such an entry.
+        """
+        seconds = min(seconds, BLOCK_SECONDS)
+        if self._is_allowed:
+            block = ("BLOCK", max(1, math.ceil(seconds * 1000)))
+            read = ("XREAD", "COUNT", 1, *block, "STREAMS", *positions, *positions.values())
+            (found,) = self._ask([read], seconds, stopping)
+            return {stream.decode() for stream, _ in found or ()}
+        stopping.wait(seconds)
+        return set()
+
+    def disconnect(self) -> None:
+        """Connect again with the next call: that finds the primary, which may be another server by now."""
+        self._connection.disconnect()
+
+    def close(self) -> None:
+        """Disconnect for good."""
+        self._connection.disconnect()
+        self._client.close()
+
+    def _ask(
+        self, commands: Sequence[tuple[Any, ...]], seconds: float = 0.0, stopping: threading.Event | None = None
+    ) -> list[Any]:
+        """Return the replies; None for each if there are none to have."""
+        nothing: list[Any] = [None] * len(commands)
+        if not self._is_allowed:
+            return nothing
+        try:
+            for command in commands:
+                self._connection.send_command(*command)
+            deadline = time.monotonic() + seconds + self._timeout
+            while stopping is not None and not self._connection.can_read(SLICE_SECONDS):
+                if stopping.is_set():
+                    self._connection.disconnect()
+                    return nothing
+                if time.monotonic() > deadline:
+                    raise redis.TimeoutError("Redis does not answer a read of the stream")
+            return [self._connection.read_response() for _ in commands]
+        except redis.RedisError as error:
+            self._connection.disconnect()
+            if isinstance(error, redis.ResponseError) and "no such key" in str(error):
+                return nothing
+            if not (is_missing_right(error) or "unknown command" in str(error).lower()):
+                raise
+            self._is_allowed = False
+            log.warning("expiry_polls", redis_said=connections.explain(error), detail=_ADVICE)
+            return nothing
