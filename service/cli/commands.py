@@ -62,7 +62,13 @@ class _Group(click.Group):
         except _redis_errors() as error:
             from clerk_session_feed.connections import explain
 
-            click.echo(f"Redis: {printable(explain(error.__cause__ or error))}", err=True)
+            from service.store.rights import MISSING_RIGHT_ADVICE, is_missing_right
+
+            cause = error.__cause__ or error
+            said = explain(cause)
+            if is_missing_right(cause):
+                said = f"{said.rstrip('.')}: {MISSING_RIGHT_ADVICE}"
+            click.echo(f"Redis: {printable(said)}", err=True)
             ctx.exit(1)
 
 
@@ -109,7 +115,8 @@ def dev(simulate: bool, reconcile: bool) -> None:
 
 @main.command(short_help="End the sessions that have expired.")
 @click.option("--once", is_flag=True, help="End those that have expired by now, and stop.")
-def expire(once: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="With --once: print the counts as JSON.")
+def expire(once: bool, as_json: bool) -> None:
     """End the sessions that have expired: Clerk sends no event for them.
 
     Any number of processes may run it at the same time.
@@ -117,6 +124,8 @@ def expire(once: bool) -> None:
     settings = load(WorkerSettings)
     from service.telemetry import log
     from service.workers.expiry import ExpiryWorker
+    if as_json and not once:
+        raise click.UsageError("--json needs --once. Without it nothing is printed; LOG_FORMAT=json is for the log.")
 
     log.configure(settings)
     with contextlib.closing(ExpiryWorker(settings)) as worker:
@@ -124,7 +133,7 @@ def expire(once: bool) -> None:
             worker.run_until_signal()
             return
         expired, unreadable = worker.run_once()
-    click.echo(f"{expired} expired.")
+    click.echo(json.dumps({"expired": expired, "unreadable": unreadable}) if as_json else f"{expired} expired.")
     if unreadable:
         raise click.ClickException(f"{unreadable} can't be read, and stay as they are.")
 
