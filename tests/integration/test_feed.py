@@ -32,7 +32,7 @@ from support.clock import eventually
 from support.constants import DAY_MS, EVENTS_KEY, NOW_MS, ROOT, SESSION_KEY, USER_KEY
 from support.events import clerk_event
 from support.feeds import PATIENCE, EndedError, Feed, OpenFeed, Updates, block_shortly
-from support.redis_clients import client_of, monitored, subscribed
+from support.redis_clients import client_of, counts_entries, monitored, subscribed
 from support.redis_servers import scripted_redis
 from support.relay import Relay, run_relay
 
@@ -424,18 +424,40 @@ def test_following_begins_after_the_cursor(feed: Feed, relay: Relay) -> None:
     assert [update.cursor for update in feed.follow({0: cursors[0]}).take(2)] == cursors[1:]
 
 
-def test_following_begins_after_a_cursor_that_is_only_a_time(feed: Feed, relay: Relay) -> None:
-    (cursor,) = take_several(relay, "sess_1")
-    milliseconds = int(cursor.partition("-")[0])
-    assert feed.follow(str(milliseconds - 1)).next().cursor == cursor
+def server_ms(client: Any) -> int:
+    seconds, microseconds = client.time()
+    return int(seconds * 1000 + microseconds // 1000)
+
+
+def test_following_begins_after_a_cursor_that_is_only_a_time(feed: Feed, relay: Relay, client: Any) -> None:
+    first, second = take_several(relay, "sess_1", "sess_2")
+    after = feed.follow(str(int(first.partition("-")[0]) - 1))
+    if counts_entries(client):
+        assert [update.cursor for update in after.take(2)] == [first, second]
+    else:
+        with pytest.raises(CursorLostError):  # others may have been there before
+            after.next()
+    now_ms = int(second.partition("-")[0]) + 1
+    eventually(lambda: server_ms(client) > now_ms)
+    later = feed.follow(str(now_ms)).begin()
+    await_waiting(client)
+    third = relay.take(clerk_event(session_id="sess_3"), "msg_3").cursor
+    assert [update.cursor for update in later.result(10)] == [third]
 
 
 @pytest.mark.parametrize("held", [0, 2], ids=["nothing is there", "what is there is left out"])
-def test_following_from_now_on(feed: Feed, relay: Relay, held: int) -> None:
+def test_following_from_now_on(feed: Feed, relay: Relay, client: Any, held: int) -> None:
     take_several(relay, *(f"sess_{number}" for number in range(held)))
     updates = feed.follow(feed.now())
-    later = relay.take(clerk_event("ended", session_id="sess_later"), "msg_later")
-    assert updates.next().cursor == later.cursor
+    waiting = feed.follow(feed.now()).begin(2)
+    await_waiting(client)
+    later = take_several(relay, "sess_later", "sess_last")
+    assert [update.cursor for update in waiting.result(10)] == later
+    if held or counts_entries(client):
+        assert [update.cursor for update in updates.take(2)] == later
+    else:
+        with pytest.raises(CursorLostError):  # others may have been there before
+            updates.next()
 
 
 def test_a_cursor_that_no_entry_has_is_lost(feed: Feed, relay: Relay) -> None:

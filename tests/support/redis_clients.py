@@ -18,6 +18,11 @@ def client_of(redis_url: str, **options: Any) -> Iterator[Any]:
         yield client
 
 
+def counts_entries(client: Any) -> bool:
+    """Tell whether this Redis counts what a stream ever got, as all do from 7.0 on."""
+    return int(client.info("server")["redis_version"].partition(".")[0]) >= 7
+
+
 def contents(client: Any) -> dict[str, Any]:
     """Return all that Redis stores, and which keys have a TTL; an empty stream holds nothing."""
     read = {

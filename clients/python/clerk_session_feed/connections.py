@@ -95,9 +95,7 @@ def connect_async(
 Locate = Callable[[], Host]
 
 
-def _options(
-    url: str, key: str, tls_verify: bool, timeout: float, wait: float
-) -> tuple[dict[str, Any], Locate | None]:
+def _options(url: str, key: str, tls_verify: bool, timeout: float, wait: float) -> tuple[dict[str, Any], Locate | None]:
     """Return options of redis-py, and what asks where the server is, unless the URL says so."""
     target = RedisUrl.parse(url)
     options: dict[str, Any] = {

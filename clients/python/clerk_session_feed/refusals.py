@@ -8,14 +8,7 @@ import re
 from typing import Final
 
 import redis
-from redis.exceptions import (
-    AskError,
-    AuthorizationError,
-    ClusterError,
-    NoPermissionError,
-    ReadOnlyError,
-    TryAgainError,
-)
+from redis.exceptions import AskError, AuthorizationError, ClusterError, NoPermissionError, ReadOnlyError, TryAgainError
 
 from clerk_session_feed.connections import explain
 

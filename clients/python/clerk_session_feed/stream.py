@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import math
 import re
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -12,11 +14,13 @@ from clerk_session_feed import transport
 from clerk_session_feed.cursors import NOTHING, START, position, whole_cursor
 from clerk_session_feed.errors import CursorLostError
 from clerk_session_feed.keys import Keys
-from clerk_session_feed.transport import Connection
+from clerk_session_feed.transport import Command, Connection
 from clerk_session_feed.updates import SessionUpdate, published, streamed
 
 BATCH: Final = 500
 """Entries, or keys, in one response."""
+POLL_SECONDS: Final = 1.0
+"""Seconds between two reads at a server that does not wait for news, though it is told to."""
 
 Entries = list[tuple[bytes, Sequence[bytes]]]
 """Entries of a stream as Redis sends them: the id, then names and values in turns."""
@@ -49,6 +53,8 @@ class Partition:
     """None: the snapshots come first."""
     is_entry: bool = False
     """There was an entry with this id: if it is gone, entries after it may be gone too."""
+    first_seen: str | None = None
+    """The first entry behind a cursor that is no entry's, if it was added while this was awaited."""
     ahead: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     """Sessions whose snapshot was newer than the cursor, and up to where they are known."""
     ahead_until: tuple[int, int] = (0, 0)
@@ -96,7 +102,7 @@ async def follow(connection: Connection, partitions: Sequence[Partition], *, sta
                     if is_news:
                         yield entry.update()
         awake = [partition for partition in awake if partition.cursor is None]
-        awake = awake or await sleep(connection, partitions, [str(each.cursor) for each in partitions])
+        awake = awake or await _sleep_seeing_first(connection, partitions)
 
 
 async def subscribe(connection: Connection, _: object, *, channel: str) -> Updates:
@@ -126,7 +132,8 @@ async def _read_on(connection: Connection, partition: Partition, *, resync: bool
             if "no such key" not in str(error):
                 raise
             entries, stream = [], []
-        is_lost = is_trimmed_past(cursor, as_dict(stream))
+        is_first_seen = bool(entries) and entries[0][0].decode() == partition.first_seen
+        is_lost = bool(entries) and is_trimmed_past(cursor, as_dict(stream), if_unknown=not is_first_seen)
     if not is_lost:
         return entries
     if not resync:
@@ -186,15 +193,48 @@ async def snapshots(connection: Connection, partition: Partition) -> Updates:
             return
 
 
-async def sleep(connection: Connection, partitions: Sequence[Partition], cursors: Sequence[str]) -> list[Partition]:
-    """Wait, and return the partitions to look at: those with something behind the cursor, or all."""
+async def sleep(
+    connection: Connection, partitions: Sequence[Partition], cursors: Sequence[str], seconds: float = math.inf
+) -> list[Partition]:
+    """Wait, and return the partitions to look at: those with something behind the cursor, or all.
+
+    seconds: to wait at most, if that is less than transport.BLOCK_MS.
+    """
+    _, news = await _await_news(connection, partitions, cursors, seconds=seconds)
+    return [partition for partition in partitions if partition.keys.events in news] or list(partitions)
+
+
+async def _sleep_seeing_first(connection: Connection, partitions: Sequence[Partition]) -> list[Partition]:
+    """Wait likewise, and note what comes first behind cursors that are no entry's.
+
+    Redis 6.2 can't tell later whether others had been there. It runs commands that are sent together one right after
+    the other, so what comes after the first found nothing is the first.
+    """
+    unsure = [each for each in partitions if not each.is_entry and each.cursor != START]
+    looks = [("XRANGE", each.keys.events, f"({each.cursor}", "+", "COUNT", 1) for each in unsure]
+    found, news = await _await_news(connection, partitions, [str(each.cursor) for each in partitions], *looks)
+    for partition, entries in zip(unsure, found, strict=True):
+        partition.first_seen = None if entries else news.get(partition.keys.events)
+    awake = [each for each in partitions if each.keys.events in news]
+    return awake or [each for each in partitions if each.is_entry]  # those may be gone, and what came after them
+
+
+async def _await_news(
+    connection: Connection,
+    partitions: Sequence[Partition],
+    cursors: Sequence[str],
+    *before: Command,
+    seconds: float = math.inf,
+) -> tuple[list[Any], dict[str, str]]:
+    """Wait; return the responses to commands sent before, and by stream the first id behind the cursor, if any."""
+    block_ms = int(min(transport.BLOCK_MS, max(1.0, seconds * 1000)))
     streams = [partition.keys.events for partition in partitions]
-    command = ("XREAD", "COUNT", 1, "BLOCK", transport.BLOCK_MS, "STREAMS", *streams, *cursors)
-    (response,) = await connection.ask(command)
-    if response is None:
-        return list(partitions)  # their cursors may be lost
-    awake = {stream.decode() for stream, _ in response}
-    return [partition for partition in partitions if partition.keys.events in awake]
+    begun_at = time.monotonic()
+    read = ("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *streams, *cursors)
+    *responses, response = await connection.ask(*before, read)
+    if not response and time.monotonic() - begun_at < min(POLL_SECONDS, block_ms / 2000):
+        await connection.pause(POLL_SECONDS)
+    return responses, {name.decode(): entries[0][0].decode() for name, entries in response or []}
 
 
 def as_dict(response: Sequence[Any]) -> dict[bytes, Any]:
