@@ -9,14 +9,21 @@ from typing import Any, Final, Literal, NamedTuple
 
 from clerk_session_feed import connections
 
+from service.store.rights import is_missing_right
+
 OLDEST_REDIS: Final = (6, 2)
 NEARLY_FULL: Final = 0.9
 """From this part of maxmemory on, memory is short."""
 
+_OTHER_SERVERS: Final = ("Valkey", "Dragonfly", "Redict", "Garnet")
+"""Servers that say in INFO what they are, by their name and a version; `redis_version` is the one they are like."""
 _REACH: Final = "see that it runs where REDIS_URL says, and can be reached from here"
 _ADVICE: Final = (
     ("Hostname mismatch|IP address mismatch", "let REDIS_URL name the host that the certificate is for"),
-    ("CERTIFICATE_VERIFY_FAILED", "set REDIS_TLS_VERIFY=false (for Heroku), or add ?ssl_ca_certs=<file> to REDIS_URL"),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "add ?ssl_ca_certs=<file of its authority> to REDIS_URL; if nobody has it (Heroku), set REDIS_TLS_VERIFY=false",
+    ),
     ("No such file", "correct the path in REDIS_URL"),
     ("cluster support disabled", "it is no cluster: let REDIS_URL begin with redis://, or rediss:// for TLS"),
     ("command 'SENTINEL'", "it is no sentinel: let REDIS_URL name the sentinels, or begin with redis://"),
@@ -25,7 +32,6 @@ _ADVICE: Final = (
     ("Authentication required", "give a password: let REDIS_URL be like redis://:password@host:port/0"),
     ("without any password", "it has no password: leave it out of REDIS_URL"),
     ("AuthenticationError", "correct user and password in REDIS_URL"),
-    ("NoPermissionError|The user executing the script can't", "give the user the rights that docs/redis.md lists"),
     ("OutOfMemoryError", "give Redis more memory, or keep less: STREAM_MAXLEN, DEAD_LETTER_MAX"),
     ("ReadOnlyError", "let REDIS_URL name the primary, or the sentinels that know it"),
     ("BusyLoadingError", "wait until it has read its data"),
@@ -58,6 +64,10 @@ def explain(error: BaseException) -> str:
     """Return what an error of Redis or the network says and, where that is known, what to do."""
     text = connections.explain(error)
     said = f"{type(error).__name__} {text}"
+    if is_missing_right(error):
+        refused = re.search(r"run the '([^']+)' command", text)
+        right = f"+{refused[1]}, and what else " if refused else "the rights that "
+        return f"{text.rstrip('.')}: give the user {right}docs/redis.md lists"
     advice = next((advice for pattern, advice in _ADVICE if re.search(pattern, said)), None)
     return f"{text.rstrip('.')}: {advice}" if advice else text
 
@@ -72,13 +82,7 @@ def check_info(info: dict[str, Any], web: int, expiry: int, min_replicas: int) -
         expiry: Connections that one expiry worker makes to it.
         min_replicas: REDIS_MIN_REPLICAS.
     """
-    version = info.get("redis_version")
-    if version is None:
-        yield CheckResult("ok", "Redis does not tell its version; 6.2 is the oldest that serves")
-    elif tuple(int(part) for part in str(version).split(".")[:2]) < OLDEST_REDIS:
-        yield CheckResult("error", f"Redis {version} is too old: use 6.2 or newer")
-    else:
-        yield CheckResult("ok", f"Redis {version}")
+    yield _check_version(info)
     if info.get("role") == "slave":
         yield CheckResult("error", "is a replica: let REDIS_URL name the primary, or the sentinels that know it")
     if (policy := info.get("maxmemory_policy", "noeviction")) != "noeviction":
@@ -95,6 +99,24 @@ def check_info(info: dict[str, Any], web: int, expiry: int, min_replicas: int) -
         has = f"has {replicas} replicas, REDIS_MIN_REPLICAS is {min_replicas}"
         yield CheckResult("error", f"{has}: bring them back, or lower it")
     yield _check_connections(info, web, expiry)
+
+
+def _check_version(info: dict[str, Any]) -> CheckResult:
+    """Check the version of Redis, or the one that another server says it is like."""
+    version = info.get("redis_version")
+    if version is None:
+        return CheckResult("ok", "Redis does not tell its version; 6.2 is the oldest that serves")
+    other = next((name for name in _OTHER_SERVERS if f"{name.lower()}_version" in info), None)
+    server = f"Redis {version}"
+    if other is not None:
+        server = f"{other} {info[f'{other.lower()}_version']}, which is like {server}"
+    elif name := re.search(r"keydb", str(info.get("executable", ""))) or re.fullmatch(
+        r"(?!redis)\w+", str(info.get("server_name", ""))
+    ):
+        server = f"{name[0]}, which is like {server}"
+    if tuple(map(int, re.findall(r"\d+", str(version))[:2])) < OLDEST_REDIS:
+        return CheckResult("error", f"{server} is too old: use 6.2 or newer")
+    return CheckResult("ok", server)
 
 
 def _check_memory(used: int, limit: int) -> CheckResult:

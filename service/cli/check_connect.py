@@ -1,0 +1,30 @@
+"""How the parts of `check` reach Redis: by a connection of their own to the server that has a key."""
+
+from typing import Any
+
+import redis
+from clerk_session_feed import connections
+from clerk_session_feed.keys import Keys
+
+from service.config import StoreSettings
+
+
+def keys_of(settings: StoreSettings) -> Keys:
+    """Return the names of the keys and channels that these settings stand for."""
+    return Keys(settings.redis_key_prefix, settings.redis_channel)
+
+
+def client_at(settings: StoreSettings, key: str) -> Any:
+    """Return a client for the server that has a key. Typed Any: redis-py's replies are unions of everything."""
+    return connections.connect(
+        settings.redis_url.get_secret_value(), key, tls_verify=settings.redis_tls_verify, timeout=settings.redis_timeout
+    )
+
+
+def run(client: Any, *words: str | int) -> Any:
+    """Run a command that may be refused. The next one gets another connection then: the stand-in closes this one."""
+    try:
+        return client.execute_command(*words)
+    except redis.ResponseError:
+        client.connection_pool.disconnect()
+        raise

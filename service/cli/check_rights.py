@@ -1,0 +1,140 @@
+"""Which rights the user of Redis lacks, and which program needs them.
+
+From Redis 7.0 on, a script can ask for a right without using it. Where no script can be asked, the commands are
+tried, in a form that changes nothing.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import redis
+from clerk_session_feed.connections import explain
+from clerk_session_feed.keys import HASH_TAG
+
+from service.cli.check_connect import client_at, keys_of, run
+from service.cli.diagnosis import CheckResult
+from service.cli.rights_commands import CHECK, DEAD_LETTERS, EXPIRE, SERVE, TRIAL, Command, commands_of
+from service.config import Settings
+from service.store.rights import is_missing_right
+
+_EFFECTS: Final = {
+    EXPIRE: "session-relay expire looks once a minute only, and paces itself alone",
+    DEAD_LETTERS: "session-relay dead-letters can't work",
+    CHECK: "check can't look at everything, such as INFO (version, maxmemory-policy, persistence, connections)",
+    TRIAL: "no test delivery is tried",
+}
+"""What comes of it if a right is missing."""
+
+_ASK: Final = """
+if not redis.acl_check_cmd then
+  return false
+end
+local refused = {}
+for number, words in ipairs(cjson.decode(ARGV[1])) do
+  local is_known, is_allowed = pcall(redis.acl_check_cmd, unpack(words))
+  if not (is_known and is_allowed) then
+    refused[#refused + 1] = number - 1
+  end
+end
+return refused
+"""
+"""Returns the indices of the commands that the user may not run, or that the server does not know. `false` if the
+server can't be asked: https://redis.io/docs/latest/develop/programmability/lua-api/#redis.acl_check_cmd"""
+
+
+@dataclasses.dataclass
+class Rights:
+    """What the user of Redis may not do, by program."""
+
+    user: str
+    are_tried: bool = False
+    """Whether Redis can't be asked, so that only what is harmless was tried."""
+    missing: dict[str, dict[str, None]] = dataclasses.field(default_factory=dict)
+    """Rights as ACL SETUSER takes them, each once, in the order in which they were found."""
+    unknown: dict[str, dict[str, None]] = dataclasses.field(default_factory=dict)
+    """Commands that the server does not have."""
+
+    def add(self, command: Command, error: redis.ResponseError, settings: Settings) -> None:
+        """Add what a refused command says is missing; nothing if it was refused for another reason."""
+        said = explain(error)
+        if re.search("unknown (sub)?command", said, re.IGNORECASE):
+            self.unknown.setdefault(command.program, {})[command.right] = None
+        elif is_missing_right(error):
+            access = re.search(r"access (?:one of the |an? |the )?(key|channel)", said)
+            right = f"+{command.right}"
+            if access is not None:
+                is_key = access[1] == "key"
+                right = f"~{_pattern(settings, command.key)}" if is_key else f"&{settings.redis_channel}*"
+            self.missing.setdefault(command.program, {})[right] = None
+
+    @property
+    def suffice_for_trial(self) -> bool:
+        """Whether test deliveries can be stored, and deleted."""
+        return not {SERVE, TRIAL} & {*self.missing} and SERVE not in self.unknown
+
+    def results(self) -> Iterator[CheckResult]:
+        """Say what is missing, and for which program. An `error` is about `serve`."""
+        missing = {program: " ".join(rights) for program, rights in self.missing.items()}
+        lacks = f"its user {self.user} lacks"
+        if SERVE in missing:
+            advice = "give the user these, and what else docs/redis.md lists"
+            yield CheckResult("error", f"Redis takes no deliveries: {lacks} {missing[SERVE]}: {advice}")
+            missing.pop(TRIAL, None)
+        if SERVE in self.unknown:
+            text = f"Redis takes no deliveries: it does not know {' '.join(self.unknown[SERVE])}"
+            yield CheckResult("error", f"{text}: see that this is a Redis, and that the command was not renamed")
+        for program, effect in _EFFECTS.items():
+            if program in missing:
+                yield CheckResult("warning", f"{effect}: {lacks} {missing[program]}: give the user these")
+        others = [f"{each} {missing[each]}" for each in missing if each not in {SERVE, *_EFFECTS}]
+        if others:
+            text = f"rights: what else runs as the user {self.user} needs more, if it is used"
+            yield CheckResult("ok", f"{text}: {'; '.join(others)}")
+        elif not missing and self.are_tried:
+            text = "this Redis can't be asked for those of other commands"
+            yield CheckResult("ok", f"rights: the user {self.user} has those of serve, expire and dead-letters; {text}")
+        elif not missing:
+            yield CheckResult("ok", f"rights: the user {self.user} lacks none")
+
+
+def ask_rights(settings: Settings) -> Rights:
+    """Ask Redis, or each node of a cluster that has a part of the data, what its user may do.
+
+    Raises:
+        redis.RedisError: Redis can't be reached.
+    """
+    keys = keys_of(settings)
+    with client_at(settings, keys.dead_letters) as client:
+        rights = Rights(client.connection_pool.connection_kwargs.get("username") or "default")
+    for part in (None, *keys.split(settings.partitions)):
+        with client_at(settings, (part or keys).dead_letters) as client:
+            asked = _refused_by_script(client, commands_of(settings, part))
+            rights.are_tried |= asked is None
+            refused = asked if asked is not None else commands_of(settings, part, is_tried=True)
+            for command in refused:
+                try:
+                    run(client, *command.words)
+                except redis.ResponseError as error:
+                    rights.add(command, error, settings)
+    return rights
+
+
+def _pattern(settings: Settings, key: str) -> str:
+    """Return the pattern of keys that one belongs to, and if only that was refused, which."""
+    prefix = settings.redis_key_prefix
+    if not key.startswith(f"{prefix}:"):
+        prefix = HASH_TAG.sub(r"{\1:*}", prefix, count=1)
+    return f"{prefix}:*"
+
+
+def _refused_by_script(client: Any, commands: Sequence[Command]) -> list[Command] | None:
+    """Return those that the user may not run, or that the server does not have; None if it can't be asked."""
+    try:
+        digest = run(client, "SCRIPT LOAD", _ASK)
+        indices = run(client, "EVALSHA", digest, 0, json.dumps([each.words for each in commands]))
+    except redis.ResponseError:  # these are rights, too
+        return None
+    return None if indices is None else [commands[each] for each in indices]

@@ -1,0 +1,185 @@
+"""The commands that each program sends to Redis: by them `check` finds out which rights are missing."""
+
+from typing import Final, NamedTuple
+
+from clerk_session_feed.keys import Keys
+
+from service.cli.check_connect import keys_of
+from service.cli.check_trial import SUFFIX
+from service.config import Settings
+
+SERVE: Final = "serve"
+EXPIRE: Final = "expire"
+DEAD_LETTERS: Final = "dead-letters"
+CHECK: Final = "check"
+TRIAL: Final = "the test delivery of check"
+REPLICAS: Final = "REDIS_MIN_REPLICAS"
+
+_COMMANDS: Final[dict[str, str]] = {
+    SERVE: """
+        script|load return
+        evalsha 0000000000000000000000000000000000000000 0
+        exists @events
+        hmget @session .
+        hset @session . . .
+        hset @gone . . .
+        hset @dead_letters . . .
+        hdel @session .
+        hexists @session .
+        hexists @dead_letters .
+        hlen @dead_letters
+        hmget @reconcile .
+        del @session
+        pttl @session
+        pexpire @session .
+        pexpire @user .
+        pexpire @gone .
+        zadd @user . .
+        zadd @pending . .
+        zadd @expiry . .
+        zrem @user .
+        zrem @pending .
+        zrem @expiry .
+        xadd @events nomkstream 0-0 . .
+        xdel @events 0-0
+        publish @channel .
+        publish @user_channel .
+        lpushx @probe .
+        zcount @revokes -inf -inf
+        zrangebyscore @expiry -inf -inf
+        zscan @user 0
+    """,
+    EXPIRE: """
+        xread count 1 streams @events $
+        xrevrange @events + - count 1
+        xinfo stream @events
+    """,
+    DEAD_LETTERS: """
+        hget @dead_letters .
+        hscan @dead_letters 0
+        hdel @dead_letters .
+    """,
+    CHECK: """
+        info
+        time
+        xrevrange @events + - count 1
+        config|get save
+    """,
+    TRIAL: """
+        hset @trial . . .
+        hset @trial_dead_letters . . .
+        publish @trial_channel .
+    """,
+    REPLICAS: "wait 0 0",
+    "a database in REDIS_URL": "select 0",
+    "TLS": "ping",
+    "reconcile": """
+        append @run .
+        dbsize
+        exec
+        expire @run 1
+        get @run
+        hgetall @run
+        hincrby @run . 1
+        multi
+        scan 0
+        set @run .
+        xrevrange @events + - count 1
+        zrange @user 0 0
+        zrevrange @user 0 0
+        zscore @user .
+    """,
+    "revoke": """
+        dbsize
+        scan 0
+        zrange @user 0 0
+        zrevrange @user 0 0
+    """,
+    "forget": """
+        scan 0
+        type @user
+        xrange @events - +
+        zrange @user 0 0
+    """,
+    "consumers": """
+        scan 0
+        subscribe @channel
+        unsubscribe
+        xack @events . 0-0
+        xautoclaim @events . . 0 0-0
+        xgroup create @events . $
+        xinfo stream @events
+        xpending @events .
+        xrange @events - +
+        xread count 1 streams @events $
+        xreadgroup group . . streams @events >
+        xrevrange @events + - count 1
+        ping
+        select 0
+    """,
+}
+"""The commands of each program, by what they do to which key.
+
+`.` is a name that no session and no user can have. With it, or with an argument that Redis refuses, those of the
+first four programs change nothing. The others are never run by a user who may run them.
+"""
+_TRIED: Final = (SERVE, EXPIRE, DEAD_LETTERS, CHECK)
+
+
+class Command(NamedTuple):
+    program: str
+    right: str
+    """As ACL SETUSER takes it, without the `+`."""
+    words: tuple[str, ...]
+    key: str
+    """The one that it uses; empty if it uses none, or a channel."""
+
+
+def commands_of(settings: Settings, part: Keys | None, *, is_tried: bool = False) -> list[Command]:
+    """Return the commands about the keys of a partition or, without one, about those that are not divided.
+
+    is_tried: only those that may be run.
+    """
+    names = _shared_names(settings) if part is None else _names(part)
+    if is_tried:  # nobody but `check` shall hear of it
+        names |= {each: names[each] + SUFFIX for each in ("@channel", "@user_channel") if each in names}
+    programs = dict(_COMMANDS)
+    if settings.redis_min_replicas:
+        programs[SERVE] += programs.pop(REPLICAS)
+    commands = []
+    for program in _TRIED if is_tried else programs:
+        for line in programs[program].strip().splitlines():
+            right, *arguments = line.split()
+            named = [each for each in arguments if each.startswith("@")]
+            if all(each in names for each in named):
+                words = (*right.split("|"), *(names.get(each, each) for each in arguments))
+                key = names[named[0]] if named and not named[0].endswith("channel") else ""
+                commands.append(Command(program, right, words, key))
+    return commands
+
+
+def _names(part: Keys) -> dict[str, str]:
+    return {
+        "@session": part.session("."),
+        "@user": part.user_sessions("."),
+        "@pending": part.user_pending("."),
+        "@gone": part.user_gone("."),
+        "@events": part.events,
+        "@expiry": part.expiry,
+        "@revokes": part.revokes,
+        "@probe": part.probe,
+        "@channel": part.channel,
+        "@user_channel": part.user_channel("."),
+        "@trial": f"{part.prefix}{SUFFIX}:.",
+        "@trial_channel": part.channel + SUFFIX,
+    }
+
+
+def _shared_names(settings: Settings) -> dict[str, str]:
+    keys = keys_of(settings)
+    return {
+        "@dead_letters": keys.dead_letters,
+        "@reconcile": keys.reconcile,
+        "@run": keys.reconcile_run("."),
+        "@trial_dead_letters": f"{keys.prefix}{SUFFIX}:.",
+    }
