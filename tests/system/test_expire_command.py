@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clerk_session_feed import SessionFeed
 from clerk_session_feed.keys import Keys, partition_of
 from click.testing import Result
 from support.children import Program, started
@@ -19,12 +20,13 @@ from support.clock import eventually
 from support.constants import EVENTS_KEY, EXPIRY_KEY, HOUR_MS, NO_REDIS, RELAY, ROOT
 from support.events import clerk_event
 from support.network import free_port
-from support.redis_clients import client_of, subscribed
+from support.redis_clients import client_of, monitored, subscribed
 from support.redis_servers import start_durable_redis
 from support.relay import run_relay
 from support.topologies import cluster_of
 
 from service.dev.embedded import EmbeddedRedis
+from service.store.rights import MISSING_RIGHT_ADVICE
 
 StartRedis = Callable[..., EmbeddedRedis]
 
@@ -41,9 +43,9 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def once(redis_url: str, **settings: str) -> Result:
+def once(redis_url: str, *options: str, **settings: str) -> Result:
     environment = {"REDIS_URL": redis_url, "LOG_LEVEL": "critical"} | settings
-    return run("expire", "--once", environment=environment)
+    return run("expire", "--once", *options, environment=environment)
 
 
 def take(redis_url: str, session_ids: list[str], expire_at: int, **settings: Any) -> None:
@@ -103,6 +105,23 @@ def test_four_workers_of_which_one_is_killed_tell_of_each_session_once(
     assert revisions == {"2"}
 
 
+def test_an_idle_worker_waits_by_one_command(own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path) -> None:
+    take(own_redis.url, ["sess_1"], now_ms() + HOUR_MS)
+
+    with (
+        monitored(own_client) as commands,
+        worker_on(own_redis.url, tmp_path) as worker,
+        client_of(own_redis.url) as me,
+    ):
+        eventually(lambda: me.info("clients")["blocked_clients"] == 1, within=60)
+        assert worker.stop() == 0
+
+    names = ("XREVRANGE", "ZRANGEBYSCORE", "XREAD")
+    assert [sent.split()[0] for sent in commands if sent.startswith(names)] == list(names)
+    (read,) = [sent for sent in commands if sent.startswith("XREAD")]
+    assert int(read.split()[4]) >= 59_000  # ms: how long it blocks
+
+
 def test_a_session_is_told_of_when_it_runs_out(own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path) -> None:
     with (
         worker_on(own_redis.url, tmp_path) as worker,
@@ -133,6 +152,40 @@ def test_it_ends_well_when_it_is_told_to(
 
     assert worker.stdout == ""
     assert all(json.loads(line) for line in worker.stderr.splitlines())
+
+
+def test_a_session_that_comes_while_it_waits_for_a_later_one_is_told_of_in_time(
+    own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path
+) -> None:
+    take(own_redis.url, ["sess_later"], now_ms() + HOUR_MS)
+    with worker_on(own_redis.url, tmp_path) as worker:
+        eventually(lambda: own_client.info("clients")["blocked_clients"] == 1, within=60)
+
+        take(own_redis.url, ["sess_1"], now_ms() + 700)
+
+        worker.wait_for("sessions_expired", stream="stderr")  # long before it looks anyway
+    assert expiries(own_client) == {"sess_1": 1}
+
+
+def test_a_mass_that_expires_at_once_does_not_outrun_a_slow_follower(
+    own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path
+) -> None:
+    session_ids = [f"sess_{n}" for n in range(1200)]
+    settings = {"STREAM_MAXLEN": "300"}  # a quarter of them
+    take(own_redis.url, session_ids, now_ms() - 1, stream_maxlen=300)
+    expired = set()
+    with SessionFeed.from_url(own_redis.url) as feed, contextlib.ExitStack() as stack:
+        updates = stack.enter_context(contextlib.closing(feed.follow(feed.now())))
+        workers = [stack.enter_context(worker_on(own_redis.url, tmp_path, **settings)) for _ in range(2)]
+        for update in updates:  # raises CursorLostError if some are gone
+            expired.add(update.session.id)
+            time.sleep(0.001)  # what a follower does with an update
+            if len(expired) == len(session_ids):
+                break
+        logged = [worker.wait_for("expiry_slowed", stream="stderr") for worker in workers]
+
+    assert len(logged) == 2
+    assert own_client.xlen(EVENTS_KEY) < len(session_ids) / 2  # most had to go
 
 
 def test_it_ends_in_time_while_redis_hangs(own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path) -> None:
@@ -203,6 +256,25 @@ def test_once_works_off_what_is_due_and_says_how_many(own_redis: EmbeddedRedis, 
     assert own_client.zrange(EXPIRY_KEY, 0, -1) == ["sess_later"]
 
 
+@pytest.mark.parametrize(("broken", "status"), [([], 0), (["sess_1"], 1)])
+def test_once_counts_as_json(own_redis: EmbeddedRedis, own_client: Any, broken: list[str], status: int) -> None:
+    take(own_redis.url, ["sess_1", "sess_2"], now_ms() - 1)
+    for session_id in broken:
+        own_client.hset(f"{{clerk}}:session:{session_id}", "state", "{}")
+
+    result = once(own_redis.url, "--json")
+
+    assert result.exit_code == status
+    assert json.loads(result.stdout) == {"expired": 2 - len(broken), "unreadable": len(broken)}
+
+
+def test_json_is_for_once() -> None:
+    result = run("expire", "--json", environment={"REDIS_URL": NO_REDIS})
+
+    assert result.exit_code == 2
+    assert "--json needs --once" in result.stderr
+
+
 def test_once_fails_if_something_due_cannot_be_read(own_redis: EmbeddedRedis, own_client: Any) -> None:
     take(own_redis.url, ["sess_1", "sess_2"], now_ms() - 1)
     own_client.hset("{clerk}:session:sess_1", "state", "{}")
@@ -227,11 +299,11 @@ def test_once_fails_in_one_line_without_redis() -> None:
 
 
 @pytest.fixture
-def restricted(own_redis: EmbeddedRedis, own_client: Any) -> Callable[[str], str]:
-    """Return the URL for a user that has all rights that it needs, but one."""
+def restricted(own_redis: EmbeddedRedis, own_client: Any) -> Callable[..., str]:
+    """Return the URL for a user that has all rights that it needs, but these."""
 
-    def url_without(missing: str) -> str:
-        rights = [right for right in RIGHTS.split() if right != missing]
+    def url_without(*missing: str) -> str:
+        rights = [right for right in RIGHTS.split() if right not in missing]
         own_client.execute_command("ACL", "SETUSER", "relay", "on", ">password", *rights)
         take(own_redis.url, ["sess_1"], now_ms() - 1)
         return own_redis.url.replace("//", "//relay:password@")
@@ -239,35 +311,45 @@ def restricted(own_redis: EmbeddedRedis, own_client: Any) -> Callable[[str], str
     return url_without
 
 
-def test_a_user_with_few_rights_suffices(restricted: Callable[[str], str], own_client: Any) -> None:
+def test_a_user_with_few_rights_suffices(restricted: Callable[..., str], own_client: Any) -> None:
     own_client.zadd(EXPIRY_KEY, {"sess_gone": 1})
 
-    result = once(restricted("none"))
+    result = once(restricted())
 
     assert (result.exit_code, result.stdout) == (0, "1 expired.\n")
     assert is_idle(own_client)
 
 
-@pytest.mark.parametrize("missing", ["+hmget", "+publish"], ids=["to read", "to write"])
+def test_a_user_with_the_rights_of_before_suffices_to_poll(
+    restricted: Callable[..., str], own_client: Any, tmp_path: Path
+) -> None:
+    with worker_on(restricted("+xread", "+xrevrange", "+xinfo"), tmp_path) as worker:
+        worker.wait_for("sessions_expired", stream="stderr")
+        assert worker.stop() == 0
+
+    (line,) = [json.loads(line) for line in worker.stderr.splitlines() if "expiry_polls" in line]
+    assert (line["level"], "+xread +xrevrange +xinfo" in line["detail"]) == ("warning", True)
+    assert is_idle(own_client)
+
+
+@pytest.mark.parametrize("missing", ["+hmget", "+publish", "+zrangebyscore", "+evalsha"])
 def test_a_lack_of_rights_ends_the_worker(
-    restricted: Callable[[str], str], own_client: Any, tmp_path: Path, missing: str
+    restricted: Callable[..., str], own_client: Any, tmp_path: Path, missing: str
 ) -> None:
     with worker_on(restricted(missing), tmp_path, LOG_LEVEL="critical") as worker:
         assert worker.end() == 1
 
     (line,) = worker.stderr.splitlines()
-    assert line.startswith("Redis: ")
+    assert (line.startswith("Redis: "), line.endswith(MISSING_RIGHT_ADVICE)) == (True, True)
     assert expiries(own_client) == {}
 
 
 @pytest.mark.parametrize("missing", ["+zrangebyscore", "+evalsha", "+script|load", "+zrem"])
-def test_a_lack_of_rights_is_told_of_in_one_line(
-    restricted: Callable[[str], str], own_client: Any, missing: str
-) -> None:
+def test_a_lack_of_rights_is_told_of_in_one_line(restricted: Callable[..., str], own_client: Any, missing: str) -> None:
     result = once(restricted(missing))
 
     (line,) = result.stderr.splitlines()
-    assert (result.exit_code, line.startswith("Redis: ")) == (1, True)
+    assert (result.exit_code, line.startswith("Redis: "), line.endswith(MISSING_RIGHT_ADVICE)) == (1, True, True)
     assert expiries(own_client) == {}
 
 

@@ -1,0 +1,190 @@
+"""How an idle expiry worker waits: at the streams, by one command, for whatever comes after it looked."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+from clerk_session_feed.keys import Keys
+from structlog.testing import CapturingLogger
+from support.constants import EVENTS_KEY
+from support.redis_clients import client_of, monitored
+from support.redis_servers import frozen, scripted_redis
+from support.relay import make_settings
+
+from service.dev.embedded import EmbeddedRedis
+from service.store.sessions import SessionStore
+from service.workers import expiry_watch
+from service.workers.expiry_watch import BEGINNING, LOOK_SECONDS, POLL_SECONDS, StreamWatch
+
+LONG = 30.0
+"""Seconds: longer than any of these tests."""
+OTHER_KEY = Keys().split(2)[1].events
+
+
+@contextlib.contextmanager
+def watch_on(redis_url: str, **settings: Any) -> Iterator[StreamWatch]:
+    made = make_settings(redis_url, **settings)
+    store = SessionStore(made)
+    with contextlib.closing(store), contextlib.closing(StreamWatch(made, store.partitions)) as watch:
+        yield watch
+
+
+@pytest.fixture
+def client(relay_redis: EmbeddedRedis) -> Iterator[Any]:
+    """A client of the Redis under test, which is empty at first and afterwards: no entry here is a message."""
+    with client_of(relay_redis.url) as client:
+        client.flushall()
+        yield client
+        client.flushall()
+
+
+@pytest.fixture
+def watch(relay_redis: EmbeddedRedis, client: Any) -> Iterator[StreamWatch]:
+    with watch_on(relay_redis.url) as watch:
+        yield watch
+
+
+@pytest.fixture
+def logger(monkeypatch: pytest.MonkeyPatch) -> CapturingLogger:
+    logger = CapturingLogger()
+    monkeypatch.setattr(expiry_watch, "log", logger)
+    return logger
+
+
+def test_what_came_after_the_look_and_before_the_wait_ends_the_wait(watch: StreamWatch, client: Any) -> None:
+    (position,) = watch.positions([EVENTS_KEY])
+    client.xadd(EVENTS_KEY, {"field": "1"})
+
+    assert watch.wait({EVENTS_KEY: position}, LONG, threading.Event()) == {EVENTS_KEY}
+
+
+def test_what_comes_while_it_waits_ends_the_wait(watch: StreamWatch, client: Any) -> None:
+    client.xadd(EVENTS_KEY, {"field": "1"})
+    (position,) = watch.positions([EVENTS_KEY])
+
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(watch.wait, {EVENTS_KEY: position}, LONG, threading.Event())
+        while not waiting.done():  # each of them is behind the position
+            client.xadd(EVENTS_KEY, {"field": "2"})
+
+    assert waiting.result() == {EVENTS_KEY}
+
+
+def test_what_came_before_the_look_does_not(watch: StreamWatch, client: Any) -> None:
+    client.xadd(EVENTS_KEY, {"field": "1"})
+    (position,) = watch.positions([EVENTS_KEY])
+
+    assert watch.wait({EVENTS_KEY: position}, 0.01, threading.Event()) == set()
+
+
+def test_it_tells_which_of_several_streams_got_something(watch: StreamWatch, client: Any) -> None:
+    positions = dict(zip([EVENTS_KEY, OTHER_KEY], watch.positions([EVENTS_KEY, OTHER_KEY]), strict=True))
+    assert positions == {EVENTS_KEY: BEGINNING, OTHER_KEY: BEGINNING}
+    client.xadd(OTHER_KEY, {"field": "1"})
+
+    assert watch.wait(positions, LONG, threading.Event()) == {OTHER_KEY}
+
+
+def test_it_stops_waiting_when_it_has_to_stop(watch: StreamWatch) -> None:
+    stopping = threading.Event()
+    stopping.set()
+
+    assert watch.wait({EVENTS_KEY: BEGINNING}, LONG, stopping) == set()
+
+
+def test_a_stream_that_is_not_there_has_got_nothing_that_is_known(watch: StreamWatch) -> None:
+    with contextlib.suppress(redis.ConnectionError):  # the stand-in hangs up
+        assert watch.added(EVENTS_KEY) is None
+
+
+# What the stand-in can't do
+
+
+@pytest.fixture
+def real_client(real_redis: EmbeddedRedis) -> Iterator[Any]:
+    with client_of(real_redis.url) as client:
+        client.flushall()
+        yield client
+        client.flushall()
+
+
+def test_it_counts_what_a_stream_ever_got(real_redis: EmbeddedRedis, real_client: Any) -> None:
+    for _ in range(5):
+        real_client.xadd(EVENTS_KEY, {"field": "1"}, maxlen=1, approximate=False)
+
+    with watch_on(real_redis.url) as watch:
+        assert watch.added(EVENTS_KEY) == (None if real_client.info()["redis_version"].startswith("6.") else 5)
+
+
+def test_a_wait_is_one_command_however_long(real_redis: EmbeddedRedis, real_client: Any) -> None:
+    with watch_on(real_redis.url) as watch:
+        watch.positions([EVENTS_KEY])
+        with monitored(real_client) as commands:
+            watch.wait({EVENTS_KEY: BEGINNING}, 1.0, threading.Event())
+
+    assert commands == [f"XREAD COUNT 1 BLOCK 1000 STREAMS {EVENTS_KEY} 0-0"]
+
+
+def test_it_connects_again_after_its_connection_was_closed(real_redis: EmbeddedRedis, real_client: Any) -> None:
+    with watch_on(real_redis.url) as watch:
+        watch.positions([EVENTS_KEY])
+        real_client.client_kill_filter(_type="normal", skipme=True)
+
+        with contextlib.suppress(redis.ConnectionError):
+            watch.positions([EVENTS_KEY])
+
+        assert watch.positions([EVENTS_KEY]) == [BEGINNING]
+
+
+def test_a_server_that_hangs_is_noticed(own_redis: EmbeddedRedis) -> None:
+    with watch_on(own_redis.url, redis_timeout=0.1) as watch:
+        watch.positions([EVENTS_KEY])
+        with frozen(own_redis), pytest.raises(redis.TimeoutError):
+            watch.wait({EVENTS_KEY: BEGINNING}, 0.1, threading.Event())
+
+
+@pytest.mark.parametrize("missing", ["-xrevrange", "-xread", "-xinfo"])
+def test_without_a_right_it_waits_without_redis_and_says_so_once(
+    own_redis: EmbeddedRedis, own_client: Any, logger: CapturingLogger, missing: str
+) -> None:
+    own_client.execute_command("ACL", "SETUSER", "relay", "on", ">password", "~*", "+@all", missing)
+    own_client.xadd(EVENTS_KEY, {"field": "1"})
+    with watch_on(own_redis.url.replace("//", "//relay:password@")) as watch:
+        assert watch.look_seconds == LOOK_SECONDS
+        for _ in range(2):
+            watch.positions([EVENTS_KEY])
+            watch.added(EVENTS_KEY)
+            watch.wait({EVENTS_KEY: BEGINNING}, 0.01, threading.Event())
+
+        assert watch.look_seconds == POLL_SECONDS
+        assert watch.added(EVENTS_KEY) is None
+
+    (warning,) = logger.calls
+    assert (warning.method_name, warning.args) == ("warning", ("expiry_polls",))
+    assert "+xread +xrevrange +xinfo" in warning.kwargs["detail"]
+
+
+def test_a_server_without_the_command_is_treated_likewise(logger: CapturingLogger) -> None:
+    said = b"-ERR unknown command 'XREVRANGE', with args beginning with: "
+    with scripted_redis(lambda _: said) as server, watch_on(server.url) as watch:
+        watch.positions([EVENTS_KEY])
+        watch.wait({EVENTS_KEY: BEGINNING}, 0.01, threading.Event())
+
+        assert watch.look_seconds == POLL_SECONDS
+
+    assert len(logger.calls) == 1
+
+
+@pytest.mark.parametrize("said", [b"-ERR max requests limit exceeded", b"-LOADING Redis is loading", b"-MOVED 1 x:1"])
+def test_what_may_pass_is_no_missing_right(said: bytes, logger: CapturingLogger) -> None:
+    with scripted_redis(lambda _: said) as server, watch_on(server.url) as watch:
+        with pytest.raises(redis.RedisError):
+            watch.positions([EVENTS_KEY])
+
+        assert watch.look_seconds == LOOK_SECONDS
+
+    assert logger.calls == []
