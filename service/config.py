@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from clerk_session_feed import settings as feed_settings
 from clerk_session_feed.errors import ConfigurationError
 from clerk_session_feed.settings import CheckedRedisUrl, KeySettings, faults
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from service.models import OMITTABLE_FIELDS
@@ -105,9 +105,15 @@ def _check_omit_fields(names: frozenset[str]) -> frozenset[str]:
 def _check_token(token: SecretStr) -> SecretStr:
     text = token.get_secret_value()
     # https://www.rfc-editor.org/rfc/rfc9110#section-5.5
-    if text != text.strip() or re.search(r"[\x00-\x1f\x7f]", text):
+    if text != text.strip() or not text.isprintable():
         raise ValueError("has white space at an end, or a control character: leave out what no header carries")
     return token
+
+
+def _check_host(host: str) -> str:
+    if not host.isprintable() or re.search(r"[\s'\"]", host):
+        raise ValueError("has white space, a quotation mark or a control character: leave it out")
+    return host
 
 
 _LogLevel = Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)]
@@ -136,12 +142,21 @@ class _Environment(BaseSettings):
         populate_by_name=True,
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_quotes(cls, value: object) -> object:
+        """Refuse a value in quotes: shells and `.env` files remove them, `docker run --env-file` does not."""
+        if isinstance(value, str) and re.fullmatch(r"""\s*(['"]).*\1\s*""", value, re.DOTALL):
+            raise ValueError("begins with a quotation mark: leave the quotes out")
+        return value
+
 
 class LogSettings(_Environment):
     """What is logged, and how."""
 
     log_level: _LogLevel = Field("info", description=_LEVELS)
     log_format: _LogFormat = Field("json", description=_FORMATS)
+    """If it is not set, a terminal gets `console`."""
 
 
 class SigningSettings(_Environment):
@@ -199,7 +214,7 @@ class ReconcileSettings(StoreSettings, LogSettings, ClerkSettings):
 class ListenSettings(_Environment):
     """Where `serve` listens, and in how many processes."""
 
-    host: str = "0.0.0.0"  # noqa: S104  # a platform's router comes from outside
+    host: Annotated[str, AfterValidator(_check_host)] = "0.0.0.0"  # noqa: S104  # a platform's router comes from outside
     port: int = Field(8000, description=_PORT, ge=1, le=65535)
     web_concurrency: int = Field(1, description="a number of processes from 1 to 1000", ge=1, le=1000)
 
@@ -219,7 +234,7 @@ class DevSettings(KeySettings, _Environment):
 
     clerk_webhook_signing_secret: _SigningSecrets | None = Field(None, validation_alias=_SIGNING_SECRET_NAMES)
     redis_url: CheckedRedisUrl | None = None
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_check_host)] = "127.0.0.1"
     port: int | None = Field(None, description=_PORT, ge=1, le=65535)
     log_level: _LogLevel = Field("warning", description=_LEVELS)
     log_format: _LogFormat = Field("console", description=_FORMATS)
@@ -253,3 +268,35 @@ def misspelt(unset: str) -> str | None:
     others = present - set(Settings.model_fields) - set(ClerkSettings.model_fields) - set(_SIGNING_SECRET_NAMES.choices)
     close = difflib.get_close_matches(unset, others, n=1, cutoff=_SIMILARITY)
     return close[0].upper() if close else None
+
+
+def misspelt_settings(settings: BaseSettings) -> list[str]:
+    """Return a line for each variable that is probably meant for a setting that is not set."""
+    unset = sorted(type(settings).model_fields.keys() - settings.model_fields_set)
+    found = [(misspelt(name), name.upper()) for name in unset]
+    return [f"{alike} is not a setting: if it is meant for {name}, rename it" for alike, name in found if alike]
+
+
+def shown(settings: BaseSettings) -> dict[str, object]:
+    """Return the settings that are not their defaults, by variable, as a log may show them: without secrets."""
+    fields = type(settings).model_fields
+    changed = {name: value for name, value in settings if value != fields[name].default}
+    return {name.upper(): _shown(name, value) for name, value in changed.items()}
+
+
+def _shown(name: str, value: object) -> object:
+    match value:
+        case SecretStr():
+            return redis_address(value.get_secret_value()) if name == "redis_url" else "set"
+        case tuple():
+            return f"{len(value)} set"
+        case frozenset():
+            return sorted(value)
+        case _:
+            return value
+
+
+def redis_address(url: str) -> str:
+    """Return a REDIS_URL without its user, password and options."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
-from flask import Flask, Request, Response
+from flask import Flask, Request, Response, request
 from flask.globals import request_ctx
 from flask.typing import ResponseReturnValue
 from werkzeug import exceptions
@@ -76,7 +76,12 @@ class RelayFlask(Flask):
         self.url_map.merge_slashes = False  # the sender takes a redirect for a failure
         self.register_blueprint(create_health(store, settings.metrics_token.get_secret_value()))
         self.register_error_handler(errors.RelayError, lambda error: respond(responses.for_error(error)))
-        self.register_error_handler(exceptions.HTTPException, _http_exception)
+
+        @self.errorhandler(exceptions.HTTPException)
+        def respond_to_http_exception(error: exceptions.HTTPException) -> ResponseReturnValue:
+            if isinstance(error, exceptions.NotFound | exceptions.MethodNotAllowed) and _is_lost_delivery(request):
+                self.access_log.advise("not_found")
+            return _http_exception(error)
 
         @self.post(WEBHOOK_PATH, provide_automatic_options=False)
         def receive_delivery() -> Response:
@@ -184,6 +189,12 @@ class _Body:
             raise
         except Exception:  # noqa: BLE001  # each server raises errors of its own
             raise errors.BadRequestError("The body is cut short, or its chunks are malformed.") from None
+
+
+def _is_lost_delivery(request: Request) -> bool:
+    """Tell whether a request looks like a delivery that was sent to another path."""
+    is_signed = "svix-signature" in request.headers or "webhook-signature" in request.headers
+    return is_signed and request.method == "POST" and request.path != WEBHOOK_PATH
 
 
 def _http_exception(error: exceptions.HTTPException) -> ResponseReturnValue:

@@ -53,7 +53,7 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except ConfigurationError as error:
             for fault in error.faults:
-                click.echo(fault, err=True)
+                click.echo(printable(fault), err=True)
             ctx.exit(2)
         except (FeedError, CommandError, ClerkError) as error:
             lines = str(error).split("\n") if isinstance(error, StartError) else [str(error)]
@@ -88,9 +88,12 @@ def main() -> None:
     metavar="MODULE:FACTORY",
     help="Serve your own application, which FACTORY builds on create_app().",
 )
-def serve(factory: str | None) -> None:
+@click.option("--host", help="Where to listen, instead of HOST.")
+@click.option("--port", help="Where to listen, instead of PORT.")
+@click.option("--workers", "web_concurrency", help="How many worker processes to run, instead of WEB_CONCURRENCY.")
+def serve(factory: str | None, **options: str | None) -> None:
     """Run the service for production."""
-    settings = load(Settings)
+    settings = load(Settings, **{name: value for name, value in options.items() if value is not None})
     from service.server import processes
     from service.telemetry import log
 
@@ -121,11 +124,11 @@ def expire(once: bool, as_json: bool) -> None:
 
     Any number of processes may run it at the same time.
     """
+    if as_json and not once:
+        raise click.UsageError("--json needs --once. Without it nothing is printed; LOG_FORMAT=json is for the log.")
     settings = load(WorkerSettings)
     from service.telemetry import log
     from service.workers.expiry import ExpiryWorker
-    if as_json and not once:
-        raise click.UsageError("--json needs --once. Without it nothing is printed; LOG_FORMAT=json is for the log.")
 
     log.configure(settings)
     with contextlib.closing(ExpiryWorker(settings)) as worker:

@@ -77,7 +77,7 @@ def run(settings: DevSettings, *, simulate: bool, reconcile: bool = False, conso
             "LOG_LEVEL": settings.log_level,
             "LOG_FORMAT": settings.log_format,
         }
-        server = stack.enter_context(_serve(environment))
+        server = stack.enter_context(_serve(environment, simulate=simulate))
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
         origin = httpx.URL(scheme="http", host=host, port=port)
         _await_start(server, origin.join("/healthz"), stop)
@@ -120,8 +120,8 @@ def _choose_port(settings: DevSettings) -> int:
 
 
 @contextlib.contextmanager
-def _serve(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "service", "serve"]
+def _serve(environment: dict[str, str], *, simulate: bool) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "service", "serve", *(["--app", "service.dev.trial_app:create_app"] * simulate)]
     # In a session of its own, so that Ctrl-C reaches this process only, which then ends the other.
     with subprocess.Popen(command, env=os.environ | environment, start_new_session=True) as server:  # noqa: S603
         try:

@@ -19,10 +19,10 @@ from uvicorn import Config, Server
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from service.config import Settings, load
+from service.config import Settings, load, misspelt_settings, shown
 from service.server.protocol import Protocol
 from service.server.system import METRICS_DIRECTORY, listen, metrics_directory
-from service.telemetry import log
+from service.telemetry import log, relay_version
 
 STOP_SECONDS: Final = 10
 """Seconds for requests under way when the service is told to stop; platforms kill it after 30 s."""
@@ -135,6 +135,10 @@ def serve(settings: Settings, factory: str = DEFAULT_FACTORY) -> None:
     """
     # What is wrong with the URL is reported once, not by each worker.
     connect(settings.redis_url.get_secret_value())
+    logger = structlog.get_logger(__name__)
+    logger.info("starting", version=relay_version(), settings=shown(settings))
+    for advice in misspelt_settings(settings):
+        logger.warning("setting_misspelt", advice=advice)
     with metrics_directory(settings.web_concurrency) as directory:
         # The Prometheus client looks for the name in small letters, too, and at its import.
         for name in (METRICS_DIRECTORY, METRICS_DIRECTORY.lower()):

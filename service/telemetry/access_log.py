@@ -4,6 +4,7 @@ import collections
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Final
 
 import structlog
 
@@ -13,6 +14,18 @@ from service.telemetry import metrics
 from service.telemetry.log import batched
 
 log = structlog.get_logger("service.access")
+
+ADVICE_SECONDS: Final = 60
+"""Seconds until the same advice is logged again: anyone can send a request that asks for it."""
+_AT_CLERK: Final = "at Clerk's Dashboard, Webhooks, your endpoint"
+_ADVICE: Final = {
+    "not_found": f"A signed delivery came to another path: {_AT_CLERK}, let the URL end in /webhooks/clerk.",
+    "invalid_signature": "No secret in CLERK_WEBHOOK_SIGNING_SECRET matches a delivery. If Clerk sent it, copy the "
+    f"Signing Secret that is {_AT_CLERK}: each endpoint has its own.",
+    "timestamp_out_of_tolerance": "A delivery was signed more than 5 minutes before or after this machine's time. "
+    "If Clerk sent it, set this machine's clock, by NTP.",
+}
+"""By the problem's code, what to do if deliveries of Clerk are refused."""
 
 _Entry = tuple[DeliveryInfo, float, str, str | None, int | None]
 """Arguments of `_write`."""
@@ -26,6 +39,9 @@ class AccessLog:
         """Calls its argument, now or later; `serve` replaces it."""
         self._entries: collections.deque[_Entry] = collections.deque()
         self._is_scheduled = False
+        self.expected: collections.Counter[str] = collections.Counter()
+        """How many refusals with a problem's code are no reason for advice: those that `dev` causes."""
+        self._next_advice: dict[str, float] = {}
 
     def record(self, info: DeliveryInfo, seconds: float, result: Outcome | RelayError) -> None:
         """Record what became of a delivery.
@@ -49,6 +65,18 @@ class AccessLog:
         with batched():
             for entry in self._take():
                 _write(*entry)
+                if entry[2] == "rejected":
+                    self.advise(entry[3])
+
+    def advise(self, code: str | None) -> None:
+        """Warn, once a minute for each code, of what is probably to be corrected at Clerk or here."""
+        if code is not None and self.expected[code] > 0:
+            self.expected[code] -= 1
+            return
+        now = time.monotonic()
+        if code in _ADVICE and now >= self._next_advice.get(code, 0.0):
+            self._next_advice[code] = now + ADVICE_SECONDS
+            log.warning("check_endpoint", reason=code, advice=_ADVICE[code])
 
     def _take(self) -> Iterator[_Entry]:
         with contextlib.suppress(IndexError):  # another thread may take the last one

@@ -25,9 +25,11 @@ from service.telemetry import printable
 def configure(settings: LogSettings) -> None:
     """Write the logs of the service, of libraries and of the server to stderr in one format.
 
-    Can be called again. The handlers of others stay, and get warnings and errors.
+    That is LOG_FORMAT; if it is not set, a terminal gets text. Can be called again. The handlers of others stay, and
+    get warnings and errors.
     """
-    _STDERR.setFormatter(_Formatter(settings.log_format))
+    is_for_people = "log_format" not in settings.model_fields_set and sys.stderr.isatty()
+    _STDERR.setFormatter(_Formatter("console" if is_for_people else settings.log_format))
     logging.root.addHandler(_STDERR)
     logging.root.setLevel(settings.log_level.upper())
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs each request of `send`
@@ -105,7 +107,9 @@ class _Formatter(logging.Formatter):
         return self.line(record.levelname.lower(), record.name, line)
 
     def line(self, level: str, logger: str, line: EventDict) -> str:
-        result: Any = {**_FIRST, **line, "level": level, "logger": logger}
+        # uvicorn logs whatever happens as `uvicorn.error`, which looks like a fault.
+        name = "service.server" if logger.startswith("uvicorn") else logger
+        result: Any = {**_FIRST, **line, "level": level, "logger": name}
         for processor in self._processors:
             result = processor(None, level, result)
         return str(result)

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from service.errors import errors_with_code
 from service.models import Reason
+from service.telemetry import relay_version
 
 OTHER: Final = "other"
 """The value of a label where the true one is none of its closed set."""
@@ -258,8 +259,8 @@ def _of_redis(stored: Stored) -> Iterator[Metric]:
 
 @functools.cache
 def _build() -> dict[str, str]:
-    try:
-        version = importlib.metadata.version("clerk-session-relay")
-    except importlib.metadata.PackageNotFoundError:  # run from a folder
-        version = "unknown"
-    return {"version": version, "python": platform.python_version(), "redis_py": importlib.metadata.version("redis")}
+    return {
+        "version": relay_version(),
+        "python": platform.python_version(),
+        "redis_py": importlib.metadata.version("redis"),
+    }

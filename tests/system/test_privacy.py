@@ -363,12 +363,16 @@ def test_each_line_of_the_log_is_one_that_the_service_wrote(story: Story) -> Non
         "delivery": common | {"outcome", "reason", "type", "message_id", "session_id", "user_id", "duration_ms"},
         "redis_failed": common | {"error", "detail", "commands"},
         "listening": common | {"host", "port", "fast_lane", "fast_lane_closed_by"},
+        "starting": common | {"version", "settings"},
+        "redis": common | {"address", "server"},
+        "check_endpoint": common | {"reason", "advice"},
     }
     assert [line for line in said if set(line) - {"sessions"} != keys.get(line["event"], common)] == []
     ended = {line["message_id"]: line["sessions"] for line in said if "sessions" in line}
     assert ended == {"msg_user_gone": 1, "msg_user_banned": 1}
     assert {line["logger"] for line in said} <= {
-        *("service.access", "service.server.bridge", "service.store.pipeline", "uvicorn.error", "asyncio")
+        *("service.access", "service.server", "service.server.bridge", "service.server.processes"),
+        *("service.store.pipeline", "asyncio"),
     }
     assert sum(line["event"] == "delivery" for line in said) == deliveries_counted(story)
 
