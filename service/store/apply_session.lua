@@ -3,6 +3,7 @@
 --
 -- Returns {outcome, cursor, revision, remark}: applied | duplicate | stale; revision is empty for a stale event, and so
 -- is cursor if `keeps_stale` is 0; remark is `other_body` for a duplicate whose id was seen with another body.
+-- Returns {'other_partitions', number, '', ''}, and does nothing, if the data is not divided into `partitions`.
 -- Returns {'superseded', '', '', ''}, and does nothing, if the stored state is not that of `from_cursor`.
 -- Returns {'user_gone', status, time, event}, and does nothing, if an open state would be applied, and its user is
 -- deleted, or was banned after the session began. It ends with that status, time and event: see mark_user.lua.
@@ -19,7 +20,8 @@ local
   pending_key,    -- {clerk}:user:<user id>:pending     zset, TTL    ids of the other open sessions, likewise
   gone_key,       -- {clerk}:user:<user id>:gone        hash, TTL    see mark_user.lua
   events_key,     -- {clerk}:events                     stream       outcome, session_id, user_id, message
-  expiry_key      -- {clerk}:expiry                     zset         ids of open sessions by expire_at (ms)
+  expiry_key,     -- {clerk}:expiry                     zset         ids of open sessions by expire_at (ms)
+  layout_key      -- {clerk}:partitions                 hash, TTL    see mark_partitions.lua; often absent
   -- A session whose user changes leaves the old user's sets. The hash's `_user_key` names the one, which KEYS
   -- can't: nobody knows it before. It has the prefix's hash tag, so it is in the same slot; and so is the other.
   = unpack(KEYS)
@@ -42,9 +44,15 @@ local
   confirm,        -- 1: write even for a duplicate, so that the WAIT that follows covers the first write; else 0
   body_digest,    -- hexadecimal; empty for what is no delivery
   from_cursor,    -- cursor of the stored state that may be replaced; `absent`: there may be none; empty: any
-  keeps_stale     -- 1: append it to the stream, and remember its id, if it is stale; else 0
+  keeps_stale,    -- 1: append it to the stream, and remember its id, if it is stale; else 0
+  partitions      -- PARTITIONS
   = unpack(ARGV)
 ttl_ms, retention_ms = tonumber(ttl_ms), tonumber(retention_ms)
+
+local marked = redis.call('HMGET', layout_key, 'partitions')[1]
+if marked and marked ~= partitions then
+  return { 'other_partitions', marked, '', '' }
+end
 
 local message_field = '_message:' .. message_id
 local FIELDS = {

@@ -3,16 +3,18 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 from clerk_session_feed import connections
+from clerk_session_feed.errors import ConfigurationError
 from clerk_session_feed.keys import Keys, partition_of
 
 from service.config import StoreSettings
 from service.errors import StoreUnavailableError
+from service.store.layout import FIELD, LayoutCheck, PartitionsError, check_mark, check_streams_of_one
 from service.store.pipeline import Pipeline
 from service.store.scripts import SCRIPTS
 from service.waiting import wait
@@ -48,11 +50,14 @@ class Backlog(NamedTuple):
 class PartitionedStore:
     """Redis, as the settings name it; what it holds of sessions is in `sessions`."""
 
-    def __init__(self, settings: StoreSettings) -> None:
+    def __init__(self, settings: StoreSettings, *, may_mark: bool = True) -> None:
+        """Connect to nothing yet. may_mark: whether a new connection may mark the number of partitions."""
         self._settings = settings
         # One connection; for a cluster, one for each slot that is written to.
         self._pipelines: dict[int, Pipeline] = {}
         keys = Keys(settings.redis_key_prefix, settings.redis_channel)
+        self._layout = LayoutCheck(settings, keys, may_mark=may_mark)
+        self._layout_key: Final = keys.layout  # likewise
         self._dead_letters = keys.dead_letters, self._pipeline_for(keys.dead_letters)
         self._reconcile_key: Final = keys.reconcile  # in the slot of the dead letters
         parts = keys.split(settings.partitions)
@@ -66,14 +71,33 @@ class PartitionedStore:
         url = settings.redis_url.get_secret_value()
         slot = connections.slot(url, key)
         if slot not in self._pipelines:
-            tls_verify, timeout = settings.redis_tls_verify, settings.redis_timeout
             self._pipelines[slot] = Pipeline(
-                partial(connections.connect_async, url, key, tls_verify=tls_verify, timeout=timeout),
+                partial(self._connect, key),
                 [script.source for script in SCRIPTS],
-                timeout=timeout,
+                timeout=settings.redis_timeout,
                 min_replicas=settings.redis_min_replicas,
             )
         return self._pipelines[slot]
+
+    def _connect(self, key: str, on_connect: Callable[[Any], Awaitable[None]]) -> Any:
+        """Return a client whose connections are used only if the data is divided into PARTITIONS."""
+
+        async def greet(connection: Any) -> None:
+            try:
+                await on_connect(connection)
+                await self._layout.ask(connection, key)
+            except PartitionsError:
+                await connection.disconnect()  # redis-py would only do so after errors of its own
+                raise
+
+        settings = self._settings
+        return connections.connect_async(
+            settings.redis_url.get_secret_value(),
+            key,
+            tls_verify=settings.redis_tls_verify,
+            timeout=settings.redis_timeout,
+            on_connect=greet,
+        )
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Talk to Redis on this loop, instead of on one in a thread."""
@@ -94,10 +118,41 @@ class PartitionedStore:
         """Return where the sessions of a user are kept."""
         return self._partitions[partition_of(user_id, len(self._partitions))]
 
-    def probe(self) -> None:
-        """Ask if Redis would take a write now (memory, replicas, loading and so on), without writing."""
-        pushes = [partial(each.submit, ("LPUSHX", key, ""), bool) for each, key in self._probes.items()]
-        results(pushes, PROBE_SECONDS)
+    def probe(self, seconds: float = PROBE_SECONDS) -> None:
+        """Ask if Redis would take a write now (memory, replicas, loading and so on), without writing.
+
+        Raises:
+            PartitionsError: The data is not divided into PARTITIONS.
+            StoreUnavailableError: Redis would not, or does not answer in so many seconds.
+        """
+        asked = [partial(each.submit, ("LPUSHX", key, ""), bool) for each, key in self._probes.items()]
+        _, pipeline = self._dead_letters
+        results([*asked, partial(pipeline.submit, ("HMGET", self._layout_key, FIELD), self._check_mark)], seconds)
+
+    def refuse_other_partitions(self) -> None:
+        """Raise ConfigurationError if Redis answers, and its data is not divided into PARTITIONS."""
+        try:
+            self.probe(WRITE_SECONDS)
+            check_streams_of_one(self._settings)
+        except PartitionsError as error:
+            raise ConfigurationError([str(error)]) from None
+        except StoreUnavailableError:
+            pass  # who needs Redis at once will say so
+
+    def parsing(self, parse: Callable[[list[bytes]], T]) -> Callable[[list[bytes]], T]:
+        """Return what parses a script's reply; it raises PartitionsError if the script refused for that reason."""
+
+        def parse_checked(reply: list[bytes]) -> T:
+            if reply[0] == b"other_partitions":
+                check_mark(len(self._partitions), reply[1])
+            return parse(reply)
+
+        return parse_checked
+
+    def _check_mark(self, reply: Any) -> bool:
+        if isinstance(reply, list):
+            check_mark(len(self._partitions), *reply)
+        return True
 
     def backlog(self, reconcile_fields: Sequence[str]) -> Backlog:
         """Ask what there is to work off, and for these fields of what `reconcile` recorded."""

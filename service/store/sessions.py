@@ -35,8 +35,8 @@ class SessionStore(PartitionedStore):
     since their caller submits many at once.
     """
 
-    def __init__(self, settings: StoreSettings) -> None:
-        super().__init__(settings)
+    def __init__(self, settings: StoreSettings, *, may_mark: bool = True) -> None:
+        super().__init__(settings, may_mark=may_mark)
         self.retention_ms: Final = settings.session_retention * 1000
         """SESSION_RETENTION, in milliseconds."""
         self._confirm = int(settings.redis_min_replicas > 0)
@@ -147,6 +147,7 @@ class SessionStore(PartitionedStore):
             pending_key=keys.user_pending(new.user_id),
             gone_key=keys.user_gone(new.user_id),
             expiry_key=keys.expiry,
+            layout_key=keys.layout,
             message_id=new.message_id,
             order_key=str(new.order),
             base="" if new.base is None else str(new.base),
@@ -166,8 +167,9 @@ class SessionStore(PartitionedStore):
             body_digest=new.body_digest,
             from_cursor=new.from_cursor,
             keeps_stale=int(new.keeps_stale),
+            partitions=len(self.partitions),
         )
-        return partition.pipeline.submit(command, parse)
+        return partition.pipeline.submit(command, self.parsing(parse))
 
     def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Outcome:
         """Keep an event that can't be turned into state.

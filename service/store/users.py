@@ -39,7 +39,7 @@ def end_sessions(store: SessionStore, ending: UserEnding, now_ms: int) -> Outcom
     """
     deadline = time.monotonic() + END_SECONDS
     partition = store.partition_of(ending.user_id)
-    if _record(partition, ending, deadline, is_done=False) == b"duplicate":
+    if _record(store, partition, ending, deadline, is_done=False) == b"duplicate":
         return Outcome("duplicate")
     ended, is_done = 0, False
     while not is_done:
@@ -47,21 +47,24 @@ def end_sessions(store: SessionStore, ending: UserEnding, now_ms: int) -> Outcom
         ended += now_ended
         # If some ended, look again: the stand-in for Redis may skip some of a set that shrinks.
         is_done = not now_ended and not changed
-    _record(partition, ending, deadline, is_done=True)
+    _record(store, partition, ending, deadline, is_done=True)
     return Outcome("applied", sessions=ended)
 
 
-def _record(partition: Partition, ending: UserEnding, deadline: float, *, is_done: bool) -> bytes:
+def _record(store: SessionStore, partition: Partition, ending: UserEnding, deadline: float, *, is_done: bool) -> bytes:
     command = MARK_USER.command(
         gone_key=partition.keys.user_gone(ending.user_id),
+        layout_key=partition.keys.layout,
         kind="deleted" if ending.status == "removed" else "banned",
         at_ms=ending.at_ms,
         event=orjson.dumps(ending.event),
         message_id=ending.event.id,
         is_done=int(is_done),
         ttl_ms=MAX_TTL_MS,
+        partitions=len(store.partitions),
     )
-    return result(partition.pipeline.submit(command, bytes), _left(deadline))
+    (recorded,) = result(partition.pipeline.submit(command, store.parsing(list)), _left(deadline))
+    return recorded
 
 
 def _end_found(

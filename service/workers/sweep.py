@@ -97,14 +97,16 @@ def ids_of_user(partition: Partition, user_id: str) -> set[str]:
     return {each for chunk in indexed_sessions(partition, user_id) for each in chunk}
 
 
-def index(partition: Partition, session: OpenSession) -> None:
+def index(store: SessionStore, partition: Partition, session: OpenSession) -> None:
     """Put an open session into the set of its user, unless it is in one by now."""
     keys = partition.keys
     command = INDEX_SESSION.command(
         session_key=keys.session(session.session_id),
         user_key=keys.user_sessions(session.user_id),
         pending_key=keys.user_pending(session.user_id),
+        layout_key=keys.layout,
         session_id=session.session_id,
         user_id=session.user_id,
+        partitions=len(store.partitions),
     )
-    result(partition.pipeline.submit(command, bool))
+    result(partition.pipeline.submit(command, store.parsing(list)))

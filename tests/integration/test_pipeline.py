@@ -74,11 +74,14 @@ def test_each_delivery_is_one_evalsha_and_nothing_else(connected: Relay, own_cli
     assert [command.split()[0] for command in commands] == ["EVALSHA"] * 4
 
 
-def test_connecting_loads_the_scripts_and_says_nothing_else(own_redis: EmbeddedRedis, own_client: Any) -> None:
+def test_connecting_loads_the_scripts_asks_for_other_partitions_and_says_nothing_else(
+    own_redis: EmbeddedRedis, own_client: Any
+) -> None:
     with run_relay(own_redis.url) as relay, monitored(own_client) as commands:
         relay.take(clerk_event(), "msg_1")
 
-    assert [" ".join(command.split()[:2]) for command in commands[:-1]] == ["SCRIPT LOAD"] * len(SCRIPTS)
+    loads, asks = ["SCRIPT LOAD"] * len(SCRIPTS), "HMGET {clerk}:partitions"
+    assert [" ".join(command.split()[:2]) for command in commands[:-1]] == [*loads, asks]
     assert commands[-1].split()[0] == "EVALSHA"
 
 
@@ -228,7 +231,7 @@ def scriptless(request: pytest.FixtureRequest, own_redis: EmbeddedRedis) -> Iter
 
 
 def sent(proxy: ScriptlessProxy) -> list[str]:
-    return [words[0].decode() for words in proxy.commands if words[0] != b"SCRIPT"]
+    return [words[0].decode() for words in proxy.commands if words[0] not in {b"SCRIPT", b"HMGET"}]
 
 
 def test_a_script_that_was_loaded_elsewhere_is_sent_once_as_source(scriptless: ScriptlessProxy) -> None:
@@ -389,10 +392,39 @@ def test_whatever_redis_says_but_yes_is_a_refusal(kind: str, at: str) -> None:
             relay.call(relay.store.probe).result(timeout=30)
 
 
+PLACE = "Error running script (call to f_076bb169a140b41e70aa653f3ed1db8bd327d011): @user_script:49: "  # Redis 6.2
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (
+            "WRONGTYPE Operation against a key holding the wrong kind of value script: 07, on @user_script:49.",
+            "WRONGTYPE",
+        ),
+        (f"ERR {PLACE}WRONGTYPE Operation against a key holding the wrong kind of value", "WRONGTYPE"),
+        (f"ERR {PLACE}@user_script: 49: -OOM command not allowed when used memory > 'maxmemory'.", "OOM"),
+        (f"ERR {PLACE}@user_script: 49: The user executing the script can't run this command or subcommand", "NOPERM"),
+        ("ERR ACL failure in script: No permissions to access a key script: on @user_script:49.", "NOPERM"),
+        (f"ERR {PLACE}user_script:49: attempt to index local 'x' (a nil value)", "ResponseError"),
+    ],
+)
+def test_what_fails_in_a_script_is_counted_by_its_code(said: str, kind: str) -> None:
+    def reply(words: list[bytes]) -> bytes | None:
+        return SHA_REPLY.rstrip() if words[0] == b"SCRIPT" else b"-" + said.encode()
+
+    failures: list[str] = []
+    with scripted_redis(reply) as server, run_relay(server.url) as relay:
+        relay.store.set_metrics_hooks(lambda *_: None, failures.append)
+        refusal(relay)
+
+    assert failures == [kind]
+
+
 def test_a_delivery_is_never_sent_twice(own_redis: EmbeddedRedis) -> None:
     # The connection breaks after the command was read: whether it was run, nobody knows.
     def reply(words: list[bytes]) -> bytes | None:
-        return b"$40\r\n" + b"0" * 40 if words[0] == b"SCRIPT" else None
+        return {b"SCRIPT": SHA_REPLY.rstrip(), b"HMGET": b"*1\r\n$-1"}.get(words[0])
 
     with scripted_redis(reply) as server, run_relay(server.url) as relay:
         refusal(relay)

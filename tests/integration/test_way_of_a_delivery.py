@@ -90,6 +90,7 @@ def test_a_delivery_passes_ten_modules_from_socket_to_script(any_redis: Embedded
     assert response.startswith(b"HTTP/1.1 200 ")
     if not fast_lane:
         modules.remove("app.fast_lane")  # the bridge asks it, and it says no
+    modules.remove("store.layout")  # it asks each new connection
     flask = "app.fast_lane" if fast_lane else "app.factory"
     assert modules == ["server.protocol", "server.bridge", flask, *AFTER_FLASK]
     assert len(modules) == 10

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from service.store.scripts import APPLY_SESSION, KEEP_DEAD_LETTER, SCRIPTS, SETTLE_EXPIRY, Script
+from service.store.scripts import APPLY_SESSION, KEEP_DEAD_LETTER, MARK_PARTITIONS, SCRIPTS, SETTLE_EXPIRY, Script
 
 
 def test_a_command_has_the_scripts_keys_and_arguments_in_its_own_order() -> None:
@@ -20,8 +20,8 @@ def test_a_command_has_the_scripts_keys_and_arguments_in_its_own_order() -> None
 def test_the_number_of_keys_is_that_of_the_names_that_come_from_keys() -> None:
     by_name = dict.fromkeys(APPLY_SESSION.names, "")
 
-    assert APPLY_SESSION.command(**by_name)[2] == 6
-    assert len(APPLY_SESSION.command(**by_name)) == 3 + 6 + 19
+    assert APPLY_SESSION.command(**by_name)[2] == 7
+    assert len(APPLY_SESSION.command(**by_name)) == 3 + 7 + 20
 
 
 def test_a_missing_name_is_an_error_that_names_it() -> None:
@@ -39,7 +39,7 @@ def test_a_misspelt_name_is_an_error_that_names_both() -> None:
         SETTLE_EXPIRY.command(session_key="a", expiry_key="b", sesion_id="c")
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+@pytest.mark.parametrize("script", [*SCRIPTS, MARK_PARTITIONS], ids=lambda script: script.name)
 def test_a_script_uses_each_name_and_nothing_of_keys_and_argv_without_one(script: Script) -> None:
     code = re.sub(r"--.*", "", script.source.decode())
     opening, body = code.split("= unpack(ARGV)")

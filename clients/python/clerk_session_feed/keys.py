@@ -72,6 +72,11 @@ class Keys:
         return f"{self.prefix}:dead-letters"
 
     @property
+    def layout(self) -> str:
+        """Hash: the number of partitions, unless it is one; where it goes to, while it is changed. Has a TTL."""
+        return f"{self.prefix}:partitions"
+
+    @property
     def reconcile(self) -> str:
         """Hash: what `session-relay reconcile` found and when it last succeeded. Has a TTL."""
         return f"{self.prefix}:reconcile"
