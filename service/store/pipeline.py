@@ -60,6 +60,8 @@ _SCRIPTS_UNKNOWN: Final = (
     "A script that was just loaded is unknown. Is there a proxy in front of Redis? Deliveries go on, "
     "with the source of the script each time that it is unknown. docs/redis.md has more."
 )
+_CODE: Final = re.compile(r"(?:.*@user_script: ?\d+: -?)?([A-Z]{2,}) ")
+"""The code of an error. Redis 6.2 puts the place in the script before it, redis-py leaves out many."""
 _HAS_NO_COMMAND: Final = re.compile(
     "unknown command|unsupported|.*not (supported|available|allowed)|.*disabled|invalid request", re.IGNORECASE
 )
@@ -318,8 +320,8 @@ class Pipeline:
     def _fail(self, commands: Sequence[_Command], error: Exception) -> None:
         if isinstance(error, TooFewReplicasError) or not isinstance(error, RelayError):
             detail = explain(error)
-            code = detail.partition(" ")[0]
-            kind = code if code.isupper() else type(error).__name__
+            code = _CODE.match(detail)
+            kind = code[1] if code else type(error).__name__
             if is_missing_right(error):
                 kind, detail = "NOPERM", f"{detail.rstrip('.')}: {MISSING_RIGHT_ADVICE}"
             self.on_failure(kind)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import subprocess
 import sys
 import threading
 import warnings
@@ -188,8 +189,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def start_tls(start_redis: StartRedis, certificates: Path) -> Callable[..., str]:
+def start_tls(start_redis: StartRedis, certificates: Path, redis_binary: str) -> Callable[..., str]:
     """Start a Redis with one of the certificates, and return its rediss:// URL."""
+    # It reads one option after the other, and ends at the first that it does not take.
+    said = subprocess.run([redis_binary, "--tls-port", "0", "--port", "none"], capture_output=True, check=False)
+    if b"'tls-port " in said.stdout + said.stderr:
+        pytest.skip("needs a redis-server that was built with TLS")
 
     def start(name: str, **options: str) -> str:
         port = free_node_port()
@@ -269,7 +274,7 @@ READER: Final = (
     *("on", ">secret", "~{clerk}:*", "resetchannels", "&clerk:sessions*", "-@all"),
     *("+hmget", "+zrangebyscore", "+xrange", "+xrevrange", "+xread", "+xinfo|stream", "+scan"),
     *("+xinfo|groups", "+xgroup|create", "+xgroup|setid", "+xreadgroup", "+xack"),
-    *("+xpending", "+xautoclaim", "+subscribe", "+unsubscribe", "+ping"),
+    *("+xinfo|consumers", "+xgroup|delconsumer", "+xpending", "+xautoclaim", "+subscribe", "+unsubscribe", "+ping"),
 )
 """The rights of a program that reads, and shares in a group."""
 
