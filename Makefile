@@ -38,7 +38,7 @@ test-unit: .venv/.installed
 test-servers: .venv/.installed .venv/.node .servers/.installed
 	@exec .venv/bin/python tests/support/other_servers.py $(ARGS)
 
-# SOAK_DELIVERIES, SOAK_SESSIONS and SOAK_SEED make it longer, or another one.
+# SOAK_DELIVERIES, SOAK_SESSIONS, SOAK_FAULTS and SOAK_SEED make it longer, or another one.
 soak: .venv/.installed
 	@exec .venv/bin/python -m pytest -n 0 -s tests/system/soak.py $(ARGS)
 
