@@ -47,10 +47,7 @@ class Feed(Generic[C]):
         """Held while it is decided whether an iterator begins before the feed is closed, or not at all."""
         url = settings.redis_url.get_secret_value()
         self._slots = [connections.slot(url, keys.events) for keys in self._keys]
-        self._readers: dict[int, C] = {
-            slot: self._connection(settings, keys.events, blocks=False)
-            for slot, keys in dict(zip(self._slots, self._keys, strict=True)).items()
-        }
+        self._readers: dict[int, C] = self._make_readers()  # also refuses a URL that can't be used
         self._followers: weakref.WeakSet[C] = weakref.WeakSet()
 
     @classmethod
@@ -75,11 +72,21 @@ class Feed(Generic[C]):
         """
         return cls(RedisSettings.from_env())
 
+    def _make_readers(self) -> dict[int, C]:
+        """Return connections for short reads, one to each slot, and by the slot."""
+        by_slot = dict(zip(self._slots, self._keys, strict=True))
+        return {slot: self._connection(self._settings, keys.events, blocks=False) for slot, keys in by_slot.items()}
+
+    def _readers_here(self) -> dict[int, C]:
+        """Return the connections for short reads that the caller may use."""
+        return self._readers
+
     def _sources(self, user_id: str | None = None) -> list[tuple[C, Partition]]:
         """Return the partitions, or that of the user, each with the connection for short reads."""
         count = len(self._keys)
         numbers = range(count) if user_id is None else [partition_of(user_id, count)]
-        return [(self._readers[self._slots[number]], Partition(number, self._keys[number])) for number in numbers]
+        readers = self._readers_here()
+        return [(readers[self._slots[number]], Partition(number, self._keys[number])) for number in numbers]
 
     def _by_slot(self, after: After = None) -> list[list[Partition]]:
         """Return the partitions, grouped by the slot of a cluster that they lie in."""

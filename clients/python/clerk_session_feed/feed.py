@@ -4,13 +4,16 @@ A long module, since each method stands twice, with its types; what it does stan
 and `group`.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Generator
 from typing import Self
 
 from clerk_session_feed import reads, stream
 from clerk_session_feed.base import After, Feed
+from clerk_session_feed.errors import FeedClosedError
 from clerk_session_feed.group import Group, consume
 from clerk_session_feed.models import LiveStatus
+from clerk_session_feed.settings import RedisSettings
 from clerk_session_feed.transport import AsyncConnection, BlockingConnection, OnReconnect, iterate, log_retry, run
 from clerk_session_feed.updates import SessionUpdate
 
@@ -180,15 +183,38 @@ class SessionFeed(Feed[BlockingConnection]):
 
 
 class AsyncSessionFeed(Feed[AsyncConnection]):
-    """The methods of `SessionFeed`, for one event loop. They are described there."""
+    """The methods of `SessionFeed`, for asyncio. They are described there.
+
+    One feed serves any number of event loops, one after the other (`asyncio.run`) or in several threads. Short reads
+    have connections in each, which are closed with the loop. An iterator belongs to the loop in which it began.
+    """
 
     _connection = AsyncConnection
+
+    def __init__(self, settings: RedisSettings) -> None:
+        """Make a feed; it connects when it is first used."""
+        super().__init__(settings)
+        self._by_loop: dict[asyncio.AbstractEventLoop, dict[int, AsyncConnection]] = {}
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def _readers_here(self) -> dict[int, AsyncConnection]:
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if self._is_closed:
+                raise FeedClosedError("The feed is closed.")
+            if loop not in self._by_loop:
+                open_ones = {each: readers for each, readers in self._by_loop.items() if not each.is_closed()}
+                self._by_loop = open_ones | {loop: self._make_readers()}
+            return self._by_loop[loop]
+
+    def _end(self) -> list[AsyncConnection]:
+        ended = super()._end()
+        return ended + [reader for readers in self._by_loop.values() for reader in readers.values()]
 
     async def close(self) -> None:
         """See `SessionFeed.close`."""

@@ -10,17 +10,19 @@ A long module, since both kinds stand side by side.
 import abc
 import asyncio
 import contextlib
+import functools
 import logging
 import queue
 import sys
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from concurrent.futures import Future
 from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 
 import redis
 
 from clerk_session_feed import connections
-from clerk_session_feed.errors import FeedClosedError
+from clerk_session_feed.errors import FeedClosedError, FeedError
 from clerk_session_feed.refusals import is_refusal, may_pass
 from clerk_session_feed.settings import RedisSettings
 
@@ -79,6 +81,7 @@ class Connection(abc.ABC):
         wait = BLOCK_MS / 1000 if blocks else 0.0
         options = {"tls_verify": tls_verify, "timeout": self._timeout, "wait": wait, "on_connect": self._count}
         self._client = self._connect(url, key, **options)
+        self._connect_apart = functools.partial(self._connect, url, key, tls_verify=tls_verify, timeout=self._timeout)
         self._client.response_callbacks.clear()  # the rules read responses as Redis sends them (RESP2)
 
     @abc.abstractmethod
@@ -150,6 +153,21 @@ class Connection(abc.ABC):
         await self._disconnect()
         return await self.execute(*commands)
 
+    async def execute_apart(self, *commands: Command) -> None:
+        """Send commands on a connection of their own, which waits for nothing else: after `close`, too.
+
+        Raises:
+            redis.RedisError: If there is no response, or one of them is an error.
+        """
+        client = self._connect_apart()
+        try:
+            pipeline = client.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            await self.resolve(pipeline.execute())
+        finally:
+            await self._close(client)
+
     async def receive(self, channel: str) -> bytes | None:
         """Return the next message of the channel; None if there is none for a while. Raises like `ask`."""
         return await self._persist(self._receive, channel)
@@ -160,8 +178,8 @@ class Connection(abc.ABC):
             async with contextlib.aclosing(updates):
                 async for update in updates:
                     yield update
-                    if self.is_closed:
-                        return
+                    if self.is_closed:  # the rules learn that the caller is done with the update
+                        await updates.athrow(FeedClosedError("The feed is closed."))
         except FeedClosedError:
             pass
         finally:
@@ -249,14 +267,39 @@ class BlockingConnection(Connection):
 
 
 class AsyncConnection(Connection):
-    """A connection for one event loop."""
+    """A connection for one event loop: that in which it is first used. It is closed with the loop, at the latest."""
 
     _connect = staticmethod(connections.connect_async)
     _event = asyncio.Event
     _semaphore = asyncio.Semaphore
     new_queue = asyncio.Queue
+    _loop: asyncio.AbstractEventLoop | None = None
+    _guard: AsyncGenerator[None, None]
+    _ending: asyncio.Task[None]
+
+    async def close(self) -> None:
+        here = asyncio.get_running_loop()
+        if self._loop in {None, here}:
+            await super().close()
+            return
+        closed: Future[None] = Future()
+        with contextlib.suppress(RuntimeError):  # that loop is closed, and this with it
+            self._loop.call_soon_threadsafe(self._close_soon, closed)
+            if self._loop.is_running():  # else it closes this when it goes on
+                await asyncio.wait([asyncio.wrap_future(closed)], timeout=self._timeout)
+
+    def _close_soon(self, closed: "Future[None]") -> None:
+        self._ending = asyncio.ensure_future(super().close())
+        self._ending.add_done_callback(lambda _: closed.set_result(None))
 
     async def resolve(self, result: Any) -> Any:
+        here = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop, self._guard = here, _close_with_loop(self._client)
+            await anext(self._guard)
+        elif self._loop is not here:
+            result.close()
+            raise FeedError("This iterator began in another event loop: begin a new one.")
         task = asyncio.current_task()
         cancelling = task.cancelling() if task else 0
         try:
@@ -284,6 +327,14 @@ class AsyncConnection(Connection):
 
     def start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> Any:
         return asyncio.create_task(function(*arguments), name="session-feed")
+
+
+async def _close_with_loop(client: Any) -> AsyncGenerator[None, None]:
+    """Close a client when the event loop ends: before, it closes the asynchronous generators that began in it."""
+    try:
+        yield
+    finally:
+        await client.aclose()
 
 
 def run(function: Callable[P, Awaitable[T]], *arguments: P.args, **options: P.kwargs) -> T:
