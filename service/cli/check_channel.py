@@ -7,7 +7,7 @@ from typing import Any, Final
 import redis
 from clerk_session_feed.keys import Keys
 
-from service.cli.check_connect import client_at, keys_of, run
+from service.cli.check_connect import client_at, connection_of, keys_of, run
 from service.cli.diagnosis import CheckResult
 from service.config import Settings
 
@@ -23,6 +23,7 @@ def check_channel(settings: Settings) -> Iterator[CheckResult]:
     keys = keys_of(settings)
     with client_at(settings, keys.dead_letters) as client:
         database = client.connection_pool.connection_kwargs.get("db") or 0
+        connection_of(client)
         listening = ""
         with contextlib.suppress(redis.ResponseError):
             listening = f" ({run(client, 'PUBSUB NUMSUB', channel)[0][1]} listen now)"
@@ -53,8 +54,7 @@ def _others(client: Any, database: int, keys: Keys) -> Iterator[str]:
 
 
 def _has_data(client: Any, database: int, keys: Keys) -> bool:
-    first, *_ = keys.split(2)
     with contextlib.suppress(redis.ResponseError):  # no right, or a cluster
         run(client, "SELECT", database)
-        return bool(run(client, "EXISTS", keys.events, keys.expiry, keys.dead_letters, first.events, first.expiry))
+        return bool(run(client, "EXISTS", keys.events, keys.expiry, keys.dead_letters, keys.layout))
     return False

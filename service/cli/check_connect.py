@@ -21,6 +21,13 @@ def client_at(settings: StoreSettings, key: str) -> Any:
     )
 
 
+def connection_of(client: Any) -> Any:
+    """Connect, and return the connection, which stays the client's. What fails then is about no command."""
+    connection = client.connection_pool.get_connection()
+    client.connection_pool.release(connection)
+    return connection
+
+
 def run(client: Any, *words: str | int) -> Any:
     """Run a command that may be refused. The next one gets another connection then: the stand-in closes this one."""
     try:

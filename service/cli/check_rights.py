@@ -14,7 +14,7 @@ import redis
 from clerk_session_feed.connections import explain
 from clerk_session_feed.keys import HASH_TAG
 
-from service.cli.check_connect import client_at, keys_of, run
+from service.cli.check_connect import client_at, connection_of, keys_of, run
 from service.cli.diagnosis import CheckResult
 from service.cli.rights_commands import CHECK, DEAD_LETTERS, EXPIRE, SERVE, TRIAL, Command, commands_of
 from service.config import Settings
@@ -111,6 +111,7 @@ def ask_rights(settings: Settings) -> Rights:
         rights = Rights(client.connection_pool.connection_kwargs.get("username") or "default")
     for part in (None, *keys.split(settings.partitions)):
         with client_at(settings, (part or keys).dead_letters) as client:
+            connection_of(client)
             asked = _refused_by_script(client, commands_of(settings, part))
             rights.are_tried |= asked is None
             refused = asked if asked is not None else commands_of(settings, part, is_tried=True)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import redis
 from clerk_session_feed import connections
 
-from service.cli.check_connect import client_at, keys_of, run
+from service.cli.check_connect import client_at, connection_of, keys_of, run
 from service.cli.diagnosis import CheckResult, check_info
 from service.config import Settings
 from service.store.rights import is_missing_right
@@ -61,6 +61,5 @@ def _check_server(client: Any, web: int, expiry: int, settings: Settings) -> Ite
 
 
 def _address(client: Any) -> str:
-    connection = client.connection_pool.get_connection()
-    client.connection_pool.release(connection)
+    connection = connection_of(client)
     return getattr(connection, "path", None) or f"{connection.host}:{connection.port}"

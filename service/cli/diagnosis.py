@@ -10,13 +10,12 @@ from typing import Any, Final, Literal, NamedTuple
 from clerk_session_feed import connections
 
 from service.store.rights import is_missing_right
+from service.store.server_version import name_and_version
 
 OLDEST_REDIS: Final = (6, 2)
 NEARLY_FULL: Final = 0.9
 """From this part of maxmemory on, memory is short."""
 
-_OTHER_SERVERS: Final = ("Valkey", "Dragonfly", "Redict", "Garnet")
-"""Servers that say in INFO what they are, by their name and a version; `redis_version` is the one they are like."""
 _REACH: Final = "see that it runs where REDIS_URL says, and can be reached from here"
 _ADVICE: Final = (
     ("Hostname mismatch|IP address mismatch", "let REDIS_URL name the host that the certificate is for"),
@@ -106,14 +105,9 @@ def _check_version(info: dict[str, Any]) -> CheckResult:
     version = info.get("redis_version")
     if version is None:
         return CheckResult("ok", "Redis does not tell its version; 6.2 is the oldest that serves")
-    other = next((name for name in _OTHER_SERVERS if f"{name.lower()}_version" in info), None)
-    server = f"Redis {version}"
-    if other is not None:
-        server = f"{other} {info[f'{other.lower()}_version']}, which is like {server}"
-    elif name := re.search(r"keydb", str(info.get("executable", ""))) or re.fullmatch(
-        r"(?!redis)\w+", str(info.get("server_name", ""))
-    ):
-        server = f"{name[0]}, which is like {server}"
+    server = name_and_version(info) or ""
+    if not server.startswith("Redis "):
+        server += f", which is like Redis {version}"
     if tuple(map(int, re.findall(r"\d+", str(version))[:2])) < OLDEST_REDIS:
         return CheckResult("error", f"{server} is too old: use 6.2 or newer")
     return CheckResult("ok", server)

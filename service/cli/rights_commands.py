@@ -29,6 +29,9 @@ _COMMANDS: Final[dict[str, str]] = {
         hexists @dead_letters .
         hlen @dead_letters
         hmget @reconcile .
+        hmget @layout .
+        hset @layout . . .
+        pexpire @layout .
         del @session
         pttl @session
         pexpire @session .
@@ -102,6 +105,7 @@ _COMMANDS: Final[dict[str, str]] = {
         zrange @user 0 0
     """,
     "consumers": """
+        hmget @session .
         scan 0
         subscribe @channel
         unsubscribe
@@ -114,6 +118,7 @@ _COMMANDS: Final[dict[str, str]] = {
         xread count 1 streams @events $
         xreadgroup group . . streams @events >
         xrevrange @events + - count 1
+        zrangebyscore @user -inf -inf
         ping
         select 0
     """,
@@ -121,12 +126,14 @@ _COMMANDS: Final[dict[str, str]] = {
 """The commands of each program, by what they do to which key.
 
 `.` is a name that no session and no user can have. With it, or with an argument that Redis refuses, those of the
-first four programs change nothing. The others are never run by a user who may run them.
+first five programs change nothing. The others are never run by a user who may run them.
 """
-_TRIED: Final = (SERVE, EXPIRE, DEAD_LETTERS, CHECK)
+_TRIED: Final = (SERVE, EXPIRE, DEAD_LETTERS, CHECK, TRIAL)
 
 
 class Command(NamedTuple):
+    """A command that a program sends."""
+
     program: str
     right: str
     """As ACL SETUSER takes it, without the `+`."""
@@ -179,6 +186,7 @@ def _shared_names(settings: Settings) -> dict[str, str]:
     keys = keys_of(settings)
     return {
         "@dead_letters": keys.dead_letters,
+        "@layout": keys.layout,
         "@reconcile": keys.reconcile,
         "@run": keys.reconcile_run("."),
         "@trial_dead_letters": f"{keys.prefix}{SUFFIX}:.",

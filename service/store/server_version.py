@@ -1,5 +1,6 @@
-"""What kind of server Redis is, for the log. A module of its own: it needs a connection, and nothing of the store."""
+"""What kind of server Redis is, for the log and for `check`. A module of its own: it knows nothing of the store."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import redis
@@ -23,5 +24,13 @@ async def server_version(settings: RedisSettings) -> str | None:
         return None  # it is away, or this user may not ask
     finally:
         await client.aclose()
+    return name_and_version(info)
+
+
+def name_and_version(info: Mapping[str, Any]) -> str | None:
+    """Return what INFO says a server is, like `Valkey 9.1.2`; None if it does not tell."""
     others = [f"{name} {info[key]}" for name in _OTHERS if (key := f"{name.lower()}_version") in info]
-    return others[0] if others else f"Redis {info.get('redis_version')}"
+    if others or "redis_version" not in info:
+        return others[0] if others else None
+    name = "KeyDB" if "keydb" in str(info.get("executable")) else "Redis"
+    return f"{name} {info['redis_version']}"

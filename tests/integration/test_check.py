@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.checking import findings, problems
 from support.constants import DAY_MS, NOW_MS, RELAY, ROOT, SECRET
 from support.events import clerk_event
 from support.network import unused_port
 from support.redis_clients import client_of, contents
-from support.relay import Relay, make_settings, run_relay
+from support.relay import Relay, run_relay
 from support.topologies import Cluster, cluster_of
 
-from service.cli.check import run_checks
 from service.cli.check_clerk import run_clerk_checks
 from service.cli.diagnosis import CheckResult
 from service.config import ReconcileSettings, load
@@ -26,15 +26,6 @@ from service.dev.fake_clerk import FakeClerk
 INSTANCE = str(simulator.sample()["instance_id"])
 
 StartRedis = Callable[..., EmbeddedRedis]
-
-
-def findings(redis_url: str, **settings: Any) -> list[CheckResult]:
-    return list(run_checks(make_settings(redis_url, **settings)))
-
-
-def problems(found: list[CheckResult]) -> str:
-    """Return what is not as it should be, a line for each."""
-    return "\n".join(f"{finding.level} {finding.text}" for finding in found if finding.level != "ok")
 
 
 @pytest.fixture
@@ -200,7 +191,7 @@ def test_another_number_of_partitions_than_the_datas_is_found(real_redis: Embedd
 
 def test_a_prefix_without_a_hash_tag_has_one_partition(good_redis: EmbeddedRedis) -> None:
     with run_relay(good_redis.url, redis_key_prefix="clerk") as relay:
-        relay.take(clerk_event(), "msg_1")
+        relay.take(clerk_event(expire_at=int(time.time() * 1000) + DAY_MS), "msg_1")
 
     assert problems(findings(good_redis.url, redis_key_prefix="clerk")) == ""
 

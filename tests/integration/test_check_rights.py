@@ -1,0 +1,253 @@
+"""`session-relay check` names each right that is missing, and the program that needs it: docs/redis.md, Rights."""
+
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+from clerk_session_feed.keys import Keys
+from support.checking import findings, lines, problems
+from support.constants import ROOT
+from support.documents import REDIS, section
+from support.redis_clients import client_of, contents, subscribed
+from support.redis_servers import redis_server
+from support.relay import make_settings
+from support.topologies import Cluster, cluster_of
+
+from service.cli.check_rights import ask_rights
+from service.cli.rights_commands import DEAD_LETTERS, EXPIRE, SERVE, commands_of
+from service.dev.embedded import EmbeddedRedis
+
+
+def documented(user: str) -> list[str]:
+    """Return the words after `ACL SETUSER <user>`."""
+    (line,) = re.findall(rf"^ACL SETUSER {user} (.*)$", section(REDIS, "Rights"), re.MULTILINE)
+    return str(line).split()
+
+
+RELAY = documented("relay")
+RIGHTS = [each for each in RELAY if each.startswith("+")]
+
+
+@pytest.fixture(scope="module")
+def redis(redis_binary: str) -> Iterator[EmbeddedRedis]:
+    with redis_server(redis_binary, "--appendonly", "yes") as server:
+        yield server
+
+
+@pytest.fixture
+def as_user(redis: EmbeddedRedis) -> Iterator[Callable[..., str]]:
+    """Give a user called `relay` these rights, and return the URL for it."""
+    with client_of(redis.url) as client:
+
+        def give(*rules: str) -> str:
+            client.execute_command("ACL", "SETUSER", "relay", "reset", *rules)
+            return redis.url.replace("//", "//relay:password@")
+
+        yield give
+        assert contents(client) == {}
+
+
+def test_the_rights_that_are_documented_suffice(as_user: Callable[..., str]) -> None:
+    found = findings(as_user(*RELAY))
+
+    assert ("ok", "Redis takes deliveries") in found
+    assert "error" not in problems(found)
+    (about_check,) = [each for each in found if each.text.startswith("check can't look")]
+    assert about_check.level == "warning"
+    assert "lacks +info +time +config|get" in about_check.text
+    assert all(
+        each is about_check or each.text.startswith("session-relay expire") for each in found if each.level == "warning"
+    )
+
+
+@pytest.mark.parametrize("right", RIGHTS)
+def test_each_right_that_is_missing_is_named(as_user: Callable[..., str], right: str) -> None:
+    found = findings(as_user(*RELAY, f"-{right[1:]}"))
+
+    assert re.search(rf"user relay .*{re.escape(right)}\b", lines(found))
+
+
+@pytest.mark.parametrize("right", RIGHTS)
+def test_each_right_is_named_where_no_script_can_be_asked(as_user: Callable[..., str], right: str) -> None:
+    only_elsewhere = {"+wait", "+select", "+ping"}  # needed with other settings, or by other programs
+    found = findings(as_user(*RELAY, "-evalsha", f"-{right[1:]}"))
+
+    text = found[2].text
+    assert text.startswith("Redis takes no deliveries: its user relay lacks ")
+    named = lines(found)
+    assert "+evalsha" in text
+    assert right in named or right in only_elsewhere
+
+
+@pytest.mark.parametrize(
+    ("rules", "named"),
+    [
+        (["resetkeys"], "lacks ~{clerk}:*: give"),
+        (["resetkeys", "~{clerk}:user:*", "~{clerk}:events"], "lacks ~{clerk}:*: give"),
+        (["resetkeys", "%R~{clerk}:*"], "lacks ~{clerk}:*: give"),
+        (["resetchannels"], "lacks &clerk:sessions*: give"),
+        (["resetchannels", "&clerk:sessions"], "lacks &clerk:sessions*: give"),
+        (["resetchannels", "&clerk:sessions:*"], "lacks &clerk:sessions*: give"),
+        (["-hset", "resetchannels"], "lacks +hset &clerk:sessions*: give"),
+    ],
+    ids=str,
+)
+def test_keys_and_channels_that_are_missing_are_named(
+    as_user: Callable[..., str], rules: list[str], named: str
+) -> None:
+    found = findings(as_user(*RELAY, *rules))
+
+    errors = [each.text for each in found if each.level == "error"]
+    assert len(errors) == 1
+    assert errors[0].startswith("Redis takes no deliveries: its user relay ")
+    assert named in errors[0]
+    assert "docs/redis.md lists" in errors[0]
+
+
+def test_the_pattern_of_partitions_is_named(as_user: Callable[..., str]) -> None:
+    found = findings(as_user(*RELAY), partitions=4)
+
+    assert "error Redis takes no deliveries: its user relay lacks ~{clerk:*}:*: give" in problems(found)
+    assert "error" not in problems(findings(as_user(*RELAY, "~{clerk:*}:*"), partitions=4))
+
+
+def test_whose_keys_are_named_one_by_one_needs_no_more(as_user: Callable[..., str]) -> None:
+    """Only the test deliveries are left out: their keys are of `check` alone."""
+    names = ("session:*", "user:*", "events", "expiry", "dead-letters", "probe", "revokes", "reconcile", "partitions")
+    keys = [f"~{{clerk}}:{name}" for name in names]
+
+    found = problems(findings(as_user(*RELAY, "resetkeys", *keys)))
+
+    assert "error" not in found
+    assert "warning no test delivery is tried: its user relay lacks ~{clerk}:*: give" in found
+
+
+def test_wait_is_needed_for_replicas(as_user: Callable[..., str]) -> None:
+    url = as_user(*RELAY, "-wait")
+
+    assert "error Redis takes no deliveries: its user relay lacks +wait" in problems(
+        findings(url, redis_min_replicas=1)
+    )
+
+
+def test_a_right_that_only_the_connection_needs_is_named(as_user: Callable[..., str]) -> None:
+    found = problems(findings(as_user(*RELAY, "-select").replace("/0", "/1")))
+
+    assert found.startswith("error Redis takes no deliveries: ")
+    assert found.endswith("give the user +select, and what else docs/redis.md lists")
+
+
+def test_programs_that_need_more_are_named(as_user: Callable[..., str]) -> None:
+    (about,) = [each for each in findings(as_user(*RELAY)) if each.text.startswith("rights: ")]
+
+    assert about.level == "ok"
+    for needs in ("reconcile +append ", "revoke +dbsize +scan ", "forget +scan +type ", "consumers +scan "):
+        assert needs in about.text
+
+
+def test_who_may_do_everything_lacks_nothing(redis: EmbeddedRedis) -> None:
+    assert ("ok", "rights: the user default lacks none") in findings(redis.url)
+
+
+def test_nobody_hears_of_the_check(redis: EmbeddedRedis) -> None:
+    with client_of(redis.url) as client, subscribed(client, "clerk:sessions", "clerk:sessions:user:.") as subscriber:
+        client.execute_command("ACL", "SETUSER", "relay", "reset", *RELAY, "-evalsha")
+        findings(redis.url)
+        findings(redis.url.replace("//", "//relay:password@"))
+        assert subscriber.rest() == []
+
+
+def test_a_command_that_was_renamed_is_no_missing_right(start_redis: Callable[..., EmbeddedRedis]) -> None:
+    server = start_redis("--rename-command", "ZSCAN", "")
+
+    found = findings(server.url)
+
+    errors = [each.text for each in found if each.level == "error"]
+    advice = "see that this is a Redis, and that the command was not renamed"
+    assert errors == [f"Redis takes no deliveries: it does not know zscan: {advice}"]
+    assert "lacks" not in problems(found)
+
+
+def test_the_stand_in_lacks_a_command_and_no_right(stand_in: EmbeddedRedis) -> None:
+    with client_of(stand_in.url) as client:
+        client.flushall()
+        found = findings(stand_in.url)
+        assert client.keys() == []
+
+    text = problems(found)
+    assert len(text.splitlines()) == 1
+    assert re.match(r"warning 127\.0\.0\.1:\d+: can't be checked, INFO says unknown command", text)
+    assert ("ok", "Redis takes deliveries") in found
+
+
+@pytest.fixture(scope="module")
+def cluster(redis_binary: str) -> Iterator[Cluster]:
+    with cluster_of(redis_binary, replicas=0) as cluster:
+        yield cluster
+
+
+def test_each_node_of_a_cluster_is_asked(cluster: Cluster) -> None:
+    """Each node has users of its own."""
+    rules = (*RELAY, "~{clerk:*}:*", "+cluster|slots")
+    for (node,) in cluster.shards:
+        with client_of(node.url) as client:
+            client.execute_command("ACL", "SETUSER", "relay", *rules)
+    url = cluster.url.replace("//", "//relay:password@")
+    assert "error" not in problems(findings(url, partitions=4))
+    lacking = cluster.owner("{clerk:3}:events")
+    with client_of(cluster.shards[lacking][0].url) as client:
+        client.execute_command("ACL", "SETUSER", "relay", "-xadd")
+
+    found = findings(url, partitions=4)
+
+    assert "error Redis takes no deliveries: its user relay lacks +xadd: give" in problems(found)
+    for (node,) in cluster.shards:
+        with client_of(node.url) as client:
+            assert client.keys() == []
+
+
+def test_who_may_not_ask_a_cluster_for_its_slots_is_told_so(cluster: Cluster) -> None:
+    for (node,) in cluster.shards:
+        with client_of(node.url) as client:
+            client.execute_command("ACL", "SETUSER", "other", *RELAY)
+
+    found = problems(findings(cluster.url.replace("//", "//other:password@")))
+
+    assert found.startswith("error Redis takes no deliveries: ")
+    assert "give the user +cluster|slots, and what else docs/redis.md lists" in found
+
+
+# What is documented, and what is asked for
+
+
+def asked(*programs: str) -> set[str]:
+    settings = make_settings("redis://127.0.0.1/0")
+    commands = [*commands_of(settings, None), *commands_of(settings, Keys())]
+    return {f"+{each.right}" for each in commands if each.program in programs}
+
+
+def test_the_relays_rights_are_those_asked_for() -> None:
+    elsewhere = {"+wait", "+select", "+ping"}
+
+    assert {*RIGHTS} - elsewhere == asked(SERVE, DEAD_LETTERS) | ({*RIGHTS} & asked(EXPIRE))
+
+
+def test_the_consumers_rights_are_those_asked_for() -> None:
+    listed = {each for each in documented("reader") if each.startswith("+")}
+
+    assert listed == asked("consumers")
+
+
+@pytest.mark.parametrize(
+    ("document", "title", "programs"),
+    [("docs/reconcile.md", "Rights in Redis", ["reconcile"]), ("docs/revoke.md", "Redis rights", ["revoke", "forget"])],
+)
+def test_the_rights_of_other_commands_are_those_asked_for(document: str, title: str, programs: list[str]) -> None:
+    listed = {*re.findall(r"\+[a-z]+", section(ROOT / document, title))}
+
+    assert asked(*programs) - {"+xrange", "+type"} <= listed
+
+
+def test_a_connection_that_fails_is_not_a_missing_right() -> None:
+    with pytest.raises(Exception, match="No such file"):
+        ask_rights(make_settings("unix:///nonexistent/redis.sock"))
