@@ -4,30 +4,26 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import click
 import redis
 from clerk_session_feed.errors import ConfigurationError
-from clerk_session_feed.keys import Keys, has_hash_tag, partition_of
 from clerk_session_feed.redis_url import RedisUrl
 
 from service.cli.check_channel import check_channel
-from service.cli.check_connect import client_at, keys_of
 from service.cli.check_data import check_dead_letters, check_expiry, check_received, check_types
 from service.cli.check_rights import ask_rights
 from service.cli.check_servers import check_servers
 from service.cli.check_trial import check_writing
 from service.cli.diagnosis import CheckResult, explain
-from service.config import DevSettings, ReconcileSettings, Settings, load, misspelt
+from service.config import DevSettings, ReconcileSettings, Settings, load, misspelt_settings
 from service.dev import simulator
 from service.server.system import metrics_directory
+from service.store.partitions import refuse_other_partitions
 from service.store.rights import is_missing_right
 from service.store.wrong_types import is_wrong_type
 from service.telemetry import log, printable
-
-SAMPLE: Final = 100
-"""Entries of each stream that are checked for belonging to its partition."""
 
 
 @click.command(short_help="Tell whether this configuration can work.")
@@ -70,9 +66,8 @@ def run_checks(settings: Settings, *, has_secret: bool = True) -> Iterator[Check
         yield CheckResult("ok", f"signing secrets: {len(settings.secrets)}, well-formed")
     else:
         yield CheckResult("warning", "CLERK_WEBHOOK_SIGNING_SECRET is not set: serve does not start without it")
-    for name in sorted(Settings.model_fields.keys() - settings.model_fields_set):
-        if alike := misspelt(name):
-            yield CheckResult("warning", f"{alike} is not a setting: if it is meant for {name.upper()}, rename it")
+    for advice in misspelt_settings(settings):
+        yield CheckResult("warning", advice)
     yield from _check_metrics_directory(settings)
     yield _check_tls(settings)
     writing = [*_check_rights_and_writing(settings)]
@@ -123,32 +118,13 @@ def _check_tls(settings: Settings) -> CheckResult:
 
 
 def _check_partitions(settings: Settings) -> Iterator[CheckResult]:
-    """Compare PARTITIONS with what is stored.
-
-    The users of each stream have to belong to its partition. They also do if the data has a multiple of PARTITIONS,
-    but then there are streams of the next numbers, too.
-    """
-    count, keys = settings.partitions, keys_of(settings)
-    others: tuple[Keys, ...] = keys.split(2) if has_hash_tag(keys.prefix) else ()
-    if count > 1:
-        others = (keys, *keys.split(2 * count)[count:])
-    wrong = []
-    for other in others:
-        with client_at(settings, other.events) as client:
-            if client.exists(other.events):
-                wrong.append(other.events)
-    for number, part in enumerate(keys.split(count)):
-        with client_at(settings, part.events) as client:
-            entries: Any = client.xrevrange(part.events, count=SAMPLE)
-        users = {fields.get(b"user_id", b"").decode(errors="replace") for _, fields in entries}
-        if any(partition_of(user, count) != number for user in users):
-            wrong.append(part.events)
-    if wrong:
-        text = f"PARTITIONS={count} does not fit the data in {', '.join(wrong[:3])}"
-        advice = "Set it to what it was, or let the service start anew under another REDIS_KEY_PREFIX"
-        yield CheckResult("error", f"{text}. {advice}")
+    """Compare PARTITIONS with what is stored, as whatever writes does at its start."""
+    try:
+        refuse_other_partitions(settings)
+    except ConfigurationError as error:
+        yield CheckResult("error", str(error))
     else:
-        yield CheckResult("ok", f"PARTITIONS={count} fits the data")
+        yield CheckResult("ok", f"PARTITIONS={settings.partitions} fits the data")
 
 
 _CHECKS: Final = (

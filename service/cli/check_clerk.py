@@ -26,7 +26,8 @@ SAMPLE: Final = 50
 
 def run_clerk_checks(settings: ReconcileSettings) -> list[CheckResult]:
     """Ask Clerk, and write nothing. If one result is an `error`, `reconcile` and `revoke` can't work."""
-    with contextlib.closing(SessionStore(settings)) as store, contextlib.closing(Runs(settings)) as runs:
+    store = SessionStore(settings, may_mark=False)
+    with contextlib.closing(store), contextlib.closing(Runs(settings)) as runs:
         return asyncio.run(_checks(settings, store, runs))
 
 

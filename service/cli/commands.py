@@ -127,10 +127,12 @@ def expire(once: bool, as_json: bool) -> None:
     if as_json and not once:
         raise click.UsageError("--json needs --once. Without it nothing is printed; LOG_FORMAT=json is for the log.")
     settings = load(WorkerSettings)
+    from service.store.partitions import refuse_other_partitions
     from service.telemetry import log
     from service.workers.expiry import ExpiryWorker
 
     log.configure(settings)
+    refuse_other_partitions(settings)
     with contextlib.closing(ExpiryWorker(settings)) as worker:
         if not once:
             worker.run_until_signal()

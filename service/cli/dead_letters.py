@@ -12,6 +12,7 @@ from service.config import LogSettings, StoreSettings, load
 from service.dev import view
 from service.ingest import Ingest
 from service.store.dead_letters import DeadLetters, ReplayStore
+from service.store.partitions import refuse_other_partitions
 from service.telemetry import log, printable
 
 
@@ -74,6 +75,7 @@ def replay(message_ids: tuple[str, ...]) -> None:
     log.configure(load(LogSettings, log_level="critical", log_format="console"))
     outcomes: Counter[str] = Counter()
     settings = load(StoreSettings)
+    refuse_other_partitions(settings)
     store = ReplayStore(settings)
     ingest = Ingest(store, publish_http_request=settings.publish_http_request)
     with contextlib.closing(DeadLetters(settings)) as stored, contextlib.closing(store):

@@ -23,6 +23,7 @@ from service.clerk.fields import SECONDS_BELOW
 from service.cli import reconcile_view
 from service.config import ReconcileSettings, load
 from service.errors import ClerkError, CommandError, StoreUnavailableError
+from service.store.partitions import refuse_other_partitions
 from service.store.sessions import SessionStore
 from service.telemetry import log as logs
 from service.telemetry import printable
@@ -110,7 +111,9 @@ def reconcile(
     scope = Scope(full=full, active_within_days=active_within, since_ms=since, user_id=user)
     is_watched = sys.stderr.isatty() and every is None
     _configure_logs(settings, is_worker=every is not None, is_watched=is_watched)
-    with contextlib.closing(SessionStore(settings)) as store, contextlib.closing(Runs(settings)) as runs:
+    refuse_other_partitions(settings)
+    store = SessionStore(settings, may_mark=not dry_run)
+    with contextlib.closing(store), contextlib.closing(Runs(settings)) as runs:
         command = _Command(settings, store, runs, scope, allow=allow, is_watched=is_watched)
         if every is not None:
             asyncio.run(_until_signal(command.run_forever(every)))

@@ -18,6 +18,7 @@ from service.dev import view
 from service.errors import ClerkError
 from service.store import revokes
 from service.store.forget import forget_user
+from service.store.partitions import refuse_other_partitions
 from service.store.revokes import Ended, PendingRevoke
 from service.store.sessions import SessionStore
 from service.telemetry import log, printable
@@ -92,7 +93,8 @@ def revoke(
         )
     # Each failure is shown here; the log is for the service.
     log.configure(load(LogSettings, log_level="critical", log_format="console"))
-    with contextlib.closing(SessionStore(settings)) as store:
+    refuse_other_partitions(settings)
+    with contextlib.closing(SessionStore(settings, may_mark=not pending)) as store:
         if pending:
             _list_pending(store, as_json)
             return
@@ -214,7 +216,10 @@ def forget(user_id: str) -> None:
 
     The mark that the user is deleted stays: an id and a time. Without it, a late event would bring sessions back.
     """
-    forgotten = forget_user(load(StoreSettings), user_id)
+    settings = load(StoreSettings)
+    log.configure(load(LogSettings, log_level="critical", log_format="console"))
+    refuse_other_partitions(settings)
+    forgotten = forget_user(settings, user_id)
     click.echo(
         f"Removed of {user_id}: sessions: {forgotten.sessions} (open: {forgotten.open_sessions}), "
         f"stream entries: {forgotten.entries}, dead letters: {forgotten.dead_letters}."

@@ -22,6 +22,7 @@ from uvicorn.supervisors import Multiprocess
 from service.config import Settings, load, misspelt_settings, shown
 from service.server.protocol import Protocol
 from service.server.system import METRICS_DIRECTORY, listen, metrics_directory
+from service.store.partitions import refuse_other_partitions
 from service.telemetry import log, relay_version
 
 STOP_SECONDS: Final = 10
@@ -133,12 +134,9 @@ def serve(settings: Settings, factory: str = DEFAULT_FACTORY) -> None:
     Raises:
         ConfigurationError: The settings or the factory can't work.
     """
-    # What is wrong with the URL is reported once, not by each worker.
+    # What is wrong with the URL, or the data, is reported once, not by each worker.
     connect(settings.redis_url.get_secret_value())
-    logger = structlog.get_logger(__name__)
-    logger.info("starting", version=relay_version(), settings=shown(settings))
-    for advice in misspelt_settings(settings):
-        logger.warning("setting_misspelt", advice=advice)
+    refuse_other_partitions(settings)
     with metrics_directory(settings.web_concurrency) as directory:
         # The Prometheus client looks for the name in small letters, too, and at its import.
         for name in (METRICS_DIRECTORY, METRICS_DIRECTORY.lower()):
@@ -159,6 +157,10 @@ def _serve(settings: Settings, factory: str) -> None:
     os.environ[_FACTORY] = factory
     if factory != DEFAULT_FACTORY:
         _import_factory(factory)  # what is wrong with it is reported once, too
+    logger = structlog.get_logger(__name__)
+    logger.info("starting", version=relay_version(), settings=shown(settings))
+    for advice in misspelt_settings(settings):
+        logger.warning("setting_misspelt", advice=advice)
     config = WorkerConfig(
         "service.server.processes:application",
         factory=True,

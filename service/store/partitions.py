@@ -1,6 +1,7 @@
 """Where sessions are kept: the partitions, and the connections to Redis that they share."""
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -8,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
+import structlog
 from clerk_session_feed import connections
 from clerk_session_feed.errors import ConfigurationError
 from clerk_session_feed.keys import Keys, partition_of
@@ -18,6 +20,8 @@ from service.store.layout import FIELD, LayoutCheck, PartitionsError, check_mark
 from service.store.pipeline import Pipeline
 from service.store.scripts import SCRIPTS
 from service.waiting import wait
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -86,7 +90,8 @@ class PartitionedStore:
             try:
                 await on_connect(connection)
                 await self._layout.ask(connection, key)
-            except PartitionsError:
+            except PartitionsError as error:
+                log.warning("partitions_differ", detail=str(error))
                 await connection.disconnect()  # redis-py would only do so after errors of its own
                 raise
 
@@ -118,26 +123,25 @@ class PartitionedStore:
         """Return where the sessions of a user are kept."""
         return self._partitions[partition_of(user_id, len(self._partitions))]
 
-    def probe(self, seconds: float = PROBE_SECONDS) -> None:
+    def connect(self) -> None:
+        """Make all connections now, and not when they are needed.
+
+        Raises:
+            PartitionsError: The data is not divided into PARTITIONS.
+            StoreUnavailableError: Redis does not answer in time.
+        """
+        results([partial(each.submit, ("EXISTS", key), bool) for each, key in self._probes.items()])
+
+    def probe(self) -> None:
         """Ask if Redis would take a write now (memory, replicas, loading and so on), without writing.
 
         Raises:
             PartitionsError: The data is not divided into PARTITIONS.
-            StoreUnavailableError: Redis would not, or does not answer in so many seconds.
+            StoreUnavailableError: Redis would not, or does not answer in time.
         """
         asked = [partial(each.submit, ("LPUSHX", key, ""), bool) for each, key in self._probes.items()]
         _, pipeline = self._dead_letters
-        results([*asked, partial(pipeline.submit, ("HMGET", self._layout_key, FIELD), self._check_mark)], seconds)
-
-    def refuse_other_partitions(self) -> None:
-        """Raise ConfigurationError if Redis answers, and its data is not divided into PARTITIONS."""
-        try:
-            self.probe(WRITE_SECONDS)
-            check_streams_of_one(self._settings)
-        except PartitionsError as error:
-            raise ConfigurationError([str(error)]) from None
-        except StoreUnavailableError:
-            pass  # who needs Redis at once will say so
+        results([*asked, partial(pipeline.submit, ("HMGET", self._layout_key, FIELD), self._check_mark)], PROBE_SECONDS)
 
     def parsing(self, parse: Callable[[list[bytes]], T]) -> Callable[[list[bytes]], T]:
         """Return what parses a script's reply; it raises PartitionsError if the script refused for that reason."""
@@ -174,6 +178,21 @@ class PartitionedStore:
         """Send what waits, then disconnect."""
         with ThreadPoolExecutor(len(self._pipelines)) as threads:  # side by side: each may take its time
             list(threads.map(Pipeline.close, self._pipelines.values()))
+
+
+def refuse_other_partitions(settings: StoreSettings) -> None:
+    """Raise ConfigurationError if Redis answers, and its data is not divided into PARTITIONS.
+
+    For the start of whatever writes. If Redis does not answer, each connection is asked that is made later.
+    """
+    try:
+        with contextlib.closing(PartitionedStore(settings, may_mark=False)) as store:
+            store.connect()
+        check_streams_of_one(settings)
+    except PartitionsError as error:
+        raise ConfigurationError([str(error)]) from None
+    except StoreUnavailableError:
+        pass
 
 
 def result(future: Future[T], seconds: float = WRITE_SECONDS) -> T:
