@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -21,6 +22,7 @@ from service.app.factory import RelayFlask, create_app
 from service.errors import StoreUnavailableError
 from service.server import bridge
 from service.server.bridge import FlaskBridge
+from service.server.protocol import ARRIVED_AT
 
 LIMIT = 100
 
@@ -229,6 +231,47 @@ def test_computing_that_waits_too_long_for_a_thread_is_answered_in_time(
     asyncio.run(answered())
 
     assert (client.status, json.loads(client.body)["code"]) == (503, "store_unavailable")
+
+
+# A request that waited for this process
+
+
+def waited(app: FlaskBridge, path: str, seconds: float, client: Client) -> Client:
+    """Let the bridge see a request so many seconds after its arrival."""
+
+    async def served() -> None:
+        arrived = {ARRIVED_AT: asyncio.get_running_loop().time() - seconds}
+        await FlaskBridge(app._app)(scope(path) | arrived, client.receive, client.send)
+
+    asyncio.run(served())
+    return client
+
+
+def test_the_time_for_a_response_begins_with_the_arrival(app: FlaskBridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridge, "RESPONSE_SECONDS", 3600)
+
+    client = waited(app, "/wait/long", 3599.7, Client(chunk(b"")))
+
+    assert (client.status, json.loads(client.body)["code"]) == (503, "store_unavailable")
+
+
+def test_the_time_for_a_body_begins_with_the_arrival_of_the_head(
+    app: FlaskBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "BODY_SECONDS", 3600)
+
+    client = waited(app, "/echo", 3599.7, Client(chunk(b"hel", more=True), then_hang=True))
+
+    assert (client.status, json.loads(client.body)["code"]) == (408, "request_timeout")
+
+
+def test_a_request_that_waited_too_long_is_still_served(
+    app: FlaskBridge, futures: dict[str, Future[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "GRACE_SECONDS", 60)
+    threading.Timer(0.05, futures["long"].set_result, ["done"]).start()
+
+    assert waited(app, "/wait/long", 3600, Client(chunk(b""))).body == b"done"
 
 
 def test_computing_in_a_thread_does_not_keep_the_loop(app: FlaskBridge, futures: dict[str, Future[str]]) -> None:

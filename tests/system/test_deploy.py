@@ -4,25 +4,32 @@ import contextlib
 import json
 import os
 import re
+import shutil
+import socket
+import socketserver
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import pytest
 from clerk_session_feed import SessionFeed
+from clerk_session_feed.errors import ConfigurationError
 from support.clock import eventually
-from support.constants import ROOT
+from support.constants import NO_REDIS, ROOT, SECRET, SERVE
 from support.events import clerk_event
-from support.network import unused_port
+from support.network import serving, unused_port
 from support.onlookers import our_client
 from support.redis_clients import client_of
 from support.relay import make_settings, run_relay
-from support.services import ServiceProcess
+from support.services import ServiceProcess, run_service
 
 from service.cli.check import run_checks
 from service.dev.embedded import EmbeddedRedis
+from service.server.system import listen
 from service.workers.expiry import ExpiryWorker
 
 DOCS: Final = (ROOT / "docs" / "deploy.md").read_text()
@@ -30,18 +37,164 @@ DOCKERFILE: Final = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
 PLAN: Final = 20
 
 
-def test_the_images_health_is_that_of_the_service(service: ServiceProcess) -> None:
+def health(directory: Path, **environment: str) -> tuple[int, str]:
+    """Run the image's health check in a directory; return its exit status, and what it says."""
     (command,) = re.findall(r"^HEALTHCHECK .*?CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
     _, *arguments = json.loads(command)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=directory,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr
 
-    def status(port: int) -> int:
-        environment = os.environ | {"PORT": str(port)}
-        return subprocess.run(
-            [sys.executable, *arguments], env=environment, stderr=subprocess.DEVNULL, timeout=60, check=False
-        ).returncode
 
+@pytest.fixture(scope="module")
+def everywhere(any_redis: EmbeddedRedis) -> Iterator[ServiceProcess]:
+    """A service that listens on every address, of IPv6 and IPv4."""
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("needs IPv6")
+    with run_service(any_redis.url, HOST="::") as service:
+        yield service
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_service_that_listens_on_all_addresses_of_ipv6_takes_ipv4_too(
+    address: str, everywhere: ServiceProcess
+) -> None:
+    response = httpx.get(str(httpx.URL(scheme="http", host=address, port=everywhere.port, path="/healthz")))
+
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("host", ["::", "0.0.0.0", "", "127.0.0.1", "::1", "localhost"])
+def test_the_images_health_is_that_of_the_service(host: str, everywhere: ServiceProcess, tmp_path: Path) -> None:
+    assert health(tmp_path, HOST=host, PORT=str(everywhere.port)) == (0, "")
+
+
+def test_the_images_health_is_asked_where_the_file_of_settings_says(everywhere: ServiceProcess, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"HOST='::1'\nPORT={everywhere.port}\n")
+
+    assert health(tmp_path) == (0, "")
+
+
+def test_the_images_health_is_asked_at_the_one_address_of_the_service(service: ServiceProcess, tmp_path: Path) -> None:
+    port = str(service.port)
+
+    assert health(tmp_path, HOST="127.0.0.1", PORT=port) == (0, "")
+    status, said = health(tmp_path, HOST="::1", PORT=port)
+    assert (status, said.partition(": ")[0]) == (1, f"::1 port {port}")
+
+
+def test_a_service_that_is_away_is_not_healthy(tmp_path: Path) -> None:
     with unused_port() as port:
-        assert (status(service.port), status(port)) == (0, 1)
+        status, said = health(tmp_path, HOST="::", PORT=str(port))
+
+    assert status == 1
+    assert "refused" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_another_program_at_the_port_is_not_healthy(tmp_path: Path) -> None:
+    class NotFound(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"HTTP/1.1 404 Not Found\r\n\r\n")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), NotFound) as server, serving(server):
+        status, said = health(tmp_path, PORT=str(server.server_address[1]))
+
+    assert status == 1
+    assert "/healthz responds with '404'" in said
+
+
+# Where `serve` listens
+
+
+def resolved(*addresses: str) -> Callable[..., list[Any]]:
+    """Return a getaddrinfo that finds these addresses."""
+
+    def find(_: str, port: int, **__: Any) -> list[Any]:
+        families = [socket.AF_INET6 if ":" in address else socket.AF_INET for address in addresses]
+        return [(family, None, 0, "", (address, port)) for family, address in zip(families, addresses, strict=True)]
+
+    return find
+
+
+def test_a_name_with_several_addresses_is_listened_for_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolved("127.0.0.1", "127.0.0.2", "127.0.0.1"))
+    sockets = listen("name", 0)
+
+    names = [each.getsockname() for each in sockets]
+    for each in sockets:
+        each.close()
+
+    assert [name for name, _ in names] == ["127.0.0.1", "127.0.0.2"]
+    assert len({port for _, port in names}) == 1
+
+
+def test_an_address_of_another_machine_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolved("203.0.113.1", "127.0.0.1"))
+    (only,) = listen("name", 0)
+    with only:
+        assert only.getsockname()[0] == "127.0.0.1"
+
+
+def test_no_address_of_this_machine_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolved("203.0.113.1", "203.0.113.2"))
+    with pytest.raises(ConfigurationError, match=r"^HOST, PORT: can't listen on name port 0: .*; set PORT to a free"):
+        listen("name", 0)
+
+
+# What it runs in
+
+
+def test_one_process_needs_no_directory_that_can_be_written(any_redis: EmbeddedRedis) -> None:
+    with run_service(any_redis.url, PROMETHEUS_MULTIPROC_DIR="/dev/null/metrics") as service:
+        assert service.http.get("/metrics").status_code == 200
+
+
+READ_ONLY: Final = """
+mount -o remount,bind,ro / && mount -t tmpfs none /tmp && mount -o remount,ro /tmp || exit 77
+for place in /var/tmp /usr/tmp /dev/shm /run; do
+    mountpoint -q $place && { mount -o remount,ro $place || mount -o remount,bind,ro $place || exit 77; }
+done
+cd /
+touch /tmp/file /var/tmp/file 2>/dev/null && exit 77
+exec "$@"
+"""
+"""A root without a directory that can be written, in a mount namespace of its own; 77 where that is not possible."""
+
+
+def test_a_read_only_root_without_tmp_is_one_line() -> None:
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        pytest.skip("needs unshare")
+    done = subprocess.run(
+        [unshare, "--mount", "--map-root-user", "sh", "-c", READ_ONLY, "sh", *SERVE],
+        env={
+            **{name: value for name, value in os.environ.items() if name not in {"TMPDIR", "TEMP", "TMP"}},
+            "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
+            "REDIS_URL": NO_REDIS,
+            "WEB_CONCURRENCY": "2",
+            "PYTHONPATH": str(ROOT),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if done.returncode == 77 or "unshare: " in done.stderr:
+        pytest.skip("needs the right to mount")
+
+    *_, last = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert last.startswith("TMPDIR: no directory can be made for temporary files (")
+    assert "Traceback" not in done.stderr
 
 
 # Connections to Redis

@@ -1,5 +1,7 @@
 """Whoever breaks the configuration is told what is wrong, of which variable, and what to do; never a secret."""
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +11,7 @@ from support.constants import OTHER_SECRET, SECRET
 
 from service.config import Settings, load
 from service.server import processes as server
+from service.server.system import metrics_directory
 from service.telemetry import log
 
 Environment = dict[str, str | None]
@@ -33,8 +36,8 @@ def _nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(server, "OneProcess", lambda *_, **__: pytest.fail("it starts with these settings"))
 
 
-def said_by(command: str, environment: Environment) -> str:
-    result = run(command, environment=GOOD | environment)
+def said_by(command: str, environment: Environment, *options: str) -> str:
+    result = run(command, *options, environment=GOOD | environment)
     assert (result.exit_code, result.stdout) == (2, "")
     assert BARE[:8] not in result.stderr
     assert PASSWORD not in result.stderr
@@ -113,6 +116,77 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     said = said_by("serve", {"PORT": "0", "LOG_LEVEL": "loud", "REDIS_TIMEOUT": "soon"})
 
     assert {line.partition(":")[0] for line in said.splitlines()} == {"PORT", "LOG_LEVEL", "REDIS_TIMEOUT"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("HOST", "a\x1b[31mb"), ("OMIT_FIELDS", "a\x1b[31mb"), ("PORT", "8\n0\x1b")]
+)
+def test_no_value_can_steer_the_terminal_in_which_its_fault_is_told(variable: str, value: str) -> None:
+    said = said_by("serve", {variable: value})
+
+    assert said.rstrip("\n").isprintable()
+
+
+# Options of `serve`
+
+
+def test_options_are_checked_as_settings_are() -> None:
+    said = said_by("serve", {"PORT": "8000"}, "--port", "http", "--workers", "0", "--host", '"::"')
+
+    assert said.splitlines() == [
+        "HOST: begins with a quotation mark: leave the quotes out",
+        f"PORT: is not a port number from 1 to 65535: {OR_ELSE}8000",
+        f"WEB_CONCURRENCY: is not a number of processes from 1 to 1000: {OR_ELSE}1",
+    ]
+
+
+# A directory for temporary files
+
+
+@pytest.fixture
+def no_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Let no directory be made where the system keeps temporary files; return such a place."""
+    file = tmp_path / "file"
+    file.touch()  # a path below a file: root may write everywhere else
+    monkeypatch.setattr(tempfile, "tempdir", str(file / "tmp"))
+    return str(file)
+
+
+def test_several_processes_without_a_temporary_directory_are_one_line(no_directory: str) -> None:
+    said = said_by("serve", {"WEB_CONCURRENCY": "2"})
+
+    assert said.startswith("TMPDIR: no directory can be made for temporary files (Not a directory). WEB_CONCURRENCY=2")
+    assert "set it to 1, or mount a writable one" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_the_directory_for_metrics_that_the_user_names_is_the_one_that_is_tried(no_directory: str) -> None:
+    said = said_by("serve", {"WEB_CONCURRENCY": "2", "PROMETHEUS_MULTIPROC_DIR": no_directory})
+
+    assert said.startswith(f"PROMETHEUS_MULTIPROC_DIR: no directory can be made in {no_directory} (Not a directory).")
+    assert len(said.splitlines()) == 1
+
+
+def test_the_directory_for_metrics_is_removed_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    with metrics_directory(2) as directory:
+        assert Path(str(directory)).parent == tmp_path
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.usefixtures("no_directory")
+def test_one_process_needs_no_directory() -> None:
+    with metrics_directory(1) as directory:
+        assert directory is None
+
+
+@pytest.mark.usefixtures("no_directory")
+def test_a_redis_for_dev_that_has_no_directory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/redis-server")
+    said = said_by("dev", {"REDIS_URL": None})
+
+    assert said.startswith("TMPDIR: no directory can be made")
+    assert "redis-server needs one: set REDIS_URL to another Redis, or mount" in said
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from clerk_session_feed.errors import ConfigurationError
 from support.constants import OTHER_SECRET, SECRET
 
-from service.config import Settings, SigningSettings, load
+from service.config import Settings, SigningSettings, load, misspelt_settings, redis_address, shown
 from service.models import OMITTABLE_FIELDS
 
 NEEDED: Final = {"CLERK_WEBHOOK_SIGNING_SECRET": SECRET, "REDIS_URL": "redis://127.0.0.1"}
@@ -181,6 +181,72 @@ BAD: Final = (
 @pytest.mark.parametrize(("name", "value"), BAD)
 def test_a_bad_value_is_one_line_that_names_the_variable(name: str, value: str, environment: Environment) -> None:
     assert fault_of(name, value, environment)
+
+
+@pytest.mark.parametrize("quoted", ['"{}"', "'{}'", ' "{}"\t'])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "CLERK_WEBHOOK_SECRET"])
+def test_a_value_in_quotes_is_refused(name: str, quoted: str, environment: Environment) -> None:
+    value = NEEDED.get(name) or "1"
+    assert fault_of(name, quoted.format(value), environment).endswith("leave the quotes out")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1 ", "\t::", "0.0.0.0\r", "local host", "a\x1bb", "\u200b::", "'::", '::"'])
+def test_a_host_has_only_what_names_have(host: str, environment: Environment) -> None:
+    assert "leave it out" in fault_of("HOST", host, environment)
+
+
+@pytest.mark.parametrize("token", ["hunter2 ", "\thunter2", "hun\x1bter2", "hunter2\u200b", "hun\nter2"])
+def test_a_token_has_only_what_a_header_carries(token: str, environment: Environment) -> None:
+    fault = fault_of("METRICS_TOKEN", token, environment)
+    assert "leave out what no header carries" in fault
+    assert "hun" not in fault
+
+
+def test_a_quotation_mark_inside_is_part_of_a_value(environment: Environment) -> None:
+    environment(**NEEDED, METRICS_TOKEN="it's")
+    assert load(Settings).metrics_token.get_secret_value() == "it's"
+
+
+# What the log tells of them.
+
+
+def test_settings_are_shown_without_secrets(environment: Environment) -> None:
+    environment(
+        CLERK_WEBHOOK_SIGNING_SECRET=f"{SECRET},{OTHER_SECRET}",
+        REDIS_URL="rediss://someone:hunter2@h:6380/0?password=hunter3",
+        METRICS_TOKEN="hunter4",
+        OMIT_FIELDS="tasks,actor",
+        PORT="8000",
+        STREAM_MAXLEN="7",
+    )
+    assert shown(load(Settings)) == {
+        "CLERK_WEBHOOK_SIGNING_SECRET": "2 set",
+        "REDIS_URL": "rediss://h:6380/0",
+        "METRICS_TOKEN": "set",
+        "OMIT_FIELDS": ["actor", "tasks"],
+        "STREAM_MAXLEN": 7,
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("redis://h", "redis://h"),
+        ("unix://someone:hunter2@/run/redis.sock?db=0", "unix:///run/redis.sock"),
+        ("redis+sentinel://:hunter2@a:1,b:2/main/0", "redis+sentinel://a:1,b:2/main/0"),
+        ("redis+cluster://:hunter2@a:1,b:2?sentinel_password=hunter3", "redis+cluster://a:1,b:2"),
+    ],
+)
+def test_an_address_has_no_credentials(url: str, address: str) -> None:
+    assert redis_address(url) == address
+
+
+def test_misspelt_settings_are_found(environment: Environment) -> None:
+    environment(**NEEDED, METRIC_TOKEN="hunter2", PARTITION="8", DEBUG="1", REDIS_TLS_URL="rediss://h")
+    assert misspelt_settings(load(Settings)) == [
+        "METRIC_TOKEN is not a setting: if it is meant for METRICS_TOKEN, rename it",
+        "PARTITION is not a setting: if it is meant for PARTITIONS, rename it",
+    ]
 
 
 @pytest.mark.parametrize("prefix", ["clerk", "{}", "{}{clerk}", "}clerk{"])
