@@ -1,5 +1,6 @@
 """How the parts of `check` reach Redis: by a connection of their own to the server that has a key."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import redis
@@ -19,6 +20,17 @@ def client_at(settings: StoreSettings, key: str) -> Any:
     return connections.connect(
         settings.redis_url.get_secret_value(), key, tls_verify=settings.redis_tls_verify, timeout=settings.redis_timeout
     )
+
+
+def partitions_by_client(settings: StoreSettings) -> Iterator[tuple[Any, list[Keys]]]:
+    """Yield a client for each slot, and the partitions that it can serve: all, unless Redis is a cluster."""
+    url = settings.redis_url.get_secret_value()
+    slots: dict[int, list[Keys]] = {}
+    for part in keys_of(settings).split(settings.partitions):
+        slots.setdefault(connections.slot(url, part.events), []).append(part)
+    for parts in slots.values():
+        with client_at(settings, parts[0].events) as client:
+            yield client, parts
 
 
 def connection_of(client: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 import redis
 
-from service.cli.check_connect import client_at, keys_of, run
+from service.cli.check_connect import client_at, keys_of, partitions_by_client, run
 from service.cli.diagnosis import NEARLY_FULL, CheckResult
 from service.config import Settings
 from service.store.wrong_types import is_wrong_type
@@ -21,18 +21,22 @@ OVERDUE_SECONDS: Final = 120
 
 def check_types(settings: Settings) -> Iterator[CheckResult]:
     """Check that no key of the relay is somebody else's, by commands that `serve` needs, too."""
-    keys = keys_of(settings)
-    asked: list[tuple[str, str, tuple[str, ...]]] = [("hash", keys.dead_letters, ("HLEN",))]
-    for part in keys.split(settings.partitions):
-        asked += [("stream", part.events, ("XDEL", "0-0")), ("zset", part.expiry, ("ZCOUNT", "-inf", "-inf"))]
-    for expected, key, (command, *arguments) in asked:
-        with client_at(settings, key) as client:
-            try:
-                run(client, command, key, *arguments)
-            except redis.ResponseError as error:
-                if is_wrong_type(error):
-                    text = f"{key} is a {_type(client, key)}, not a {expected}"
-                    yield CheckResult("error", f"{text}: find out whose it is; rename or delete it")
+    key = keys_of(settings).dead_letters
+    with client_at(settings, key) as client:
+        yield from _check_type(client, "hash", key, "HLEN")
+    for client, parts in partitions_by_client(settings):
+        for part in parts:
+            yield from _check_type(client, "stream", part.events, "XDEL", "0-0")
+            yield from _check_type(client, "zset", part.expiry, "ZCOUNT", "-inf", "-inf")
+
+
+def _check_type(client: Any, expected: str, key: str, command: str, *arguments: str) -> Iterator[CheckResult]:
+    try:
+        run(client, command, key, *arguments)
+    except redis.ResponseError as error:
+        if is_wrong_type(error):
+            text = f"{key} is a {_type(client, key)}, not a {expected}"
+            yield CheckResult("error", f"{text}: find out whose it is; rename or delete it")
 
 
 def _type(client: Any, key: str) -> str:
@@ -63,17 +67,17 @@ def check_dead_letters(settings: Settings) -> Iterator[CheckResult]:
 def check_expiry(settings: Settings) -> Iterator[CheckResult]:
     """Check that somebody expires sessions, as far as sessions tell that are overdue."""
     overdue, first_ms, now_ms = 0, 0.0, 0.0
-    for part in keys_of(settings).split(settings.partitions):
-        with client_at(settings, part.expiry) as client:
-            now_ms = _now_ms(client)
-            late = now_ms - OVERDUE_SECONDS * 1000
+    for client, parts in partitions_by_client(settings):
+        now_ms = _now_ms(client)
+        late = now_ms - OVERDUE_SECONDS * 1000
+        for part in parts:
             if first := client.zrangebyscore(part.expiry, "-inf", late, start=0, num=1, withscores=True):
                 overdue += client.zcount(part.expiry, "-inf", late)
                 first_ms = min(first_ms or now_ms, first[0][1])
     if overdue:
-        text = f"nobody expires sessions: {overdue} should have ended, the first {_length(now_ms - first_ms)} ago"
-        advice = "run session-relay expire, beside serve; if it runs, its log says what it can't do"
-        yield CheckResult("warning", f"{text}: {advice}")
+        text = f"nobody expires sessions, or not fast enough: {overdue} are overdue, the first"
+        advice = "run session-relay expire beside serve; if it runs, see its log"
+        yield CheckResult("warning", f"{text} by {_length(now_ms - first_ms)}: {advice}")
     else:
         yield CheckResult("ok", "no session is overdue for session-relay expire")
 
@@ -83,10 +87,9 @@ def check_received(settings: Settings) -> Iterator[CheckResult]:
     newest, now_ms, is_empty = 0, 0.0, True
     event: dict[str, Any] = {}
     instances: set[str] = set()
-    for part in keys_of(settings).split(settings.partitions):
-        with client_at(settings, part.events) as client:
-            now_ms = _now_ms(client)
-            entries = client.xrevrange(part.events, count=SAMPLE)
+    for client, parts in partitions_by_client(settings):
+        now_ms = _now_ms(client)
+        entries = [entry for part in parts for entry in client.xrevrange(part.events, count=SAMPLE)]
         is_empty = is_empty and not entries
         for cursor, fields in entries:
             found, at_ms = _event(fields), int(cursor.partition(b"-")[0])

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import redis
 from clerk_session_feed.connections import explain
-from clerk_session_feed.keys import HASH_TAG
+from clerk_session_feed.keys import HASH_TAG, Keys
 
-from service.cli.check_connect import client_at, connection_of, keys_of, run
+from service.cli.check_connect import client_at, connection_of, keys_of, partitions_by_client, run
 from service.cli.diagnosis import CheckResult
 from service.cli.rights_commands import CHECK, DEAD_LETTERS, EXPIRE, SERVE, TRIAL, Command, commands_of
 from service.config import Settings
@@ -109,18 +109,24 @@ def ask_rights(settings: Settings) -> Rights:
     keys = keys_of(settings)
     with client_at(settings, keys.dead_letters) as client:
         rights = Rights(client.connection_pool.connection_kwargs.get("username") or "default")
-    for part in (None, *keys.split(settings.partitions)):
-        with client_at(settings, (part or keys).dead_letters) as client:
-            connection_of(client)
-            asked = _refused_by_script(client, commands_of(settings, part))
-            rights.are_tried |= asked is None
-            refused = asked if asked is not None else commands_of(settings, part, is_tried=True)
-            for command in refused:
-                try:
-                    run(client, *command.words)
-                except redis.ResponseError as error:
-                    rights.add(command, error, settings)
+        _ask(client, settings, None, rights)
+    for client, parts in partitions_by_client(settings):
+        for part in parts:
+            _ask(client, settings, part, rights)
     return rights
+
+
+def _ask(client: Any, settings: Settings, part: Keys | None, rights: Rights) -> None:
+    connection_of(client)
+    refused = _refused_by_script(client, commands_of(settings, part))
+    if refused is None:
+        rights.are_tried = True
+        refused = commands_of(settings, part, is_tried=True)
+    for command in refused:
+        try:
+            run(client, *command.words)
+        except redis.ResponseError as error:
+            rights.add(command, error, settings)
 
 
 def _pattern(settings: Settings, key: str) -> str:
