@@ -47,8 +47,8 @@ class _Watched:
 
     partition: Partition
     pace: Pace
-    position: str = BEGINNING
-    """A cursor: entries behind it came after the last look."""
+    position: str | None = None
+    """The cursor at the end of the stream; None: it has got entries since."""
     written: int = 0
     """Entries that this worker has written, and the pace does not know of."""
     look_at_ms: float = 0.0
@@ -162,6 +162,8 @@ class ExpiryWorker:
                     pause = min(max(2 * pause, REST_SECONDS), LONGEST_PAUSE)
                     slot.watch.disconnect()
                     slot.look_at_all = 0.0
+                    for each in slot.watched:  # the next connection may lead to another server
+                        each.position = None
                     self._stopping.wait(pause)
         except Exception as error:  # noqa: BLE001  # raised by run_until_signal
             self._failure = error
@@ -178,19 +180,22 @@ class ExpiryWorker:
         due_ms = min(each.look_at_ms for each in slot.watched) - self._now_ms()
         seconds = max(0.0, min(due_ms / 1000, slot.look_at_all - time.monotonic()))
         if not self._stopping.wait(min(seconds, REST_SECONDS)) and seconds > REST_SECONDS:
-            positions = {each.partition.keys.events: each.position for each in slot.watched}
+            positions = {each.partition.keys.events: each.position or BEGINNING for each in slot.watched}
             news = slot.watch.wait(positions, seconds - REST_SECONDS, self._stopping)
             for each in slot.watched:
                 if each.partition.keys.events in news:
-                    each.look_at_ms = 0.0
+                    each.position, each.look_at_ms = None, 0.0
 
     def _look(self, slot: _Slot, watched: Sequence[_Watched]) -> None:
         """Expire a batch of each partition in which sessions are due, and set when to look again."""
-        # Before looking: what comes in between, will be found behind this.
-        positions = slot.watch.positions([each.partition.keys.events for each in watched])
+        # Before looking: what comes in between will be found behind this.
+        unknown = [each for each in watched if each.position is None]
+        positions = slot.watch.positions([each.partition.keys.events for each in unknown])
+        for each, position in zip(unknown, positions, strict=True):
+            each.position = position
         firsts_ms = slot.expirer.first_ms([each.partition for each in watched])
-        for each, position, first_ms in zip(watched, positions, firsts_ms, strict=True):
-            each.position, each.look_at_ms = position, first_ms
+        for each, first_ms in zip(watched, firsts_ms, strict=True):
+            each.look_at_ms = first_ms
             if first_ms <= (now_ms := self._now_ms()):
                 each.look_at_ms = now_ms + 1000 * self._expire(slot, each)
             else:
@@ -206,5 +211,5 @@ class ExpiryWorker:
                 log.info("expiry_slowed", partition=watched.partition.number, detail=_slowed(watched.pace))
             return pause
         batch = slot.expirer.expire_some(watched.partition, watched.pace.batch)
-        watched.written = batch.expired
+        watched.written, watched.position = batch.expired, None
         return 0.0 if batch.expired else random.uniform(0, RETRY_SECONDS)  # noqa: S311
