@@ -1,6 +1,7 @@
 # make run    the relay with nothing set up: its own Redis, its own secret, sample deliveries
 # make test   the whole test suite
 # make test-unit  the tests without Redis, sockets and processes (seconds)
+# make test-lowest  the whole test suite, with the oldest versions that pyproject.toml allows
 # make test-servers  the tests with a real Redis, on Redis 6.2, Redis 8 and Valkey 9 (half an hour; downloads 30 MB)
 # make soak   every fault of production in one long load, and the counts at its end (one minute)
 # make soak-reconcile  a reconcile of 10,000 users that is killed 20 times (half an hour)
@@ -15,17 +16,17 @@
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-# Twice --quiet: errors only.
-PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet --quiet
+PIP := .venv/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help run test test-unit test-servers soak soak-reconcile bench bench-growth lint schemas pins clean
+.PHONY: help run test test-unit test-lowest test-servers soak soak-reconcile bench bench-growth lint schemas pins clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 # `exec`: a signal for the command reaches it, and no shell stands in between.
-run: .venv/.installed
-	@exec .venv/bin/session-relay dev $(ARGS)
+# The Redis and the secret in `.env` may be production's.
+run: .venv/.runnable
+	@exec .venv/bin/session-relay dev --own-redis --own-secret $(ARGS)
 
 test: .venv/.installed .venv/.node
 	@exec .venv/bin/python -m pytest $(ARGS)
@@ -37,6 +38,10 @@ test-unit: .venv/.installed
 # One server: REDIS_SERVER=/path/to/valkey-server make test, or make soak.
 test-servers: .venv/.installed .venv/.node .servers/.installed
 	@exec .venv/bin/python tests/support/other_servers.py $(ARGS)
+
+test-lowest: .lowest/.installed .venv/.node
+	@ln -sfn ../.venv/node .lowest/node
+	@FEED_FLOOR_PYTHON="$(CURDIR)/.lowest/feed/bin/python" exec .lowest/bin/python -m pytest $(ARGS)
 
 # SOAK_DELIVERIES, SOAK_SESSIONS, SOAK_FAULTS and SOAK_SEED make it longer, or another one.
 soak: .venv/.installed
@@ -67,11 +72,33 @@ schemas: .venv/.installed
 	.venv/bin/session-relay schema asyncapi > docs/schema/asyncapi.json
 	.venv/bin/session-relay schema openapi > docs/schema/openapi.json
 
-# Set-up happens once; nothing of it needs the network again until one of these files changes.
-.venv/.installed: .venv/.made pyproject.toml clients/python/pyproject.toml requirements-dev.txt
-	@echo "Installing what requirements-dev.txt pins into .venv: a minute, the first time …"
-	@$(PIP) install --progress-bar off --requirement requirements-dev.txt
+# Set-up happens once; nothing of it needs the network again until one of these files changes. It takes a while, so
+# what pip says is shown. What `make run` needs comes first: a first try has no use for linters.
+.venv/.runnable: .venv/.made pyproject.toml clients/python/pyproject.toml requirements-run.txt
+	@echo "Installing what requirements-run.txt pins into .venv, once …"
+	@$(PIP) install --requirement requirements-run.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable ./clients/python --editable .
+	@touch $@
+
+.venv/.installed: .venv/.runnable requirements-dev.txt
+	@echo "Installing what requirements-dev.txt pins for tests and linters into .venv, once: a minute …"
+	@$(PIP) install --requirement requirements-dev.txt
+	@touch $@
+
+# The oldest versions of what the service needs and, in feed/, of what consumers need. pip can't find them; uv can.
+LOWEST = .lowest/bin/uv pip compile --quiet --python .lowest/bin/python --resolution lowest-direct --no-annotate
+
+.lowest/.installed: .venv/.made pyproject.toml clients/python/pyproject.toml
+	@echo "Installing the oldest versions that pyproject.toml allows into .lowest, once: a minute …"
+	@rm -rf .lowest
+	@$(PYTHON) -m venv --without-pip .lowest
+	@$(PYTHON) -m venv --without-pip .lowest/feed
+	@$(PIP) --python .lowest/bin/python install pip uv==0.13.9
+	@$(LOWEST) $(NOT_LOCAL) --all-extras --group test pyproject.toml --output-file .lowest/requirements.txt
+	@$(LOWEST) --all-extras clients/python/pyproject.toml --output-file .lowest/feed/requirements.txt
+	@$(PIP) --python .lowest/bin/python install --requirement .lowest/requirements.txt
+	@$(PIP) --python .lowest/feed/bin/python install --requirement .lowest/feed/requirements.txt
+	@$(PIP) --python .lowest/bin/python install --no-deps --no-build-isolation --editable ./clients/python --editable .
 	@touch $@
 
 # What tests need of npm: AsyncAPI's schema of its own documents, which is published nowhere else, and what the
@@ -95,7 +122,7 @@ BENCH_PYTHON := $(shell /usr/bin/python3 -c '$(NEW_ENOUGH)' 2>/dev/null && echo 
 	@echo "Installing what benchmarks/requirements.txt pins into .bench: a minute, the first time …"
 	@rm -rf .bench
 	@$(BENCH_PYTHON) -m venv --without-pip .bench
-	@$(PIP) --python .bench/bin/python install --progress-bar off --requirement benchmarks/requirements.txt
+	@$(PIP) --python .bench/bin/python install --requirement benchmarks/requirements.txt
 	@$(PIP) --python .bench/bin/python install --no-deps --no-build-isolation --editable ./clients/python --editable .
 	@touch $@
 
@@ -142,9 +169,11 @@ NOT_LOCAL := --no-emit-package clerk-session-feed
 
 pins:
 	$(COMPILE) $(ARGS) $(NOT_LOCAL) pyproject.toml --extra dev --group test --output-file requirements-dev.txt
+	$(COMPILE) $(NOT_LOCAL) pyproject.toml --extra dev --group build --constraint requirements-dev.txt \
+		--output-file requirements-run.txt
 	printf '%s\n' ./clients/python . | $(COMPILE) - --constraint requirements-dev.txt --output-file requirements.txt
 	$(COMPILE) $(ARGS) $(NOT_LOCAL) pyproject.toml benchmarks/requirements.in --constraint requirements-dev.txt \
 		--output-file benchmarks/requirements.txt
 
 clean:
-	rm -rf .venv .bench .servers benchmarks/node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .lowest .bench .servers benchmarks/node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

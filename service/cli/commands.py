@@ -104,16 +104,28 @@ def serve(factory: str | None, **options: str | None) -> None:
 @main.command(short_help="Run the service with nothing set up.")
 @click.option("--simulate/--no-simulate", default=True, help="Send sample deliveries first.")
 @click.option("--reconcile", is_flag=True, help="Run a stand-in for Clerk's API as well, and reconcile with it.")
-def dev(simulate: bool, reconcile: bool) -> None:
+@click.option("--redis-url", metavar="URL", help="Use this Redis, whatever REDIS_URL says.")
+@click.option("--own-redis", is_flag=True, help="Start a Redis, even if REDIS_URL is set.")
+@click.option("--own-secret", is_flag=True, help="Make up a signing secret, even if one is set.")
+def dev(simulate: bool, reconcile: bool, redis_url: str | None, own_redis: bool, own_secret: bool) -> None:
     """Run the service with nothing set up, and show what subscribers get.
 
     It starts a Redis of its own unless REDIS_URL is set, and makes up a signing secret if none is set. With
     --reconcile, some webhooks of a stand-in for Clerk get lost, and it shows what `reconcile` mends.
     """
-    settings = load(DevSettings)
+    # Set to None, they count as not set, in the environment and in .env.
+    chosen = {"redis_url": redis_url} if redis_url or own_redis else {}
+    unset = {"clerk_webhook_signing_secret": None} if own_secret else {}
+    settings = load(DevSettings, **chosen, **unset)
     from service.dev import run, view
 
-    run.run(settings, simulate=simulate, reconcile=reconcile, console=view.console())
+    run.run(
+        settings,
+        simulate=simulate,
+        reconcile=reconcile,
+        console=view.console(),
+        redis_option="--redis-url" if redis_url else None,
+    )
 
 
 @main.command(short_help="End the sessions that have expired.")

@@ -5,16 +5,12 @@ It starts up to two processes: a redis-server, and `session-relay serve`, the sa
 
 import contextlib
 import os
-import re
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -27,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.config import DevSettings
-from service.dev import embedded, sender, simulator, view
+from service.dev import embedded, introduction, sender, simulator, view
 from service.dev.sender import WEBHOOK_PATH
 from service.errors import StartError
 from service.server.system import listen
@@ -41,7 +37,9 @@ NO_MESSAGE_SECONDS: Final = 0.1
 """Seconds to wait for a message where none is expected."""
 
 
-def run(settings: DevSettings, *, simulate: bool, reconcile: bool = False, console: Console) -> None:
+def run(
+    settings: DevSettings, *, simulate: bool, reconcile: bool = False, console: Console, redis_option: str | None = None
+) -> None:
     """Run until Ctrl-C, SIGTERM or SIGHUP.
 
     Args:
@@ -49,6 +47,7 @@ def run(settings: DevSettings, *, simulate: bool, reconcile: bool = False, conso
         simulate: send sample deliveries.
         reconcile: run a stand-in for Clerk as well, and reconcile with it.
         console: where to show what happens.
+        redis_option: the option of the command line that the Redis in the settings is from, if it is from one.
 
     Raises:
         StartError: Redis or the service does not start, or the service ends by itself.
@@ -62,16 +61,18 @@ def run(settings: DevSettings, *, simulate: bool, reconcile: bool = False, conso
 
     with contextlib.ExitStack() as stack:
         if settings.redis_url:
-            redis_name, redis_url = "REDIS_URL", settings.redis_url.get_secret_value()
+            redis_name, redis_url = redis_option or "REDIS_URL", settings.redis_url.get_secret_value()
+            for_redis = {"REDIS_URL": redis_url}
         else:
             own_redis = stack.enter_context(embedded.run())
-            redis_name, redis_url = own_redis.name, own_redis.url
+            redis_name, redis_url, redis_option = own_redis.name, own_redis.url, "--own-redis"
+            for_redis = {"REDIS_URL": redis_url, "REDIS_MIN_REPLICAS": "0"}  # it has none
         given = [secret.get_secret_value() for secret in settings.clerk_webhook_signing_secret or ()]
         secrets = given or [simulator.new_secret()]
         port = _choose_port(settings)
         environment = {
             "CLERK_WEBHOOK_SIGNING_SECRET": ",".join(secrets),
-            "REDIS_URL": redis_url,
+            **for_redis,
             "HOST": settings.host,
             "PORT": str(port),
             "LOG_LEVEL": settings.log_level,
@@ -83,7 +84,15 @@ def run(settings: DevSettings, *, simulate: bool, reconcile: bool = False, conso
         _await_start(server, origin.join("/healthz"), stop)
         subscriber = stack.enter_context(_subscribe(settings, redis_url))
         url = str(origin.join(WEBHOOK_PATH))
-        _introduce(console, url, secrets[0], redis_name, redis_url, settings.redis_channel)
+        introduction.introduce(
+            console,
+            origin,
+            redis_name=redis_name,
+            redis_url=redis_url,
+            redis_option=redis_option or "",
+            channel=settings.redis_channel,
+            made_secret=None if given else secrets[0],
+        )
         if simulate:
             _simulate(console, url, secrets[0], subscriber, stop)
             console.print()
@@ -92,8 +101,9 @@ def run(settings: DevSettings, *, simulate: bool, reconcile: bool = False, conso
 
             clerk = stack.enter_context(clerk_trial.running_clerk(url, secrets[0]))
             sessions = clerk_trial.make_changes(clerk)
-            clerk_trial.introduce(console, clerk, [*sessions.values()][-1], _without_password(redis_url), _program())
-            for_clerk = clerk_trial.environment_of(clerk) | {"REDIS_URL": redis_url}
+            shown_url, program = introduction.without_password(redis_url), introduction.program()
+            clerk_trial.introduce(console, clerk, [*sessions.values()][-1], shown_url, program)
+            for_clerk = clerk_trial.environment_of(clerk) | for_redis
             clerk_trial.reconcile(console, settings, os.environ | for_clerk, sessions, stop)
             _skip_messages(subscriber)
         console.print(f"What {settings.redis_channel} gets from now on. Ctrl-C stops.\n", style="dim", markup=False)
@@ -183,36 +193,6 @@ def _shown(message: bytes, show: Callable[[SessionUpdate], Text]) -> Text:
         return show(published(message))
     except UnreadableMessageError as error:
         return Text(f"something else was published ({error})", "dim")
-
-
-def _introduce(console: Console, url: str, secret: str, redis_name: str, redis_url: str, channel: str) -> None:
-    program, shown_url = _program(), _without_password(redis_url)
-    quoted_url = shlex.quote(shown_url)
-    console.print(
-        f"{'webhooks':<10}{url}",
-        f"{'secret':<10}{secret}",
-        f"{'Redis':<10}{shown_url}  ({redis_name})",
-        "\nTry, in another terminal:",
-        f"  CLERK_WEBHOOK_SIGNING_SECRET={secret} {program} send session.revoked --url {url}",
-        f"  REDIS_URL={quoted_url} {program} tail --from start",
-        f"  redis-cli -u {quoted_url} subscribe {shlex.quote(channel)}\n",
-        sep="\n",
-        markup=False,
-    )
-
-
-def _program() -> str:
-    """Return the words that call this program from the working directory."""
-    called = Path(sys.argv[0]).absolute()
-    if called.name != "session-relay":
-        return f"{shlex.quote(sys.executable)} -m service"
-    return called.name if shutil.which(called.name) == str(called) else shlex.quote(os.path.relpath(called))
-
-
-def _without_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    shown = f"{head.partition('://')[0]}://…@{tail}" if at else url
-    return re.sub("(password=)[^&]*", r"\1…", shown)
 
 
 def _simulate(console: Console, url: str, secret: str, subscriber: Any, stop: threading.Event) -> None:

@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 from support.children import Program, descendants, running, started
 from support.clock import eventually
-from support.constants import PROC, RELAY, SECRET
+from support.constants import OTHER_SECRET, PROC, RELAY, ROOT, SECRET
 from support.network import free_port
 from support.redis_clients import client_of, subscribed
 
@@ -61,7 +61,8 @@ class RunningDev:
 
     @property
     def secret(self) -> str:
-        return self.find(r"^secret +(\S+) *$")
+        """Return the one that it made; with one given, the test knows it."""
+        return self.find(r"^secret +(whsec_\S+) *$")
 
     @property
     def redis_url(self) -> str:
@@ -253,7 +254,7 @@ def test_what_else_is_published_does_not_end_it(dev: RunningDev) -> None:
 
 def test_the_tail_command_works_whatever_is_in_the_url(given: GivenDev, tmp_path: Path) -> None:
     assert "&client_name=relay" in given.command("tail")
-    session_id = simulated_post(given).json()["session_id"]
+    session_id = simulated_post(given, given.secrets_given[0]).json()["session_id"]
     with started(["sh", "-c", f"exec env {given.command('tail')}"], tmp_path) as tail:
         tail.wait_for(session_id)
 
@@ -282,7 +283,7 @@ def test_nothing_is_cut_in_a_narrow_terminal(given: GivenDev) -> None:
     """What can't be copied whole is of no use."""
     assert given.redis_url == given.redis_given
     assert f"--url {given.url}" in given.command("send")
-    assert given.secret in given.command("send")
+    assert f"--forward-to {given.url}" in given.command("listen")
 
 
 # The stand-in for Clerk
@@ -443,6 +444,7 @@ def test_it_can_listen_on_ipv6(start: Dev) -> None:
         pytest.skip("there is no IPv6 here")
     dev = RunningDev(start("--no-simulate", HOST="::1"))
     assert dev.url.startswith("http://[::1]:")
+    assert dev.command("ngrok").startswith("ngrok http http://[::1]:")
     assert simulated_post(dev).status_code == 200
 
 
@@ -484,7 +486,6 @@ def test_another_server_on_its_port_is_not_taken_for_the_relay(start: Dev) -> No
 
 
 def test_the_secrets_it_is_given_are_used(given: GivenDev) -> None:
-    assert given.secret == given.secrets_given[0]
     assert [simulated_post(given, secret).status_code for secret in given.secrets_given] == [200, 200]
 
 
@@ -503,7 +504,8 @@ def test_settings_in_dotenv_are_used(start: Dev, any_redis: EmbeddedRedis, tmp_p
         f"REDIS_CHANNEL='other channel'\nPORT={port}\n"
     )
     dev = RunningDev(start(REDIS_URL="", PORT=""))
-    assert (dev.secret, dev.redis_url, httpx.URL(dev.url).port) == (SECRET, any_redis.url, port)
+    assert (dev.redis_url, httpx.URL(dev.url).port) == (any_redis.url, port)
+    assert simulated_post(dev, SECRET).status_code == 200
     assert dev.table()[0][2] == "active (live)"
     assert dev.command("redis-cli").endswith("subscribe 'other channel'")
 
@@ -515,6 +517,46 @@ def test_the_password_of_a_redis_given_is_not_shown(start: Dev, start_redis: Cal
         client.config_set("requirepass", "hunter-two")
     dev = RunningDev(start("--no-simulate", REDIS_URL=server.url.replace("//", "//:hunter-two@")))
     assert "hunter" not in dev.said + dev.program.stderr
+
+
+def test_a_secret_given_is_not_shown_and_is_found_by_the_send_command(
+    given: GivenDev, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for secret in given.secrets_given:
+        assert secret not in given.program.stdout + given.program.stderr
+    monkeypatch.setenv("CLERK_WEBHOOK_SIGNING_SECRET", given.secrets_given[0])
+    assert shell(given.command("send"), tmp_path).stdout.split()[:2] == ["200", "applied"]
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in (ROOT / "Makefile").read_text().splitlines() if "session-relay dev" in line]
+)
+def test_make_run_touches_no_redis_and_no_secret_that_is_set(line: str, start: Dev, tmp_path: Path) -> None:
+    """In `.env` and in the environment, under each name, whether they can be used or not."""
+    _, options = line.replace("$(ARGS)", "").split("session-relay dev ")
+    with socket.create_server(("127.0.0.1", 0)) as production:
+        production.setblocking(False)
+        url = f"redis://:hunter-two@127.0.0.1:{production.getsockname()[1]}/0"
+        (tmp_path / ".env").write_text(
+            f"REDIS_URL={url}\nCLERK_WEBHOOK_SIGNING_SECRET={SECRET}\nCLERK_WEBHOOK_SECRET=cut\n"
+            "REDIS_MIN_REPLICAS=1\nCLERK_SECRET_KEY=sk_live_hunter\nMETRICS_TOKEN=hunter\n"
+        )
+        set_too = {"REDIS_URL": url.replace("redis:", "postgres:"), "CLERK_WEBHOOK_SIGNING_SECRET": OTHER_SECRET}
+        dev = RunningDev(start(*options.split(), **set_too))
+        assert dev.secret not in {SECRET, OTHER_SECRET}
+        assert dev.table()[0][1:] == ["200 applied", "active (live)"]
+        assert "dev --own-redis " in dev.command("dev")
+        assert dev.program.interrupt() == 0
+        with pytest.raises(BlockingIOError):
+            production.accept()
+    said = dev.program.stdout + dev.program.stderr
+    assert [secret for secret in ("hunter", SECRET, OTHER_SECRET) if secret in said] == []
+
+
+def test_the_redis_of_an_option_is_used_whatever_is_set(start: Dev, any_redis: EmbeddedRedis) -> None:
+    dev = RunningDev(start("--own-redis", "--redis-url", any_redis.url, REDIS_URL="redis://127.0.0.1:1/0"))
+    assert (dev.redis_url, dev.redis_name) == (any_redis.url, "--redis-url")
+    assert dev.table()[0][2] == "active (live)"
 
 
 def test_a_redis_given_that_is_away_ends_it(start: Dev) -> None:

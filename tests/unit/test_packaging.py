@@ -1,6 +1,7 @@
 """That pins, settings and versions agree in the files that name them."""
 
 import re
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -8,12 +9,14 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 from support.constants import ROOT
 
 from service.config import ReconcileSettings, Settings, load
 from service.dev import simulator
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 SECRET = simulator.new_secret()
 LOCAL = ["./clients/python", "."]
 """What is installed from this folder: on no index yet."""
@@ -45,15 +48,33 @@ def test_requirements_txt_installs_the_project_and_pins_what_it_needs() -> None:
         assert all(v in needed.specifier for v in _versions(pins[canonicalize_name(needed.name)])), needed
 
 
-def test_the_suite_runs_on_the_versions_that_are_deployed() -> None:
-    runtime, development = _pins("requirements.txt"), _pins("requirements-dev.txt")
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-run.txt"])
+def test_the_suite_runs_on_the_versions_that_are_deployed(name: str) -> None:
+    runtime, development = _pins(name), _pins("requirements-dev.txt")
 
     assert {name: _versions(pins) for name, pins in runtime.items()} == {
         name: _versions(development[name]) for name in runtime
     }
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "pyproject.toml"])
+def test_what_make_run_installs_is_the_service_its_stand_in_for_redis_and_no_linter() -> None:
+    pins = set(_pins("requirements-run.txt"))
+
+    assert pins >= set(_pins("requirements.txt")) | {"fakeredis", "lupa", "hatchling"}
+    assert pins & {"pytest", "hypothesis", "mypy", "ruff", "granian", "fastapi", "import-linter"} == set()
+
+
+@pytest.mark.skipif(Path(sys.prefix).name != ".lowest", reason="of `make test-lowest`")
+def test_each_floor_is_a_version_that_there_is_and_that_is_tried() -> None:
+    groups = [*PROJECT["optional-dependencies"].values(), *PYPROJECT["dependency-groups"].values()]
+    named = [Requirement(line) for line in sum(groups, PROJECT["dependencies"]) if isinstance(line, str)]
+    floors = [(need.name, floor) for need in named for floor in need.specifier if floor.operator in {">=", "~="}]
+
+    assert len(floors) > 30
+    assert [(name, version(name)) for name, floor in floors if Version(version(name)) != Version(floor.version)] == []
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-run.txt", "requirements-dev.txt", "pyproject.toml"])
 def test_no_registry_is_named(name: str) -> None:
     """Which one is used is the machine's business."""
     text = (ROOT / name).read_text()

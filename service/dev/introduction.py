@@ -1,0 +1,94 @@
+"""What `dev` says at its start: where things are, and what to try. It shows no secret but one that `dev` made."""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import httpx
+from rich.console import Console
+
+from service.dev.sender import WEBHOOK_PATH
+
+_EVENTS = "all of session.*, user.updated and user.deleted"
+
+
+def introduce(
+    console: Console,
+    origin: httpx.URL,
+    *,
+    redis_name: str,
+    redis_url: str,
+    redis_option: str,
+    channel: str,
+    made_secret: str | None,
+) -> None:
+    """Say where the service and its Redis are, and what to try.
+
+    Args:
+        console: where to say it.
+        origin: the address of the service, without a path.
+        redis_name: what Redis this is, for people.
+        redis_url: where it is.
+        redis_option: the option that makes another `dev` use such a Redis; empty if settings do.
+        channel: REDIS_CHANNEL.
+        made_secret: the signing secret, if `dev` made it; None if it was given.
+    """
+    url = str(origin.join(WEBHOOK_PATH))
+    shown_url = without_password(redis_url)
+    quoted_url = shlex.quote(shown_url)
+    with_secret = f"CLERK_WEBHOOK_SIGNING_SECRET={made_secret} " if made_secret else ""
+    console.print(
+        f"{'webhooks':<10}{url}",
+        f"{'secret':<10}{made_secret or 'the one of CLERK_WEBHOOK_SIGNING_SECRET'}",
+        f"{'Redis':<10}{shown_url}  ({redis_name})",
+        "\nTry, in another terminal:",
+        f"  {with_secret}{program()} send session.revoked --url {url}",
+        f"  REDIS_URL={quoted_url} {program()} tail --from start",
+        f"  redis-cli -u {quoted_url} subscribe {shlex.quote(channel)}",
+        "\nFor Clerk's own webhooks, open a way in from the internet, by one of:",
+        f"  cloudflared tunnel --url {origin}",
+        f"  ngrok http {origin.port if origin.host == '127.0.0.1' else origin}",
+        f"  clerk webhooks listen --forward-to {url}",
+        f"It shows an address. Put {WEBHOOK_PATH} behind it; not so with `clerk`, whose address is whole. Add it in",
+        f"Clerk's Dashboard (Webhooks, Add Endpoint), and subscribe to {_EVENTS}.",
+        *_last_step(made_secret, redis_option),
+        "",
+        sep="\n",
+        markup=False,
+    )
+
+
+def _last_step(made_secret: str | None, redis_option: str) -> list[str]:
+    if made_secret is None:
+        return ["The Signing Secret of that endpoint has to be in CLERK_WEBHOOK_SIGNING_SECRET."]
+    options = f"{redis_option} --no-simulate".lstrip()
+    return [
+        "Then stop this, and start it with the Signing Secret of that endpoint:",
+        f"  CLERK_WEBHOOK_SIGNING_SECRET=whsec_… {program()} dev {options}",
+    ]
+
+
+def program() -> str:
+    """Return the words that call this program from the working directory."""
+    called = Path(sys.argv[0]).absolute()
+    if called.name != "session-relay":
+        return f"{shlex.quote(sys.executable)} -m service"
+    return called.name if shutil.which(called.name) == str(called) else shlex.quote(os.path.relpath(called))
+
+
+def without_password(url: str) -> str:
+    """Return a REDIS_URL as it may be shown."""
+    head, at, tail = url.rpartition("@")
+    shown = f"{head.partition('://')[0]}://…@{tail}" if at else url
+    address, mark, query = shown.partition("?")
+    return address + mark + "&".join(map(_without_secret, query.split("&")))
+
+
+def _without_secret(option: str) -> str:
+    name, is_set, _ = option.partition("=")
+    hidden = is_set and re.search("pass|secret|token", unquote(name), re.IGNORECASE)
+    return f"{name}=…" if hidden else option

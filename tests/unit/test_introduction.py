@@ -1,0 +1,26 @@
+"""What `dev` says at its start shows no secret that it was given."""
+
+import pytest
+
+from service.dev import introduction
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://h:6379/0", "redis://h:6379/0"),
+        ("redis://h/0?client_name=a&db=1", "redis://h/0?client_name=a&db=1"),
+        ("rediss://user:hunter@h/0", "rediss://…@h/0"),
+        ("redis://:hun@ter@h/0", "redis://…@h/0"),
+        (
+            "redis+sentinel://:hunter@h1,h2/m/0?sentinel_password=hunter",
+            "redis+sentinel://…@h1,h2/m/0?sentinel_password=…",
+        ),
+        ("redis://h?ssl_password=hunter&db=1", "redis://h?ssl_password=…&db=1"),
+        ("redis://h?pass%77ord=hunter", "redis://h?pass%77ord=…"),
+        ("redis://h?PASSWORD=hunter", "redis://h?PASSWORD=…"),
+        ("redis://h?password=hun@ter", "redis://…@ter"),
+    ],
+)
+def test_a_redis_url_is_shown_without_what_is_secret(url: str, shown: str) -> None:
+    assert introduction.without_password(url) == shown
