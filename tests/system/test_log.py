@@ -1,15 +1,20 @@
 """The log: one JSON object per line, whatever comes in; nothing secret in it."""
 
 import json
+import os
+import pty
 import subprocess
 import sys
 from typing import Any
 
-from support.constants import NO_REDIS, ROOT, SECRET
+import pytest
+from support.clock import eventually
+from support.constants import NO_REDIS, OTHER_SECRET, ROOT, SECRET
 from support.services import ServiceProcess, run_service
 from support.signing import signed
 
 from service.dev import simulator
+from service.dev.embedded import EmbeddedRedis
 
 FORGED = 'x\n{"event":"forged"}\r\u2028\x1b[31m'
 
@@ -204,7 +209,35 @@ def test_the_form_can_be_set_again() -> None:
     assert [line.startswith("{") for line in said] == [True, True, False, False]
 
 
+def test_no_logger_looks_like_a_fault_that_is_none() -> None:
+    [line] = lines(logged("logging.getLogger('uvicorn.error').info('Started server process')"))
+
+    assert line["logger"] == "service.server"
+
+
 # Consoles
+
+
+def logged_in_a_terminal(**settings: str) -> str:
+    ours, theirs = pty.openpty()
+    script = f"""
+import structlog
+from service.config import LogSettings
+from service.telemetry.log import configure
+configure(LogSettings(_env_file=None, **{settings!r}))
+structlog.get_logger("service.test").warning("hello")
+"""
+    try:
+        subprocess.run([sys.executable, "-c", script], cwd=ROOT, stderr=theirs, check=True, timeout=60)
+        return os.read(ours, 10_000).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.parametrize(("settings", "is_json"), [({}, False), ({"log_format": "json"}, True)])
+def test_a_terminal_gets_readable_lines_unless_json_is_asked_for(settings: dict[str, str], is_json: bool) -> None:
+    assert logged_in_a_terminal(**settings).startswith("{") == is_json
 
 
 def test_a_console_gets_readable_lines() -> None:
@@ -292,6 +325,54 @@ def test_each_delivery_is_a_line_and_every_line_is_json(service: ServiceProcess)
         common | {"level": "info", "outcome": "rejected", "reason": "malformed_event", "message_id": "msg_3"},
         common | {"level": "info", "outcome": "rejected", "reason": "missing_signature", "message_id": None},
     ]
+
+
+# What to correct at Clerk
+
+
+def advice(service: ServiceProcess) -> list[tuple[str, str]]:
+    lines = [line for line in service.log_lines() if line["event"] == "check_endpoint"]
+    return [(line["level"], line["reason"]) for line in lines]
+
+
+def test_a_wrong_secret_is_a_warning_with_what_to_correct(any_redis: EmbeddedRedis) -> None:
+    with run_service(any_redis.url, CLERK_WEBHOOK_SIGNING_SECRET=OTHER_SECRET) as service:
+        for _ in range(20):
+            assert service.deliver(simulator.sample()).status_code == 400
+        eventually(lambda: len(deliveries(service)) == 20)
+        [line] = [line for line in service.log_lines() if line["event"] == "check_endpoint"]
+
+    assert (line["level"], line["reason"]) == ("warning", "invalid_signature")
+    assert "CLERK_WEBHOOK_SIGNING_SECRET" in line["advice"]
+    assert "Signing Secret" in line["advice"]
+
+
+@pytest.mark.parametrize("path", ["/", "/webhook/clerk", "/webhooks/clerk/", "/healthz"])
+def test_a_delivery_to_another_path_is_a_warning_with_what_to_correct(path: str, any_redis: EmbeddedRedis) -> None:
+    body = simulator.encode(simulator.sample())
+    with run_service(any_redis.url) as service:
+        for _ in range(20):
+            assert service.http.post(path, content=body, headers=signed(body)).status_code in {404, 405}
+        [line] = [line for line in service.log_lines() if line["event"] == "check_endpoint"]
+
+    assert (line["level"], line["reason"]) == ("warning", "not_found")
+    assert "let the URL end in /webhooks/clerk" in line["advice"]
+
+
+def test_a_clock_that_is_off_is_a_warning(any_redis: EmbeddedRedis) -> None:
+    body = simulator.encode(simulator.sample())
+    with run_service(any_redis.url) as service:
+        headers = signed(body) | {"svix-timestamp": "1000000000"}
+        assert service.post(body, headers).status_code == 400
+        assert advice(service) == [("warning", "timestamp_out_of_tolerance")]
+
+
+def test_what_scanners_send_is_no_warning(any_redis: EmbeddedRedis) -> None:
+    with run_service(any_redis.url) as service:
+        assert service.http.post("/login", content=b"{}").status_code == 404
+        assert service.http.get("/wp-admin").status_code == 404
+        assert service.post(b"{}", {}).status_code == 400
+        assert advice(service) == []
 
 
 def test_nothing_secret_and_nothing_of_the_user_is_logged() -> None:

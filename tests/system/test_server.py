@@ -1,23 +1,26 @@
 """`session-relay serve`: a Redis that hangs or restarts, and how it ends."""
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Final
 
 import httpx
 import pytest
 from support.children import started
 from support.clock import eventually
-from support.constants import EVENTS_KEY, RELAY, SECRET
+from support.constants import EVENTS_KEY, RELAY, ROOT, SECRET, SERVE
 from support.events import IGNORED, sample_body
-from support.network import free_port
+from support.network import free_port, unused_port
 from support.raw_http import exchange, genuine, raw_connection, request_head
 from support.redis_clients import client_of
 from support.redis_servers import frozen
@@ -105,6 +108,146 @@ def test_the_service_starts_without_redis(start_redis: Callable[..., EmbeddedRed
         assert service.deliver(sample_body()).status_code == 503
         start_redis(port=port)
         assert service.deliver(sample_body()).json()["outcome"] == "applied"
+
+
+# What it says at its start
+
+
+def said(service: ServiceProcess, event: str) -> dict[str, Any]:
+    """Return the first log line of an event, once it is there."""
+
+    def found() -> list[dict[str, Any]]:
+        # A line may be half written.
+        return [json.loads(line) for line in service.log_text().split("\n")[:-1] if f'"event":"{event}"' in line]
+
+    first, *_ = eventually(found)
+    return dict(first)
+
+
+def test_the_log_says_which_relay_with_which_settings_on_which_redis(own_redis: EmbeddedRedis) -> None:
+    url = own_redis.url.replace("//", "//default:hunter2@")
+    with client_of(own_redis.url) as client:
+        client.config_set("requirepass", "hunter2")
+        client.auth("hunter2")
+        version = client.info("server")["redis_version"]
+    with run_service(url, METRICS_TOKEN="hunter3", STREAM_MAXLEN="7") as service:
+        starting, redis = said(service, "starting"), said(service, "redis")
+        everything = service.log_text()
+
+    assert starting["version"] == importlib.metadata.version("clerk-session-relay")
+    assert starting["settings"] == {
+        "CLERK_WEBHOOK_SIGNING_SECRET": "1 set",
+        "REDIS_URL": own_redis.url,
+        "STREAM_MAXLEN": 7,
+        "HOST": "127.0.0.1",
+        "PORT": service.port,
+        "METRICS_TOKEN": "set",
+    }
+    assert (redis["address"], redis["server"]) == (own_redis.url, f"Redis {version}")
+    assert "hunter" not in everything
+
+
+def test_a_misspelt_setting_is_a_warning(any_redis: EmbeddedRedis) -> None:
+    with run_service(any_redis.url, METRIC_TOKEN="hunter2") as service:
+        line = said(service, "setting_misspelt")
+
+    assert line["level"] == "warning"
+    assert line["advice"] == "METRIC_TOKEN is not a setting: if it is meant for METRICS_TOKEN, rename it"
+
+
+def test_a_redis_that_may_not_be_asked_for_its_version_is_named_without_it(own_redis: EmbeddedRedis) -> None:
+    with client_of(own_redis.url) as client:
+        client.acl_setuser(
+            "relay", enabled=True, passwords=["+hunter2"], keys=["*"], channels=["*"], commands=["+@all", "-info"]
+        )
+    with run_service(own_redis.url.replace("//", "//relay:hunter2@")) as service:
+        assert said(service, "redis")["server"] is None
+        assert service.deliver(sample_body()).status_code == 200
+        assert "redis_failed" not in service.log_text()
+
+
+def test_a_redis_that_hangs_does_not_delay_the_start(own_redis: EmbeddedRedis) -> None:
+    with frozen(own_redis), run_service(own_redis.url, REDIS_TIMEOUT="60") as service:
+        assert service.http.get("/healthz").status_code == 200
+        assert service.stop() == 0
+
+
+def test_options_win_over_the_environment(any_redis: EmbeddedRedis) -> None:
+    port = free_port()
+    with unused_port() as wrong:
+        command = [*SERVE, "--host", "127.0.0.1", "--port", str(port), "--workers", "2"]
+        environment = {"CLERK_WEBHOOK_SIGNING_SECRET": SECRET, "REDIS_URL": any_redis.url}
+        environment |= {"HOST": "203.0.113.1", "PORT": str(wrong), "WEB_CONCURRENCY": "1"}
+        with started(command, ROOT, environment) as program:
+            listening = f'"host":"127.0.0.1","port":{port},.*"event":"listening"'
+            program.wait_for(f"{listening}(?s:.)*{listening}", stream="stderr")  # in both workers
+            assert httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+            assert program.stop() == 0
+
+
+# What waited for a worker
+
+
+def slow_delivery(service: ServiceProcess) -> dict[str, Any]:
+    """Return the log line of the one delivery that Redis did not take."""
+
+    def found() -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in service.log_text().split("\n")[:-1]]
+        return [line for line in lines if line["event"] == "delivery" and line["outcome"] == "failed"]
+
+    (line,) = eventually(found)
+    return line
+
+
+WAITED: Final = 3.0
+"""Seconds that a delivery waits for a process, of the 4 that it has."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how long a request has waited")
+def test_a_delivery_that_waited_for_a_busy_process_has_only_the_rest_of_its_time(own_redis: EmbeddedRedis) -> None:
+    with run_service(own_redis.url, REDIS_TIMEOUT="60") as service, raw_connection(service.port) as connection:
+        assert service.deliver(sample_body("sess_0")).status_code == 200
+        with frozen(own_redis):
+            service.process.send_signal(signal.SIGSTOP)
+            connection.send(delivery("sess_1"))
+            time.sleep(WAITED)
+            service.process.send_signal(signal.SIGCONT)
+
+            assert connection.response().status == 503
+            assert slow_delivery(service)["duration_ms"] < 2000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how long a request has waited")
+def test_a_delivery_that_waited_for_the_successor_of_a_dead_worker_has_only_the_rest_of_its_time(
+    own_redis: EmbeddedRedis,
+) -> None:
+    with run_service(own_redis.url, REDIS_TIMEOUT="60", WEB_CONCURRENCY="2") as service:
+        main = service.process
+        workers = workers_of(main.pid)
+        with frozen(own_redis):
+            main.send_signal(signal.SIGSTOP)
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
+            with raw_connection(service.port) as connection:
+                connection.send(delivery("sess_1"))
+                time.sleep(WAITED)
+                main.send_signal(signal.SIGCONT)
+
+                assert connection.response().status == 503
+                assert slow_delivery(service)["duration_ms"] < 2000
+
+
+def test_a_worker_that_died_is_replaced_while_another_one_hangs(two_workers: ServiceProcess) -> None:
+    main = two_workers.process
+    hanging, dead = sorted(workers_of(main.pid))  # the main process looks at the first one first
+    os.kill(dead, signal.SIGKILL)
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        eventually(lambda: workers_of(main.pid) - {hanging, dead}, within=60)
+        assert hanging in workers_of(main.pid), "the one that hangs was waited for first"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(hanging, signal.SIGKILL)
 
 
 # Several processes
