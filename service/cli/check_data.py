@@ -100,7 +100,11 @@ def check_received(settings: Settings) -> Iterator[CheckResult]:
         at = f"{datetime.fromtimestamp(newest / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
         yield CheckResult("ok", f"last received: {event.get('type')}, {_length(now_ms - newest)} ago ({at})")
     else:
-        text = "nothing received yet" if is_empty else f"the newest {SAMPLE} events are none of Clerk's"
+        text = (
+            "nothing received yet, dead letters aside"
+            if is_empty
+            else f"the newest {SAMPLE} events are none of Clerk's"
+        )
         where = "https://<where serve is reached>/webhooks/clerk"
         yield CheckResult("ok", f"{text}: see that an endpoint in Clerk's Dashboard, Webhooks, names {where}")
     if len(instances) > 1:

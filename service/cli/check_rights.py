@@ -35,14 +35,16 @@ end
 local refused = {}
 for number, words in ipairs(cjson.decode(ARGV[1])) do
   local is_known, is_allowed = pcall(redis.acl_check_cmd, unpack(words))
-  if not (is_known and is_allowed) then
+  if not is_known then
+    return false
+  elseif not is_allowed then
     refused[#refused + 1] = number - 1
   end
 end
 return refused
 """
-"""Returns the indices of the commands that the user may not run, or that the server does not know. `false` if the
-server can't be asked: https://redis.io/docs/latest/develop/programmability/lua-api/#redis.acl_check_cmd"""
+"""Returns the indices of the commands that the user may not run; `false` if the server can't be asked, or does not
+know one of them: https://redis.io/docs/latest/develop/programmability/lua-api/#redis.acl_check_cmd"""
 
 
 @dataclasses.dataclass
@@ -138,7 +140,7 @@ def _pattern(settings: Settings, key: str) -> str:
 
 
 def _refused_by_script(client: Any, commands: Sequence[Command]) -> list[Command] | None:
-    """Return those that the user may not run, or that the server does not have; None if it can't be asked."""
+    """Return those that the user may not run, so that nothing is done by trying them; None if it can't be asked."""
     try:
         digest = run(client, "SCRIPT LOAD", _ASK)
         indices = run(client, "EVALSHA", digest, 0, json.dumps([each.words for each in commands]))
