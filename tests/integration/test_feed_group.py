@@ -6,17 +6,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from clerk_session_feed import CursorLostError, SessionUpdate, UnreadableMessageError
+from clerk_session_feed import CursorLostError, SessionUpdate, UnreadableMessageError, transport, unused
 from clerk_session_feed import group as group_rules
+from clerk_session_feed import shares as share_rules
 from support.children import started
 from support.clock import eventually
 from support.constants import EVENTS_KEY, NOW_MS
 from support.events import clerk_event
-from support.feeds import Feed, OpenFeed, Reconnects, block_shortly
+from support.feeds import EndedError, Feed, OpenFeed, Reconnects, block_shortly
 from support.network import free_port
 from support.redis_clients import client_of
 from support.redis_servers import start_durable_redis
@@ -43,6 +45,13 @@ def begin_sessions(relay: Relay, *numbers: int) -> list[str]:
 
 def numbers(updates: list[SessionUpdate]) -> list[int]:
     return [int(update.session.id.removeprefix("sess_")) for update in updates]
+
+
+def calls(client: Any, *names: str) -> int:
+    """Return how many commands of these names Redis has executed; without names, of all but this client's."""
+    stats = {name.removeprefix("cmdstat_"): each["calls"] for name, each in client.info("commandstats").items()}
+    names = names or tuple(name for name in stats if name not in {"info", "config|resetstat", "flushall"})
+    return sum(stats.get(name, 0) for name in names)
 
 
 def pending(client: Any, group: str = "group") -> int:
@@ -125,6 +134,7 @@ def test_late_events_are_acknowledged_and_left_out(feed: Feed, relay: Relay, cli
     begin_sessions(relay, 3)
     updates = feed.consume(after="0-0")
     assert numbers(updates.take(2)) == [1, 3]
+    updates.leave()
     assert pending(client) == 1
     with_stale = feed.consume("with stale", after="0-0", stale=True).take(3)
     assert [update.outcome for update in with_stale] == ["applied", "stale", "applied"]
@@ -133,16 +143,83 @@ def test_late_events_are_acknowledged_and_left_out(feed: Feed, relay: Relay, cli
 # Acknowledged after the loop's body
 
 
-def test_an_update_is_acknowledged_when_the_next_is_asked_for(feed: Feed, relay: Relay, client: Any) -> None:
+def test_what_is_done_is_acknowledged_with_the_next_read(feed: Feed, relay: Relay, client: Any) -> None:
     begin_sessions(relay, 1, 2, 3)
     updates = feed.consume(after="0-0")
-    for left in (3, 2, 1):
-        updates.next()
-        assert pending(client) == left
+    updates.take(3)
+    assert pending(client) == 3
     more = updates.begin()
     eventually(lambda: pending(client) == 0)
     begin_sessions(relay, 4)
     more.result(10)
+
+
+def test_a_thousand_updates_take_few_commands(own_redis: EmbeddedRedis, own_client: Any, open_feed: OpenFeed) -> None:
+    """Each command that writes costs a write to the disk where Redis has `appendfsync always`."""
+    with run_relay(own_redis.url) as relay:
+        begin_sessions(relay, 1)
+    fields = own_client.xrange(EVENTS_KEY)[0][1]
+    with own_client.pipeline() as pipeline:
+        for _ in range(999):
+            pipeline.xadd(EVENTS_KEY, fields)
+        pipeline.execute()
+    own_client.config_resetstat()
+    updates = open_feed(own_redis.url).consume(after="0-0")
+    updates.take(1000)
+    updates.begin()
+    eventually(lambda: pending(own_client) == 0)
+    assert calls(own_client, "xack") <= 40
+    assert calls(own_client, "xreadgroup") <= 42
+
+
+def test_a_slow_loop_is_acknowledged_after_a_second(
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = clock_of_the_group(monkeypatch)
+    begin_sessions(relay, 1, 2, 3)
+    updates = feed.consume(after="0-0")
+    updates.take(2)
+    assert pending(client) == 3
+    clock.ahead = 1.1
+    updates.next()
+    assert pending(client) == 1
+
+
+def test_whoever_leaves_the_loop_gets_only_what_was_not_done_again(feed: Feed, relay: Relay, client: Any) -> None:
+    begin_sessions(relay, 1, 2, 3, 4)
+    updates = feed.consume(after="0-0")
+    assert numbers(updates.take(3)) == [1, 2, 3]
+    updates.leave()
+    assert pending(client) == 2
+    assert numbers(feed.consume().take(2)) == [3, 4]
+
+
+def test_who_closes_the_feed_meanwhile_gets_only_what_was_not_done_again(
+    open_feed: OpenFeed, relay_redis: EmbeddedRedis, relay: Relay, client: Any
+) -> None:
+    begin_sessions(relay, 1, 2, 3, 4)
+    feed = open_feed(relay_redis.url)
+    updates = feed.consume(after="0-0")
+    assert numbers(updates.take(3)) == [1, 2, 3]
+    feed.close()
+    with pytest.raises(EndedError):
+        updates.next()  # the body is through with 3
+    assert pending(client) == 1
+    assert numbers(open_feed(relay_redis.url).consume().take(1)) == [4]
+
+
+def test_a_loop_is_left_although_redis_is_away(
+    own_redis: EmbeddedRedis, open_feed: OpenFeed, caplog: pytest.LogCaptureFixture
+) -> None:
+    with run_relay(own_redis.url) as relay:
+        begin_sessions(relay, 1, 2)
+    updates = open_feed(own_redis.url).consume(after="0-0")
+    updates.take(2)
+    assert own_redis.process is not None
+    own_redis.process.kill()
+    own_redis.process.wait(10)
+    updates.leave()
+    assert "comes again" in caplog.text
 
 
 def test_whoever_fails_in_the_loop_gets_the_update_again(feed: Feed, relay: Relay) -> None:
@@ -169,6 +246,7 @@ def test_what_is_no_message_is_an_error_for_whoever_gets_it(feed: Feed, relay: R
 
 
 def test_consumers_of_a_group_share_the_stream(feed: Feed, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_rules, "SMALLEST_BATCH", 2)
     monkeypatch.setattr(group_rules, "BATCH", 2)
     begin_sessions(relay, *range(8))
     one, other = feed.consume(name="one", after="0-0"), feed.consume(name="other")
@@ -208,13 +286,15 @@ def test_what_a_killed_process_was_at_goes_to_another(
         program.wait_for("sess_2")
         program.process.kill()
         program.end()
-    assert numbers(feed.consume(name="alive", claim_after=0.3).take(2)) == [2, 3]
+    alive = feed.consume(name="alive", claim_after=0.3)
+    assert numbers(alive.take(2)) in ([1, 2], [2, 3])  # what was done last may not be acknowledged
 
 
 def clock_of_the_group(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Let a test set by how many seconds the consumer's clock is ahead."""
     clock = SimpleNamespace(ahead=0.0)
-    monkeypatch.setattr(group_rules, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + clock.ahead))
+    for module in (group_rules, share_rules):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + clock.ahead))
     return clock
 
 
@@ -235,10 +315,12 @@ def test_a_consumer_that_was_cut_off_leaves_alone_what_became_anothers(
 ) -> None:
     with run_relay(own_redis.url) as relay:
         _, second, _ = begin_sessions(relay, 1, 2, 3)
+    clock = clock_of_the_group(monkeypatch)
     updates = open_feed(own_redis.url).consume(name="cut off", after="0-0", on_reconnect=Reconnects(monkeypatch))
     updates.next()
     own_client.xclaim(EVENTS_KEY, "group", "quick", 0, [second])
     own_client.client_kill_filter(_type="normal", skipme=True)
+    clock.ahead = 1.1  # so it acknowledges, and sees that it was cut off
     assert numbers(updates.take(1)) == [3]
 
 
@@ -283,7 +365,8 @@ def test_a_group_that_redis_lost_is_made_again_and_gets_all_that_is_left(
 ) -> None:
     block_shortly(monkeypatch)
     begin_sessions(relay, 1, 2)
-    updates = feed.consume(after="0-0")
+    # Redis 7.0 says UNBLOCKED to whoever waits at a stream that is deleted: another attempt follows.
+    updates = feed.consume(after="0-0", on_reconnect=Reconnects(monkeypatch))
     updates.take(2)
     if is_waiting:
         waiting = updates.begin()
@@ -435,13 +518,13 @@ def test_what_is_trimmed_just_before_it_is_read_is_not_missed(
     feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, *_ = begin_sessions(relay, 1, 2, 3, 4)
-    take = group_rules._Share.take
+    take = group_rules._Consumer.take
 
-    async def take_too_late(share: Any) -> Any:
+    async def take_too_late(consumer: Any) -> Any:
         trim(client, 1)
-        return await take(share)
+        return await take(consumer)
 
-    monkeypatch.setattr(group_rules._Share, "take", take_too_late)
+    monkeypatch.setattr(group_rules._Consumer, "take", take_too_late)
     for _ in range(2):
         with pytest.raises(CursorLostError, match=first):
             feed.consume(after=first).next()
@@ -504,6 +587,224 @@ def test_a_group_that_got_everything_before_it_was_trimmed_misses_nothing(
     trim(client, 1)
     begin_sessions(relay, 4)
     assert numbers(waiting.result(10)) == [4]
+
+
+def test_snapshots_come_once_although_what_this_consumer_had_was_trimmed(feed: Feed, relay: Relay, client: Any) -> None:
+    begin_sessions(relay, 1, 2, 3)
+    updates = feed.consume(after="0-0")
+    updates.take(2)
+    updates.leave()
+    begin_sessions(relay, 4, 5, 6)
+    trim(client, 1)
+    with pytest.raises(CursorLostError):
+        feed.consume().next()
+    updates = feed.consume(resync=True)
+    held = updates.take(6)
+    more = updates.begin()
+    eventually(lambda: pending(client) == 0)
+    begin_sessions(relay, 7)
+    assert sorted(numbers(held)) == [1, 2, 3, 4, 5, 6]
+    assert {update.is_snapshot for update in held} == {True}
+    assert [(update.session.id, update.is_snapshot) for update in more.result(10)] == [("sess_7", False)]
+
+
+def test_who_waits_is_told_of_what_another_found_trimmed_before_it_died(
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dead one has moved the group back, and nothing but that tells of it."""
+    block_shortly(monkeypatch)
+    first, _, _ = begin_sessions(relay, 1, 2, 3)
+    updates = feed.consume(name="waits", after="0-0")
+    updates.take(3)
+    waiting = updates.begin()
+    eventually(lambda: pending(client) == 0)
+    with client.pipeline() as pipeline:
+        pipeline.xtrim(EVENTS_KEY, maxlen=1, approximate=False)
+        pipeline.execute_command("XGROUP", "SETID", EVENTS_KEY, "group", first)
+        pipeline.execute()
+    with pytest.raises(CursorLostError):
+        waiting.result(10)
+    assert sorted(numbers(feed.consume(name="waits", resync=True).take(3))) == [1, 2, 3]
+
+
+# Consumers that nobody uses
+
+
+def consumers(client: Any) -> list[str]:
+    return sorted(each["name"] for each in client.xinfo_consumers(EVENTS_KEY, "group"))
+
+
+@pytest.fixture
+def forgets_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consumers count as unused after 100 ms, and are looked for as often."""
+    block_shortly(monkeypatch)
+    monkeypatch.setattr(unused, "UNUSED_SECONDS", 0.1)
+    monkeypatch.setattr(unused, "LOOK_EVERY", 0.1)
+
+
+@pytest.mark.usefixtures("forgets_soon")
+def test_consumers_that_nobody_uses_leave_the_group(feed: Feed, relay: Relay, client: Any) -> None:
+    (first,) = begin_sessions(relay, 1)
+    client.xgroup_create(EVENTS_KEY, "group", id=first)
+    for name in ("one", "other"):
+        client.xgroup_createconsumer(EVENTS_KEY, "group", name)
+    feed.consume(name="stays", claim_after=0.01).begin()
+    eventually(lambda: consumers(client) == ["stays"])
+
+
+@pytest.mark.usefixtures("forgets_soon")
+def test_a_consumer_that_is_gone_leaves_once_its_work_is_done(feed: Feed, relay: Relay, client: Any) -> None:
+    begin_sessions(relay, 1, 2)
+    gone = feed.consume(name="gone", after="0-0")
+    gone.next()
+    gone.leave()
+    updates = feed.consume(name="stays", claim_after=0.01)
+    assert numbers(updates.take(2)) == [1, 2]
+    more = updates.begin()
+    eventually(lambda: consumers(client) == ["stays"])
+    begin_sessions(relay, 3)
+    assert numbers(more.result(10)) == [3]
+
+
+@pytest.mark.usefixtures("forgets_soon")
+def test_a_consumer_that_was_silent_for_less_than_ten_times_claim_after_stays(
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its claim_after is a minute, so that it is silent for 100 ms means nothing."""
+    looks = looks_for_unused(monkeypatch)
+    begin_sessions(relay, 1)
+    client.xgroup_create(EVENTS_KEY, "group", id="0")
+    client.xgroup_createconsumer(EVENTS_KEY, "group", "silent")
+    eventually(lambda: client.xinfo_consumers(EVENTS_KEY, "group")[0]["idle"] > 100)
+    updates = feed.consume(name="stays", claim_after=60)
+    updates.next()
+    updates.begin()
+    assert looks.wait(10)
+    assert consumers(client) == ["silent", "stays"]
+
+
+def looks_for_unused(monkeypatch: pytest.MonkeyPatch, before_drop: Callable[[str], None] | None = None) -> Event:
+    """Return what is set when somebody looked for unused consumers; call something before one is removed."""
+    looked = Event()
+    remove, drop = unused.UnusedConsumers.remove, unused.UnusedConsumers._drop
+
+    async def remove_and_say(self: Any) -> str | None:
+        back = await remove(self)
+        looked.set()
+        return back
+
+    async def drop_late(self: Any, name: str) -> bool:
+        if before_drop is not None:
+            before_drop(name)
+        return await drop(self, name)
+
+    monkeypatch.setattr(unused.UnusedConsumers, "remove", remove_and_say)
+    monkeypatch.setattr(unused.UnusedConsumers, "_drop", drop_late)
+    return looked
+
+
+@pytest.mark.usefixtures("forgets_soon")
+def test_nothing_is_lost_if_a_consumer_wakes_in_the_moment_of_its_removal(
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets an entry between the look and the removal, which drops that, and dies before it is done with it."""
+    (first,) = begin_sessions(relay, 1)
+    client.xgroup_create(EVENTS_KEY, "group", id=first)
+    client.xgroup_createconsumer(EVENTS_KEY, "group", "silent")
+    eventually(lambda: client.xinfo_consumers(EVENTS_KEY, "group")[0]["idle"] > 1000)
+
+    def wake(name: str) -> None:
+        if client.xinfo_groups(EVENTS_KEY)[0]["last-delivered-id"] == first:
+            begin_sessions(relay, 2, 3)
+            assert client.xreadgroup("group", name, {EVENTS_KEY: ">"})
+
+    looks_for_unused(monkeypatch, wake)
+    assert numbers(feed.consume(name="stays", claim_after=0.1).take(2)) == [2, 3]
+    assert consumers(client) == ["stays"]
+
+
+def test_who_may_not_remove_consumers_consumes_all_the_same(
+    own_redis: EmbeddedRedis, own_client: Any, open_feed: OpenFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = looks_for_unused(monkeypatch)
+    with run_relay(own_redis.url) as relay:
+        begin_sessions(relay, 1)
+        rights = ("on", ">secret", "~*", "&*", "+@all", "-xgroup", "+xgroup|create", "-xinfo", "+xinfo|stream")
+        own_client.execute_command("ACL", "SETUSER", "reader", *rights, "+xinfo|groups")
+        updates = open_feed(own_redis.url.replace("//", "//reader:secret@")).consume(after="0-0")
+        updates.take(1)
+        more = updates.begin()
+        assert looks.wait(10)
+        begin_sessions(relay, 2)
+        assert numbers(more.result(10)) == [2]
+
+
+# What it costs while nothing happens
+
+MONTH: float = 30 * 86_400
+BLOCK_SECONDS = transport.BLOCK_MS / 1000
+"""The one that programs have: tests have a shorter one."""
+
+
+def test_a_month_of_waiting_takes_at_most_300_000_commands(
+    own_redis: EmbeddedRedis, own_client: Any, open_feed: OpenFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted by Redis, with both of the times that matter divided by 400."""
+    monkeypatch.setattr(transport, "BLOCK_MS", BLOCK_SECONDS * 1000 / 400)
+    with run_relay(own_redis.url) as relay:
+        begin_sessions(relay, 1)
+    updates = open_feed(own_redis.url).consume(claim_after=60 / 400)
+    updates.next()
+    updates.begin()
+    eventually(lambda: calls(own_client, "xreadgroup") > 3)
+    own_client.config_resetstat()
+    eventually(lambda: calls(own_client, "xreadgroup") >= 40)
+    stats = own_client.info("commandstats")
+    ours = {"cmdstat_info", "cmdstat_config|resetstat"}
+    commands = sum(each["calls"] for name, each in stats.items() if name not in ours)
+    turns = stats["cmdstat_xreadgroup"]["calls"]
+    assert commands / turns * MONTH / BLOCK_SECONDS <= 300_000
+
+
+def test_several_partitions_wait_in_one_command(
+    own_redis: EmbeddedRedis, own_client: Any, open_feed: OpenFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block_shortly(monkeypatch)
+    updates = open_feed(own_redis.url, partitions=4).consume(after="0-0")
+    waiting = updates.begin()
+    eventually(lambda: calls(own_client, "xreadgroup") > 3)
+    own_client.config_resetstat()
+    eventually(lambda: calls(own_client, "xreadgroup") >= 3)
+    stats = own_client.info("commandstats")
+    assert set(stats) <= {"cmdstat_xreadgroup", "cmdstat_xpending", "cmdstat_info", "cmdstat_config|resetstat"}
+    with run_relay(own_redis.url, partitions=4) as relay:
+        begin_sessions(relay, 1)
+    assert numbers(waiting.result(10)) == [1]
+
+
+def test_where_xreadgroup_does_not_wait_xread_does(
+    stand_in: EmbeddedRedis, open_feed: OpenFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fakeredis. Otherwise it would ask again and again, without a pause."""
+    sent: list[str] = []
+    execute = transport.Connection.execute
+
+    async def noting(self: Any, *commands: Any) -> list[Any]:
+        sent.extend(command[0] for command in commands)
+        return await execute(self, *commands)
+
+    monkeypatch.setattr(transport.Connection, "execute", noting)
+    with client_of(stand_in.url) as client:
+        client.flushall()
+    # The stand-in hangs up after an error, such as that there is no stream yet.
+    updates = open_feed(stand_in.url).consume(after="0-0", on_reconnect=Reconnects(monkeypatch))
+    waiting = updates.begin()
+    eventually(lambda: "XREAD" in sent)
+    asked = sent.count("XREADGROUP")
+    with run_relay(stand_in.url) as relay:
+        begin_sessions(relay, 1)
+    assert numbers(waiting.result(10)) == [1]
+    assert sent.count("XREADGROUP") - asked <= 4
 
 
 # Partitions

@@ -1,238 +1,173 @@
-"""A consumer group's share of the stream: each update at least once, whichever consumer dies."""
+"""A consumer group's share of the stream: each update at least once, whichever consumer dies.
+
+An update is acknowledged after the loop's body, together with others: one by one, each would cost Redis a write to
+its disk (`appendfsync always`), and a round trip.
+"""
 
 import contextlib
-import dataclasses
 import logging
-import math
 import time
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import redis
 
-from clerk_session_feed.cursors import NOTHING, START, position
-from clerk_session_feed.errors import CursorLostError
-from clerk_session_feed.stream import Entries, Partition, Updates, as_dict, is_trimmed_past, newest, sleep, snapshots
-from clerk_session_feed.transport import Connection
+from clerk_session_feed import transport
+from clerk_session_feed.errors import FeedClosedError
+from clerk_session_feed.shares import Group, Share, is_group_lost
+from clerk_session_feed.stream import Entry, Partition, Updates, sleep, snapshots
+from clerk_session_feed.transport import Command, Connection
 
-BATCH: Final = 50
-"""Entries that a consumer takes at once: each waits for those before it."""
+__all__ = ["Group", "consume"]
+
+SMALLEST_BATCH: Final = 10
+"""Entries that a consumer takes at once at first, and that a slow one takes."""
+BATCH: Final = 500
+"""Entries that a consumer takes at once at most."""
+BATCH_SECONDS: Final = 0.5
+"""Seconds that the loop may be busy with what is taken at once: each entry waits for those before it."""
+ACKNOWLEDGE_SECONDS: Final = 1.0
+"""Seconds after which what is done is acknowledged, if the rest takes longer: that much comes again after a crash."""
 
 log = logging.getLogger("clerk_session_feed")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Group:
-    """A consumer group, and the name of one of its consumers."""
-
-    name: str
-    consumer: str
-    claim_after: float
-    """Seconds after which what a consumer has not acknowledged goes to another."""
-
-    def __post_init__(self) -> None:
-        if not self.name or not self.consumer:
-            raise ValueError("A group and its consumers need names.")
-        if not 0 < self.claim_after < math.inf:
-            raise ValueError(f"claim_after={self.claim_after} is no number of seconds.")
 
 
 async def consume(  # noqa: C901  # a turn of a consumer, in its order
     connection: Connection, partitions: Sequence[Partition], group: Group, *, stale: bool, resync: bool
 ) -> Updates:
-    """Yield what falls to this consumer, and acknowledge it when the next is asked for; never end.
+    """Yield what falls to this consumer, and acknowledge it some time after its next is asked for; never end.
 
     The cursor of a partition says where a group begins that does not exist; None: with the snapshots.
 
     Raises CursorLostError, unless `resync` is set: then the snapshots come again.
     """
-    shares = [_Share(connection, partition, group, resync=resync) for partition in partitions]
-    while True:
-        is_idle = True
-        for share in shares:
+    shares = [Share(connection, partition, group, resync=resync) for partition in partitions]
+    consumer = _Consumer(connection, shares, group)
+    try:
+        while True:
             try:
-                while (gap := await share.find_gap()) is not None:
-                    if gap.has_snapshots:
-                        async with contextlib.aclosing(snapshots(connection, share.partition)) as updates:
-                            async for update in updates:
-                                yield update
-                    await share.close_gap(gap)
-                entries = await share.take()
-                is_idle &= not entries
-                if trimmed := [entry_id for entry_id, fields in entries if not fields]:
-                    await share.go_back(trimmed)
-                    continue
-                connections, until = connection.connections, time.monotonic() + group.claim_after / 2
-                for entry in map(share.partition.entry, entries):
-                    if connection.connections != connections or time.monotonic() > until:
-                        # Others may have claimed some by now: read again which are still this consumer's.
-                        share.has_pending = True
+                for share in shares:
+                    while (gap := await share.find_gap()) is not None:
+                        await consumer.acknowledge()
+                        if gap.has_snapshots:
+                            async with contextlib.aclosing(snapshots(connection, share.partition)) as updates:
+                                async for update in updates:
+                                    yield update
+                        await share.close_gap(gap)
+                    await share.look_after_group()
+                for share, entry in await consumer.take():
+                    if not consumer.may_go_on():
                         break
-                    if stale or entry.outcome == "applied":
-                        yield entry.update()
-                    await share.acknowledge(entry.cursor)
+                    with consumer.handling(share, entry):
+                        if stale or entry.outcome == "applied":
+                            yield entry.update()
+                    await consumer.acknowledge(if_late=True)
             except redis.ResponseError as error:
-                if not str(error).startswith("NOGROUP"):
+                if not is_group_lost(error):
                     raise
-                is_idle = False  # it is made again
-        if is_idle:
-            await sleep(connection, partitions, [share.delivered for share in shares])
+                for share in shares:
+                    share.recheck()  # it is made again
+    finally:
+        await consumer.leave()
 
 
-class _Gap(NamedTuple):
-    """What has to be made up for before a consumer takes entries."""
+class _Consumer:
+    """Takes entries of the streams of one slot, in batches, and acknowledges them."""
 
-    begin: str
-    """The cursor behind which the group gets entries from now on."""
-    has_snapshots: bool
-    """The snapshots come first."""
-    has_group: bool
-    """The group exists."""
-
-
-class _Share:
-    """What this consumer has to do with one stream.
-
-    Attributes:
-        delivered: The cursor up to which the group got entries.
-        has_pending: Entries may be this consumer's already: from an earlier life, claimed, or in a response
-            that got lost.
-    """
-
-    def __init__(self, connection: Connection, partition: Partition, group: Group, *, resync: bool) -> None:
-        self.partition = partition
-        self.delivered = START
-        self.has_pending = True
+    def __init__(self, connection: Connection, shares: Sequence[Share], group: Group) -> None:
         self._connection = connection
-        self._ask = connection.ask
+        self._shares = shares
         self._group = group
-        self._resync = resync
-        self._events = partition.keys.events
-        self._has_joined = False
-        self._last: str | None = None
-        """The entry that this consumer acknowledged last."""
-        self._connections = 0
-        """How many connections had been made when the pending entries were read."""
-        self._claims_at = 0.0
-        """When to look for the work of dead consumers, by time.monotonic()."""
-        self._claims_from = b"0-0"
+        self._count = SMALLEST_BATCH
+        self._done = 0
+        """Entries of the last batch that are handled."""
+        self._taken_at = self._acknowledged_at = 0.0
+        """By time.monotonic()."""
 
-    async def find_gap(self) -> _Gap | None:
-        """Return what the group lacks: itself, or entries that were trimmed before it got them."""
-        try:
-            # In this order: the group may get more between the two.
-            (stream,) = await self._ask(("XINFO", "STREAM", self._events))
-            (groups,) = await self._ask(("XINFO", "GROUPS", self._events))
-        except redis.ResponseError as error:
-            if "no such key" not in str(error):
-                raise
-            stream, groups = [], []
-        name = self._group.name.encode()
-        found = next((each for each in map(as_dict, groups) if each[b"name"] == name), None)
-        if found is None:
-            return await self._without_group()
-        self._has_joined = True
-        self.delivered = found[b"last-delivered-id"].decode()
-        if not self._has_missed(stream):
-            return None
-        if not self._resync:
-            raise CursorLostError(self.delivered, self.partition.number)
-        # From before the snapshots: more may be trimmed while they are read.
-        return _Gap(await newest(self._ask, self._events), has_snapshots=True, has_group=True)
+    async def take(self) -> list[tuple[Share, Entry]]:
+        """Return entries for this consumer: first those that are its own already. Wait if there are none.
 
-    async def _without_group(self) -> _Gap:
-        if self._has_joined:
-            log.warning("Redis lost the consumer group %s: it is made again", self._group.name)
-            return _Gap(START, has_snapshots=not await self._is_last_there(), has_group=False)
-        if self.partition.cursor is not None:
-            return _Gap(self.partition.cursor, has_snapshots=False, has_group=False)
-        # The group is made after the snapshots: if this consumer dies on the way, the next begins with them.
-        return _Gap(await newest(self._ask, self._events), has_snapshots=True, has_group=False)
-
-    async def _is_last_there(self) -> bool:
-        if self._last is None:
-            return False
-        (entries,) = await self._ask(("XRANGE", self._events, self._last, self._last))
-        return bool(entries)
-
-    def _has_missed(self, stream: Sequence[Any]) -> bool:
-        """Tell whether entries were trimmed that the group had not got. stream: XINFO STREAM."""
-        return is_trimmed_past(self.delivered, as_dict(stream), if_unknown=self.delivered != NOTHING)
-
-    async def close_gap(self, gap: _Gap) -> None:
-        """Make the group, or move it behind what it can't get any more."""
-        if gap.has_group:
-            await self._set_delivered(gap.begin)
-            return
-        try:
-            await self._ask(("XGROUP", "CREATE", self._events, self._group.name, gap.begin, "MKSTREAM"))
-        except redis.ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):  # another consumer was faster
-                raise
-        self.has_pending = True
-
-    async def _set_delivered(self, cursor: str) -> None:
-        await self._ask(("XGROUP", "SETID", self._events, self._group.name, cursor))
-
-    async def take(self) -> Entries:
-        """Return entries for this consumer: first those that are its own already, claimed or not.
-
-        None does not mean that there are none: ask again.
+        None does not mean that there are none: look for gaps, and ask again.
         """
-        group, connection = self._group, self._connection
-        self.has_pending |= self._connections != connection.connections
-        self._connections = connection.connections
-        if time.monotonic() >= self._claims_at and await self._claim():
-            return []
-        read = ("XREADGROUP", "GROUP", group.name, group.consumer, "COUNT", BATCH, "STREAMS", self._events)
-        if self.has_pending:
-            (response,) = await self._ask((*read, "0"))
-            if entries := response[0][1]:
-                return list(entries)
-            self.has_pending = False
-        response, stream = await self._ask((*read, ">"), ("XINFO", "STREAM", self._events))
-        if response and self._has_missed(stream):
-            # Entries were trimmed just now. The group goes back to where that shows.
-            self.has_pending = True
-            await self._set_delivered(self.delivered)
-            return []
-        if connection.connections != self._connections:  # what was in the response that got lost comes first
-            return []
-        return list(response[0][1]) if response else []
+        self._fit_batch()
+        acknowledgements = self._acknowledgements()
+        block_ms = int(min(transport.BLOCK_MS, max(1.0, self._group.claim_after * 500)))
+        read = ("XREADGROUP", "GROUP", self._group.name, self._group.consumer, "COUNT", self._count, "BLOCK", block_ms)
+        cursors = ["0" if share.has_pending else ">" for share in self._shares]
+        begun_at = time.monotonic()
+        streams = [share.events for share in self._shares]
+        *_, response = await self._connection.ask(*acknowledgements, (*read, "STREAMS", *streams, *cursors))
+        self._taken_at = time.monotonic()
+        got = {name.decode(): list(entries) for name, entries in response or []}
+        if not got and self._taken_at - begun_at < block_ms / 2000:
+            await self._sleep()
+        taken: list[tuple[Share, Entry]] = []
+        for share, cursor in zip(self._shares, cursors, strict=True):
+            entries = await share.accept(got.get(share.events, []), is_new=cursor == ">")
+            taken += [(share, share.partition.entry(entry)) for entry in entries]
+        return taken
 
-    async def _claim(self) -> bool:
-        """Take over the work of dead consumers; return whether some of it was trimmed."""
-        group = self._group
-        idle_ms = math.ceil(group.claim_after * 1000)
-        (stream,) = await self._ask(("XINFO", "STREAM", self._events))
-        if first := as_dict(stream)[b"first-entry"]:
-            # Asked before, since claiming makes Redis (from 7.0 on) forget them.
-            trimmed = ("XPENDING", self._events, group.name, "IDLE", idle_ms, "-", b"(" + first[0], BATCH)
-            (lost,) = await self._ask(trimmed)
-            if lost:
-                await self.go_back([entry_id for entry_id, *_ in lost])
-                return True
-        claim = ("XAUTOCLAIM", self._events, group.name, group.consumer, idle_ms, self._claims_from)
-        ((self._claims_from, claimed, *deleted),) = await self._ask((*claim, "COUNT", BATCH, "JUSTID"))
-        self.has_pending |= bool(claimed)
-        if self._claims_from == b"0-0":
-            self._claims_at = time.monotonic() + group.claim_after / 2
-        if deleted and deleted[0]:  # trimmed since XPENDING
-            await self.go_back(deleted[0])
+    def _fit_batch(self) -> None:
+        """Take as many next as the loop deals with in BATCH_SECONDS."""
+        if self._done:
+            speed = self._done / max(time.monotonic() - self._taken_at, 0.001)
+            self._count = int(min(BATCH, max(SMALLEST_BATCH, speed * BATCH_SECONDS)))
+            self._done = 0
+
+    async def _sleep(self) -> None:
+        """Wait where XREADGROUP does not: fakeredis' does not."""
+        for share in self._shares:
+            share.recheck()
+            await share.find_gap()  # how far the group got; a gap is found again
+        partitions = [share.partition for share in self._shares]
+        await sleep(self._connection, partitions, [share.delivered for share in self._shares])
+
+    @contextlib.contextmanager
+    def handling(self, share: Share, entry: Entry) -> Iterator[None]:
+        """Note that an entry is done with, unless its loop is left in the body."""
+        error: FeedClosedError | None = None
+        try:
+            yield
+        except FeedClosedError as closed:  # raised by `until_closed`, after the body
+            error = closed
+        share.finish(entry.cursor)
+        self._done += 1
+        if error is not None:
+            raise error
+
+    def may_go_on(self) -> bool:
+        """Tell whether what was taken is still this consumer's: others take it over after claim_after.
+
+        If not, what is still its own comes next.
+        """
+        is_in_time = time.monotonic() <= self._taken_at + self._group.claim_after / 2
+        if is_in_time and all(share.is_checked for share in self._shares):
             return True
+        for share in self._shares:
+            share.has_pending = True
         return False
 
-    async def go_back(self, trimmed: Sequence[bytes]) -> None:
-        """Move the group back behind entries that were trimmed before anybody was done with them.
+    def _acknowledgements(self) -> list[Command]:
+        """Return commands that acknowledge what is done, and forget it."""
+        acknowledgements: list[Command] = []
+        self._acknowledged_at = time.monotonic()
+        for share in self._shares:
+            if share.done:
+                acknowledgements.append(("XACK", share.events, self._group.name, *share.done))
+                share.done = []
+        return acknowledgements
 
-        `find_gap` finds them then. They are acknowledged last: if this consumer dies on the way, the next one
-        finds them too.
-        """
-        self.has_pending = True
-        self.delivered = min((each.decode() for each in trimmed), key=position)
-        await self._set_delivered(self.delivered)
-        await self._ask(("XACK", self._events, self._group.name, *trimmed))
+    async def acknowledge(self, *, if_late: bool = False) -> None:
+        """Acknowledge what is done. if_late: only if that was not done for a while."""
+        if if_late and time.monotonic() < self._acknowledged_at + ACKNOWLEDGE_SECONDS:
+            return
+        if acknowledgements := self._acknowledgements():
+            await self._connection.ask(*acknowledgements)
 
-    async def acknowledge(self, cursor: str) -> None:
-        self._last = cursor
-        await self._ask(("XACK", self._events, self._group.name, cursor))
+    async def leave(self) -> None:
+        """Acknowledge what is done, if Redis is there; otherwise it comes again."""
+        if acknowledgements := self._acknowledgements():
+            try:
+                await self._connection.execute_apart(*acknowledgements)
+            except (redis.RedisError, OSError) as error:
+                log.warning("What was done last is not acknowledged, and comes again: %s", error)
