@@ -332,7 +332,7 @@ def test_a_user_with_the_rights_of_before_suffices_to_poll(
     assert is_idle(own_client)
 
 
-@pytest.mark.parametrize("missing", ["+hmget", "+publish", "+zrangebyscore", "+evalsha"])
+@pytest.mark.parametrize("missing", ["+hmget", "+publish", "+zrangebyscore", "+evalsha", "+pttl", "+xadd"])
 def test_a_lack_of_rights_ends_the_worker(
     restricted: Callable[..., str], own_client: Any, tmp_path: Path, missing: str
 ) -> None:
