@@ -22,7 +22,8 @@ LARGEST_BATCH: Final = 128
 BATCHES: Final = 20
 """Batches that fill a stream, at least: several workers may write one each at the same time."""
 LEAST_SHARE: Final = 0.1
-"""Part of the pace that a worker has in any case. Else a stream that deliveries alone fill would stop it."""
+"""Part of the pace that a worker has in any case. Else a stream that deliveries alone fill would stop it. So more than
+ten workers of one partition exceed the pace."""
 
 
 class Pace:
