@@ -20,3 +20,9 @@ def test_a_url_that_can_not_be_used_is_refused_before_connecting(url: str) -> No
             to_connect(url)
 
         assert error.value.faults[0].startswith("REDIS_URL: ")
+
+
+@pytest.mark.parametrize("make", [connect, connect_async])
+def test_a_command_that_waits_has_longer_and_connecting_has_not(make: Any) -> None:
+    options = make("redis://127.0.0.1:1/0", timeout=2.0, wait=20.0).connection_pool.connection_kwargs
+    assert (options["socket_connect_timeout"], options["socket_timeout"]) == (2.0, 22.0)
