@@ -1,5 +1,7 @@
 """How Redis is reached, before anything connects."""
 
+from typing import Any
+
 import pytest
 from clerk_session_feed.connections import connect, connect_async
 from clerk_session_feed.errors import ConfigurationError
