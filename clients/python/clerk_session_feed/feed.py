@@ -147,21 +147,24 @@ class SessionFeed(Feed[BlockingConnection]):
     ) -> Generator[SessionUpdate, None, None]:
         """Yield this consumer's share of what the group gets: each update at least once, whoever dies.
 
-        An update is acknowledged when the next one is asked for, after the loop's body. Who leaves the loop
-        in the body gets it again. Between the consumers of a group there is no order: an older update of a
-        session may come after a newer one. Compare their cursors, as pairs of numbers.
+        An update counts as done when the next one is asked for, after the loop's body. Who leaves the loop
+        in the body gets it again. What is done is acknowledged together: with the next read, after a second at
+        the latest if the body is quick, and when the iterator is closed. After a crash, what was done since comes
+        again. Between the consumers of a group there is no order: an older update of a session may come after a
+        newer one. Compare their cursors, as pairs of numbers.
 
         A group that Redis lost is made again, and gets all that the stream holds.
 
         Args:
             group: The group's name.
-            name: This consumer's name, the same after a restart.
+            name: This consumer's name, the same after a restart. One that is not used for a day (or ten times
+                claim_after, if that is longer) leaves the group.
             after: Where the group begins if it does not exist; see `follow`.
             stale: See `follow`.
             resync: See `follow`.
             on_reconnect: See `follow`.
             claim_after: Seconds after which what a consumer has not acknowledged goes to another; at least
-                twice what the loop's body ever takes.
+                twice what the loop's body ever takes. Below 40, waiting takes more commands.
 
         Raises:
             ValueError: If a name is empty, or `after` or `claim_after` can't be used.
