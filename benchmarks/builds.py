@@ -33,8 +33,7 @@ def install(revision: str, root: Path = ROOT) -> Path:
         archive.unlink()
         # Of the Python that runs this, and so the work tree's build.
         _run(root, sys.executable, "-m", "venv", "--without-pip", str(venv))
-        # .bench has no pip.
-        _run(tree, f"{ROOT}/.venv/bin/python", *_PIP, f"{venv}/bin/python", *_INSTALL)
+        _run(tree, sys.executable, *_PIP, f"{venv}/bin/python", *_INSTALL)
         (folder / ".installed").touch()
     return folder
 
