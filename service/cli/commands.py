@@ -22,6 +22,7 @@ _MODULES: Final = {
     "forget": "service.cli.revoke",
     "revoke": "service.cli.revoke",
     "reconcile": "service.cli.reconcile",
+    "repartition": "service.cli.repartition",
     "send": "service.cli.send",
     "session": "service.cli.sessions",
     "sessions": "service.cli.sessions",

@@ -56,7 +56,7 @@ class PartitionedStore:
 
     def __init__(self, settings: StoreSettings, *, may_mark: bool = True) -> None:
         """Connect to nothing yet. may_mark: whether a new connection may mark the number of partitions."""
-        self._settings = settings
+        self._settings, self._may_mark = settings, may_mark
         # One connection; for a cluster, one for each slot that is written to.
         self._pipelines: dict[int, Pipeline] = {}
         keys = Keys(settings.redis_key_prefix, settings.redis_channel)
@@ -91,7 +91,8 @@ class PartitionedStore:
                 await on_connect(connection)
                 await self._layout.ask(connection, key)
             except PartitionsError as error:
-                log.warning("partitions_differ", detail=str(error))
+                if self._may_mark:  # who only looks says it himself
+                    log.warning("partitions_differ", detail=str(error))
                 await connection.disconnect()  # redis-py would only do so after errors of its own
                 raise
 

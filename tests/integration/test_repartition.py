@@ -1,0 +1,247 @@
+"""The move of what is stored to another number of partitions."""
+
+import itertools
+from typing import Any
+
+import pytest
+from clerk_session_feed.errors import ConfigurationError
+from support.constants import NOW_MS
+from support.events import clerk_event
+from support.partitions import fill, misplaced, portrait
+from support.redis_clients import contents
+from support.relay import make_settings, run_relay
+
+from service.dev.embedded import EmbeddedRedis
+from service.errors import StoreUnavailableError
+from service.store.layout import PartitionsError
+from service.store.partitions import refuse_other_partitions
+from service.store.places import Places, RepartitionError
+from service.workers import repartition as worker
+from service.workers.moving import Moved
+from service.workers.repartition import repartition
+
+MOVES = [(1, 8), (8, 1), (3, 5), (5, 3), (2, 4)]
+TTL_MS = 60_000
+"""How much two TTLs of one key may differ, that were asked for one after the other."""
+
+
+def move(redis_url: str, to: int, was: int | None = None, **settings: Any) -> Moved:
+    return repartition(make_settings(redis_url, **settings), to, was=was)
+
+
+def assert_same(after: Any, before: Any) -> None:
+    assert after[0] == before[0]
+    assert after[1].keys() == before[1].keys()
+    assert all(abs(after[1][key] - before[1][key]) < TTL_MS for key in before[1])
+
+
+class KilledError(BaseException):
+    """Stands for the end of a process."""
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, number: int, *, before: bool) -> None:
+    """Let a run end at its n-th write: just before it, or just after."""
+    write, count = Places.write, itertools.count()
+
+    def write_or_die(*arguments: Any) -> None:
+        is_last = next(count) == number
+        if is_last and before:
+            raise KilledError
+        write(*arguments)
+        if is_last:
+            raise KilledError
+
+    monkeypatch.setattr(Places, "write", write_or_die)
+
+
+@pytest.mark.parametrize(("was", "to"), MOVES)
+def test_all_that_is_stored_is_in_its_new_place(relay_redis: EmbeddedRedis, client: Any, was: int, to: int) -> None:
+    fill(relay_redis.url, was)
+    before = portrait(client)
+
+    moved = move(relay_redis.url, to)
+
+    assert_same(portrait(client), before)
+    assert misplaced(client, to) == []
+    assert moved.part == 1.0
+    assert moved.sessions > 0
+    assert moved.unreadable == set()
+
+
+@pytest.mark.parametrize(("was", "to"), MOVES)
+def test_the_relay_goes_on_with_the_new_number(relay_redis: EmbeddedRedis, client: Any, was: int, to: int) -> None:
+    fill(relay_redis.url, was)
+    move(relay_redis.url, to)
+
+    with run_relay(relay_redis.url, partitions=to) as relay:
+        again = [
+            relay.take(clerk_event("revoked", session_id=f"sess_{n}_revoked", user_id=f"user_{n}"), f"msg_revoked_{n}")
+            for n in range(9)
+        ]
+        late = [
+            relay.take(clerk_event(session_id=f"sess_{n}_revoked", user_id=f"user_{n}"), f"msg_new_{n}")
+            for n in range(9)
+        ]
+        opened = relay.take(clerk_event(session_id="sess_late", user_id="user_gone_0"), "msg_opened")
+
+    assert {each.outcome for each in again} == {"duplicate"}
+    assert {each.outcome for each in late} == {"stale"}
+    assert opened.outcome == "applied"
+    (key,) = client.scan_iter("*:session:sess_late")
+    assert client.hget(key, "status") == "removed"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_wherever_a_run_is_killed_the_next_one_goes_on(
+    real_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, before: bool, lasting_client: Any
+) -> None:
+    client = lasting_client(real_redis)
+    monkeypatch.setattr(worker, "SCAN_COUNT", 40)
+    client.flushall()
+    fill(real_redis.url, 3)
+    stored = portrait(client)
+    kills = 0
+    for number in itertools.count():
+        with monkeypatch.context() as patch:
+            killed_at(patch, number, before=before)
+            try:
+                move(real_redis.url, 5)
+                break
+            except KilledError:
+                kills += 1
+        with run_relay(real_redis.url, partitions=3) as old, pytest.raises(StoreUnavailableError):
+            old.take(clerk_event(), "msg_meanwhile")
+        assert number < 500
+
+    assert kills > 10
+    assert_same(portrait(client), stored)
+    assert misplaced(client, 5) == []
+
+
+def test_meanwhile_a_connected_relay_takes_nothing(
+    relay_redis: EmbeddedRedis, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(relay_redis.url, 1)
+    with run_relay(relay_redis.url) as relay:
+        relay.take(clerk_event(), "msg_before")
+        with monkeypatch.context() as patch:
+            killed_at(patch, 0, before=True)
+            with pytest.raises(KilledError):
+                move(relay_redis.url, 3)
+        stored = contents(client)
+        for event in (clerk_event(), {"type": "user.deleted", "data": {"id": "user_1", "deleted": True}}):
+            with pytest.raises(PartitionsError, match=r"^PARTITIONS=1, but .* from 1 partitions to 3: wait for .*$"):
+                relay.take(event, "msg_meanwhile")
+        with pytest.raises(PartitionsError):
+            relay.call(relay.store.probe).result(timeout=30)
+        assert contents(client) == stored
+
+        move(relay_redis.url, 1)  # back
+        relay.call(relay.store.probe).result(timeout=30)
+        assert relay.take(clerk_event(), "msg_meanwhile").outcome == "applied"
+
+
+def test_a_relay_of_the_old_number_takes_nothing_afterwards(relay_redis: EmbeddedRedis, client: Any) -> None:
+    fill(relay_redis.url, 3)
+    with run_relay(relay_redis.url, partitions=3) as relay:
+        relay.take(clerk_event(), "msg_before")
+        move(relay_redis.url, 5)
+
+        with pytest.raises(PartitionsError, match=r"^PARTITIONS=3, but the data has 5: set PARTITIONS=5, or move .*$"):
+            relay.take(clerk_event(updated_at=NOW_MS), "msg_after")
+
+
+def test_another_number_is_refused_until_the_move_is_done(
+    relay_redis: EmbeddedRedis, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(relay_redis.url, 1)
+    with monkeypatch.context() as patch:
+        killed_at(patch, 1, before=True)
+        with pytest.raises(KilledError):
+            move(relay_redis.url, 3)
+
+    with pytest.raises(RepartitionError, match="finish that with --to 3, or take it back with --to 1"):
+        move(relay_redis.url, 4)
+
+
+def test_a_run_that_stood_still_writes_nothing_after_another_has_finished(
+    relay_redis: EmbeddedRedis, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(relay_redis.url, 1)
+    write = Places.write
+    other: list[Any] = []
+
+    def finish_first(*arguments: Any) -> None:
+        if not other:
+            other.append(True)
+            move(relay_redis.url, 3)
+            with run_relay(relay_redis.url, partitions=3) as relay:
+                relay.take(clerk_event("ended", session_id="sess_0_live", user_id="user_0"), "msg_ended")
+            other.append(contents(client))
+        write(*arguments)
+
+    monkeypatch.setattr(Places, "write", finish_first)
+    with pytest.raises(RepartitionError, match="Another run"):
+        move(relay_redis.url, 3)
+
+    assert contents(client) == other[1]
+
+
+def test_there_is_nothing_to_do_twice(relay_redis: EmbeddedRedis, client: Any) -> None:
+    fill(relay_redis.url, 3)
+    move(relay_redis.url, 5)
+    with run_relay(relay_redis.url, partitions=5) as relay:
+        relay.take(clerk_event(), "msg_after")
+    stored = contents(client)
+
+    assert move(relay_redis.url, 5).sessions == 0
+    assert contents(client) == stored
+
+
+@pytest.mark.parametrize("to", [1, 8])
+def test_a_session_that_another_number_brought_back_is_revoked_again(
+    relay_redis: EmbeddedRedis, client: Any, to: int
+) -> None:
+    """As it was before the data told its number: PARTITIONS=8 over data of 1."""
+    with run_relay(relay_redis.url) as relay:
+        relay.take(clerk_event("revoked"), "msg_revoked")
+        (kept,) = client.scan_iter("*:session:sess_1")
+        mark, stream = client.hgetall(kept), client.dump("{clerk}:events")
+        client.delete("{clerk}:events")
+    with run_relay(relay_redis.url, partitions=8) as relay:
+        relay.take(clerk_event(updated_at=NOW_MS - 9000), "msg_created")
+    client.restore("{clerk}:events", 0, stream)
+    client.delete("{clerk}:partitions")
+
+    move(relay_redis.url, to)
+
+    (key,) = client.scan_iter("*:session:sess_1")
+    assert client.hget(key, "status") == "revoked"
+    assert {"_message:msg_revoked", "_message:msg_created"} <= client.hgetall(key).keys()
+    assert [*client.scan_iter("*:user:user_1:*"), *client.scan_iter("*:expiry")] == []
+    assert mark["state"] == client.hget(key, "state")
+
+
+def test_after_a_move_each_number_but_the_new_one_is_refused_at_the_start(
+    relay_redis: EmbeddedRedis, client: Any
+) -> None:
+    fill(relay_redis.url, 3)
+    move(relay_redis.url, 5)
+
+    refuse_other_partitions(make_settings(relay_redis.url, partitions=5))
+    for number in (1, 2, 3, 4, 6, 10):
+        with pytest.raises(ConfigurationError, match=f"^PARTITIONS={number}, but the data has 5: set PARTITIONS=5"):
+            refuse_other_partitions(make_settings(relay_redis.url, partitions=number))
+
+
+def test_a_key_that_is_not_the_relays_stays(own_redis: EmbeddedRedis, own_client: Any) -> None:
+    fill(own_redis.url, 1)
+    own_client.hset("{clerk}:session:odd", "name", "value")
+    own_client.expire("{clerk}:session:odd", 1000)
+    own_client.set("{clerk}:session:text", "", ex=1000)
+
+    moved = move(own_redis.url, 3)
+
+    assert moved.unreadable == {"{clerk}:session:odd", "{clerk}:session:text"}
+    assert own_client.exists(*moved.unreadable) == 2
+    own_client.delete(*moved.unreadable)
