@@ -1,6 +1,5 @@
 """What is there to deploy from (app.json, Dockerfile, compose.yaml, docs/deploy.md) fits the service."""
 
-import contextlib
 import json
 import os
 import re
@@ -18,8 +17,9 @@ import httpx
 import pytest
 from clerk_session_feed import SessionFeed
 from clerk_session_feed.errors import ConfigurationError
+from support.children import started
 from support.clock import eventually
-from support.constants import NO_REDIS, ROOT, SECRET, SERVE
+from support.constants import NO_REDIS, RELAY, ROOT, SECRET, SERVE
 from support.events import clerk_event
 from support.network import serving, unused_port
 from support.onlookers import our_client
@@ -30,7 +30,6 @@ from support.services import ServiceProcess, run_service
 from service.cli.check import run_checks
 from service.dev.embedded import EmbeddedRedis
 from service.server.system import listen
-from service.workers.expiry import ExpiryWorker
 
 DOCS: Final = (ROOT / "docs" / "deploy.md").read_text()
 DOCKERFILE: Final = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
@@ -267,12 +266,13 @@ def test_short_reads_take_no_more_connections_than_is_said(connections: tuple[st
     assert "up to 8 for a feed" in DOCS
 
 
-def test_the_expiry_worker_takes_as_many_connections_as_is_said(connections: tuple[str, Callable[[], int]]) -> None:
+def test_the_expiry_worker_takes_as_many_connections_as_is_said(
+    connections: tuple[str, Callable[[], int]], tmp_path: Path
+) -> None:
     url, count = connections
     with run_relay(url) as relay:
         relay.take(clerk_event(), "msg_1")
-    eventually(lambda: count() == 0)
-    with contextlib.closing(ExpiryWorker(make_settings(url))) as worker:
-        assert worker.run_once()[0] == 1
+    with started([*RELAY, "expire"], tmp_path, {"REDIS_URL": url}) as worker:
+        worker.wait_for("sessions_expired", stream="stderr")
 
-        assert count() == said("session-relay expire")
+        eventually(lambda: count() == said("session-relay expire"))
