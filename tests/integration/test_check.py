@@ -48,7 +48,7 @@ def test_where_all_is_well_everything_is_ok(good_redis: EmbeddedRedis, good_clie
         "signing secrets: 1",
         "TLS: off",
         "takes deliveries",
-        ": Redis ",
+        "Redis ",
         "memory",
         "5 needed (3 by the web workers, 2 by an expiry worker), during a deploy twice that",
         "PARTITIONS=1",

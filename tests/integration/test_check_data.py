@@ -99,7 +99,7 @@ def expire_at(relay: Relay, *ends: int) -> None:
 def test_sessions_that_nobody_expires_are_named(redis: EmbeddedRedis, relay_now: Relay) -> None:
     expire_at(relay_now, -3 * HOUR_MS, -HOUR_MS, DAY_MS)
 
-    assert about("expire", redis).startswith(
+    assert about("overdue", redis).startswith(
         "warning nobody expires sessions, or not fast enough: 2 are overdue, the first by 3 hours: run session-relay expire"
     )
 
@@ -107,7 +107,7 @@ def test_sessions_that_nobody_expires_are_named(redis: EmbeddedRedis, relay_now:
 def test_a_session_that_ended_just_now_is_the_workers(redis: EmbeddedRedis, relay_now: Relay) -> None:
     expire_at(relay_now, -30_000, DAY_MS)
 
-    assert about("expire", redis) == "ok no session is overdue for session-relay expire"
+    assert about("overdue", redis) == "ok no session is overdue for session-relay expire"
 
 
 def test_overdue_sessions_of_all_partitions_are_counted(redis: EmbeddedRedis, own: Any) -> None:

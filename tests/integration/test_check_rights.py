@@ -26,6 +26,8 @@ def documented(user: str) -> list[str]:
 
 RELAY = documented("relay")
 RIGHTS = [each for each in RELAY if each.startswith("+")]
+ELSEWHERE = {"+wait", "+select", "+ping"}
+"""Needed with other settings, or by other programs."""
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,17 @@ def as_user(redis: EmbeddedRedis) -> Iterator[Callable[..., str]]:
         assert contents(client) == {}
 
 
+@pytest.fixture
+def can_ask(redis: EmbeddedRedis) -> bool:
+    """Whether this server can be asked for rights: Redis 6.2 can't. What it does not need is not tried there."""
+    with client_of(redis.url) as client:
+        return int(client.info("server")["redis_version"].partition(".")[0]) >= 7
+
+
+def without(right: str) -> list[str]:
+    return [each for each in RELAY if each != right]
+
+
 def test_the_rights_that_are_documented_suffice(as_user: Callable[..., str]) -> None:
     found = findings(as_user(*RELAY))
 
@@ -61,22 +74,22 @@ def test_the_rights_that_are_documented_suffice(as_user: Callable[..., str]) -> 
 
 
 @pytest.mark.parametrize("right", RIGHTS)
-def test_each_right_that_is_missing_is_named(as_user: Callable[..., str], right: str) -> None:
-    found = findings(as_user(*RELAY, f"-{right[1:]}"))
+def test_each_right_that_is_missing_is_named(as_user: Callable[..., str], can_ask: bool, right: str) -> None:
+    found = findings(as_user(*without(right)))
 
-    assert re.search(rf"user relay .*{re.escape(right)}\b", lines(found))
+    named = re.search(rf"user relay .*{re.escape(right)}\b", lines(found))
+    assert named or (right in ELSEWHERE and not can_ask)
 
 
 @pytest.mark.parametrize("right", RIGHTS)
 def test_each_right_is_named_where_no_script_can_be_asked(as_user: Callable[..., str], right: str) -> None:
-    only_elsewhere = {"+wait", "+select", "+ping"}  # needed with other settings, or by other programs
-    found = findings(as_user(*RELAY, "-evalsha", f"-{right[1:]}"))
+    found = findings(as_user(*without(right), "-evalsha"))
 
     text = found[2].text
     assert text.startswith("Redis takes no deliveries: its user relay lacks ")
     named = lines(found)
     assert "+evalsha" in text
-    assert right in named or right in only_elsewhere
+    assert right in named or right in ELSEWHERE
 
 
 @pytest.mark.parametrize(
@@ -93,8 +106,10 @@ def test_each_right_is_named_where_no_script_can_be_asked(as_user: Callable[...,
     ids=str,
 )
 def test_keys_and_channels_that_are_missing_are_named(
-    as_user: Callable[..., str], rules: list[str], named: str
+    as_user: Callable[..., str], can_ask: bool, rules: list[str], named: str
 ) -> None:
+    if not can_ask and rules in (["resetkeys", "%R~{clerk}:*"], ["resetchannels", "&clerk:sessions:*"]):
+        pytest.skip("Redis 6.2 has no rights to read alone, and can't be asked for a channel")
     found = findings(as_user(*RELAY, *rules))
 
     errors = [each.text for each in found if each.level == "error"]
@@ -137,7 +152,9 @@ def test_a_right_that_only_the_connection_needs_is_named(as_user: Callable[..., 
     assert found.endswith("give the user +select, and what else docs/redis.md lists")
 
 
-def test_programs_that_need_more_are_named(as_user: Callable[..., str]) -> None:
+def test_programs_that_need_more_are_named(as_user: Callable[..., str], can_ask: bool) -> None:
+    if not can_ask:
+        pytest.skip("Redis 6.2 can't be asked")
     (about,) = [each for each in findings(as_user(*RELAY)) if each.text.startswith("rights: ")]
 
     assert about.level == "ok"
@@ -145,8 +162,14 @@ def test_programs_that_need_more_are_named(as_user: Callable[..., str]) -> None:
         assert needs in about.text
 
 
-def test_who_may_do_everything_lacks_nothing(redis: EmbeddedRedis) -> None:
-    assert ("ok", "rights: the user default lacks none") in findings(redis.url)
+def test_who_may_do_everything_lacks_nothing(redis: EmbeddedRedis, can_ask: bool) -> None:
+    (about,) = [each for each in findings(redis.url) if each.text.startswith("rights: ")]
+
+    assert about.level == "ok"
+    if can_ask:
+        assert about.text == "rights: the user default lacks none"
+    else:
+        assert about.text.startswith("rights: the user default has those of serve, expire and dead-letters; ")
 
 
 def test_nobody_hears_of_the_check(redis: EmbeddedRedis) -> None:
@@ -214,7 +237,7 @@ def test_who_may_not_ask_a_cluster_for_its_slots_is_told_so(cluster: Cluster) ->
     found = problems(findings(cluster.url.replace("//", "//other:password@")))
 
     assert found.startswith("error Redis takes no deliveries: ")
-    assert "give the user +cluster|slots, and what else docs/redis.md lists" in found
+    assert re.search(r"give the user \+cluster(\|slots)?, and what else docs/redis.md lists", found)
 
 
 # What is documented, and what is asked for
@@ -227,9 +250,7 @@ def asked(*programs: str) -> set[str]:
 
 
 def test_the_relays_rights_are_those_asked_for() -> None:
-    elsewhere = {"+wait", "+select", "+ping"}
-
-    assert {*RIGHTS} - elsewhere == asked(SERVE, DEAD_LETTERS) | ({*RIGHTS} & asked(EXPIRE))
+    assert {*RIGHTS} - ELSEWHERE == asked(SERVE, DEAD_LETTERS) | ({*RIGHTS} & asked(EXPIRE))
 
 
 def test_the_consumers_rights_are_those_asked_for() -> None:
