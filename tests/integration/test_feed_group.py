@@ -387,6 +387,18 @@ def test_a_group_that_redis_lost_is_made_again_and_gets_all_that_is_left(
         seen += updates.take(1)
 
 
+def test_a_group_that_another_made_again_gets_all_that_is_left(feed: Feed, relay: Relay, client: Any) -> None:
+    """Of what was trimmed before, it had got everything."""
+    begin_sessions(relay, 1, 2, 3, 4)
+    trim(client, 2)
+    updates = feed.consume(after="0-0")
+    updates.take(2)
+    client.xgroup_destroy(EVENTS_KEY, "group")
+    client.xgroup_create(EVENTS_KEY, "group", id="0")
+    begin_sessions(relay, 5)
+    assert numbers(updates.take(3)) == [3, 4, 5]
+
+
 def from_the_stream(updates: list[SessionUpdate]) -> list[SessionUpdate]:
     return [update for update in updates if not update.is_snapshot]
 

@@ -54,7 +54,7 @@ async def consume(  # noqa: C901  # a turn of a consumer, in its order
                                 async for update in updates:
                                     yield update
                         await share.close_gap(gap)
-                    await share.look_after_group()
+                    await consumer.look_after(share)
                 for share, entry in await consumer.take():
                     if not consumer.may_go_on():
                         break
@@ -96,8 +96,9 @@ class _Consumer:
         cursors = ["0" if share.has_pending else ">" for share in self._shares]
         begun_at = time.monotonic()
         streams = [share.events for share in self._shares]
-        *_, response = await self._connection.ask(*acknowledgements, (*read, "STREAMS", *streams, *cursors))
+        *counts, response = await self._connection.ask(*acknowledgements, (*read, "STREAMS", *streams, *cursors))
         self._taken_at = time.monotonic()
+        self._compare(acknowledgements, counts)
         got = {name.decode(): list(entries) for name, entries in response or []}
         if not got and self._taken_at - begun_at < block_ms / 2000:
             await self._sleep()
@@ -121,6 +122,12 @@ class _Consumer:
             await share.find_gap()  # how far the group got; a gap is found again
         partitions = [share.partition for share in self._shares]
         await sleep(self._connection, partitions, [share.delivered for share in self._shares])
+
+    async def look_after(self, share: Share) -> None:
+        """Do what a group needs from time to time. What this consumer is done with is no longer pending then."""
+        if share.must_look:
+            await self.acknowledge()
+            await share.look_after_group()
 
     @contextlib.contextmanager
     def handling(self, share: Share, entry: Entry) -> Iterator[None]:
@@ -162,7 +169,15 @@ class _Consumer:
         if if_late and time.monotonic() < self._acknowledged_at + ACKNOWLEDGE_SECONDS:
             return
         if acknowledgements := self._acknowledgements():
-            await self._connection.ask(*acknowledgements)
+            self._compare(acknowledgements, await self._connection.ask(*acknowledgements))
+
+    def _compare(self, acknowledgements: Sequence[Command], counts: Sequence[int]) -> None:
+        """Look again where this consumer had less than it acknowledged: others took it, or the group was made anew."""
+        for (_, events, _, *cursors), count in zip(acknowledgements, counts, strict=True):
+            if count < len(cursors):
+                for share in self._shares:
+                    if share.events == events:
+                        share.recheck()
 
     async def leave(self) -> None:
         """Acknowledge what is done, if Redis is there; otherwise it comes again."""

@@ -1,5 +1,7 @@
 """What a consumer of a group has to do with one stream: gaps, and the work of consumers that died.
 
+A long module, since all of it moves the group, and shares what is known of where it is.
+
 Some providers bill each command. So gaps are looked for where one can have come about: at the beginning, on each new
 connection, and in front of new entries.
 """
@@ -204,17 +206,19 @@ class Share:
         await self._set_delivered(known)
         return True
 
+    @property
+    def must_look(self) -> bool:
+        """Whether it is time for `look_after_group`. This consumer's own entries come first."""
+        return not self.has_pending and time.monotonic() >= self._looks_at
+
     async def look_after_group(self) -> None:
-        """From time to time, take over the work of dead consumers, and remove those that nobody uses."""
-        now = time.monotonic()
-        if self.has_pending or now < self._looks_at:
-            return
+        """Take over the work of dead consumers; now and then, remove those that nobody uses."""
         idle_ms = math.ceil(self._group.claim_after * 1000)
         (idle,) = await self._ask(("XPENDING", self.events, self._group.name, "IDLE", idle_ms, "-", "+", CLAIM))
         if idle:
             await self._claim([entry_id for entry_id, *_ in idle], idle_ms)
             return
-        self._looks_at = now + self._group.claim_after / 2
+        self._looks_at = time.monotonic() + self._group.claim_after / 2
         if self._unused.is_time:
             # Read what it has: until Redis 7.2, a consumer that waits in vain gives no sign of life.
             self.has_pending = True
