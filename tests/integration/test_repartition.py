@@ -4,12 +4,17 @@ import itertools
 from typing import Any
 
 import pytest
-from clerk_session_feed.errors import ConfigurationError
+import redis
+from clerk_session_feed.errors import ConfigurationError, CursorLostError
+from clerk_session_feed.keys import Keys
+from support.clock import eventually
 from support.constants import NOW_MS
 from support.events import clerk_event
+from support.feeds import OpenFeed
 from support.partitions import fill, misplaced, portrait
 from support.redis_clients import contents
 from support.relay import make_settings, run_relay
+from support.topologies import cluster_of
 
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
@@ -245,3 +250,72 @@ def test_a_key_that_is_not_the_relays_stays(own_redis: EmbeddedRedis, own_client
     assert moved.unreadable == {"{clerk}:session:odd", "{clerk}:session:text"}
     assert own_client.exists(*moved.unreadable) == 2
     own_client.delete(*moved.unreadable)
+
+
+# Consumers
+
+
+@pytest.mark.parametrize(("was", "to"), [(1, 3), (3, 1), (3, 5)])
+def test_a_cursor_from_before_is_lost(
+    open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any, was: int, to: int
+) -> None:
+    fill(relay_redis.url, was)
+    newest = {n: client.xrevrange(keys.events, count=1)[0][0] for n, keys in enumerate(Keys().split(was))}
+    cursors = {n: newest[n % was] for n in range(to)}
+    move(relay_redis.url, to)
+
+    for number in range(to):
+        with run_relay(relay_redis.url, partitions=to) as relay:
+            relay.take(clerk_event(session_id=f"sess_new_{number}", user_id=f"user_{number}"), "msg_new")
+    with pytest.raises(CursorLostError):
+        open_feed(relay_redis.url, partitions=to).follow(cursors).next()
+
+
+def test_who_begins_after_a_move_loses_nothing(open_feed: OpenFeed, own_redis: EmbeddedRedis, own_client: Any) -> None:
+    fill(own_redis.url, 1)
+    sessions = len(portrait(own_client)[1]) - sum(
+        ":" in key.removeprefix("session:") for key in portrait(own_client)[1]
+    )
+    move(own_redis.url, 3)
+    feed = open_feed(own_redis.url, partitions=3)
+    updates = feed.follow()
+    snapshots = updates.take(sessions)
+
+    with run_relay(own_redis.url, partitions=3) as relay:
+        begun = [relay.begin(clerk_event(session_id=f"sess_new_{n}", user_id=f"user_{n}"), "msg_new") for n in range(9)]
+        assert {each.result(timeout=30).outcome for each in begun} == {"applied"}
+
+    assert {each.is_snapshot for each in snapshots} == {True}
+    assert sorted(each.session.id for each in updates.take(9)) == [f"sess_new_{n}" for n in range(9)]
+
+
+def test_a_group_begins_again_after_a_move(open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any) -> None:
+    fill(relay_redis.url, 3)
+    before = open_feed(relay_redis.url, partitions=3).consume(after="0-0")
+    before.take(3)
+    before.leave()
+    move(relay_redis.url, 5)
+
+    updates = open_feed(relay_redis.url, partitions=5).consume(resync=True)
+    with run_relay(relay_redis.url, partitions=5) as relay:
+        relay.take(clerk_event(session_id="sess_new"), "msg_new")
+
+    assert eventually(lambda: updates.next().session.id == "sess_new", within=60)
+
+
+# A cluster
+
+
+def test_partitions_move_between_the_nodes_of_a_cluster(redis_binary: str) -> None:
+    with (
+        cluster_of(redis_binary, replicas=0) as cluster,
+        redis.RedisCluster(
+            host="127.0.0.1", port=cluster.shards[0][0].port, decode_responses=True, protocol=2
+        ) as client,
+    ):
+        fill(cluster.url, 1)
+        before = portrait(client)
+        for to in (4, 2, 1):
+            move(cluster.url, to)
+            assert_same(portrait(client), before)
+            assert misplaced(client, to) == []
