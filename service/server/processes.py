@@ -1,11 +1,13 @@
 """`serve`: the application under uvicorn, with one event loop per worker process. docs/server.md says why."""
 
+import contextlib
 import importlib
 import inspect
 import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -134,20 +136,20 @@ def serve(settings: Settings, factory: str = DEFAULT_FACTORY) -> None:
     Raises:
         ConfigurationError: The settings or the factory can't work.
     """
-    # What is wrong with the URL, or the data, is reported once, not by each worker.
+    # What is wrong with the URL is reported once, not by each worker.
     connect(settings.redis_url.get_secret_value())
-    refuse_other_partitions(settings)
     with metrics_directory(settings.web_concurrency) as directory:
         # The Prometheus client looks for the name in small letters, too, and at its import.
         for name in (METRICS_DIRECTORY, METRICS_DIRECTORY.lower()):
             os.environ.pop(name, None)
         if directory is not None:
             os.environ[METRICS_DIRECTORY] = directory
-        _serve(settings, factory)
+        with contextlib.ExitStack() as listening:
+            sockets = [listening.enter_context(each) for each in listen(settings.host, settings.port)]
+            _serve(settings, factory, sockets)
 
 
-def _serve(settings: Settings, factory: str) -> None:
-    sockets = listen(settings.host, settings.port)
+def _serve(settings: Settings, factory: str, sockets: list[socket.socket]) -> None:
     # Workers read the environment again, and options of the command win over it.
     os.environ.update(HOST=settings.host, PORT=str(settings.port), WEB_CONCURRENCY=str(settings.web_concurrency))
     on_stop_signals(_exit)  # uvicorn, which handles them later, raises the signal again when it has stopped
@@ -157,6 +159,7 @@ def _serve(settings: Settings, factory: str) -> None:
     os.environ[_FACTORY] = factory
     if factory != DEFAULT_FACTORY:
         _import_factory(factory)  # what is wrong with it is reported once, too
+    refuse_other_partitions(settings)  # last, since it logs if Redis is away
     logger = structlog.get_logger(__name__)
     logger.info("starting", version=relay_version(), settings=shown(settings))
     for advice in misspelt_settings(settings):
