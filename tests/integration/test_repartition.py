@@ -1,6 +1,8 @@
 """The move of what is stored to another number of partitions."""
 
+import contextlib
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ import redis
 from clerk_session_feed.errors import ConfigurationError, CursorLostError
 from clerk_session_feed.keys import Keys
 from support.clock import eventually
-from support.constants import NOW_MS
+from support.constants import NOW_MS, ROOT
 from support.events import clerk_event
 from support.feeds import OpenFeed
 from support.partitions import fill, misplaced, portrait
@@ -250,6 +252,19 @@ def test_a_key_that_is_not_the_relays_stays(own_redis: EmbeddedRedis, own_client
     assert moved.unreadable == {"{clerk}:session:odd", "{clerk}:session:text"}
     assert own_client.exists(*moved.unreadable) == 2
     own_client.delete(*moved.unreadable)
+
+
+def test_the_rights_that_the_docs_name_are_enough(own_redis: EmbeddedRedis, own_client: Any) -> None:
+    (rights,) = re.findall(r"needs `(\+watch [^`]*)`", (ROOT / "docs/redis.md").read_text())
+    user = ("ACL", "SETUSER", "mover", "on", ">password", "-@all", *rights.split(), "+wait")
+    own_client.execute_command(*user, "~{clerk:*}:*", "~{clerk}:*")
+    fill(own_redis.url, 1)
+
+    with contextlib.suppress(RepartitionError):  # there is no replica
+        move(own_redis.url.replace("//", "//mover:password@"), 3, redis_min_replicas=1)
+    move(own_redis.url.replace("//", "//mover:password@"), 3)
+
+    assert own_client.acl_log() == []
 
 
 # Consumers

@@ -66,7 +66,7 @@ def test_every_key_is_in_the_contract() -> None:
     real = {
         *(keys.session("<session id>"), keys.events, keys.expiry, keys.dead_letters, keys.revokes),
         *(each("<user id>") for each in (keys.user_sessions, keys.user_pending, keys.user_gone)),
-        *(keys.reconcile, keys.reconcile_lock, keys.reconcile + ":spent"),
+        *(keys.layout, keys.reconcile, keys.reconcile_lock, keys.reconcile + ":spent"),
         *(keys.reconcile_run("<mode>"), keys.reconcile_run("<mode>") + ":visited"),
     }
     assert set(re.findall(r"^\| `(\{clerk\}:.*?)` \|", CONTRACT.read_text(), re.MULTILINE)) == real
