@@ -13,7 +13,7 @@ import redis
 
 from support.clock import eventually
 from support.cutting_proxy import cutting_proxy
-from support.load import WORKERS, Load, redis_connections, relay_service, sockets_of
+from support.load import WORKERS, Load, await_connections, redis_connections, relay_service, sockets_of
 from support.network import unused_port
 from support.onlookers import our_client
 from support.svix_sender import CONCURRENCY
@@ -78,15 +78,15 @@ class Faults:
     def redis_is_loading(self, load: Load) -> None:
         elsewhere = load.redis.url.removesuffix("/0") + "/1"
         with our_client(elsewhere) as client:
-            # Each key takes its time to load; and only between blocks of the older kind of file, a snapshot,
-            # does Redis say that it is loading.
-            client.mset({f"filler:{number}": "x" * 100 for number in range(1000)})
+            # Each key takes its time to load; and only every 2 MB of the older kind of file, a snapshot, does Redis
+            # say that it is loading. What can't be compressed, is that long there, too.
+            client.mset({f"filler:{number}": os.urandom(10_000) for number in range(1000)})
             client.bgrewriteaof()
             eventually(lambda: not client.info("persistence")["aof_rewrite_in_progress"])
         load.redis.kill()
         before = load.sender.failures("BusyLoadingError")
         load.begin_part(of=1)
-        load.redis.start("--key-load-delay", "1500", "--loading-process-events-interval-bytes", "1024")
+        load.redis.start("--key-load-delay", "1500")
         assert load.sender.failures("BusyLoadingError") > before
         with our_client(elsewhere) as client:
             client.flushdb()
@@ -154,6 +154,7 @@ class Faults:
         with _stopped(load.redis.pid):
             self._kill_worker(load)
         eventually(lambda: len(load.workers()) == WORKERS)
+        await_connections(load.redis, load.service)  # the next fault may kill the other one: one has to serve by then
 
     def service_is_restarted(self, load: Load) -> None:
         """Some times in a row, as a platform does it: the next one is there before the last one goes."""
