@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import subprocess
 import sys
 import threading
 import warnings
@@ -21,7 +20,7 @@ from support.events import clerk_event
 from support.feeds import EndedError, OpenFeed
 from support.network import unused_port
 from support.redis_clients import client_of
-from support.redis_servers import scripted_redis
+from support.redis_servers import scripted_redis, takes_tls
 from support.relay import make_settings, run_relay
 from support.services import run_service
 from support.topologies import MASTER, free_node_port, run_sentinel
@@ -191,9 +190,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def start_tls(start_redis: StartRedis, certificates: Path, redis_binary: str) -> Callable[..., str]:
     """Start a Redis with one of the certificates, and return its rediss:// URL."""
-    # It reads one option after the other, and ends at the first that it does not take.
-    said = subprocess.run([redis_binary, "--tls-port", "0", "--port", "none"], capture_output=True, check=False)
-    if b"'tls-port " in said.stdout + said.stderr:
+    if not takes_tls(redis_binary):
         pytest.skip("needs a redis-server that was built with TLS")
 
     def start(name: str, **options: str) -> str:

@@ -261,7 +261,7 @@ def test_wherever_memory_runs_out_all_of_an_event_is_there_or_nothing(
         for number, event in enumerate(HISTORIES[history]()):
             relay.take(event, f"msg_{number}")
         before = contents(own_client)
-        for spare in range(-20_000, 200_000, 500):  # at first too little for sure: what it uses varies
+        for spare in range(-100_000, 200_000, 1000):  # at first too little for sure: what it uses varies
             own_client.config_set("maxmemory", own_client.info("memory")["used_memory"] + spare)
             error = relay.begin(NEXT[next_](), "msg_next").exception(timeout=30)
             own_client.config_set("maxmemory", "0")

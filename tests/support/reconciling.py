@@ -116,8 +116,10 @@ def dump(client: Any, *, runs: bool = False) -> dict[str, Any]:
 
     What a run has spent of the budget is left out always: that is gone after seconds.
     """
-    expiries = {key: client.execute_command("PEXPIRETIME", key) for key in client.scan_iter()}
-    stored = {key: (value, expiries[key]) for key, value in contents(client).items()}
+    expiries = {}
+    if not client.info("server")["redis_version"].startswith("6."):  # which tells only how long is left
+        expiries = {key: client.execute_command("PEXPIRETIME", key) for key in client.scan_iter()}
+    stored = {key: (value, expiries.get(key)) for key, value in contents(client).items()}
     return {
         key: value
         for key, value in stored.items()

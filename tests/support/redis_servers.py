@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import socketserver
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,13 @@ def redis_server(binary: str, *options: str, port: int | None = None) -> Iterato
             if attempt == 2:
                 server = stack.enter_context(run_server(binary, options, port))
         yield server
+
+
+def takes_tls(binary: str) -> bool:
+    """Tell whether it knows the options of TLS; Redis 6.2 knows them only if it was built with it."""
+    # It reads one option after the other, and ends at the first that it does not take.
+    said = subprocess.run([binary, "--tls-port", "0", "--port", "none"], capture_output=True, text=True, check=False)
+    return "'tls-port " not in said.stdout + said.stderr
 
 
 def start_durable_redis(start_redis: Callable[..., EmbeddedRedis], directory: Path, port: int) -> EmbeddedRedis:

@@ -11,7 +11,7 @@ from support.certificates import make_certificates, with_certificate
 from support.constants import SECRET
 from support.network import free_port, unused_port
 from support.redis_clients import client_of
-from support.redis_servers import redis_server
+from support.redis_servers import redis_server, takes_tls
 from support.topologies import await_sync
 
 from service.cli.check import run_checks
@@ -40,6 +40,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def redis_servers(redis_binary: str, certificates: Path) -> Iterator[dict[str, int]]:
     """Return the ports, by name: of one server with a password and TLS, of its replica, and of no server."""
+    if not takes_tls(redis_binary):
+        pytest.skip("needs a redis-server that was built with TLS")
     ports = {"tls": free_port()}
     tls = {"tls-port": str(ports["tls"])} | with_certificate(certificates, "own")
     words = [word for option, value in tls.items() for word in (f"--{option}", value)]

@@ -123,7 +123,7 @@ def test_the_user_that_it_makes_suffices_for_serve(
 ) -> None:
     if replicas == "1":
         own_client.config_set("repl-diskless-sync-delay", 0)
-        start_redis("--replicaof", f"127.0.0.1 {own_redis.port}")
+        start_redis("--replicaof", "127.0.0.1", str(own_redis.port))
         eventually(lambda: own_client.info("replication").get("slave0", {}).get("state") == "online")
     created = simulator.sample()
     session_id = created["data"]["id"]

@@ -250,7 +250,7 @@ def test_an_end_counts_only_when_the_replicas_have_it(
     own_redis: EmbeddedRedis, own_client: Any, start_redis: Callable[..., EmbeddedRedis]
 ) -> None:
     own_client.config_set("repl-diskless-sync-delay", 0)
-    replica = start_redis("--replicaof", f"127.0.0.1 {own_redis.port}")
+    replica = start_redis("--replicaof", "127.0.0.1", str(own_redis.port))
     eventually(lambda: own_client.info("replication").get("slave0", {}).get("state") == "online", within=30)
     with run_service(own_redis.url, REDIS_MIN_REPLICAS="1", REDIS_TIMEOUT="2") as service:
         assert service.deliver(session(1)).json()["outcome"] == "applied"
