@@ -446,7 +446,7 @@ def test_a_signal_while_it_waits_for_a_dead_runs_lock_stops_it(setup: Setup) -> 
     setup.client.set(LOCK, "of a dead run", ex=30)
     with setup.start("--user", "user_1") as program:
         with client_of(setup.redis_url) as client, client.monitor() as monitor:
-            while "PTTL" not in monitor.next_command()["command"]:
+            while not monitor.next_command()["command"].startswith("PTTL"):
                 pass
         assert program.stop() == 1
     assert program.stderr == "Error: Stopped.\n"
