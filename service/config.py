@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from clerk_session_feed import settings as feed_settings
 from clerk_session_feed.errors import ConfigurationError
-from clerk_session_feed.settings import CheckedRedisUrl, KeySettings, faults
+from clerk_session_feed.settings import CheckedRedisUrl, KeySettings, Name, faults
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 
@@ -110,12 +110,6 @@ def _check_token(token: SecretStr) -> SecretStr:
     return token
 
 
-def _check_host(host: str) -> str:
-    if not host.isprintable() or re.search(r"[\s'\"]", host):
-        raise ValueError("has white space, a quotation mark or a control character: leave it out")
-    return host
-
-
 _LogLevel = Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)]
 _LogFormat = Annotated[Literal["json", "console"], BeforeValidator(_lower)]
 _SigningSecrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_secrets)]
@@ -142,13 +136,7 @@ class _Environment(BaseSettings):
         populate_by_name=True,
     )
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _check_quotes(cls, value: object) -> object:
-        """Refuse a value in quotes: shells and `.env` files remove them, `docker run --env-file` does not."""
-        if isinstance(value, str) and re.fullmatch(r"""\s*(['"]).*\1\s*""", value, re.DOTALL):
-            raise ValueError("begins with a quotation mark: leave the quotes out")
-        return value
+    _refuse_quotes = field_validator("*", mode="before")(feed_settings.refuse_quotes)
 
 
 class LogSettings(_Environment):
@@ -214,7 +202,7 @@ class ReconcileSettings(StoreSettings, LogSettings, ClerkSettings):
 class ListenSettings(_Environment):
     """Where `serve` listens, and in how many processes."""
 
-    host: Annotated[str, AfterValidator(_check_host)] = "0.0.0.0"  # noqa: S104  # a platform's router comes from outside
+    host: Name = "0.0.0.0"  # noqa: S104  # a platform's router comes from outside
     port: int = Field(8000, description=_PORT, ge=1, le=65535)
     web_concurrency: int = Field(1, description="a number of processes from 1 to 1000", ge=1, le=1000)
 
@@ -234,7 +222,7 @@ class DevSettings(KeySettings, _Environment):
 
     clerk_webhook_signing_secret: _SigningSecrets | None = Field(None, validation_alias=_SIGNING_SECRET_NAMES)
     redis_url: CheckedRedisUrl | None = None
-    host: Annotated[str, AfterValidator(_check_host)] = "127.0.0.1"
+    host: Name = "127.0.0.1"
     port: int | None = Field(None, description=_PORT, ge=1, le=65535)
     log_level: _LogLevel = Field("warning", description=_LEVELS)
     log_format: _LogFormat = Field("console", description=_FORMATS)

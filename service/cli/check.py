@@ -69,7 +69,7 @@ def run_checks(settings: Settings, *, has_secret: bool = True) -> Iterator[Check
     for advice in misspelt_settings(settings):
         yield CheckResult("warning", advice)
     yield from _check_metrics_directory(settings)
-    yield _check_tls(settings)
+    yield from _check_url(settings)
     writing = [*_check_rights_and_writing(settings)]
     yield from writing
     try:
@@ -108,13 +108,20 @@ def _check_metrics_directory(settings: Settings) -> Iterator[CheckResult]:
         yield CheckResult("error", f"serve does not start: {'; '.join(error.faults)}")
 
 
-def _check_tls(settings: Settings) -> CheckResult:
-    url = RedisUrl.parse(settings.redis_url.get_secret_value()).server_url
+def _check_url(settings: Settings) -> Iterator[CheckResult]:
+    target = RedisUrl.parse(settings.redis_url.get_secret_value())
+    url = target.server_url
+    if target.passed_over:
+        names = ", ".join(target.passed_over)
+        yield CheckResult("ok", f"REDIS_URL has options that mean nothing here, and are passed over: {names}")
     if not url.startswith("rediss:"):
-        return CheckResult("ok", "TLS: off; use rediss:// across any network that is not your own")
-    if not settings.redis_tls_verify or "ssl_cert_reqs=none" in url:
-        return CheckResult("ok", "TLS: on; the certificate is not checked, as configured")
-    return CheckResult("ok", "TLS: on; the certificate is checked")
+        yield CheckResult("ok", "TLS: off; use rediss:// across any network that is not your own")
+    elif not settings.redis_tls_verify or "ssl_cert_reqs=none" in url:
+        yield CheckResult("ok", "TLS: on; the certificate is not checked, as configured")
+    elif "ssl_check_hostname=false" in url:
+        yield CheckResult("ok", "TLS: on; who signed the certificate is checked, not for which host, as configured")
+    else:
+        yield CheckResult("ok", "TLS: on; the certificate is checked")
 
 
 def _check_partitions(settings: Settings) -> Iterator[CheckResult]:

@@ -17,11 +17,55 @@ NEARLY_FULL: Final = 0.9
 """From this part of maxmemory on, memory is short."""
 
 _REACH: Final = "see that it runs where REDIS_URL says, and can be reached from here"
+_CLIENT_CERTIFICATE: Final = "if it wants a client's certificate"
+_STRICT: Final = (
+    "(Authority|Subject) Key Identifier|CA cert does not include key usage|Basic Constraints of CA|Path length"
+    "|keyCertSign|(Issuer|Subject) name empty|Subject Alt Name extension|at least X509v3|explicit ECC parameters"
+)
+"""What OpenSSL says where a certificate does not keep to RFC 5280: only if it is asked to look."""
 _ADVICE: Final = (
-    ("Hostname mismatch|IP address mismatch", "let REDIS_URL name the host that the certificate is for"),
+    (
+        "Hostname mismatch|IP address mismatch",
+        (
+            "let REDIS_URL name the host that the certificate is for; where servers go by another address (nodes of a "
+            "cluster, a tunnel), add ?ssl_server_hostname=<that host>; if the certificate names no host, "
+            "?ssl_check_hostname=false still checks who signed it"
+        ),
+    ),
+    (
+        _STRICT,
+        (
+            "Python 3.13 and later refuse a certificate that does not keep to RFC 5280: let its authority make a new "
+            "one, or add ?ssl_exclude_verify_flags=VERIFY_X509_STRICT to REDIS_URL; all else is still checked"
+        ),
+    ),
+    ("certificate has expired", "renew it, or set this machine's clock"),
+    ("certificate is not yet valid", "set this machine's clock, or wait"),
+    ("certificate purpose", "let its authority make one for servers (extendedKeyUsage serverAuth)"),
+    ("too small|too weak", "let its authority make one with a longer key, and SHA-256"),
     (
         "CERTIFICATE_VERIFY_FAILED",
-        "add ?ssl_ca_certs=<file of its authority> to REDIS_URL; if nobody has it (Heroku), set REDIS_TLS_VERIFY=false",
+        (
+            "add ?ssl_ca_certs=<file of its authority, or of itself if it is self-signed> to REDIS_URL; if nobody has "
+            "that file (Heroku), set REDIS_TLS_VERIFY=false"
+        ),
+    ),
+    (
+        "no certificate or crl found|PEM lib|key values mismatch",
+        (
+            "let ?ssl_ca_certs=, ?ssl_certfile= and ?ssl_keyfile= in REDIS_URL name files in PEM, the key that of the "
+            "certificate"
+        ),
+    ),
+    ("alert (unknown ca|bad certificate)", "let it trust the authority of ?ssl_certfile=, or name another certificate"),
+    (
+        "certificate required|handshake failure|EOF occurred",
+        f"{_CLIENT_CERTIFICATE}, add ?ssl_certfile=<file>&ssl_keyfile=<file> to REDIS_URL",
+    ),
+    ("protocol version|unsupported protocol", "let it speak TLS 1.2 or newer"),
+    (
+        "wrong version number|record layer failure|http request",
+        "there is no TLS: let REDIS_URL begin with redis://, or name the port that has it",
     ),
     ("No such file", "correct the path in REDIS_URL"),
     ("cluster support disabled", "it is no cluster: let REDIS_URL begin with redis://, or rediss:// for TLS"),
@@ -44,8 +88,11 @@ _ADVICE: Final = (
     ("max number of clients", "close some connections, lower WEB_CONCURRENCY, or take a larger plan"),
     ("unknown command", "see that this is a Redis, and that the command was not renamed"),
     ("Protocol error", "see that there is a Redis where REDIS_URL says"),
-    ("Connection reset|Connection closed", f"{_REACH}; if it wants TLS, with rediss://"),
-    ("Timeout connecting", f"{_REACH}; with rediss:// only if it speaks TLS"),
+    (
+        "Connection reset|Connection closed|Broken pipe",
+        f"{_REACH}; if it wants TLS, with rediss://; {_CLIENT_CERTIFICATE}, with ?ssl_certfile= and ?ssl_keyfile=",
+    ),
+    ("Timeout connecting|did not answer in time", f"{_REACH}; with rediss:// only if it speaks TLS"),
     ("ConnectionError|TimeoutError", _REACH),
 )
 """What to do, by a pattern in the name or text of an error; the first one that is found."""

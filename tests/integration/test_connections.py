@@ -2,67 +2,27 @@
 
 import asyncio
 import contextlib
-import gc
 import sys
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import redis
 from clerk_session_feed import connections
 from clerk_session_feed.connections import connect, connect_async
-from support.certificates import make_certificates, with_certificate
 from support.clock import eventually
+from support.connecting import asked_in_a_loop, outcome_of_a_delivery
 from support.events import clerk_event
-from support.feeds import EndedError, OpenFeed
+from support.feeds import OpenFeed
 from support.network import unused_port
 from support.redis_clients import client_of
-from support.redis_servers import scripted_redis, takes_tls
-from support.relay import make_settings, run_relay
-from support.services import run_service
-from support.topologies import MASTER, free_node_port, run_sentinel
+from support.redis_servers import scripted_redis
+from support.relay import run_relay
 
-from service.cli.check import run_checks
 from service.dev.embedded import EmbeddedRedis
-from service.errors import StartError, StoreUnavailableError
 
 StartRedis = Callable[..., EmbeddedRedis]
-
-
-def outcome_of_a_delivery(redis_url: str, **settings: Any) -> str:
-    """Return what a fresh store makes of one delivery, as the sender would see it."""
-    with run_relay(redis_url, **settings) as relay:
-        try:
-            return relay.take(clerk_event(), "msg_1").outcome
-        except StoreUnavailableError as error:
-            return error.code
-
-
-def asked_in_a_loop(redis_url: str, **options: Any) -> str:
-    """Return what a client for asyncio gets from there, over two connections and as a subscriber; or the error."""
-
-    async def ask() -> str:
-        async with connect_async(redis_url, "{clerk}:x", timeout=1, **options) as client:
-            for _ in range(2):
-                assert await client.get("{clerk}:x") is None
-                await client.connection_pool.disconnect()
-            async with client.pubsub() as pubsub:
-                await pubsub.subscribe("clerk:sessions")
-                message: Any = await pubsub.get_message(timeout=10)
-                return str(message["type"])
-
-    try:
-        return asyncio.run(ask())
-    except redis.RedisError as error:
-        return type(error).__name__
-    finally:
-        with warnings.catch_warnings():
-            # asyncio closes a TLS connection in the background, and the loop has ended before that.
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()
 
 
 # What goes over the line
@@ -179,94 +139,6 @@ def test_a_user_with_no_more_rights_than_the_relay_needs(own_redis: EmbeddedRedi
         relay.call(relay.store.probe).result(timeout=30)
 
 
-# TLS
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
-
-
-@pytest.fixture
-def start_tls(start_redis: StartRedis, certificates: Path, redis_binary: str) -> Callable[..., str]:
-    """Start a Redis with one of the certificates, and return its rediss:// URL."""
-    if not takes_tls(redis_binary):
-        pytest.skip("needs a redis-server that was built with TLS")
-
-    def start(name: str, **options: str) -> str:
-        port = free_node_port()
-        all_ = {"tls-port": str(port)} | with_certificate(certificates, name) | options
-        try:
-            words = [word for option, value in all_.items() for word in (f"--{option}", value)]
-            start_redis(*words, port=free_node_port())
-        except StartError as error:
-            if "tls" not in str(error).lower():
-                raise
-            pytest.skip("needs a redis-server that was built with TLS")
-        return f"rediss://127.0.0.1:{port}/0"
-
-    return start
-
-
-def test_a_self_signed_certificate_is_refused_unless_told_otherwise(start_tls: Callable[[str], str]) -> None:
-    url = start_tls("own")
-
-    assert outcome_of_a_delivery(url) == "store_unavailable"
-    assert outcome_of_a_delivery(url, redis_tls_verify=False) == "applied"
-    assert asked_in_a_loop(url) == "ConnectionError"
-    assert asked_in_a_loop(url, tls_verify=False) == "subscribe"
-
-
-@pytest.mark.parametrize(("verify", "status"), [("true", 503), ("false", 200)])
-def test_the_service_itself_on_a_self_signed_certificate(
-    start_tls: Callable[..., str], verify: str, status: int
-) -> None:
-    with run_service(start_tls("own"), REDIS_TLS_VERIFY=verify) as service:
-        assert service.deliver(clerk_event()).status_code == status
-        assert service.http.get("/readyz").status_code == status
-
-
-def test_a_private_ca_is_trusted_if_the_url_names_it(start_tls: Callable[[str], str], certificates: Path) -> None:
-    url = start_tls("here")
-
-    assert outcome_of_a_delivery(url) == "store_unavailable"
-    assert outcome_of_a_delivery(f"{url}?ssl_ca_certs={certificates}/ca.crt") == "applied"
-    assert asked_in_a_loop(url) == "ConnectionError"
-    assert asked_in_a_loop(f"{url}?ssl_ca_certs={certificates}/ca.crt") == "subscribe"
-
-
-def test_a_private_ca_is_trusted_if_the_machine_trusts_it(
-    start_tls: Callable[[str], str], certificates: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.crt"))
-
-    assert outcome_of_a_delivery(start_tls("here")) == "applied"
-
-
-def test_readers_and_subscribers_without_a_password_get_through_tls(start_tls: Callable[..., str]) -> None:
-    with connect(start_tls("own"), tls_verify=False) as client:
-        for _ in range(2):
-            assert client.get("a key") is None
-            client.connection_pool.disconnect()
-        with client.pubsub() as pubsub:
-            pubsub.subscribe("a channel")
-            assert pubsub.get_message(timeout=10)["type"] == "subscribe"
-
-
-def test_closing_a_feed_that_waits_over_tls(start_tls: Callable[..., str], open_feed: OpenFeed) -> None:
-    url = start_tls("own")
-    with client_of(url, ssl_cert_reqs="none") as client:
-        for begin in ("follow", "consume", "subscribe"):
-            feed = open_feed(url, redis_tls_verify=False)
-            assert feed.get("sess_1") is None
-            waiting = getattr(feed, begin)().begin()
-            eventually(lambda: len(client.client_list()) == 3)
-            feed.close()
-            with pytest.raises(EndedError):
-                waiting.result(10)
-            eventually(lambda: len(client.client_list()) == 1)
-
-
 READER: Final = (
     *("on", ">secret", "~{clerk}:*", "resetchannels", "&clerk:sessions*", "-@all"),
     *("+hmget", "+zrangebyscore", "+xrange", "+xrevrange", "+xread", "+xinfo|stream", "+scan"),
@@ -297,65 +169,6 @@ def test_a_reader_with_no_more_rights_than_it_needs(
     assert [updates.next().event.id for updates in iterators] == ["msg_2"] * 3
     assert subscribed.result(10)[0].event.id == "msg_2"
     assert own_client.acl_log() == []
-
-
-def test_a_certificate_for_another_host_is_refused(start_tls: Callable[[str], str], certificates: Path) -> None:
-    url = start_tls("else")
-
-    assert outcome_of_a_delivery(f"{url}?ssl_ca_certs={certificates}/ca.crt") == "store_unavailable"
-    assert outcome_of_a_delivery(url, redis_tls_verify=False) == "applied"
-
-
-def test_tls_to_a_server_without_it_is_refused(own_redis: EmbeddedRedis) -> None:
-    url = own_redis.url.replace("redis://", "rediss://")
-
-    assert outcome_of_a_delivery(url, redis_tls_verify=False, redis_timeout=1) == "store_unavailable"
-
-
-def test_sentinels_and_their_primary_over_tls(
-    redis_binary: str, start_tls: Callable[..., str], certificates: Path
-) -> None:
-    primary_port = int(start_tls("here").rpartition(":")[2].partition("/")[0])
-    tls = [f"{option} {value}" for option, value in with_certificate(certificates, "here").items()]
-    lines = ("port 0", "tls-port {port}", "tls-replication yes", *tls)
-    with run_sentinel(redis_binary, primary_port, *lines, quorum=1) as port:
-        url = f"rediss+sentinel://127.0.0.1:{port}/{MASTER}"
-
-        assert outcome_of_a_delivery(url) == "store_unavailable"
-        assert outcome_of_a_delivery(f"{url}?ssl_ca_certs={certificates}/ca.crt") == "applied"
-        assert outcome_of_a_delivery(url, redis_tls_verify=False) == "duplicate"
-        assert asked_in_a_loop(url) == "ConnectionError"
-        assert asked_in_a_loop(url, tls_verify=False) == "subscribe"
-
-
-def test_a_cluster_over_tls(start_tls: Callable[..., str], certificates: Path) -> None:
-    url = start_tls("here", **{"cluster-enabled": "yes", "tls-cluster": "yes"})
-    with client_of(url, ssl_cert_reqs="none") as node:
-        node.execute_command("CLUSTER", "ADDSLOTS", *range(16_384))
-        eventually(lambda: node.cluster("INFO")["cluster_state"] == "ok", within=30)
-    url = url.replace("rediss://", "rediss+cluster://")
-
-    assert outcome_of_a_delivery(url) == "store_unavailable"
-    assert outcome_of_a_delivery(f"{url}?ssl_ca_certs={certificates}/ca.crt") == "applied"
-    assert outcome_of_a_delivery(url, redis_tls_verify=False) == "duplicate"
-    assert asked_in_a_loop(url) == "ConnectionError"
-    assert asked_in_a_loop(url, tls_verify=False) == "subscribe"
-
-
-def test_check_tells_the_way_out_where_nobody_vouches_for_a_certificate(start_tls: Callable[..., str]) -> None:
-    url = start_tls("own")
-    *_, last = run_checks(make_settings(url))
-
-    assert last.level == "error"
-    assert "ssl_ca_certs" in last.text
-    assert "REDIS_TLS_VERIFY=false" in last.text
-    assert "error" not in {finding.level for finding in run_checks(make_settings(url, redis_tls_verify=False))}
-
-
-def test_no_tls_to_a_server_that_wants_it_is_refused(start_tls: Callable[[str], str]) -> None:
-    url = start_tls("own").replace("rediss://", "redis://")
-
-    assert outcome_of_a_delivery(url, redis_timeout=1) == "store_unavailable"
 
 
 def test_several_may_ask_for_the_primary_at_once() -> None:

@@ -15,21 +15,34 @@ def openssl(*arguments: str, directory: Path) -> None:
 
 
 NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-SUBJECT_HERE = ("-subj", "/CN=redis", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost")
+HERE = "subjectAltName=IP:127.0.0.1,DNS:localhost"
+SUBJECT_HERE = ("-subj", "/CN=redis", "-addext", HERE)
+IDENTIFIED = "authorityKeyIdentifier=keyid"
+SIGNED = {
+    "here": (HERE, IDENTIFIED),
+    "else": ("subjectAltName=DNS:elsewhere.example", IDENTIFIED),
+    "name": ("subjectAltName=DNS:localhost", IDENTIFIED),
+    # As Python 3.13 refuses it.
+    "old": (HERE, "authorityKeyIdentifier=none", "subjectKeyIdentifier=none"),
+    "expired": (HERE, IDENTIFIED),
+    "client": (HERE, IDENTIFIED, "extendedKeyUsage=clientAuth"),
+}
+"""The extensions of certificates that the CA signs, by name."""
 
 
 def make_certificates(directory: Path) -> Path:
-    """Make a self-signed certificate (own); a CA, and what it signed for this host (here) and another (else)."""
+    """Make a self-signed certificate (own); a CA (ca), and what it signed."""
     make = ("req", "-x509", *NEW_KEY, "-days", "2", "-keyout")
     openssl(*make, "own.key", "-out", "own.crt", *SUBJECT_HERE, directory=directory)
     # Python 3.13 wants RFC 5280 to the letter: a CA says what its key is for.
     usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
     openssl(*make, "ca.key", "-out", "ca.crt", "-subj", "/CN=a private CA", *usage, directory=directory)
-    for name, alternative in {"here": "IP:127.0.0.1,DNS:localhost", "else": "DNS:elsewhere.example"}.items():
+    for name, extensions in SIGNED.items():
         request = ("req", "-new", *NEW_KEY, "-keyout", f"{name}.key", "-out", f"{name}.csr")
         openssl(*request, "-subj", "/CN=redis", directory=directory)
-        (directory / "extensions").write_text(f"subjectAltName={alternative}\nauthorityKeyIdentifier=keyid\n")
-        signing = ("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-days", "2")
+        (directory / "extensions").write_text("\n".join(extensions))
+        days = "-1" if name == "expired" else "2"
+        signing = ("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-days", days)
         openssl(*(*signing, "-CAcreateserial", "-extfile", "extensions", "-out", f"{name}.crt"), directory=directory)
     return directory
 

@@ -190,6 +190,15 @@ def test_a_value_in_quotes_is_refused(name: str, quoted: str, environment: Envir
     assert fault_of(name, quoted.format(value), environment).endswith("leave the quotes out")
 
 
+@pytest.mark.parametrize(
+    "value", ["{clerk} ", "\t{clerk}", "{clerk}\r", "my app", "'{clerk}", '{clerk}"', "{a}\x1b", "{a}\u200b", "“{a}”"]
+)
+@pytest.mark.parametrize("name", ["REDIS_KEY_PREFIX", "REDIS_CHANNEL"])
+def test_a_name_in_redis_has_only_what_names_have(name: str, value: str, environment: Environment) -> None:
+    fault = fault_of(name, value, environment)
+    assert fault == f"{name}: has white space, a quotation mark or a control character: leave it out"
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1 ", "\t::", "0.0.0.0\r", "local host", "a\x1bb", "\u200b::", "'::", '::"'])
 def test_a_host_has_only_what_names_have(host: str, environment: Environment) -> None:
     assert "leave it out" in fault_of("HOST", host, environment)

@@ -11,7 +11,7 @@ from clerk_session_feed.errors import ConfigurationError
     "url",
     [
         "redis://127.0.0.1:6379/0?nonsense=1",
-        "redis://127.0.0.1:6379/0?socket_timeout=soon",
+        "redis://127.0.0.1:6379/0?health_check_interval=soon",
         "rediss://127.0.0.1:6379/0?ssl_cert_reqs=perhaps",
         "http://127.0.0.1:6379/0",
     ],
@@ -22,6 +22,35 @@ def test_a_url_that_can_not_be_used_is_refused_before_connecting(url: str) -> No
             to_connect(url)
 
         assert error.value.faults[0].startswith("REDIS_URL: ")
+        assert "soon" not in error.value.faults[0]
+
+
+@pytest.mark.parametrize("make", [connect, connect_async])
+def test_what_redis_py_does_not_take_is_named(make: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"redis-py \S+ does not know .*: db, ssl_min_version: correct it"):
+        make("rediss://127.0.0.1:6379/0?db=1&ssl_min_version=TLSv1.2")
+
+
+@pytest.mark.parametrize("make", [connect, connect_async])
+def test_options_that_are_passed_over_are_told_once(make: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        make(f"redis://127.0.0.1:1/0?pool_size=1&timeout_of_{make.__name__}=5s")
+
+    assert [record.getMessage() for record in caplog.records] == [
+        f"REDIS_URL has options that mean nothing here, and are passed over: pool_size, timeout_of_{make.__name__}"
+    ]
+
+
+@pytest.mark.parametrize("make", [connect, connect_async])
+def test_no_option_of_others_changes_how_the_relay_waits_and_tries_again(make: Any) -> None:
+    others = "socket_timeout=60&retry_on_timeout=true&decode_responses=true&protocol=3&max_connections=1"
+    pools = [make(f"redis://127.0.0.1:1/0{query}").connection_pool for query in ("", f"?{others}")]
+    plain, shared = [
+        {name: value for name, value in pool.connection_kwargs.items() if isinstance(value, str | float | None)}
+        for pool in pools
+    ]
+    assert plain == shared
+    assert pools[0].max_connections == pools[1].max_connections
 
 
 @pytest.mark.parametrize("make", [connect, connect_async])

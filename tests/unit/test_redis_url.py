@@ -4,7 +4,9 @@ import pytest
 from clerk_session_feed.redis_url import RedisUrl
 
 
-@pytest.mark.parametrize("url", ["redis://:p%40@h:1/2?ssl_ca_certs=x", "rediss://h", "unix://:p@/s?db=1"])
+@pytest.mark.parametrize(
+    "url", ["redis://:p%40@h:1/2?client_name=x", "rediss://h/?ssl_ca_certs=/ca.crt", "unix://:p@/s?db=1"]
+)
 def test_a_single_servers_url_is_redis_pys_own(url: str) -> None:
     assert RedisUrl.parse(url) == RedisUrl("server", url)
 
@@ -34,3 +36,23 @@ def test_sentinels_and_cluster_nodes_are_taken_apart(url: str, parsed: RedisUrl)
 
 def test_its_text_shows_no_password() -> None:
     assert "hunter2" not in repr(RedisUrl.parse("redis+cluster://:hunter2@h1:1"))
+
+
+def fault_of(url: str) -> str:
+    with pytest.raises(ValueError) as error:  # noqa: PT011  # its text is what the tests look at
+        RedisUrl.parse(url)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
+
+
+@pytest.mark.parametrize("url", ['"redis://h', "redis://h/0'", 'redis://h?db=1"'])
+def test_a_quotation_mark_at_an_end_is_no_part_of_it(url: str) -> None:
+    assert fault_of(url).endswith("leave the quotes out")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://h ", " redis://h", "redis://h\n", "redis://h\r", "redis://:a b@h", "unix:///a\tb", "redis://h\x1b/0"],
+)
+def test_white_space_and_control_characters_are_refused(url: str) -> None:
+    assert "white space or a control character" in fault_of(url)

@@ -9,13 +9,15 @@ A long module, since its two halves need each other: a client asks where its ser
 
 import asyncio
 import contextlib
+import functools
 import inspect
+import logging
 import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from functools import partial
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 from redis import asyncio as aioredis
@@ -34,6 +36,7 @@ ASK_SECONDS: Final = 0.5
 ASK_ALL_SECONDS: Final = 2.0
 """Seconds that several of them have. The next connection begins with those that were not asked yet."""
 
+log = logging.getLogger("clerk_session_feed")
 OnConnect = Callable[[Any], Awaitable[None] | None]
 Ask = Callable[[Any, str], Host | None]
 """Asks over a client of the host; returns None if that host does not know."""
@@ -61,8 +64,9 @@ def connect(
     Raises:
         ConfigurationError: If the URL can't be used.
     """
-    with _refusing_unusable_options():
-        options, locate = _options(url, key, tls_verify, timeout, wait)
+    target = _parse(url)
+    with _refusing_unusable_options(target):
+        options, locate = _options(target, key, tls_verify, timeout, wait)
         options["connection_class"] = _located(_Located, options["connection_class"], locate)
         return _client(options, on_connect)
 
@@ -83,8 +87,9 @@ def connect_async(
         if on_connect is not None and (more := on_connect(connection)) is not None:
             await more
 
-    with _refusing_unusable_options():
-        options, locate = _options(url, key, tls_verify, timeout, wait)
+    target = _parse(url)
+    with _refusing_unusable_options(target):
+        options, locate = _options(target, key, tls_verify, timeout, wait)
         options["connection_class"] = _located(_AsyncLocated, _ASYNC[options["connection_class"]], locate)
         options |= {"retry": AsyncRetry(NoBackoff(), 0), "redis_connect_func": greet}
         pool = aio.ConnectionPool(**options)
@@ -95,9 +100,25 @@ def connect_async(
 Locate = Callable[[], Host]
 
 
-def _options(url: str, key: str, tls_verify: bool, timeout: float, wait: float) -> tuple[dict[str, Any], Locate | None]:
+def _parse(url: str) -> RedisUrl:
+    try:
+        target = RedisUrl.parse(url)
+    except ValueError as error:
+        raise ConfigurationError([f"REDIS_URL: {error}"]) from None
+    if target.passed_over:
+        _tell_passed_over(target.passed_over)
+    return target
+
+
+@functools.cache  # once, however many clients a process has
+def _tell_passed_over(names: tuple[str, ...]) -> None:
+    log.warning("REDIS_URL has options that mean nothing here, and are passed over: %s", ", ".join(names))
+
+
+def _options(
+    target: RedisUrl, key: str, tls_verify: bool, timeout: float, wait: float
+) -> tuple[dict[str, Any], Locate | None]:
     """Return options of redis-py, and what asks where the server is, unless the URL says so."""
-    target = RedisUrl.parse(url)
     options: dict[str, Any] = {
         "connection_class": sync.Connection,
         **sync.parse_url(target.server_url),  # type: ignore[no-untyped-call]
@@ -116,12 +137,52 @@ def _options(url: str, key: str, tls_verify: bool, timeout: float, wait: float) 
             options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
         # Not the default of redis-py before 6.
         options.setdefault("ssl_check_hostname", options.get("ssl_cert_reqs") != "none")
+        if "ssl_server_hostname" in options:
+            options["connection_class"] = _NamedTls
     return options, None if target.kind == "server" else _locator(target, key, options)
+
+
+class _Tcp(sync.Connection):
+    ssl_server_hostname: str
+
+    def _connect(self) -> Any:
+        connected = super()._connect()  # type: ignore[no-untyped-call]
+        self.host = self.ssl_server_hostname
+        return connected
+
+
+class _NamedTls(sync.SSLConnection, _Tcp):
+    """A connection whose certificate has to be for one name, whatever the address that it leads to.
+
+    It overrides private methods, as `_Located` does. redis-py connects to `host`, then checks the certificate
+    against it; in between, `_Tcp` puts the name there.
+    """
+
+    def __init__(self, *, ssl_server_hostname: str, **options: Any) -> None:
+        self.ssl_server_hostname = ssl_server_hostname
+        super().__init__(**options)
+
+    def _connect(self) -> Any:
+        address = self.host
+        try:
+            return super()._connect()  # type: ignore[no-untyped-call]
+        finally:
+            self.host = address
+
+
+class _AsyncNamedTls(aio.SSLConnection):
+    def __init__(self, *, ssl_server_hostname: str, **options: Any) -> None:
+        self.ssl_server_hostname = ssl_server_hostname
+        super().__init__(**options)
+
+    def _connection_arguments(self) -> dict[str, Any]:
+        return {**super()._connection_arguments(), "server_hostname": self.ssl_server_hostname}
 
 
 _ASYNC: Final = {
     sync.Connection: aio.Connection,
     sync.SSLConnection: aio.SSLConnection,
+    _NamedTls: _AsyncNamedTls,
     sync.UnixDomainSocketConnection: aio.UnixDomainSocketConnection,
 }
 _NO_CLIENT_SETINFO: Final[dict[str, None]] = (
@@ -133,13 +194,14 @@ _NO_CLIENT_SETINFO: Final[dict[str, None]] = (
 
 
 @contextlib.contextmanager
-def _refusing_unusable_options() -> Iterator[None]:
+def _refusing_unusable_options(target: RedisUrl) -> Iterator[None]:
     try:
         yield
     except Exception:  # noqa: BLE001  # options are redis-py's own affair, and so is how it refuses them
         # The error's own text may quote a part of a password.
-        unknown = "redis-py does not know an option in it, or its value"
-        raise ConfigurationError([f"REDIS_URL: {unknown}: correct what follows the ?"]) from None
+        names = ", ".join(parse_qs(urlsplit(target.server_url).query))
+        unknown = f"redis-py {redis.__version__} does not know an option of these, or its value: {names}"
+        raise ConfigurationError([f"REDIS_URL: {unknown}: correct it, or leave it out"]) from None
 
 
 def slot(url: str, key: str) -> int:
@@ -205,15 +267,15 @@ def _locator(target: RedisUrl, key: str, options: dict[str, Any]) -> Locate:
     hosts = list(target.hosts)
     timeout = min(ASK_SECONDS, options["socket_connect_timeout"])
     asking = options | {"db": 0, "socket_timeout": timeout, "socket_connect_timeout": timeout}
-    ask: Ask = partial(_ask_node, hosts, target.hosts, key_slot(key.encode()))
+    ask: Ask = functools.partial(_ask_node, hosts, target.hosts, key_slot(key.encode()))
     if target.kind == "sentinel":
-        ask = partial(_ask_sentinel, target.master)
+        ask = functools.partial(_ask_sentinel, target.master)
         for name in ("username", "password"):
             # Sentinels have users of their own, or none; those of the URL are the primary's.
             asking.pop(f"sentinel_{name}", None)
             asking[name] = options.pop(f"sentinel_{name}", None)
     _client(asking)  # refuses options that it does not know
-    return partial(_locate, hosts, asking, ask)
+    return functools.partial(_locate, hosts, asking, ask)
 
 
 def _locate(hosts: list[Host], asking: dict[str, Any], ask: Ask) -> Host:

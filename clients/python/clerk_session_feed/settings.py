@@ -4,11 +4,21 @@ The description of a field says what has to be there, as a fault puts it after "
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from clerk_session_feed.errors import ConfigurationError
 from clerk_session_feed.keys import has_hash_tag
@@ -28,6 +38,22 @@ def _check_partitions(partitions: int, info: ValidationInfo) -> int:
     return partitions
 
 
+def refuse_quotes(value: object) -> object:
+    """Refuse a value in quotes: shells and `.env` files remove them, `docker run --env-file` does not."""
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if isinstance(text, str) and re.fullmatch(r"""\s*(['"]).*\1\s*""", text, re.DOTALL):
+        raise ValueError("begins with a quotation mark: leave the quotes out")
+    return value
+
+
+def check_name(name: str) -> str:
+    """Refuse what no name has, and what is hard to see in one."""
+    if re.search(r"[\s'\"`\u2018\u2019\u201c\u201d]", name) or not name.isprintable():
+        raise ValueError("has white space, a quotation mark or a control character: leave it out")
+    return name
+
+
+Name = Annotated[str, AfterValidator(check_name)]
 CheckedRedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
 
 
@@ -37,8 +63,8 @@ class KeySettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True)
 
     redis_tls_verify: bool = Field(True, description="true or false")
-    redis_key_prefix: str = Field("{clerk}", min_length=1)
-    redis_channel: str = Field("clerk:sessions", min_length=1)
+    redis_key_prefix: Name = Field("{clerk}", min_length=1)
+    redis_channel: Name = Field("clerk:sessions", min_length=1)
     partitions: Annotated[int, AfterValidator(_check_partitions)] = Field(
         1, description="a number from 1 to 1024", ge=1, le=1024
     )
@@ -47,6 +73,8 @@ class KeySettings(BaseModel):
         2.0, description="a number of seconds, more than 0 and up to 60", gt=0, le=60, allow_inf_nan=False
     )
     """Seconds, for connecting and for one command."""
+
+    _refuse_quotes = field_validator("*", mode="before")(refuse_quotes)
 
 
 class RedisSettings(KeySettings):

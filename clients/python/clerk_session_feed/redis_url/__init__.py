@@ -6,7 +6,9 @@ Messages here never quote the URL: it holds a password, or a part of one where i
 import dataclasses
 import re
 from typing import Final, Literal
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from clerk_session_feed.redis_url.options import read_options
 
 Host = tuple[str, int]
 
@@ -17,13 +19,13 @@ FORMS: Final = (
 )
 _MALFORMED: Final = f"is malformed; {FORMS}"
 Kind = Literal["server", "sentinel", "cluster"]
-_SCHEMES: Final[dict[str, tuple[Kind, str]]] = {
-    "redis": ("server", "redis"),
-    "rediss": ("server", "rediss"),
-    "redis+sentinel": ("sentinel", "redis"),
-    "rediss+sentinel": ("sentinel", "rediss"),
-    "redis+cluster": ("cluster", "redis"),
-    "rediss+cluster": ("cluster", "rediss"),
+_SCHEMES: Final[dict[str, Kind]] = {
+    "redis": "server",
+    "rediss": "server",
+    "redis+sentinel": "sentinel",
+    "rediss+sentinel": "sentinel",
+    "redis+cluster": "cluster",
+    "rediss+cluster": "cluster",
 }
 _DEFAULT_PORTS: Final = {"server": 6379, "sentinel": 26379, "cluster": 6379}
 
@@ -34,17 +36,24 @@ class RedisUrl:
 
     kind: Kind
     server_url: str = dataclasses.field(repr=False)
-    """How a single server is spoken to, in redis-py's own form: TLS, credentials, database, options."""
+    """How a single server is spoken to, in redis-py's own form: TLS, credentials, database, options.
+
+    One option is not redis-py's: `ssl_server_hostname`.
+    """
     hosts: tuple[Host, ...] = ()
     """Sentinels, or nodes of the cluster."""
     master: str = ""
     """The name under which the sentinels know the primary."""
+    passed_over: tuple[str, ...] = ()
+    """Names of options that other clients know, and that mean nothing here."""
 
     @classmethod
     def parse(cls, url: str) -> "RedisUrl":
         """Raises ValueError, which says what is wrong and what to use."""
-        if url.startswith(("'", '"')):
-            raise ValueError("begins with a quotation mark: leave the quotes out")
+        if url.startswith(("'", '"')) or url.endswith(("'", '"')):
+            raise ValueError("begins or ends with a quotation mark: leave the quotes out")
+        if re.search(r"\s", url) or not url.isprintable():
+            raise ValueError(f"has white space or a control character: leave it out; {FORMS}")
         try:
             parts = urlsplit(url)
         except ValueError:
@@ -52,22 +61,30 @@ class RedisUrl:
         if not url.startswith(f"{parts.scheme}:"):
             raise ValueError(f"does not begin with a scheme in small letters, like redis://; {FORMS}")
         if parts.scheme == "unix":
-            if parts.path in {"", "/"}:
-                raise ValueError(f"names no socket; {FORMS}")
-            return cls("server", url)
-        if (forms := _SCHEMES.get(parts.scheme)) is None:
+            return cls._of_a_socket(url)
+        if (kind := _SCHEMES.get(parts.scheme)) is None:
             raise ValueError(f"does not begin with a scheme that is known, like redis://; {FORMS}")
-        kind, server_scheme = forms
         login, at, netloc = parts.netloc.rpartition("@")
         hosts = tuple(_host(host, _DEFAULT_PORTS[kind]) for host in netloc.split(","))
+        options = read_options(parts.query, tls=parts.scheme.startswith("rediss"))
         path = parts.path.strip("/")
         master, _, database = path.partition("/") if kind == "sentinel" else ("", "", path)
-        _check(kind, len(hosts), master, database + "".join(parse_qs(parts.query).get("db", ())))
-        if kind == "server":
-            return cls(kind, url)
+        _check(kind, len(hosts), master, database + "".join(parse_qs(options.query).get("db", ())))
         first = netloc.partition(",")[0]
-        server = SplitResult(server_scheme, f"{login}{at}{first}", f"/{database}", parts.query, "")
-        return cls(kind, server.geturl(), hosts, unquote(master))
+        scheme = "rediss" if options.tls else "redis"
+        server_url = f"{scheme}://{login}{at}{first}/{database}{'?' * bool(options.query)}{options.query}"
+        return cls(kind, server_url, () if kind == "server" else hosts, unquote(master), options.passed_over)
+
+    @classmethod
+    def _of_a_socket(cls, url: str) -> "RedisUrl":
+        address, _, query = url.partition("?")
+        if urlsplit(address).path in {"", "/"}:
+            raise ValueError(f"names no socket; {FORMS}")
+        options = read_options(query, tls=False)
+        if options.tls:
+            raise ValueError("names a socket, and TLS: leave out the option that turns TLS on")
+        _check("server", 1, "", "".join(parse_qs(options.query).get("db", ())))
+        return cls("server", f"{address}?{options.query}", passed_over=options.passed_over)
 
 
 def _check(kind: Kind, hosts: int, master: str, database: str) -> None:

@@ -1,0 +1,178 @@
+"""The options of a REDIS_URL that other programs share: taken, passed over, or refused by name."""
+
+import pytest
+from clerk_session_feed.redis_url import RedisUrl
+
+
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [
+        # TLS, as it is turned on by others.
+        ("redis://h/0?ssl=true", "rediss://h/0"),
+        ("redis://h/0?tls=1", "rediss://h/0"),
+        ("redis://h/0?tls", "rediss://h/0"),
+        ("redis://h/0?useTls=yes", "rediss://h/0"),
+        ("redis://h/0?socket.tls=true", "rediss://h/0"),
+        ("redis://h/0?sslmode=require", "rediss://h/0"),
+        ("redis://h/0?sslmode=verify-full", "rediss://h/0"),
+        ("redis+cluster://h?tls=true", "rediss://h/"),
+        ("redis://h/0?ssl=false", "redis://h/0"),
+        ("redis://h/0?sslmode=disable", "redis://h/0"),
+        ("rediss://h/0?tls=true", "rediss://h/0"),
+        # Verification, as others say it.
+        ("rediss://h/0?ssl_cert_reqs=CERT_NONE", "rediss://h/0?ssl_cert_reqs=none"),
+        ("rediss://h/0?ssl_cert_reqs=none", "rediss://h/0?ssl_cert_reqs=none"),
+        ("rediss://h/0?ssl_cert_reqs=VerifyMode.CERT_REQUIRED", "rediss://h/0?ssl_cert_reqs=required"),
+        ("rediss://h/0?ssl_cert_reqs=CERT_OPTIONAL", "rediss://h/0?ssl_cert_reqs=optional"),
+        ("rediss://h/0?tlsRejectUnauthorized=false", "rediss://h/0?ssl_cert_reqs=none"),
+        ("rediss://h/0?rejectUnauthorized=true", "rediss://h/0?ssl_cert_reqs=required"),
+        ("rediss://h/0?skip_verify=true", "rediss://h/0?ssl_cert_reqs=none"),
+        ("rediss://h/0?skip_verify=false", "rediss://h/0?ssl_cert_reqs=required"),
+        ("rediss://h/0?allowSelfSigned=true", "rediss://h/0?ssl_cert_reqs=none"),
+        ("rediss://h/0?ssl_params[verify_mode]=0", "rediss://h/0?ssl_cert_reqs=none"),
+        ("rediss://h/0?ssl[verify_peer]=1&ssl[cafile]=/ca", "rediss://h/0?ssl_cert_reqs=required&ssl_ca_certs=/ca"),
+        ("rediss://h/0?verifyPeer=FULL", "rediss://h/0?ssl_cert_reqs=required"),
+        ("rediss://h/0?verifyPeer=CA", "rediss://h/0?ssl_check_hostname=false"),
+        ("rediss://h/0?ssl_check_hostname=False", "rediss://h/0?ssl_check_hostname=false"),
+        ("rediss://h/0?sslHost=name", "rediss://h/0?ssl_server_hostname=name"),
+        # The database, and who connects.
+        ("redis://h?database=2", "redis://h/?db=2"),
+        ("redis://h/1?db=2", "redis://h/1?db=2"),
+        ("redis://h?defaultDatabase=2", "redis://h/?db=2"),
+        ("unix:///s?dbindex=2", "unix:///s?db=2"),
+        ("redis://h/0?user=u&auth=p", "redis://h/0?username=u&password=p"),
+    ],
+)
+def test_what_is_plain_is_taken(url: str, meant: str) -> None:
+    parsed = RedisUrl.parse(url)
+    assert (parsed.server_url, parsed.passed_over) == (meant, ())
+
+
+PASSED_OVER = (
+    "family=0",
+    "protocol=3",
+    "timeout=5s",
+    "pool_size=10",
+    "min_idle_conns=1",
+    "dial_timeout=5s",
+    "read_timeout=3s",
+    "conn_max_lifetime=1h",
+    "max_retries=3",
+    "retryStrategy=x",
+    "maxRetriesPerRequest=null",
+    "enableReadyCheck=false",
+    "lazyConnect=true",
+    "keepAlive=30000",
+    "connectionName=web",
+    "keyPrefix=app:",
+    "abortConnect=false",
+    "syncTimeout=5000",
+    "allowAdmin=true",
+    "clientName=web",
+    "libraryName=x",
+    "reconnect_attempts=1",
+    "driver=hiredis",
+    "namespace=cache",
+    "persistent=1",
+    "read_write_timeout=0",
+    "weight=1",
+    "visibility_timeout=3600",
+    "max_connections=20",
+    "socket_timeout=5",
+    "retry_on_timeout=true",
+    "decode_responses=true",
+    "encoding=utf-8",
+    "pingInterval=1000",
+    "RESP=3",
+    "readFrom=replica",
+    "stream=messages",
+    "sslmode=prefer",
+    "tls_handshake_timeout=5s",
+)
+
+
+@pytest.mark.parametrize("option", PASSED_OVER)
+def test_what_means_nothing_here_is_passed_over(option: str) -> None:
+    parsed = RedisUrl.parse(f"redis://h/0?{option}")
+    assert (parsed.server_url, parsed.passed_over) == ("redis://h/0", (option.partition("=")[0],))
+
+
+def test_each_name_is_told_once() -> None:
+    parsed = RedisUrl.parse("redis+cluster://h?timeout=1&pool_size=2&timeout=3")
+    assert parsed.passed_over == ("timeout", "pool_size")
+
+
+@pytest.mark.parametrize("option", ["ssl_cert_reqs=CERT_NONE", "rejectUnauthorized=0", "ssl_check_hostname=false"])
+def test_without_tls_there_is_nobody_to_be_trusted(option: str) -> None:
+    parsed = RedisUrl.parse(f"redis://h/0?{option}")
+    assert (parsed.server_url, parsed.passed_over) == ("redis://h/0", (option.partition("=")[0],))
+
+
+def fault_of(url: str) -> str:
+    with pytest.raises(ValueError) as error:  # noqa: PT011  # its text is what the tests look at
+        RedisUrl.parse(url)
+    assert len(str(error.value).splitlines()) == 1
+    assert "hunter2" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "nonsense",
+            "addr",
+            "host",
+            "sentinelMasterId",
+            "master_name",
+            "cluster",
+            "sslProtocols",
+            "ssl_validate_ocsp",
+        ),
+        *("checkCertificateRevocation", "startTls", "authPool", "secure_timeout"),
+    ],
+)
+def test_an_option_that_is_not_known_is_named_and_its_value_is_not(name: str) -> None:
+    for url in ("redis://h/0", "rediss://h/0", "unix:///s"):
+        said = fault_of(f"{url}?db=1&{name}=hunter2")
+        assert said == f"has an option that is not known ({name}): correct it, or leave it out"
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("ssl_cert_reqs=hunter2", "whose value is not known, like none or required (ssl_cert_reqs)"),
+        ("tls=hunter2", "whose value is neither true nor false (tls)"),
+        ("skip_verify=hunter2", "whose value is neither true nor false (skip_verify)"),
+        ("ssl_check_hostname=hunter2", "whose value is neither true nor false (ssl_check_hostname)"),
+    ],
+)
+def test_a_word_about_tls_that_is_not_plain_is_refused(option: str, said: str) -> None:
+    assert said in fault_of(f"rediss://h/0?{option}")
+
+
+@pytest.mark.parametrize("option", ["tls=false", "ssl=0", "sslmode=disable"])
+def test_a_url_that_begins_with_tls_is_not_left_without(option: str) -> None:
+    assert fault_of(f"rediss://h/0?{option}").startswith("begins with rediss://, and an option turns TLS off")
+
+
+@pytest.mark.parametrize("option", ["ssl_ca_certs=/ca", "ssl_cert_reqs=required", "sslHost=h", "tls.ca=/ca"])
+def test_an_option_that_wants_tls_is_not_lost_without(option: str) -> None:
+    said = fault_of(f"redis://h/0?{option}")
+    assert said == f"has an option for TLS ({option.partition('=')[0]}): begin with rediss://, or leave it out"
+
+
+def test_a_socket_has_no_tls() -> None:
+    assert "names a socket, and TLS" in fault_of("unix:///s?ssl=true")
+
+
+@pytest.mark.parametrize("url", ["redis://h?db=two", "unix:///s?database=-1", "redis://h?defaultDatabase=1x"])
+def test_a_database_under_any_name_is_a_number(url: str) -> None:
+    assert "names a database that is no number" in fault_of(url)
+
+
+def test_the_rest_of_a_password_is_not_taken_for_a_name() -> None:
+    """With ? in the password, what follows it looks like options."""
+    assert "its name is not shown" in fault_of("redis://app:12?hunter2@h:6379/0")
+    assert "its name is not shown" in fault_of("redis://app:12?hunter2=3@h:6379/0")
+    assert RedisUrl.parse("redis://app:12?timeout2=3@h").passed_over == ("its name is not shown, it may be secret",)
