@@ -1,11 +1,14 @@
 """What holds for all tests: their environment, and what is skipped where there is no redis-server."""
 
+import contextlib
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
 import pytest
+from support.orphans import ended_with_this_process
 
 from service.config import ReconcileSettings, Settings
 
@@ -28,12 +31,25 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in [*Settings.model_fields, *ReconcileSettings.model_fields, "clerk_webhook_secret"]:
         os.environ.pop(name.upper(), None)
         os.environ.pop(name, None)
+    if not hasattr(config, "workerinput"):  # what this one marks, pytest's workers and all they start have as well
+        stack = contextlib.ExitStack()
+        stack.enter_context(ended_with_this_process())
+        config.add_cleanup(stack.close)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "redis_binary" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.real_redis)
+
+
+def pytest_collection_finish() -> None:
+    # Shells start what is to run in the background with SIGINT ignored, and nohup with SIGHUP. Children inherit that,
+    # but no handler: so the signals still do nothing here, and end what the tests start. This hook is called only
+    # where tests run: pytest's workers, too, have to inherit from the main process that a signal is ignored.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
