@@ -18,7 +18,8 @@ from clerk_session_feed.updates import published
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from support.constants import CLERK, NO_REDIS, PAYLOADS, ROOT
+from support.clerks_own import examples, needs_clerks_own
+from support.constants import NO_REDIS, PAYLOADS, ROOT
 from support.events import ABSENT, EVENT_PATHS, event
 from support.parsing import try_change
 from support.relay import make_settings
@@ -433,13 +434,13 @@ def test_it_accepts_what_is_published_of_any_event_under_any_settings(
         assert faults(PUBLISHED, message_of(made, omitted)) == []
 
 
-@pytest.mark.skipif(not CLERK.is_dir(), reason="../shared/clerk is not here")
+@needs_clerks_own
 @pytest.mark.parametrize("with_request", [False, True])
 @pytest.mark.parametrize("omitted", [frozenset(), OMITTABLE_FIELDS], ids=["whole", "omitted"])
 def test_it_accepts_what_is_published_of_clerks_own_examples(with_request: bool, omitted: frozenset[str]) -> None:
-    examples = json.loads((CLERK / "webhooks-openapi-sessions.json").read_bytes())["examples"].values()
-    assert len(examples) == 5
-    for body in examples:
+    bodies = examples().values()
+    assert len(bodies) == 5
+    for body in bodies:
         made = try_change(body, publish_http_request=with_request)
         assert isinstance(made, SessionChange)
         assert faults(PUBLISHED, message_of(made, omitted)) == []

@@ -8,9 +8,6 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[2]
 TESTS: Final = ROOT / "tests"
 PAYLOADS: Final = TESTS / "payloads"
-CLERK: Final = ROOT.parent / "shared" / "clerk"
-"""Clerk's own schema and examples; not a part of the project, so it may be missing."""
-CLERK_EXAMPLES: Final = CLERK / "webhooks-openapi-sessions.json"
 
 PROC: Final = Path("/proc")
 RELAY: Final = (sys.executable, "-m", "service")

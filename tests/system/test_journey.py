@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from support.constants import CLERK_EXAMPLES
+from support.clerks_own import examples, needs_clerks_own
 from support.redis_clients import subscribed
 from support.services import ServiceProcess
 
@@ -75,16 +75,10 @@ def test_a_sign_in_and_out_at_the_same_time_is_ended_in_both_orders(
 # Clerk's own examples, where they are at hand
 
 
-def clerk_examples() -> dict[str, dict[str, Any]]:
-    if not CLERK_EXAMPLES.exists():
-        pytest.skip("needs shared/clerk, with Clerk's own examples")
-    examples = json.loads(CLERK_EXAMPLES.read_text())["examples"]
-    return {example["type"].removeprefix("session."): example for example in examples.values()}
-
-
+@needs_clerks_own
 @pytest.mark.parametrize("kind", ["created", "pending", "ended", "removed", "revoked"])
 def test_each_of_clerks_examples_is_published(service: ServiceProcess, any_client: Any, kind: str) -> None:
-    example = clerk_examples()[kind]
+    example = examples()[f"session.{kind}"]
     data = example["data"]
     with subscribed(any_client, "clerk:sessions") as subscriber:
         response = service.deliver(example, "msg_1")
@@ -112,8 +106,9 @@ def test_each_of_clerks_examples_is_published(service: ServiceProcess, any_clien
     }
 
 
+@needs_clerks_own
 def test_clerks_pending_example_is_not_live_though_its_time_is_not_up(service: ServiceProcess, any_client: Any) -> None:
-    example = clerk_examples()["pending"]
+    example = examples()["session.pending"]
     example["data"]["expire_at"] = int(time.time() * 1000) + 86_400_000
 
     assert service.deliver(example).json()["outcome"] == "applied"
@@ -123,15 +118,16 @@ def test_clerks_pending_example_is_not_live_though_its_time_is_not_up(service: S
     assert not any_client.exists(f"{{clerk}}:user:{user_id}:sessions")
 
 
+@needs_clerks_own
 @pytest.mark.parametrize("order", [["created", "ended"], ["ended", "created"]])
 def test_clerks_examples_of_a_sign_in_and_out_end_in_both_orders(
     service: ServiceProcess, any_client: Any, order: list[str]
 ) -> None:
-    examples = clerk_examples()
-    assert examples["created"]["data"]["updated_at"] == examples["ended"]["data"]["updated_at"]
+    bodies = {kind: examples()[f"session.{kind}"] for kind in order}
+    assert bodies["created"]["data"]["updated_at"] == bodies["ended"]["data"]["updated_at"]
 
-    outcomes = [service.deliver(examples[kind], f"msg_{kind}").json()["outcome"] for kind in order]
+    outcomes = [service.deliver(bodies[kind], f"msg_{kind}").json()["outcome"] for kind in order]
 
     assert outcomes == ["applied", "applied" if order[-1] == "ended" else "stale"]
-    session_id = examples["ended"]["data"]["id"]
+    session_id = bodies["ended"]["data"]["id"]
     assert any_client.hget(f"{{clerk}}:session:{session_id}", "status") == "ended"

@@ -8,7 +8,8 @@ import pytest
 from clerk_session_feed.models import SCHEMA_VERSION, STATUSES
 from hypothesis import given
 from hypothesis import strategies as st
-from support.constants import CLERK, MESSAGE_ID
+from support.clerks_own import needs_clerks_own, schemas
+from support.constants import MESSAGE_ID
 from support.events import ABSENT, event, payload
 from support.parsing import change, published, read, try_change
 from support.strategies import patient
@@ -156,11 +157,10 @@ def test_whatever_is_published_is_one_line_of_utf8_json_with_the_contracts_keys_
     assert all(time is None or type(time) is int for time in times)
 
 
-@pytest.mark.skipif(not CLERK.is_dir(), reason="../shared/clerk is not here")
+@needs_clerks_own
 def test_every_field_of_clerks_own_session_is_published() -> None:
-    schemas = json.loads((CLERK / "backend-api-session.json").read_bytes())["schemas"]
-    assert set(SESSION_KEYS) == {*schemas["Session"]["properties"], "live"}
-    assert set(ACTIVITY_KEYS) == set(schemas["SessionActivityResponse"]["properties"])
+    assert set(SESSION_KEYS) == {*schemas()["Session"]["properties"], "live"}
+    assert set(ACTIVITY_KEYS) == set(schemas()["SessionActivityResponse"]["properties"])
 
 
 # OMIT_FIELDS.

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.constants import CLERK, DAY_MS, NOW_MS, NOW_S
+from support.clerks_own import needs_clerks_own, schemas
+from support.constants import DAY_MS, NOW_MS, NOW_S
 from support.parsing import change
 
 from service.dev import fake_clerk_http
@@ -253,9 +254,9 @@ def test_a_session_by_id_has_no_latest_activity(clerk: FakeClerk) -> None:
     assert get(clerk, f"sessions/{session}") == listed
 
 
-@pytest.mark.skipif(not CLERK.is_dir(), reason="../shared/clerk is not here")
+@needs_clerks_own
 def test_a_session_has_the_fields_of_clerks_schema(clerk: FakeClerk) -> None:
-    schema = json.loads((CLERK / "backend-api-session.json").read_bytes())["schemas"]["Session"]
+    schema = schemas()["Session"]
     user = clerk.add_user()
     session = clerk.sign_in(user)
     assert set(get(clerk, "sessions", user_id=user)[0]) == set(schema["properties"])

@@ -1,13 +1,13 @@
 """docs/contract.md, sections 4, 6 and 7: an event becomes state with a place among the session's events."""
 
-import json
 from itertools import pairwise
 from typing import Any, Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.constants import CLERK, DAY_MS, NOW_MS, NOW_S
+from support.clerks_own import examples, needs_clerks_own
+from support.constants import DAY_MS, NOW_MS, NOW_S
 from support.events import ABSENT, event
 from support.parsing import change, published, reason
 from support.strategies import patient
@@ -189,10 +189,9 @@ def test_any_order_and_repetition_of_a_sessions_events_ends_in_the_same_state(
     assert len({made.order for made in changes}) == len(changes)
 
 
-@pytest.mark.skipif(not CLERK.is_dir(), reason="../shared/clerk is not here")
+@needs_clerks_own
 def test_clerks_published_examples_become_their_states() -> None:
-    examples = json.loads((CLERK / "webhooks-openapi-sessions.json").read_bytes())["examples"]
-    changes = {body["type"]: change(body) for body in examples.values()}
+    changes = {type_: change(body) for type_, body in examples().items()}
     assert {type_: made.session.status for type_, made in changes.items()} == {
         "session.created": "active",
         "session.pending": "pending",
@@ -202,5 +201,5 @@ def test_clerks_published_examples_become_their_states() -> None:
     assert changes["session.ended"].order > changes["session.created"].order
     assert changes["session.ended"].order[1:3] == changes["session.created"].order[1:3]
     assert not changes["session.pending"].session.live
-    made = change(examples["SessionCreatedEventPayloadExample"], now_ms=1716883200000)
+    made = change(examples()["session.created"], now_ms=1716883200000)
     assert made.session.live

@@ -7,8 +7,9 @@ from typing import Any, Final
 import orjson
 import pytest
 from clerk_session_feed.models import ID
+from support.clerks_own import examples, needs_clerks_own
 from support.clock import frozen_svix
-from support.constants import CLERK, DAY_MS, MESSAGE_ID, NOW_MS, NOW_S, SECRET
+from support.constants import DAY_MS, MESSAGE_ID, NOW_MS, NOW_S, SECRET
 from support.events import payload
 from support.parsing import change, published, read
 from support.signing import signed
@@ -72,11 +73,10 @@ def test_samples_without_ids_are_of_different_sessions() -> None:
     assert first["data"]["user_id"] != second["data"]["user_id"]
 
 
-@pytest.mark.skipif(not CLERK.is_dir(), reason="../shared/clerk is not here")
+@needs_clerks_own
 @pytest.mark.parametrize("type_", STATUSES)
 def test_a_sample_has_the_shape_of_clerks_own_example(type_: str) -> None:
-    examples = json.loads((CLERK / "webhooks-openapi-sessions.json").read_bytes())["examples"]
-    [example] = [body for body in examples.values() if body["type"] == type_]
+    example = examples()[type_]
     body = simulator.sample(type_)
     assert set(body) == set(example)
     assert set(body["data"]) - {"tasks"} == set(example["data"])
