@@ -1,6 +1,9 @@
 """TLS to Redis, with certificates as they are found: what is taken, and what `check` advises where one is not."""
 
+import contextlib
+import socket
 import ssl
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -307,3 +310,35 @@ def test_other_clients_words_for_tls_are_taken(start_tls: StartTls, certificates
     assert outcome_of_a_delivery(f"{url}?ssl=true&sslRootCert={certificates}/own.crt&family=0") == "applied"
     assert outcome_of_a_delivery(f"{url}?tls=true&ssl_cert_reqs=CERT_NONE") == "duplicate"
     assert asked_in_a_loop(f"{url}?tls=1&tls.rejectUnauthorized=false") == "subscribe"
+
+
+def test_check_says_that_there_is_no_tls_where_something_else_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):  # the test is over
+                while True:
+                    connection, _ = listener.accept()
+                    with connection, contextlib.suppress(ConnectionError):
+                        connection.recv(4096)
+                        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                        connection.recv(4096)
+
+        threading.Thread(target=answer, daemon=True).start()
+        said = advice(f"rediss://127.0.0.1:{port}/0")
+        listener.shutdown(socket.SHUT_RDWR)
+
+    assert "there is no TLS: let REDIS_URL begin with redis://" in said
+
+
+def test_check_tells_of_options_that_are_passed_over_and_of_hosts_that_are_not_checked(
+    start_tls: StartTls, certificates: Path
+) -> None:
+    url = f"{start_tls('else')}?ssl_ca_certs={certificates}/ca.crt&verifyPeer=CA&pool_size=3&family=0"
+
+    said = {result.text for result in run_checks(make_settings(url)) if result.level == "ok"}
+
+    assert "REDIS_URL has options that mean nothing here, and are passed over: pool_size, family" in said
+    assert "TLS: on; who signed the certificate is checked, not for which host, as configured" in said
+    assert "Redis takes deliveries" in said
