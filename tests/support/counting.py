@@ -80,7 +80,9 @@ def count(load: Load) -> Counts:
         **_wrong_states(load, stored),
         **_wrong_for_subscribers(load, stored),
         "answers later than 5 s": [
-            f"{attempt.message.id}: {attempt.seconds}" for attempt in attempts if attempt.seconds > RESPONSE_SECONDS
+            f"{attempt.message.id}: {attempt.seconds}"
+            for attempt in attempts
+            if attempt.seconds - load.metronome.delay(attempt.ended - attempt.seconds, attempt.ended) > RESPONSE_SECONDS
         ],
         "answers that are none of the contract's": [
             attempt.said

@@ -203,18 +203,18 @@ class Faults:
             load.move_to(behind)
             for _ in range(3):
                 proxy.cut_next_reply()
-                load.release_part(3)
+                load.release_part(6)
                 eventually(lambda: not proxy.will_cut)
                 load.redis.kill()
-                self._await_failures(load)
+                self._await_failures(load, of=6)
                 load.redis.start()
             load.sender.await_idle()
             load.move_to(before)
 
-    def _await_failures(self, load: Load, kind: str = "") -> None:
+    def _await_failures(self, load: Load, kind: str = "", of: int = 2) -> None:
         enough = load.sender.failures(kind) + self._strength.failures
-        load.begin_part(of=2)
-        eventually(lambda: load.sender.failures(kind) >= enough, within=30)
+        load.begin_part(of)
+        eventually(lambda: load.sender.failures(kind) >= enough)
 
     def _kill_worker(self, load: Load) -> None:
         """Kill the one that has most to do, while Redis is stopped."""

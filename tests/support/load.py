@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from support.children import descendants
-from support.clock import eventually
+from support.clock import Metronome, eventually
 from support.constants import PROC
 from support.lives import lives
-from support.onlookers import OURS, Metronome, Subscriber, Watch, our_client
+from support.onlookers import OURS, Subscriber, Watch, our_client
 from support.redis_servers import DurableRedis
 from support.services import ServiceProcess as Service
 from support.services import run_service
@@ -45,7 +45,7 @@ class Load:
         self.megabytes_before = 0.0
         self.killed_workers = 0
         self.moves = 0
-        self._half = self._end = 0
+        self._end = self._left = 0
 
     def suffer(self, fault: Callable[["Load"], None], deliveries: int) -> None:
         """Let a fault happen in the midst of so many deliveries; return when all of them got through.
@@ -53,14 +53,15 @@ class Load:
         Half of them begin before it. The others come after it, if it does not ask for them itself.
         """
         self._end = self.sender.released + deliveries
-        self._half = deliveries // 2
+        half = deliveries // 2
         if not self.megabytes_before:
             self._release(deliveries // 10)
             self.sender.await_idle()
             self.megabytes_before = self.usage().megabytes
         before = len(self.sender.acknowledged)
-        self._release(self._half)
-        self.sender.await_acknowledged(before + self._half // 3)
+        self._release(half)
+        self.sender.await_acknowledged(before + half // 3)
+        self._left = self._end - self.sender.released
         fault(self)
         self._release(deliveries)
         self.sender.await_idle()
@@ -72,13 +73,10 @@ class Load:
 
     def begin_part(self, of: int) -> int:
         """Send one of so many parts of the deliveries that are left to the fault; return how many they are."""
-        return self._release(self._half // of)
+        return self._release(self._left // of)
 
     def release_part(self, of: int) -> None:
-        """The same; return when some of it got through.
-
-        The last part may be empty, since some were sent before the fault: then there is nothing to await.
-        """
+        """The same; return when some of it got through. Nothing is awaited of a part that is empty."""
         before = len(self.sender.acknowledged)
         if self.begin_part(of):
             self.sender.await_acknowledged(before + 1)

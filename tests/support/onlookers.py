@@ -66,30 +66,6 @@ class Subscriber:
         self._ending.set()
 
 
-class Metronome:
-    """Tells how far behind this machine is: a busy one keeps everybody waiting, whatever the service does."""
-
-    BEAT_SECONDS: Final = 0.01
-
-    def __init__(self) -> None:
-        self._ending = threading.Event()
-        self._beats: list[tuple[float, float]] = []
-
-    def run(self) -> None:
-        began = time.monotonic()
-        while not self._ending.wait(self.BEAT_SECONDS):
-            now = time.monotonic()
-            self._beats.append((now, now - began - self.BEAT_SECONDS))
-            began = now
-
-    def delay(self, began: float, ended: float) -> float:
-        """Return the longest delay of a beat that ended in or just after this time."""
-        return max((late for at, late in self._beats if began <= at and at - late <= ended), default=0.0)
-
-    def end(self) -> None:
-        self._ending.set()
-
-
 class Watch:
     """Asks one path for health, again and again, over a new connection each time, so of any worker."""
 

@@ -40,6 +40,8 @@ class Attempt:
     """The answer's; empty if there is none."""
     is_refused: bool = False
     """Nobody listened, so the request was never sent."""
+    ended: float = 0.0
+    """When, by the monotonic clock."""
 
     @property
     def is_success(self) -> bool:
@@ -186,7 +188,7 @@ class SvixSender:
             connection.close()
         except (OSError, http.client.HTTPException):
             connection.close()
-        seconds = time.monotonic() - began
+        ended = time.monotonic()
         with self._changed:
             del self._in_flight[job.number]
-        return Attempt(message, seconds, status, body, is_refused)
+        return Attempt(message, ended - began, status, body, is_refused, ended)

@@ -92,7 +92,7 @@ HARMS: dict[str, Harm] = {
         client, "active", 0, live=True
     ),
     "messages to subscribers that are not in the stream": lambda _, client: publish(client, "active", 1000, live=True),
-    "answers later than 5 s": lambda load, _: answer(load, seconds=5.1),
+    "answers later than 5 s": lambda load, _: answer(load, seconds=5.1, ended=0.0),
     "answers that are none of the contract's": lambda load, _: answer(load, status=500, body={}),
     "health answers later than 1 s": lambda load, _: load.watches[1].answers.append((503, 1.5, 0.0)),
     "health answers of another status": lambda load, _: load.watches[0].answers.append((503, 0.1, 0.0)),

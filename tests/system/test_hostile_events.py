@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
-from support.clock import eventually
+from support.clock import eventually, in_time
 from support.constants import DAY_MS, DEAD_LETTERS_KEY, EVENTS_KEY, EXPIRY_KEY, HOUR_MS, SESSION_KEY, USER_KEY
 from support.events import user_event
 from support.raw_http import assert_a_good_delivery_passes
@@ -49,9 +49,8 @@ def written(path: str, text: str, type_: str = "session.created") -> bytes:
 
 def outcome(service: ServiceProcess, body: object) -> str:
     """Deliver it; return the outcome, with the reason of a dead letter, or the problem's code."""
-    started = time.monotonic()
-    response = service.deliver(body, "msg_1")
-    assert time.monotonic() - started < 5
+    with in_time(5):
+        response = service.deliver(body, "msg_1")
     answer = response.json()
     said = answer.get("code") or ": ".join(filter(None, (answer["outcome"], answer.get("reason"))))
     assert response.status_code == {"applied": 200, "ignored": 200, "malformed_event": 400}.get(said, 202)

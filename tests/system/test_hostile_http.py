@@ -8,12 +8,12 @@ import gzip
 import socket
 import struct
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from support.clock import in_time, stopwatch
 from support.constants import EVENTS_KEY
 from support.events import IGNORED, sample_body
 from support.raw_http import (
@@ -275,12 +275,10 @@ WRONG = signature("msg_1", "1", b"").encode()
 def test_64_kb_of_signatures(service: ServiceProcess, before: bytes, status: int) -> None:
     headers = dict(genuine())
     headers[b"svix-signature"] = before.replace(b"%b", headers[b"svix-signature"])
-    started = time.monotonic()
-
-    answer = exchange(service.port, request_head([*headers.items()]) + IGNORED)
+    with in_time(5):
+        answer = exchange(service.port, request_head([*headers.items()]) + IGNORED)
 
     assert (answer.status, answer.code) == (status, None if status == 200 else "invalid_signature")
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(("number", "status"), [(90, 200), (1000, 200), (40_000, 431)])
@@ -455,15 +453,14 @@ def test_what_has_no_end_is_answered_in_time(service: ServiceProcess, kind: str)
 
         sender = threading.Thread(target=send)
         sender.start()
-        started = time.monotonic()
         try:
-            answer = connection.response()
+            with in_time(5):
+                answer = connection.response()
         finally:
             answered.set()
             sender.join()
 
     assert answer.status == status
-    assert time.monotonic() - started < 5
 
 
 # Slow
@@ -490,11 +487,10 @@ def test_slow_senders_are_answered_in_time_and_delay_nobody(service: ServiceProc
     def stall(sent: bytes) -> tuple[int, str | None, float]:
         with raw_connection(service.port) as connection:
             connection.send(sent)
-            before = time.monotonic()
-            answer = connection.response()
-            seconds = time.monotonic() - before
+            with stopwatch() as measured:
+                answer = connection.response()
             assert connection.socket.recv(1) == b"", "half a body keeps the connection open"
-            return answer.status, answer.code, seconds
+            return answer.status, answer.code, measured.seconds
 
     with contextlib.ExitStack() as stack:
         for _ in range(200):
@@ -505,9 +501,8 @@ def test_slow_senders_are_answered_in_time_and_delay_nobody(service: ServiceProc
 
         # Given 600 connections that take their time, everyone else is served as ever.
         for _ in range(20):
-            before = time.monotonic()
-            assert service.http.get("/healthz").status_code == 200
-            assert time.monotonic() - before < 1
+            with in_time(1):
+                assert service.http.get("/healthz").status_code == 200
             assert_a_good_delivery_passes(service.port)
 
         for kind, future in stalled.items():

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import httpx
 import pytest
-from support.clock import eventually
+from support.clock import eventually, in_time
 from support.constants import DAY_MS, EVENTS_KEY, GONE_KEY, HOUR_MS, PENDING_KEY, PROC, SESSION_KEY, USER_KEY
 from support.events import clerk_event, user_event
 from support.redis_clients import client_of
@@ -140,8 +140,8 @@ def deliver_as_the_sender_does(service: ServiceProcess, client: Any) -> None:
 
     def is_taken() -> bool:
         left = client.zcard(USER_KEY)
-        answer = service.deliver(gone(), "msg_end")
-        assert answer.elapsed.total_seconds() < 5
+        with in_time(5):
+            answer = service.deliver(gone(), "msg_end")
         if answer.status_code == 503:
             return False
         said = answer.json()
@@ -181,14 +181,14 @@ def test_ten_thousand_sessions_end_within_the_time_of_a_response_and_block_nobod
             ending = pool.submit(deliver_as_the_sender_does, service, own_client)
             while not ending.done():
                 body = json.dumps(of_another_user()).encode()
-                answers.append(others.post("/webhooks/clerk", content=body, headers=signed(body)))
+                with in_time(5):
+                    answers.append(others.post("/webhooks/clerk", content=body, headers=signed(body)))
         ending.result()
         of_service = processor_seconds(service) - before
 
     assert statuses(own_client) == {"removed": MANY, "active": 1}
     assert not own_client.exists(USER_KEY, PENDING_KEY)
     assert {each.status_code for each in answers} == {200}
-    assert max(each.elapsed.total_seconds() for each in answers) < 5
     # The limits are of a machine that does nothing else, so what counts is the processor's time: of Redis and of the
     # service, which wait for each other.
     commands = own_client.info("commandstats")
@@ -225,12 +225,10 @@ def test_a_redis_that_hangs_meanwhile_is_a_503_and_the_next_attempt_goes_on(
     own_redis: EmbeddedRedis, own_client: Any
 ) -> None:
     with crowded(own_redis.url, ENOUGH) as service, ThreadPoolExecutor(1) as pool:
-        begun = time.monotonic()
         ending = pool.submit(service.deliver, gone(), "msg_end")
         await_some(own_client)
-        with frozen(own_redis):
+        with frozen(own_redis), in_time(10):
             answer = ending.result(timeout=30)
-        assert time.monotonic() - begun < 10
 
         # What Redis had received when it hung, it does now.
         eventually(lambda: service.http.get("/readyz").status_code == 200)
