@@ -167,7 +167,7 @@ def test_a_reader_with_no_more_rights_than_it_needs(
     with run_relay(own_redis.url) as relay:
         relay.take(clerk_event("ended"), "msg_2")
     assert [updates.next().event.id for updates in iterators] == ["msg_2"] * 3
-    assert subscribed.result(10)[0].event.id == "msg_2"
+    assert subscribed.result(30)[0].event.id == "msg_2"
     assert own_client.acl_log() == []
 
 

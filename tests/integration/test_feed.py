@@ -442,7 +442,7 @@ def test_following_begins_after_a_cursor_that_is_only_a_time(feed: Feed, relay: 
     later = feed.follow(str(now_ms)).begin()
     await_waiting(client)
     third = relay.take(clerk_event(session_id="sess_3"), "msg_3").cursor
-    assert [update.cursor for update in later.result(10)] == [third]
+    assert [update.cursor for update in later.result(30)] == [third]
 
 
 @pytest.mark.parametrize("held", [0, 2], ids=["nothing is there", "what is there is left out"])
@@ -452,7 +452,7 @@ def test_following_from_now_on(feed: Feed, relay: Relay, client: Any, held: int)
     waiting = feed.follow(feed.now()).begin(2)
     await_waiting(client)
     later = take_several(relay, "sess_later", "sess_last")
-    assert [update.cursor for update in waiting.result(10)] == later
+    assert [update.cursor for update in waiting.result(30)] == later
     if held or counts_entries(client):
         assert [update.cursor for update in updates.take(2)] == later
     else:
@@ -489,7 +489,7 @@ def test_following_waits_for_what_comes_later(feed: Feed, relay: Relay, client: 
     later = feed.follow(str(before.cursor)).begin()
     await_waiting(client)
     after = relay.take(clerk_event("ended", updated_at=NOW_MS), "msg_2")
-    (update,) = later.result(10)
+    (update,) = later.result(30)
     assert update.cursor == after.cursor
 
 
@@ -501,7 +501,7 @@ def test_waiting_longer_than_one_read_blocks_is_no_failure(
     later = feed.follow("0-0").begin()
     eventually(lambda: client.info("commandstats")["cmdstat_xread"]["calls"] > reads + 3)
     relay.take(clerk_event(), "msg_1")
-    assert sessions(later.result(10)) == ["sess_1"]
+    assert sessions(later.result(30)) == ["sess_1"]
 
 
 def test_names_are_those_that_are_set(open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any) -> None:
@@ -514,7 +514,7 @@ def test_names_are_those_that_are_set(open_feed: OpenFeed, relay_redis: Embedded
     assert feed.is_live("sess_1")
     assert feed.live_ids() == ["sess_1"]
     assert feed.follow("0-0").next().session == feed.follow().next().session == feed.state().session
-    assert sessions(published.result(10)) == ["sess_1"]
+    assert sessions(published.result(30)) == ["sess_1"]
 
 
 def test_a_feed_from_the_environment(relay_redis: EmbeddedRedis, relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -589,7 +589,7 @@ def test_without_a_session_there_are_no_snapshots(feed: Feed, relay: Relay, clie
     first = feed.follow().begin()
     await_waiting(client)
     relay.take(clerk_event(), "msg_1")
-    assert [update.is_snapshot for update in first.result(10)] == [False]
+    assert [update.is_snapshot for update in first.result(30)] == [False]
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -673,7 +673,7 @@ def test_subscribing_to_all(feed: Feed, relay: Relay, client: Any) -> None:
     relay.take(clerk_event("ended"), "msg_1")
     relay.take(clerk_event(), "msg_late")
     relay.take(clerk_event(session_id="sess_2", user_id="user_2"), "msg_2")
-    first, second = published.result(10)
+    first, second = published.result(30)
     assert first == feed.get("sess_1")
     assert second == feed.get("sess_2")
 
@@ -683,7 +683,7 @@ def test_subscribing_to_one_user(feed: Feed, relay: Relay, client: Any) -> None:
     await_subscribed(client, "clerk:sessions:user:user_2")
     relay.take(clerk_event(), "msg_1")
     relay.take(clerk_event(session_id="sess_2", user_id="user_2"), "msg_2")
-    assert sessions(published.result(10)) == ["sess_2"]
+    assert sessions(published.result(30)) == ["sess_2"]
 
 
 def test_a_channel_on_which_nothing_happens_is_no_failure(
@@ -694,7 +694,7 @@ def test_a_channel_on_which_nothing_happens_is_no_failure(
     published = feed.subscribe().begin()
     eventually(lambda: client.info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"] > pings + 2)
     relay.take(clerk_event(), "msg_1")
-    assert sessions(published.result(10)) == ["sess_1"]
+    assert sessions(published.result(30)) == ["sess_1"]
 
 
 # The end
@@ -734,7 +734,7 @@ def test_closing_ends_what_waits(
     eventually(lambda: connections(own_client) == 1)
     feed.close()
     with pytest.raises(EndedError):
-        waiting.result(10)
+        waiting.result(30)
     with pytest.raises(EndedError):
         updates.next()
     eventually(lambda: connections(own_client) == 0)
@@ -778,7 +778,7 @@ def test_leaving_the_loop_leaves_no_connection(
         await_waiting(own_client)
     with run_relay(own_redis.url) as relay:
         relay.take(clerk_event(), "msg_1")
-    first.result(10)
+    first.result(30)
     updates.leave()
     eventually(lambda: connections(own_client) == 0)
 
@@ -794,7 +794,7 @@ def test_a_read_that_is_under_way_when_the_feed_is_closed(open_feed: OpenFeed) -
         reading = thread.submit(feed.side_by_side, 3, feed.feed.get, "sess_1")
         eventually(lambda: len(server.commands) == 3)
         feed.close()
-        outcomes = reading.result(10)
+        outcomes = reading.result(30)
         end.set()
     assert [type(each) for each in outcomes] == [FeedClosedError] * 3
 

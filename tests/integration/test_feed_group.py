@@ -155,7 +155,7 @@ def test_what_is_done_is_acknowledged_with_the_next_read(feed: Feed, relay: Rela
     more = updates.begin()
     eventually(lambda: pending(client) == 0)
     begin_sessions(relay, 4)
-    more.result(10)
+    more.result(30)
 
 
 def test_a_thousand_updates_take_few_commands(own_redis: EmbeddedRedis, own_client: Any, open_feed: OpenFeed) -> None:
@@ -377,7 +377,7 @@ def test_a_group_that_redis_lost_is_made_again_and_gets_all_that_is_left(
         eventually(lambda: pending(client) == 0)
         lose(client)
         begin_sessions(relay, 3, 4)
-        seen = waiting.result(10)
+        seen = waiting.result(30)
     else:
         lose(client)
         begin_sessions(relay, 3, 4)
@@ -458,7 +458,7 @@ def test_what_was_in_a_reply_that_got_lost_comes_next(
                 pipeline.xadd(EVENTS_KEY, own_client.xrange(EVENTS_KEY)[0][1] | {"session_id": str(number)})
             pipeline.xreadgroup("group", "name", {EVENTS_KEY: ">"}, count=1)
             _, second, third, _ = pipeline.execute()
-        assert [update.cursor for update in [*waiting.result(10), updates.next()]] == [second, third]
+        assert [update.cursor for update in [*waiting.result(30), updates.next()]] == [second, third]
 
 
 # Trimmed
@@ -473,7 +473,7 @@ def fallen_behind(feed: Feed, relay: Relay, client: Any) -> Iterator[str]:
     more = updates.begin()
     eventually(lambda: pending(client) == 0)
     begin_sessions(relay, 2)
-    more.result(10)
+    more.result(30)
     updates.leave()
     client.execute_command("XGROUP", "SETID", EVENTS_KEY, "group", first)
     client.xack(EVENTS_KEY, "group", *[entry["message_id"] for entry in all_pending(client)])
@@ -602,7 +602,7 @@ def test_a_group_that_got_everything_before_it_was_trimmed_misses_nothing(
     eventually(lambda: pending(client) == 0)
     trim(client, 1)
     begin_sessions(relay, 4)
-    assert numbers(waiting.result(10)) == [4]
+    assert numbers(waiting.result(30)) == [4]
 
 
 def test_snapshots_come_once_although_what_this_consumer_had_was_trimmed(feed: Feed, relay: Relay, client: Any) -> None:
@@ -621,7 +621,7 @@ def test_snapshots_come_once_although_what_this_consumer_had_was_trimmed(feed: F
     begin_sessions(relay, 7)
     assert sorted(numbers(held)) == [1, 2, 3, 4, 5, 6]
     assert {update.is_snapshot for update in held} == {True}
-    assert [(update.session.id, update.is_snapshot) for update in more.result(10)] == [("sess_7", False)]
+    assert [(update.session.id, update.is_snapshot) for update in more.result(30)] == [("sess_7", False)]
 
 
 def test_who_waits_is_told_of_what_another_found_trimmed_before_it_died(
@@ -639,7 +639,7 @@ def test_who_waits_is_told_of_what_another_found_trimmed_before_it_died(
         pipeline.execute_command("XGROUP", "SETID", EVENTS_KEY, "group", first)
         pipeline.execute()
     with pytest.raises(CursorLostError):
-        waiting.result(10)
+        waiting.result(30)
     assert sorted(numbers(feed.consume(name="waits", resync=True).take(3))) == [1, 2, 3]
 
 
@@ -679,7 +679,7 @@ def test_a_consumer_that_is_gone_leaves_once_its_work_is_done(feed: Feed, relay:
     more = updates.begin()
     eventually(lambda: consumers(client) == ["stays"])
     begin_sessions(relay, 3)
-    assert numbers(more.result(10)) == [3]
+    assert numbers(more.result(30)) == [3]
 
 
 @pytest.mark.usefixtures("forgets_soon")
@@ -752,7 +752,7 @@ def test_who_may_not_remove_consumers_consumes_all_the_same(
         more = updates.begin()
         assert looks.wait(10)
         begin_sessions(relay, 2)
-        assert numbers(more.result(10)) == [2]
+        assert numbers(more.result(30)) == [2]
 
 
 # What it costs while nothing happens
@@ -791,7 +791,7 @@ def test_several_partitions_wait_in_one_command(
     assert set(calls(own_client)) <= {"xreadgroup", "xpending"}
     with run_relay(own_redis.url, partitions=4) as relay:
         begin_sessions(relay, 1)
-    assert numbers(waiting.result(10)) == [1]
+    assert numbers(waiting.result(30)) == [1]
 
 
 def test_where_xreadgroup_does_not_wait_xread_does(
@@ -815,7 +815,7 @@ def test_where_xreadgroup_does_not_wait_xread_does(
     asked = sent.count("XREADGROUP")
     with run_relay(stand_in.url) as relay:
         begin_sessions(relay, 1)
-    assert numbers(waiting.result(10)) == [1]
+    assert numbers(waiting.result(30)) == [1]
     assert sent.count("XREADGROUP") - asked <= 4
 
 
@@ -835,7 +835,7 @@ def test_a_group_reads_all_partitions(open_feed: OpenFeed, relay_redis: Embedded
     eventually(lambda: not any(client.xpending(f"{{clerk:{n}}}:events", "group")["pending"] for n in range(4)))
     with run_relay(relay_redis.url, partitions=4) as relay:
         relay.take(clerk_event(session_id="sess_later"), "msg_later")
-    assert [update.session.id for update in more.result(10)] == ["sess_later"]
+    assert [update.session.id for update in more.result(30)] == ["sess_later"]
 
 
 @pytest.mark.parametrize("claim_after", [0, -1, float("nan"), float("inf")])

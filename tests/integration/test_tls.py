@@ -107,7 +107,7 @@ def test_closing_a_feed_that_waits_over_tls(start_tls: StartTls, open_feed: Open
             eventually(lambda: len(client.client_list()) == 3)
             feed.close()
             with pytest.raises(EndedError):
-                waiting.result(10)
+                waiting.result(30)
             eventually(lambda: len(client.client_list()) == 1)
 
 

@@ -205,7 +205,7 @@ def test_the_reader_that_it_makes_suffices_for_every_method_of_a_feed(
                 channel = f"clerk:sessions:user:{session['user_id']}"
                 eventually(lambda: dict(own_client.pubsub_numsub(channel))[channel])
                 service.deliver(simulator.sample("session.ended", session_id=session["id"], user_id=session["user_id"]))
-                assert first.result(10).session.status == "ended"
+                assert first.result(30).session.status == "ended"
             # The next one acknowledges the one before.
             taken = feed.consume("other", "worker-1")
             assert [next(taken).session.status for _ in range(2)] == ["active", "ended"]

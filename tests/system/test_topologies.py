@@ -442,7 +442,7 @@ def test_a_feed_on_a_cluster_leaves_no_thread_and_no_connection(
         waiting = updates.begin()
         feed.close()
         with pytest.raises(EndedError):
-            waiting.result(10)
+            waiting.result(30)
 
     eventually(lambda: not {each for each in threading.enumerate() if each.name == "session-feed"} - threads)
     eventually(lambda: connections() == before)
