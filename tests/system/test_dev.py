@@ -308,7 +308,7 @@ def exported(dev: RunningDev, command: str) -> str:
 
 def test_it_shows_what_reconcile_mends(reconciled: RunningDev) -> None:
     _, *rows = reconciled.find(r"(?s)^(at Clerk .*?)\n\n").splitlines()
-    stored = [re.split(r" {2,}", re.sub(r"until \S+", "until", row.strip())) for row in rows]
+    stored = [re.split(r" {2,}", re.sub(r"until \S+ UTC", "until", row.strip())) for row in rows]
 
     assert stored == [
         ["signed in, webhook lost", "nothing", "active until"],
@@ -501,13 +501,13 @@ def test_settings_in_dotenv_are_used(start: Dev, any_redis: EmbeddedRedis, tmp_p
     port = free_port()
     (tmp_path / ".env").write_text(
         f"CLERK_WEBHOOK_SIGNING_SECRET={SECRET}\nREDIS_URL={any_redis.url}\n"
-        f"REDIS_CHANNEL='other channel'\nPORT={port}\n"
+        f"REDIS_CHANNEL='other;channel'\nPORT={port}\n"
     )
     dev = RunningDev(start(REDIS_URL="", PORT=""))
     assert (dev.redis_url, httpx.URL(dev.url).port) == (any_redis.url, port)
     assert simulated_post(dev, SECRET).status_code == 200
     assert dev.table()[0][2] == "active (live)"
-    assert dev.command("redis-cli").endswith("subscribe 'other channel'")
+    assert dev.command("redis-cli").endswith("subscribe 'other;channel'")
 
 
 @pytest.mark.real_redis
