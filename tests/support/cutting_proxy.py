@@ -1,4 +1,4 @@
-"""Stands between the service and Redis, and cuts connections after a command, before its reply."""
+"""Stands between the service, or a consumer, and Redis, and cuts connections after a command, before its reply."""
 
 import contextlib
 import socket
@@ -20,7 +20,7 @@ class _Passing(socketserver.BaseRequestHandler):
             answering = threading.Thread(target=self._pass_replies, args=(proxy, upstream), daemon=True)
             answering.start()
             while request := self.request.recv(65536):
-                self._has_asked = self._has_asked or b"EVALSHA" in request
+                self._has_asked = self._has_asked or proxy.after in request
                 upstream.sendall(request)
             _hang_up(upstream)
             answering.join()
@@ -44,19 +44,20 @@ def _hang_up(connection: socket.socket) -> None:
 
 
 class CuttingProxy(socketserver.ThreadingTCPServer):
-    """Stands between the service and Redis."""
+    """Stands between the service, or a consumer, and Redis. after: after which command it cuts."""
 
     daemon_threads = True
 
-    def __init__(self, redis_port: int) -> None:
+    def __init__(self, redis_port: int, after: bytes) -> None:
         super().__init__(("127.0.0.1", 0), _Passing)
+        self.after = after
         self.redis_port = redis_port
         self.url = f"redis://127.0.0.1:{self.server_address[1]}/0"
         self.will_cut = False
         self._cuts = 0
 
     def cut_next_reply(self) -> None:
-        """Cut the connection on which the next script was run, after Redis got it, before its reply is back."""
+        """Cut the connection on which the command was sent next, after Redis got it, before its reply is back."""
         self.will_cut = True
 
     def cut(self, size: int) -> int:
@@ -67,6 +68,6 @@ class CuttingProxy(socketserver.ThreadingTCPServer):
 
 
 @contextlib.contextmanager
-def cutting_proxy(redis_port: int) -> Iterator[CuttingProxy]:
-    with CuttingProxy(redis_port) as proxy, serving(proxy):
+def cutting_proxy(redis_port: int, after: bytes = b"EVALSHA") -> Iterator[CuttingProxy]:
+    with CuttingProxy(redis_port, after) as proxy, serving(proxy):
         yield proxy

@@ -57,6 +57,7 @@ class RefusingProxy(socketserver.ThreadingTCPServer):
 
     Attributes:
         url: Where it listens.
+        before: How many commands pass before it refuses.
         left: How many commands it still refuses; or connections, with at_connect. Negative once others got through.
     """
 
@@ -68,7 +69,7 @@ class RefusingProxy(socketserver.ThreadingTCPServer):
         self.refusal = f"-{refusal}\r\n".encode()
         self.at_connect = at_connect
         self.url = f"redis://127.0.0.1:{self.server_address[1]}/0"
-        self.left = 0
+        self.before = self.left = 0
         self.connections: list[socket.socket] = []
         self._lock = threading.Lock()
 
@@ -81,6 +82,9 @@ class RefusingProxy(socketserver.ThreadingTCPServer):
     def takes_one(self) -> bool:
         """Tell whether to refuse now."""
         with self._lock:
+            if self.before > 0:
+                self.before -= 1
+                return False
             self.left -= 1
             return self.left >= 0
 

@@ -10,8 +10,9 @@ import redis
 from clerk_session_feed import CursorLostError, SessionFeed, transport
 from support.clock import eventually
 from support.constants import EVENTS_KEY, NO_REDIS
+from support.cutting_proxy import cutting_proxy
 from support.events import clerk_event
-from support.feeds import OpenFeed, Reconnects, Updates, block_shortly
+from support.feeds import EndedError, OpenFeed, Reconnects, Updates, block_shortly
 from support.redis_servers import scripted_redis
 from support.refusing_proxy import refusing_proxy
 from support.relay import run_relay
@@ -89,6 +90,69 @@ def test_following_misses_nothing_while_it_is_refused(
             relay.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}")
             eventually(lambda: proxy.left < 0)
         assert [update.event.id for update in waiting.result(10)] == ["msg_0", "msg_1", "msg_2", "msg_3"]
+
+
+@pytest.mark.parametrize("before", range(20))
+def test_consuming_waits_for_nothing_that_came_while_a_command_was_refused(
+    open_feed: OpenFeed, own_redis: EmbeddedRedis, own_client: Any, reconnects: Reconnects, before: int
+) -> None:
+    """It waits 20 seconds at a time: what it may have got meanwhile is read first."""
+    with refusing_proxy(own_redis.port, REFUSALS[0]) as proxy, run_relay(own_redis.url) as relay:
+        updates = open_feed(proxy.url).consume(after="0-0", on_reconnect=reconnects)
+        proxy.before, proxy.left = before, 1
+        for number in range(4):
+            relay.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}")
+            assert [update.event.id for update in updates.begin().result(10)] == [f"msg_{number}"]
+        assert proxy.left < 0
+        waiting = updates.begin()
+        eventually(lambda: own_client.xpending(EVENTS_KEY, "group")["pending"] == 0)
+        relay.take(clerk_event(session_id="sess_4"), "msg_4")
+        assert [update.event.id for update in waiting.result(10)] == ["msg_4"]
+
+
+@pytest.mark.parametrize("command", ["XREADGROUP", "XACK", "XINFO", "XPENDING", "XGROUP", "XAUTOCLAIM"])
+def test_consuming_waits_for_nothing_whose_response_got_lost(
+    open_feed: OpenFeed, own_redis: EmbeddedRedis, own_client: Any, reconnects: Reconnects, command: str
+) -> None:
+    with cutting_proxy(own_redis.port, command.encode()) as proxy, run_relay(own_redis.url) as relay:
+        cursor = relay.take(clerk_event(session_id="sess_0"), "msg_0").cursor
+        if command == "XAUTOCLAIM":
+            own_client.xgroup_create(EVENTS_KEY, "group", "0-0")
+            own_client.xreadgroup("group", "dead", {EVENTS_KEY: ">"})
+            own_client.xclaim(EVENTS_KEY, "group", "dead", 0, [cursor], idle=1_000_000)
+        updates = open_feed(proxy.url).consume(after="0-0", on_reconnect=reconnects)
+        proxy.cut_next_reply()
+        assert [update.event.id for update in updates.begin().result(10)] == ["msg_0"]
+
+        proxy.cut_next_reply()  # of a command before it waits
+        waiting = updates.begin()
+        await_waiting(own_client, count=1)
+        relay.take(clerk_event(session_id="sess_1"), "msg_1")
+        assert [update.event.id for update in waiting.result(10)] == ["msg_1"]
+
+        waiting = updates.begin()
+        await_waiting(own_client, count=1)
+        proxy.cut_next_reply()  # of that with which it waits
+        relay.take(clerk_event(session_id="sess_2"), "msg_2")
+        assert [update.event.id for update in waiting.result(10)] == ["msg_2"]
+        assert reconnects.errors
+
+
+def test_what_is_done_is_acknowledged_also_if_the_feed_is_closed_on_the_way(
+    own_redis: EmbeddedRedis, own_client: Any
+) -> None:
+    with (
+        refusing_proxy(own_redis.port, REFUSALS[0]) as proxy,
+        run_relay(own_redis.url) as relay,
+        SessionFeed.from_url(proxy.url) as feed,
+    ):
+        relay.take(clerk_event(), "msg_1")
+        updates = Updates(feed.consume("group", "name", after="0-0", on_reconnect=lambda _: feed.close()))
+        assert updates.next().event.id == "msg_1"
+        proxy.left = 2  # XACK and XREADGROUP
+        with pytest.raises(EndedError):
+            updates.next()
+        assert own_client.xpending(EVENTS_KEY, "group")["pending"] == 0
 
 
 @WHEN

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import redis
 
@@ -90,15 +90,10 @@ class _Consumer:
         None does not mean that there are none: look for gaps, and ask again.
         """
         self._fit_batch()
-        acknowledgements = self._acknowledgements()
         block_ms = int(min(transport.BLOCK_MS, max(1.0, self._group.claim_after * 500)))
-        read = ("XREADGROUP", "GROUP", self._group.name, self._group.consumer, "COUNT", self._count, "BLOCK", block_ms)
-        cursors = ["0" if share.has_pending else ">" for share in self._shares]
         begun_at = time.monotonic()
-        streams = [share.events for share in self._shares]
-        *counts, response = await self._connection.ask(*acknowledgements, (*read, "STREAMS", *streams, *cursors))
+        response, cursors = await self._connection.persist(self._read, block_ms)
         self._taken_at = time.monotonic()
-        self._compare(acknowledgements, counts)
         got = {name.decode(): list(entries) for name, entries in response or []}
         if not got and self._taken_at - begun_at < block_ms / 2000:
             await self._sleep()
@@ -107,6 +102,18 @@ class _Consumer:
             entries = await share.accept(got.get(share.events, []), is_new=cursor == ">")
             taken += [(share, share.partition.entry(entry)) for entry in entries]
         return taken
+
+    async def _read(self, block_ms: int) -> tuple[Any, list[str]]:
+        """Acknowledge what is done, and read; return the response, and the cursors that were read from."""
+        cursors = [">" if share.is_checked and not share.has_pending else "0" for share in self._shares]
+        read = ("XREADGROUP", "GROUP", self._group.name, self._group.consumer, "COUNT", self._count, "BLOCK", block_ms)
+        command = (*read, "STREAMS", *(share.events for share in self._shares), *cursors)
+        try:
+            return await self._acknowledge(command), cursors
+        except redis.RedisError:
+            for share in self._shares:  # there may have been a response that got lost
+                share.has_pending = True
+            raise
 
     def _fit_batch(self) -> None:
         """Take as many next as the loop deals with in BATCH_SECONDS."""
@@ -155,29 +162,29 @@ class _Consumer:
         return False
 
     def _acknowledgements(self) -> list[Command]:
-        """Return commands that acknowledge what is done, and forget it."""
-        acknowledgements: list[Command] = []
-        self._acknowledged_at = time.monotonic()
-        for share in self._shares:
-            if share.done:
-                acknowledgements.append(("XACK", share.events, self._group.name, *share.done))
-                share.done = []
-        return acknowledgements
+        """Return commands that acknowledge what is done."""
+        return [("XACK", share.events, self._group.name, *share.done) for share in self._shares if share.done]
 
     async def acknowledge(self, *, if_late: bool = False) -> None:
         """Acknowledge what is done. if_late: only if that was not done for a while."""
         if if_late and time.monotonic() < self._acknowledged_at + ACKNOWLEDGE_SECONDS:
             return
-        if acknowledgements := self._acknowledgements():
-            self._compare(acknowledgements, await self._connection.ask(*acknowledgements))
+        if self._acknowledgements():
+            await self._connection.persist(self._acknowledge)
 
-    def _compare(self, acknowledgements: Sequence[Command], counts: Sequence[int]) -> None:
-        """Look again where this consumer had less than it acknowledged: others took it, or the group was made anew."""
-        for (_, events, _, *cursors), count in zip(acknowledgements, counts, strict=True):
-            if count < len(cursors):
-                for share in self._shares:
-                    if share.events == events:
-                        share.recheck()
+    async def _acknowledge(self, *further: Command) -> Any:
+        """Acknowledge what is done, in one round trip with a further command; return the last response.
+
+        What this consumer had less of than it acknowledges was taken by others, or the group was made anew: look again.
+        """
+        shares = [share for share in self._shares if share.done]
+        self._acknowledged_at = time.monotonic()
+        responses = await self._connection.execute(*self._acknowledgements(), *further)
+        for share, count in zip(shares, responses, strict=False):
+            if count < len(share.done):
+                share.recheck()
+            share.done = []  # not before: until then it may have got lost
+        return responses[-1]
 
     async def leave(self) -> None:
         """Acknowledge what is done, if Redis is there; otherwise it comes again."""

@@ -140,7 +140,22 @@ class Connection(abc.ABC):
 
     async def ask(self, *commands: Command) -> list[Any]:
         """Return the responses, however many attempts it takes. Raises an error that no attempt can help."""
-        return await self._persist(self.execute, *commands)
+        return await self.persist(self.execute, *commands)
+
+    async def persist(self, attempt: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Return what an attempt returns, however many it takes. Raises an error that no attempt can help."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return await attempt(*arguments)
+            except redis.RedisError as error:
+                if not may_pass(error):
+                    raise
+                await self._disconnect()
+                self._on_reconnect(error)
+                longest = LONGEST_REFUSED_PAUSE if is_refusal(error) else LONGEST_PAUSE
+            await self.pause(pause)
+            pause = min(2 * pause, longest)
 
     async def ask_twice(self, *commands: Command) -> list[Any]:
         """Return the responses. If the first attempt may have met a dead connection, make a second one."""
@@ -170,7 +185,7 @@ class Connection(abc.ABC):
 
     async def receive(self, channel: str) -> bytes | None:
         """Return the next message of the channel; None if there is none for a while. Raises like `ask`."""
-        return await self._persist(self._receive, channel)
+        return await self.persist(self._receive, channel)
 
     async def until_closed(self, updates: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """Yield updates until the connection is closed; close it when the caller stops."""
@@ -184,20 +199,6 @@ class Connection(abc.ABC):
             pass
         finally:
             await self.close()
-
-    async def _persist(self, attempt: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                return await attempt(*arguments)
-            except redis.RedisError as error:
-                if not may_pass(error):
-                    raise
-                await self._disconnect()
-                self._on_reconnect(error)
-                longest = LONGEST_REFUSED_PAUSE if is_refusal(error) else LONGEST_PAUSE
-            await self.pause(pause)
-            pause = min(2 * pause, longest)
 
     async def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         result = None
