@@ -68,9 +68,10 @@ def test_what_begins_while_the_feed_is_closed_is_closed_too(monkeypatch: pytest.
 def test_a_setting_in_quotes_is_refused_whoever_gives_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `docker run --env-file` leaves them."""
     fault = rf"{name.upper()}: begins with a quotation mark: leave the quotes out"
+    given: dict[str, Any] = {name: '"8"'}
     if name != "redis_url":
         with pytest.raises(ConfigurationError, match=fault):
-            SessionFeed.from_url("redis://127.0.0.1:1/0", **{name: '"8"'})
+            SessionFeed.from_url("redis://127.0.0.1:1/0", **given)
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     monkeypatch.setenv(name.upper(), "'redis://127.0.0.1:1/0'")
     with pytest.raises(ConfigurationError, match=fault):
