@@ -141,7 +141,7 @@ def test_it_connects_again_after_its_connection_was_closed(real_redis: EmbeddedR
 
 
 def test_a_server_that_hangs_is_noticed(own_redis: EmbeddedRedis) -> None:
-    with watch_on(own_redis.url, redis_timeout=0.1) as watch:
+    with watch_on(own_redis.url, redis_timeout=1) as watch:
         watch.positions([EVENTS_KEY])
         with frozen(own_redis), pytest.raises(redis.TimeoutError):
             watch.wait({EVENTS_KEY: BEGINNING}, 0.1, threading.Event())

@@ -26,7 +26,7 @@ def asked_in_a_loop(redis_url: str, **options: Any) -> str:
     """Return what a client for asyncio gets from there, over two connections and as a subscriber; or the error."""
 
     async def ask() -> str:
-        async with connect_async(redis_url, "{clerk}:x", timeout=1, **options) as client:
+        async with connect_async(redis_url, "{clerk}:x", timeout=10, **options) as client:
             for _ in range(2):
                 assert await client.get("{clerk}:x") is None
                 await client.connection_pool.disconnect()

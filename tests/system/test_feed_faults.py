@@ -160,7 +160,7 @@ def test_a_short_read_fails_where_redis_is_away(open_feed: OpenFeed, method: str
 
 
 def test_a_short_read_fails_where_redis_hangs(feed: Feed, own_redis: EmbeddedRedis, open_feed: OpenFeed) -> None:
-    feed = open_feed(own_redis.url, redis_timeout=0.2)
+    feed = open_feed(own_redis.url, redis_timeout=1)
     with frozen(own_redis), pytest.raises(redis.TimeoutError):
         feed.get("sess_1")
     assert feed.get("sess_1") is None
