@@ -1,5 +1,6 @@
 """TLS to Redis, with certificates as they are found: what is taken, and what `check` advises where one is not."""
 
+import asyncio
 import contextlib
 import socket
 import ssl
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clerk_session_feed.connections import connect
+from clerk_session_feed.connections import connect, connect_async
 from support.certificates import make_certificates, with_certificate
 from support.clock import eventually
 from support.connecting import asked_in_a_loop, outcome_of_a_delivery
 from support.events import clerk_event
 from support.feeds import EndedError, OpenFeed
-from support.redis_servers import takes_tls
+from support.network import serving
+from support.redis_servers import ScriptedRedis, takes_tls
 from support.relay import make_settings
 from support.services import run_service
 from support.topologies import MASTER, free_node_port, run_sentinel
@@ -95,6 +97,59 @@ def test_readers_and_subscribers_without_a_password_get_through_tls(start_tls: S
         with client.pubsub() as pubsub:
             pubsub.subscribe("a channel")
             assert pubsub.get_message(timeout=10)["type"] == "subscribe"
+
+
+class TicketsFirst(ScriptedRedis):
+    """A Redis with TLS 1.3, whose session tickets reach a new connection before its first command is sent."""
+
+    def __init__(self, certificates: Path, ping: bytes) -> None:
+        super().__init__(lambda words: ping if words == [b"PING"] else b"$5\r\nvalue")
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self._context.load_cert_chain(certificates / "own.crt", certificates / "own.key")
+        self._sent = threading.Semaphore(0)
+
+    @property
+    def url(self) -> str:
+        return super().url.replace("redis://", "rediss://")
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        with self._context.wrap_socket(request, server_side=True) as encrypted:
+            self._sent.release()
+            super().finish_request(encrypted, client_address)
+
+    def wait_for_tickets(self, _: object) -> None:
+        assert self._sent.acquire(timeout=30)
+
+
+@pytest.mark.parametrize("ping", [b"+PONG", b"-NOPERM User reader has no permissions to run the 'ping' command"])
+def test_session_tickets_are_not_taken_for_a_response(certificates: Path, ping: bytes) -> None:
+    with (
+        TicketsFirst(certificates, ping) as server,
+        serving(server),
+        connect(server.url, tls_verify=False, timeout=10, on_connect=server.wait_for_tickets) as client,
+    ):
+        for _ in range(3):
+            assert client.get("a key") == b"value"
+            client.connection_pool.disconnect()
+
+    assert server.commands == [[b"PING"], [b"GET", b"a key"]] * 3
+
+
+def test_session_tickets_are_not_taken_for_a_response_in_a_loop(certificates: Path) -> None:
+    async def ask() -> None:
+        async def on_connect(connection: object) -> None:
+            await asyncio.to_thread(server.wait_for_tickets, connection)
+
+        async with connect_async(server.url, tls_verify=False, timeout=10, on_connect=on_connect) as client:
+            for _ in range(3):
+                assert await client.get("a key") == b"value"
+                await client.connection_pool.disconnect()
+
+    with TicketsFirst(certificates, b"+PONG") as server, serving(server):
+        asyncio.run(ask())
+
+    assert server.commands == [[b"GET", b"a key"]] * 3
 
 
 def test_closing_a_feed_that_waits_over_tls(start_tls: StartTls, open_feed: OpenFeed) -> None:

@@ -224,10 +224,12 @@ def _client(options: dict[str, Any], on_connect: OnConnect | None = None) -> red
     def greet(connection: sync.Connection) -> None:
         connection.on_connect()  # type: ignore[no-untyped-call]
         if isinstance(connection, sync.SSLConnection):
-            # TLS 1.3 sends session tickets. redis-py takes them for a response that nobody asked for, and
-            # gives the connection up, unless something is read first.
+            # A server that speaks TLS 1.3 sends session tickets after the handshake. redis-py 8 with hiredis takes
+            # them for a response that nobody asked for, and gives the connection up. They come before any response,
+            # so one of those is read first, even a refusal. asyncio's streams show no tickets.
             connection.send_command("PING")  # type: ignore[no-untyped-call]
-            connection.read_response()
+            with contextlib.suppress(redis.ResponseError):
+                connection.read_response()
         if on_connect is not None:
             on_connect(connection)
 
