@@ -310,8 +310,7 @@ def test_a_key_that_is_named_like_a_sessions_stays_and_is_named(real_redis: Embe
 
 def test_no_command_names_more_than_a_chunk(real_redis: EmbeddedRedis, real_client: Any) -> None:
     with run_relay(real_redis.url) as relay:
-        for begun in [relay.begin(clerk_event(session_id=f"sess_{n}"), f"msg_{n}") for n in range(500)]:
-            begun.result(timeout=60)
+        relay.take_all((clerk_event(session_id=f"sess_{n}"), f"msg_{n}") for n in range(500))
     with client_of(real_redis.url) as watcher, monitored(watcher) as commands:
         assert forgotten_on(real_redis).sessions == 500
 

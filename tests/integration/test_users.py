@@ -173,8 +173,7 @@ def test_who_is_gone_is_forgotten_after_400_days(relay: Relay, client: Any) -> N
 
 def test_more_sessions_than_one_chunk_all_end(relay: Relay, client: Any) -> None:
     count = 2 * scanning.CHUNK + 3
-    begun = [relay.begin(session(number=number), f"msg_{number}") for number in range(count)]
-    assert {each.result(timeout=30).outcome for each in begun} == {"applied"}
+    assert relay.take_all((session(number=number), f"msg_{number}") for number in range(count)) == {"applied"}
 
     assert relay.take(user_event(), "msg_end") == Outcome("applied", sessions=count)
 
@@ -516,8 +515,7 @@ def test_pending_sessions_that_an_earlier_version_wrote_end_with_their_next_even
 
 
 def open_sessions(relay: Relay, count: int) -> None:
-    begun = [relay.begin(session(number=number), f"msg_{number}") for number in range(count)]
-    assert {each.result(timeout=30).outcome for each in begun} == {"applied"}
+    assert relay.take_all((session(number=number), f"msg_{number}") for number in range(count)) == {"applied"}
 
 
 def break_off(monkeypatch: pytest.MonkeyPatch, after: int) -> None:

@@ -18,8 +18,7 @@ _KEY: Final = re.compile(r"\{clerk(?::\d+)?\}:(user:.*|session:.*)")
 def fill(redis_url: str, partitions: int) -> None:
     """Store sessions of every kind, by the relay itself, of users in every partition."""
     with run_relay(redis_url, partitions=partitions) as relay:
-        begun = [relay.begin(event, message_id) for message_id, event in _events()]
-        assert {each.result(timeout=30).outcome for each in begun} == {"applied", "stale"}
+        assert relay.take_all((event, message_id) for message_id, event in _events()) == {"applied", "stale"}
         end_users(relay)
         for number in range(USERS):
             revokes.add(relay.store.partition_of(f"user_{number}"), [f"sess_{number}_revoked"], NOW_MS + number)

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -57,6 +58,14 @@ class Relay:
 
     def take(self, event: object, message_id: str) -> Outcome:
         return self.begin(event, message_id).result(timeout=30)
+
+    def take_all(self, deliveries: Iterable[tuple[object, str]]) -> set[str | None]:
+        """Take many, some at a time, so that each is done within the seconds of a response; return their outcomes."""
+        left = iter(deliveries)
+        outcomes: set[str | None] = set()
+        while begun := [self.begin(*each) for each in itertools.islice(left, 50)]:
+            outcomes |= {each.result(timeout=30).outcome for each in begun}
+        return outcomes
 
     def close(self) -> None:
         self.store.close()

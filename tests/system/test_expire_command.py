@@ -52,19 +52,9 @@ def take(redis_url: str, session_ids: list[str], expire_at: int, **settings: Any
     """Take in a live session each, of a user of its own."""
     now_ms = min(expire_at, time.time_ns() // 1_000_000) - HOUR_MS
     with run_relay(redis_url, now_ms=now_ms, **settings) as relay:
-        for begun in [
-            relay.begin(
-                clerk_event(
-                    session_id=session_id,
-                    user_id=session_id.replace("sess", "user"),
-                    updated_at=now_ms,
-                    expire_at=expire_at,
-                ),
-                "msg_1",
-            )
-            for session_id in session_ids
-        ]:
-            begun.result(timeout=30)
+        times: dict[str, Any] = {"updated_at": now_ms, "expire_at": expire_at}
+        events = [clerk_event(session_id=id_, user_id=id_.replace("sess", "user"), **times) for id_ in session_ids]
+        assert relay.take_all((event, "msg_1") for event in events) == {"applied"}
 
 
 def now_ms() -> int:
