@@ -34,7 +34,7 @@ def list_(as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(dataclasses.asdict(summary)))
         elif summary.received_at is None:
-            click.echo(printable(f"{'not a dead letter':<19}  {summary.id}"))
+            click.echo(printable(f"{'not a dead letter':<23}  {summary.id}"))
         else:
             received, size = view.utc(summary.received_at), f"{summary.body_bytes:,} bytes"
             click.echo(printable(f"{received}  {summary.id}  {summary.reason}  {size}  {summary.detail}"))

@@ -1,17 +1,28 @@
 """The command `send`."""
 
+import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 from clerk_session_feed import lenient_json
+from click.shell_completion import CompletionItem
 
 from service.config import ListenSettings, SigningSettings, load
-from service.dev import sender, simulator
-from service.dev.sender import OutgoingDelivery
+from service.dev import event_types, sender, simulator
+from service.dev.sender import OutgoingDelivery, Response
+from service.errors import CommandError
 from service.telemetry import printable
+
+_ANY_TYPE: Final = "To send it all the same: --any-type."
+
+
+def _complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    types = [CompletionItem(each) for each in event_types.EVENT_TYPES if each.startswith(incomplete)]
+    return [CompletionItem(incomplete, type="file"), *types]  # in bash, "file" removes what comes before it
 
 
 def _parse_assignment(_: click.Context, __: click.Parameter, assignments: tuple[str, ...]) -> dict[str, Any]:
@@ -28,7 +39,7 @@ def _parse_assignment(_: click.Context, __: click.Parameter, assignments: tuple[
 
 
 @click.command()
-@click.argument("what", metavar="[TYPE|FILE]...", nargs=-1)
+@click.argument("what", metavar="[TYPE|FILE]...", nargs=-1, shell_complete=_complete)
 @click.option(
     "--set",
     "values",
@@ -44,6 +55,8 @@ def _parse_assignment(_: click.Context, __: click.Parameter, assignments: tuple[
 @click.option("--duplicate", is_flag=True, help="Send each delivery twice.")
 @click.option("--shuffle", is_flag=True, help="Send them in random order.")
 @click.option("--forge", is_flag=True, help="Sign with a secret that nobody knows; a 400 is success then.")
+@click.option("--any-type", is_flag=True, help="Send types that Clerk does not send, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print the responses and their sums as one JSON document.")
 @click.option("--url", help="Where to send them.  [default: http://127.0.0.1:$PORT/webhooks/clerk]")
 def send(
     what: tuple[str, ...],
@@ -53,6 +66,8 @@ def send(
     duplicate: bool,
     shuffle: bool,
     forge: bool,
+    any_type: bool,
+    as_json: bool,
     url: str | None,
 ) -> None:
     """Sign samples or files as Clerk does, and post them.
@@ -62,17 +77,59 @@ def send(
     """
     secret = None if forge else load(SigningSettings).secrets[0]
     url = url or f"http://127.0.0.1:{load(ListenSettings).port}{sender.WEBHOOK_PATH}"
-    files = {name: _read_file(name) for name in what if not _is_type(name)}
+    files = {name: _read_file(name) for name in what if not _is_type(name, any_type=any_type)}
     what = what or ("session.created",)
     deliveries = [delivery for _ in range(count) for delivery in _deliveries(what, files, values)]
-    failed = False
-    for response in sender.send(deliveries, url=url, secret=secret, duplicate=duplicate, shuffle=shuffle, rate=rate):
-        failed |= (response.status != 400) if forge else not 200 <= response.status < 300  # noqa: PLR2004
-        sent = response.delivery
-        status, session_id = response.status or "---", response.body.get("session_id") or ""
-        line = f"{status}  {response.summary:<14}  {sent.type}  {sent.message_id}  {session_id}"
-        click.echo(printable(line).rstrip())
-    sys.exit(failed)
+    report = _Report(len(deliveries) * (1 + duplicate), forge=forge, as_json=as_json)
+    try:
+        for response in sender.send(
+            deliveries, url=url, secret=secret, duplicate=duplicate, shuffle=shuffle, rate=rate
+        ):
+            report.show(response)
+    finally:  # Ctrl-C, too
+        report.end(with_sums=count > 1)
+    sys.exit(report.failed > 0)
+
+
+class _Report:
+    """Shows the responses, and their sums at the end."""
+
+    def __init__(self, planned: int, *, forge: bool, as_json: bool) -> None:
+        self._planned, self._forge, self._as_json = planned, forge, as_json
+        self._sums: Counter[tuple[int, str | None, str | None]] = Counter()
+        self._responses: list[dict[str, Any]] = []
+        """For JSON."""
+        self.failed = 0
+
+    def show(self, response: Response) -> None:
+        sent, status = response.delivery, response.status
+        self.failed += (status != 400) if self._forge else not 200 <= status < 300  # noqa: PLR2004
+        self._sums[status, response.outcome, response.code] += 1
+        if self._as_json:
+            head = {"type": sent.type, "message_id": sent.message_id, "status": status or None}
+            self._responses.append(head | {"response": response.body})
+            return
+        line = f"{status or '---'}  {response.summary:<14}  {sent.type}  {sent.message_id}"
+        click.echo(printable(f"{line}  {response.body.get('session_id') or ''}").rstrip())
+
+    def end(self, *, with_sums: bool) -> None:
+        sums = self._sums.most_common()
+        if self._as_json:
+            counts = [
+                {"status": status or None, "outcome": outcome, "code": code, "count": number}
+                for (status, outcome, code), number in sums
+            ]
+            document = {"sent": self._sums.total(), "failed": self.failed, "sums": counts}
+            click.echo(json.dumps(document | {"responses": self._responses}))
+        elif with_sums:
+            sent = self._sums.total()
+            of_all = "" if sent == self._planned else f" of {self._planned:,}"
+            got = [f"{number:,} got {_said(*key)}" for key, number in sums]
+            click.echo(printable(f"{sent:,}{of_all} sent: {', '.join(got) or 'no response'}"))
+
+
+def _said(status: int, outcome: str | None, code: str | None) -> str:
+    return f"{status} {outcome or code or ''}".rstrip() if status else "no response"
 
 
 def _deliveries(what: tuple[str, ...], files: dict[str, bytes], values: dict[str, Any]) -> list[OutgoingDelivery]:
@@ -83,9 +140,18 @@ def _deliveries(what: tuple[str, ...], files: dict[str, bytes], values: dict[str
         raise click.BadParameter(f"--set {error.args[0]}: leads through something that is not an object") from None
 
 
-def _is_type(name: str) -> bool:
+def _is_type(name: str, *, any_type: bool) -> bool:
+    """Tell whether a name is that of a type; refuse one that Clerk does not send."""
+    if name == "-" or "/" in name or name.endswith(".json") or Path(name).is_file():
+        return False
     looks_like_one = re.fullmatch(r"[A-Za-z_]+\.[A-Za-z_.]+", name) is not None
-    return looks_like_one and not name.endswith(".json") and not Path(name).is_file()
+    if name in event_types.EVENT_TYPES or (any_type and looks_like_one):
+        return True
+    if (meant := event_types.meant_by(name)) is not None:
+        raise CommandError(f"Clerk sends no {name}: is {meant} meant? {_ANY_TYPE}")
+    if looks_like_one:
+        raise CommandError(f"Clerk sends no {name}, but {', '.join(event_types.alike(name))}. {_ANY_TYPE}")
+    return False
 
 
 def _read_file(name: str) -> bytes:

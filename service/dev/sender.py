@@ -37,9 +37,23 @@ class Response:
     body: dict[str, Any]
 
     @property
+    def outcome(self) -> str | None:
+        """What became of the delivery, if the relay took it."""
+        return _text(self.body.get("outcome"))
+
+    @property
+    def code(self) -> str | None:
+        """The code of the problem, if the relay did not take it."""
+        return _text(self.body.get("code"))
+
+    @property
     def summary(self) -> str:
         """The outcome, the code of the problem, or what went wrong."""
-        return str(self.body.get("outcome") or self.body.get("code") or self.body.get("detail") or "")
+        return self.outcome or self.code or _text(self.body.get("detail")) or ""
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def one_life(types: Sequence[str], values: dict[str, Any]) -> list[OutgoingDelivery]:

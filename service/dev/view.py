@@ -82,8 +82,8 @@ def indented(body: str) -> str:
 
 
 def utc(unix_ms: int) -> str:
-    """Return a time as `2026-11-29 09:17:25`; one that Python can't show, as Unix milliseconds."""
+    """Return a time as `2026-11-29 09:17:25 UTC`; one that Python can't show, as Unix milliseconds."""
     try:
-        return datetime.datetime.fromtimestamp(unix_ms / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+        return datetime.datetime.fromtimestamp(unix_ms / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     except (OverflowError, ValueError):
         return str(unix_ms)

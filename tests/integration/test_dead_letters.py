@@ -135,8 +135,8 @@ def test_list_shows_a_line_for_each_letter_in_the_order_received(command: Comman
     assert (result.exit_code, result.stderr) == (0, "")
     size = len(json.dumps(unreadable()))
     assert result.stdout.splitlines() == [
-        f"2026-11-23 08:32:42  msg_2  invalid_status  {size:,} bytes  data.status: missing",
-        "2026-11-23 08:32:43  msg_1  invalid_data  2 bytes  data: missing",
+        f"2026-11-23 08:32:42 UTC  msg_2  invalid_status  {size:,} bytes  data.status: missing",
+        "2026-11-23 08:32:43 UTC  msg_1  invalid_data  2 bytes  data: missing",
     ]
 
 
@@ -192,7 +192,7 @@ def test_show_shows_all_of_a_dead_letter(command: Command, any_client: Any) -> N
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
         "id           msg_1",
-        "received_at  2026-11-23 08:32:42  (1795422762000)",
+        "received_at  2026-11-23 08:32:42 UTC  (1795422762000)",
         "reason       invalid_status",
         "detail       data.status: missing",
         "",

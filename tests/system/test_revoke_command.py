@@ -174,7 +174,7 @@ def test_a_wrong_key_ends_sessions_here_and_says_what_is_left(
 
     assert (result.exit_code, result.stdout) == (1, "")
     _, session, reason, left = result.stderr.splitlines()
-    assert re.fullmatch(r"sess_1  user_1  here: revoked  at Clerk: pending since [\d :-]+", session)
+    assert re.fullmatch(r"sess_1  user_1  here: revoked  at Clerk: pending since [\d :-]+ UTC", session)
     assert "refuses CLERK_SECRET_KEY" in reason
     assert left.startswith("Clerk has 1 still to revoke")
     assert "reconcile --every" in left
@@ -193,7 +193,7 @@ def test_pending_needs_no_key(command: Command, any_client: Any) -> None:
 
     result = command("revoke", "--pending", CLERK_SECRET_KEY=None)
 
-    assert (result.exit_code, result.stdout) == (0, "sess_\\x1b[31m  since 2026-11-23 09:13:20\n")
+    assert (result.exit_code, result.stdout) == (0, "sess_\\x1b[31m  since 2026-11-23 09:13:20 UTC\n")
 
 
 def test_without_a_key_nothing_is_done(command: Command, clerk: FakeClerk, any_client: Any) -> None:

@@ -2,16 +2,18 @@
 
 import functools
 import json
+import shlex
 from pathlib import Path
 
 import click
 import httpx
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
 from support.cli import Environment, run
 from support.constants import NO_REDIS, SECRET
 
 from service.cli import main
+from service.dev.event_types import EVENT_TYPES
 from service.errors import ClerkError, CommandError, StartError
 
 
@@ -76,11 +78,18 @@ class Recorder:
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
+        self.responses: list[httpx.Response | KeyboardInterrupt | None] = []
+        """What it says first, in place of 200; None: nothing."""
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         assert request.url == self.url
         self.bodies.append(request.content)
-        return httpx.Response(200, json={"outcome": "ignored"})
+        response = self.responses.pop(0) if self.responses else httpx.Response(200, json={"outcome": "ignored"})
+        if isinstance(response, KeyboardInterrupt):
+            raise response
+        if response is None:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(response.status_code, content=response.content)
 
 
 @pytest.fixture
@@ -232,6 +241,124 @@ def test_what_is_neither_type_nor_file_is_an_error_of_usage(name: str) -> None:
     assert name in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("session.revokd", "session.revoked"),
+        ("sesion.ended", "session.ended"),
+        ("session.end", "session.ended"),
+        ("sessions.created", "session.created"),
+        ("Session.Created", "session.created"),
+        ("session_pending", "session.pending"),
+        ("revoke", "session.revoked"),
+        ("user.delete", "user.deleted"),
+        ("organization_membership.create", "organizationMembership.created"),
+        ("subscriptionItem.past-due", "subscriptionItem.past_due"),
+    ],
+)
+def test_a_misspelt_type_is_not_sent_and_the_one_that_is_meant_is_named(
+    name: str, meant: str, recorder: Recorder
+) -> None:
+    result = record(recorder, "session.created", name)
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line == f"Clerk sends no {name}: is {meant} meant? To send it all the same: --any-type."
+    assert recorder.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("session.updated", "session.ended"),
+        ("session.expired", "session.revoked"),
+        ("user.banned", "user.updated"),
+        ("invoice.paid", "session.created"),
+    ],
+)
+def test_a_type_that_clerk_does_not_send_is_not_sent_and_those_that_it_sends_are_named(
+    name: str, instead: str, recorder: Recorder
+) -> None:
+    result = record(recorder, name)
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"Clerk sends no {name}, but ")
+    assert instead in line
+    assert recorder.bodies == []
+
+
+@pytest.mark.parametrize("name", ["session.updated", "sesion.ended"])
+def test_any_type_is_sent_on_request(name: str, recorder: Recorder) -> None:
+    assert record(recorder, name, "--any-type").exit_code == 0
+    assert json.loads(recorder.bodies[0])["type"] == name
+
+
+def test_every_type_of_clerk_is_sent(recorder: Recorder) -> None:
+    assert record(recorder, *EVENT_TYPES).exit_code == 0
+    assert [json.loads(body)["type"] for body in recorder.bodies] == list(EVENT_TYPES)
+
+
+def test_a_file_may_have_any_type_in_it(recorder: Recorder, tmp_path: Path) -> None:
+    (tmp_path / "event.json").write_bytes(b'{"type":"sesion.ended"}')
+    assert record(recorder, "event.json").exit_code == 0
+    assert recorder.bodies == [b'{"type":"sesion.ended"}']
+
+
+# The sums of `send`
+
+APPLIED = httpx.Response(200, json={"outcome": "applied"})
+UNAVAILABLE = httpx.Response(503, json={"code": "store_unavailable"})
+
+
+def test_send_with_a_count_sums_up_the_responses(recorder: Recorder) -> None:
+    recorder.responses = [APPLIED, UNAVAILABLE, APPLIED, None, APPLIED]
+    result = record(recorder, "--count", "5")
+    assert result.exit_code == 1
+    *lines, sums = result.stdout.splitlines()
+    assert len(lines) == 5
+    assert sums == "5 sent: 3 got 200 applied, 1 got 503 store_unavailable, 1 got no response"
+
+
+@pytest.mark.parametrize("body", [[1], {"outcome": ["applied"]}, {"code": {}}, {"detail": 1}])
+def test_the_sums_tell_what_is_no_response_of_the_relay_by_its_status(body: object, recorder: Recorder) -> None:
+    recorder.responses = [httpx.Response(404, json=body)] * 2
+    assert record(recorder, "--count", "2").stdout.splitlines()[-1] == "2 sent: 2 got 404"
+
+
+def test_send_without_a_count_needs_no_sums(recorder: Recorder) -> None:
+    assert len(record(recorder, "session.created", "session.ended").stdout.splitlines()) == 2
+
+
+def test_send_that_is_interrupted_sums_up_what_it_sent(recorder: Recorder) -> None:
+    recorder.responses = [APPLIED, KeyboardInterrupt()]
+    result = record(recorder, "--count", "1200", "--duplicate")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-1] == "1 of 2,400 sent: 1 got 200 applied"
+
+
+def test_send_as_json_is_one_document(recorder: Recorder) -> None:
+    recorder.responses = [APPLIED, UNAVAILABLE, None]
+    result = record(recorder, "--count", "3", "--json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert (document["sent"], document["failed"]) == (3, 2)
+    assert document["sums"] == [
+        {"status": 200, "outcome": "applied", "code": None, "count": 1},
+        {"status": 503, "outcome": None, "code": "store_unavailable", "count": 1},
+        {"status": None, "outcome": None, "code": None, "count": 1},
+    ]
+    assert [response["status"] for response in document["responses"]] == [200, 503, None]
+    first, _, last = document["responses"]
+    assert (first["type"], first["response"]) == ("session.created", {"outcome": "applied"})
+    assert first["message_id"].startswith("msg_")
+    assert "no response" in last["response"]["detail"]
+
+
+def test_of_forged_deliveries_those_fail_that_are_taken(recorder: Recorder) -> None:
+    recorder.responses = [httpx.Response(400, json={"code": "invalid_signature"}), APPLIED]
+    document = json.loads(record(recorder, "--forge", "--count", "2", "--json").stdout)
+    assert (document["sent"], document["failed"]) == (2, 1)
+
+
 def test_send_needs_a_secret() -> None:
     result = run("send")
     assert result.exit_code == 2
@@ -245,10 +372,51 @@ def test_tail_refuses_what_is_no_cursor(cursor: str) -> None:
     assert "--from" in result.stderr
 
 
+@pytest.mark.parametrize("arguments", [["--limit", "5"], ["--after", "sess_1"]])
+def test_sessions_of_a_user_have_no_pages(arguments: list[str]) -> None:
+    result = run("sessions", "user_1", *arguments, environment={"REDIS_URL": NO_REDIS})
+    assert result.exit_code == 2
+    assert "USER_ID" in result.stderr
+
+
+# Completion, as a shell asks for it
+
+
+def complete(*words: str) -> list[str]:
+    """Return what is offered for the last of these words."""
+    asked = {"COMP_WORDS": shlex.join(["session-relay", *words]), "COMP_CWORD": str(len(words))}
+    return printed_for_completion({"_SESSION_RELAY_COMPLETE": "bash_complete", **asked}).split()
+
+
+def printed_for_completion(environment: Environment) -> str:
+    return CliRunner().invoke(main, [], prog_name="session-relay", env=environment).stdout
+
+
+def test_completion_knows_the_commands() -> None:
+    assert {f"plain,{name}" for name in commands()} == set(complete(""))
+
+
+@pytest.mark.parametrize("words", [["send"], ["send", "--duplicate", "session.created"]])
+def test_completion_of_send_knows_the_types_of_events(words: list[str]) -> None:
+    expected = ["file,user.", "plain,user.created", "plain,user.updated", "plain,user.deleted"]
+    assert complete(*words, "user.") == expected
+
+
+def test_bash_keeps_the_types_beside_files() -> None:
+    """What click has bash do about files removes all that came before."""
+    kinds = [line.partition(",")[0] for line in complete("send", "")]
+    assert kinds == ["file", *["plain"] * len(EVENT_TYPES)]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_the_script_for_a_shell_is_printed(shell: str) -> None:
+    assert "_SESSION_RELAY_COMPLETE" in printed_for_completion({"_SESSION_RELAY_COMPLETE": f"{shell}_source"})
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(["session", "sess_1"], ["sessions", "user_1"], ["tail"], ["expire", "--once"]),
+        *(["session", "sess_1"], ["sessions"], ["sessions", "user_1"], ["tail"], ["expire", "--once"]),
         *(["dead-letters", *rest] for rest in (["list"], ["show", "msg_1"], ["replay"], ["drop", "msg_1"])),
     ],
     ids=" ".join,

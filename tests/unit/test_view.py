@@ -60,7 +60,13 @@ def rows(content: SessionUpdate) -> dict[str, str]:
 
 def test_a_line_tells_when_what_whose_and_what_changed() -> None:
     line = plain(view.line(message()))
-    assert re.split(" {2,}", line) == ["2026-11-23 08:32:41", "session.created", "active (live)", "sess_1", "user_1"]
+    assert re.split(" {2,}", line) == [
+        "2026-11-23 08:32:41 UTC",
+        "session.created",
+        "active (live)",
+        "sess_1",
+        "user_1",
+    ]
 
 
 def test_a_line_tells_what_the_session_was_before() -> None:
@@ -113,7 +119,7 @@ def test_details_have_a_row_for_each_field_and_what_led_to_it() -> None:
 
 
 def test_details_show_times_for_people_and_for_programs() -> None:
-    assert rows(message())["updated_at"] == "2026-11-23 08:32:41  (1795422761000)"
+    assert rows(message())["updated_at"] == "2026-11-23 08:32:41 UTC  (1795422761000)"
 
 
 def test_details_show_what_is_missing_as_null() -> None:
@@ -128,7 +134,7 @@ def test_details_show_what_is_nested_as_json() -> None:
 
 
 def test_details_tell_the_last_event() -> None:
-    assert rows(message())["last event"] == "session.created  msg_1  2026-11-23 08:32:41"
+    assert rows(message())["last event"] == "session.created  msg_1  2026-11-23 08:32:41 UTC"
 
 
 @pytest.mark.parametrize("expire_at", [0, 10**14, 9_999_999_999_999])
@@ -170,7 +176,7 @@ def test_a_history_has_a_line_for_each_event_with_its_revision() -> None:
     assert [line.split()[0] for line in lines] == ["1", "2", "-"]
     assert "active → ended" in lines[1]
     assert "stale" in lines[2]
-    assert all(line.endswith("msg_1") for line in lines)
+    assert all(line.endswith("msg_1") and "2026-11-23 08:32:41 UTC" in line for line in lines)
 
 
 def test_a_history_lets_no_type_steer_the_terminal() -> None:
