@@ -1,5 +1,6 @@
-"""How the parts of `check` reach Redis: by a connection of their own to the server that has a key."""
+"""How `check`, `tail` and `sessions` reach Redis: by a connection of their own to the server that has a key."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,22 +8,22 @@ import redis
 from clerk_session_feed import connections
 from clerk_session_feed.keys import Keys
 
-from service.config import StoreSettings
+from service.config import RedisSettings
 
 
-def keys_of(settings: StoreSettings) -> Keys:
+def keys_of(settings: RedisSettings) -> Keys:
     """Return the names of the keys and channels that these settings stand for."""
     return Keys(settings.redis_key_prefix, settings.redis_channel)
 
 
-def client_at(settings: StoreSettings, key: str) -> Any:
+def client_at(settings: RedisSettings, key: str) -> Any:
     """Return a client for the server that has a key. Typed Any: redis-py's replies are unions of everything."""
     return connections.connect(
         settings.redis_url.get_secret_value(), key, tls_verify=settings.redis_tls_verify, timeout=settings.redis_timeout
     )
 
 
-def partitions_by_client(settings: StoreSettings) -> Iterator[tuple[Any, list[Keys]]]:
+def partitions_by_client(settings: RedisSettings) -> Iterator[tuple[Any, list[Keys]]]:
     """Yield a client for each slot, and the partitions that it can serve: all, unless Redis is a cluster."""
     url = settings.redis_url.get_secret_value()
     slots: dict[int, list[Keys]] = {}
@@ -47,3 +48,12 @@ def run(client: Any, *words: str | int) -> Any:
     except redis.ResponseError:
         client.connection_pool.disconnect()
         raise
+
+
+def clock_ms(client: Any) -> float:
+    """Return the time by the clock of Redis, in Unix milliseconds; by this machine's, if TIME is refused."""
+    try:
+        seconds, microseconds = run(client, "TIME")
+    except redis.ResponseError:
+        return time.time() * 1000
+    return float(seconds * 1000 + microseconds / 1000)

@@ -1,6 +1,5 @@
 """What `check` says of the data: what was received last, and what nobody works off."""
 
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -8,7 +7,7 @@ from typing import Any, Final
 import orjson
 import redis
 
-from service.cli.check_connect import client_at, keys_of, partitions_by_client, run
+from service.cli.check_connect import client_at, clock_ms, keys_of, partitions_by_client, run
 from service.cli.diagnosis import NEARLY_FULL, CheckResult
 from service.config import Settings
 from service.store.wrong_types import is_wrong_type
@@ -68,7 +67,7 @@ def check_expiry(settings: Settings) -> Iterator[CheckResult]:
     """Check that somebody expires sessions, as far as sessions tell that are overdue."""
     overdue, first_ms, now_ms = 0, 0.0, 0.0
     for client, parts in partitions_by_client(settings):
-        now_ms = _now_ms(client)
+        now_ms = clock_ms(client)
         late = now_ms - OVERDUE_SECONDS * 1000
         for part in parts:
             if first := client.zrangebyscore(part.expiry, "-inf", late, start=0, num=1, withscores=True):
@@ -88,7 +87,7 @@ def check_received(settings: Settings) -> Iterator[CheckResult]:
     event: dict[str, Any] = {}
     instances: set[str] = set()
     for client, parts in partitions_by_client(settings):
-        now_ms = _now_ms(client)
+        now_ms = clock_ms(client)
         entries = [entry for part in parts for entry in client.xrevrange(part.events, count=SAMPLE)]
         is_empty = is_empty and not entries
         for cursor, fields in entries:
@@ -118,14 +117,6 @@ def _event(fields: dict[bytes, bytes]) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError):  # somebody else's entry
         return {}
     return event if isinstance(event, dict) else {}
-
-
-def _now_ms(client: Any) -> float:
-    try:
-        seconds, microseconds = run(client, "TIME")
-    except redis.ResponseError:
-        return time.time() * 1000
-    return float(seconds * 1000 + microseconds / 1000)
 
 
 def _length(milliseconds: float) -> str:

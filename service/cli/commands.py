@@ -7,6 +7,7 @@ Each command imports only what it needs: all of it together takes most of a seco
 import contextlib
 import importlib
 import json
+import signal
 from typing import Any, Final
 
 import click
@@ -80,6 +81,9 @@ def main() -> None:
 
     Settings come from the environment and from .env in the working directory.
     """
+    # Shells start what is to run in the background with SIGINT ignored; whoever sends it means it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @main.command()

@@ -1,16 +1,26 @@
 """The commands that show sessions: `tail`, `session` and `sessions`."""
 
 import contextlib
+from typing import Final
 
 import click
 from clerk_session_feed import SessionFeed
 from clerk_session_feed.connections import explain
-from clerk_session_feed.cursors import whole_cursor
+from clerk_session_feed.cursors import position, whole_cursor
 from clerk_session_feed.errors import CursorLostError
+from rich.console import Console
 
+from service.cli.apart import END, apart
+from service.cli.check_connect import client_at, clock_ms, keys_of
+from service.cli.live import LiveSessions
 from service.config import RedisSettings, load
 from service.dev import view
 from service.telemetry import printable
+
+PAGE: Final = 100
+"""Sessions that are listed at once, unless `--limit` says otherwise."""
+LARGEST_PAGE: Final = 100_000
+"""Its ids are in memory: 20 MB."""
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="One message on each line, as published.")
 
@@ -40,11 +50,14 @@ def tail(start: str, user: str | None, stale: bool, as_json: bool) -> None:
     """Follow the session events, until Ctrl-C."""
     settings = load(RedisSettings)
     console = view.console()
-    with SessionFeed(settings) as feed, contextlib.suppress(KeyboardInterrupt):
-        after = feed.now() if start == "now" else _cursors(start, settings.partitions)
+    with contextlib.suppress(KeyboardInterrupt), SessionFeed(settings) as feed, apart(feed.close) as call:
+        if start not in {"start", "now"}:
+            call(_refuse_future, start, feed, settings)
+        after = call(feed.now) if start == "now" else _cursors(start, settings.partitions)
         while True:
+            updates = feed.follow(after, stale=stale, on_reconnect=_show_reconnect)
             try:
-                for update in feed.follow(after, stale=stale, on_reconnect=_show_reconnect):
+                while (update := call(next, updates, END)) is not END:
                     after[update.partition] = update.cursor
                     if user in {None, update.session.user_id}:
                         click.echo(update.json) if as_json else console.print(view.line(update))
@@ -60,25 +73,37 @@ def _cursors(start: str, partitions: int) -> dict[int, str]:
     return dict.fromkeys(range(partitions), "0-0" if start == "start" else start)
 
 
+def _refuse_future(cursor: str, feed: SessionFeed, settings: RedisSettings) -> None:
+    """Raise BadParameter for a cursor that nothing can have, because it is later than Redis' clock.
+
+    What the stream has is none: that clock may have been put back.
+    """
+    at = position(whole_cursor(cursor))
+    if at > max(map(position, feed.now().values())):
+        with client_at(settings, keys_of(settings).split(settings.partitions)[0].events) as client:
+            now_ms = clock_ms(client)
+        if at[0] > now_ms:
+            said = f"{cursor} is in the future: by Redis' clock, it is {view.utc(round(now_ms))} ({now_ms:.0f})"
+            raise click.BadParameter(f"{said}; use now for what comes next", param_hint="'--from'")
+
+
 def _show_reconnect(error: Exception) -> None:
     click.echo(f"Redis: {printable(explain(error))}; trying again …", err=True)
 
 
 @click.command(short_help="Show a session's state and history.")
 @click.argument("session_id")
-@_json_option
+@click.option("--json", "as_json", is_flag=True, help="Print state and history as one JSON document.")
 def session(session_id: str, as_json: bool) -> None:
     """Show the stored state of a session, and its history as far back as the stream goes."""
-    with SessionFeed(load(RedisSettings)) as feed:
-        state = feed.get(session_id)
-        history = feed.history(session_id, state.session.user_id if state else None)
+    with SessionFeed(load(RedisSettings)) as feed, apart(feed.close) as call:
+        state = call(feed.get, session_id)
+        history = call(feed.history, session_id, state.session.user_id if state else None)
     if state is None and not history:
-        raise click.ClickException(f"Nothing is stored about {session_id}.")
+        raise click.ClickException(printable(f"Nothing is stored about {session_id}."))
     if as_json:
-        if state is not None and state.cursor not in {update.cursor for update in history}:
-            click.echo(state.json)
-        for update in history:
-            click.echo(update.json)
+        messages = b",".join(update.json for update in history)
+        click.echo(b'{"state":%b,"history":[%b]}' % (state.json if state else b"null", messages))
         return
     console = view.console()
     if state is not None:
@@ -89,14 +114,41 @@ def session(session_id: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("user_id")
+@click.argument("user_id", required=False)
+@click.option(
+    "--limit", type=click.IntRange(1, LARGEST_PAGE), help=f"Without USER_ID: how many to list.  [default: {PAGE}]"
+)
+@click.option("--after", metavar="SESSION_ID", help="Without USER_ID: list those that follow on this one.")
 @_json_option
-def sessions(user_id: str, as_json: bool) -> None:
-    """Show a user's sessions that are live now."""
+def sessions(user_id: str | None, limit: int | None, after: str | None, as_json: bool) -> None:
+    """Show the sessions that are live now: a user's, or all.
+
+    All are listed in the order of their ids, a page at a time, with their number.
+    """
+    settings = load(RedisSettings)
+    if user_id is None:
+        _list_all(settings, limit or PAGE, after or "", as_json)
+        return
+    if limit is not None or after is not None:
+        raise click.UsageError("--limit and --after go without USER_ID: a user's sessions are all shown.")
     console = view.console()
-    with SessionFeed(load(RedisSettings)) as feed:
-        updates = feed.live_sessions(user_id)
+    with SessionFeed(settings) as feed, apart(feed.close) as call:
+        updates = call(feed.live_sessions, user_id)
     for update in updates:
         click.echo(update.json) if as_json else console.print(view.line(update))
     if not updates and not as_json:
-        click.echo(f"{user_id} has no live session.", err=True)
+        click.echo(printable(f"{user_id} has no live session."), err=True)
+
+
+def _list_all(settings: RedisSettings, limit: int, after: str, as_json: bool) -> None:
+    console, shown = view.console(), 0
+    with contextlib.closing(LiveSessions(settings)) as live, apart(live.close) as call:
+        with Console(stderr=True).status("Looking at all sessions …"):
+            page = call(live.page, after, limit + 1)
+        updates = live.updates(page[:limit])
+        while (update := call(next, updates, END)) is not END:
+            click.echo(update.json) if as_json else console.print(view.line(update))
+            shown += 1
+    count = f"{live.count:,} session{' is' if live.count == 1 else 's are'} live, {shown:,} shown."
+    more = printable(f" The next ones: --after {page[limit - 1][0]}") if len(page) > limit else ""
+    click.echo(f"{count}{more}", err=as_json)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ from support.redis_servers import start_durable_redis
 from support.relay import run_relay
 from support.services import ServiceProcess
 
+from service.cli.live import LiveSessions
+from service.config import RedisSettings, load
 from service.dev import simulator
 from service.dev.embedded import EmbeddedRedis
 
@@ -179,11 +182,11 @@ def test_send_without_a_type_creates_a_session(service: ServiceProcess, publishe
         ("session.ended", "ended"),
         ("session.removed", "removed"),
         ("session.revoked", "revoked"),
-        ("session.updated", "active"),
+        ("session.updated", "active"),  # Clerk sends no such event yet
     ],
 )
 def test_send_sends_each_type(type_: str, status: str, service: ServiceProcess, published: Subscriber) -> None:
-    assert send(service, type_).exit_code == 0
+    assert send(service, type_, "--any-type").exit_code == 0
     (message,) = messages(published)
     assert (message["event"]["type"], message["session"]["status"]) == (type_, status)
 
@@ -220,8 +223,10 @@ def test_count_makes_a_new_session_each_time(service: ServiceProcess, published:
     result = send(service, "session.created", "session.ended", "--count", "5")
     assert result.exit_code == 0
     sent = messages(published)
-    assert len(sent) == len(rows(result)) == 10
+    *lines, sums = result.stdout.splitlines()
+    assert len(sent) == len(lines) == 10
     assert len({message["session"]["id"] for message in sent}) == 5
+    assert sums == "10 sent: 10 got 200 applied"
 
 
 def test_duplicate_sends_each_delivery_twice(service: ServiceProcess, published: Subscriber) -> None:
@@ -235,7 +240,7 @@ def test_shuffle_ends_in_the_same_state(service: ServiceProcess, published: Subs
     types = ["session.pending", "session.created", "session.revoked"]
     result = send(service, *types, "--count", "10", "--duplicate", "--shuffle")
     assert result.exit_code == 0
-    assert len(rows(result)) == 60
+    assert len(rows(result)) == 60 + 1
     statuses = [any_client.hget(key, "status") for key in any_client.scan_iter("{clerk}:session:*")]
     assert statuses == ["revoked"] * 10
 
@@ -299,6 +304,33 @@ def test_send_signs_with_the_first_of_several_secrets(service: ServiceProcess) -
 
 def test_send_never_shows_the_secret(service: ServiceProcess) -> None:
     assert SECRET.removeprefix("whsec_")[:12] not in send(service, "session.created").output
+
+
+def test_a_misspelt_type_reaches_nobody(service: ServiceProcess, published: Subscriber) -> None:
+    assert send(service, "session.created", "session.revokd").exit_code == 1
+    assert messages(published) == []
+
+
+# Completion
+
+
+def test_bash_completes_the_types_of_events() -> None:
+    """With the script that the README puts into ~/.bashrc."""
+    folder = str(Path(RELAY[0]).parent)
+    if shutil.which("bash") is None or shutil.which("session-relay", path=folder) is None:
+        pytest.skip("there is no bash, or the project is not installed in this environment")
+    script = """
+        compopt() { :; }  # bash has it only while a key is pressed
+        eval "$(_SESSION_RELAY_COMPLETE=bash_source session-relay)"
+        COMP_WORDS=(session-relay send session.re) COMP_CWORD=2
+        _session_relay_completion session-relay
+        echo "${COMPREPLY[@]}"
+    """
+    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout.split(), done.stderr) == (["session.removed", "session.revoked"], "")
 
 
 # tail
@@ -406,6 +438,52 @@ def test_tail_refuses_a_cursor_too_large_for_redis(cursor: str, any_redis: Embed
     assert len(result.stderr.splitlines()) <= 4
 
 
+def redis_time_ms(client: Any) -> int:
+    seconds, microseconds = client.time()
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+@pytest.mark.parametrize("sequence", ["", "-0", "-7"])
+def test_tail_refuses_to_begin_in_the_future(sequence: str, service: ServiceProcess, any_redis: EmbeddedRedis) -> None:
+    deliver(service, event())
+    with client_of(any_redis.url) as client:
+        cursor = f"{redis_time_ms(client) + HOUR_MS}{sequence}"
+    result = run("tail", "--from", cursor, environment={"REDIS_URL": any_redis.url})
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"'--from': {cursor} is in the future: by Redis' clock, it is 20" in result.stderr
+    assert "UTC" in result.stderr
+
+
+def test_tail_of_partitions_refuses_to_begin_in_the_future(any_redis: EmbeddedRedis, any_client: Any) -> None:
+    environment = {"REDIS_URL": any_redis.url, "PARTITIONS": "2", "REDIS_KEY_PREFIX": "{parts}"}
+    result = run("tail", "--from", f"{redis_time_ms(any_client) + HOUR_MS}-0", environment=environment)
+    assert result.exit_code == 2
+    assert "in the future" in result.stderr
+
+
+def test_tail_begins_at_any_entry_of_a_redis_whose_clock_was_put_back(
+    any_redis: EmbeddedRedis, any_client: Any, tmp_path: Path
+) -> None:
+    ahead = redis_time_ms(any_client) + HOUR_MS
+    any_client.xadd(EVENTS_KEY, {"outcome": "none"}, id=f"{ahead}-0")  # so are those that follow
+    with run_relay(any_redis.url) as relay:
+        first, _ = (relay.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}") for number in (1, 2))
+    any_client.xdel(EVENTS_KEY, f"{ahead}-0")
+    assert int(str(first.cursor).partition("-")[0]) >= ahead
+    with started([*RELAY, "tail", "--from", str(first.cursor)], tmp_path, {"REDIS_URL": any_redis.url}) as program:
+        program.wait_for("sess_2")
+        assert "sess_1 " not in program.stdout
+
+
+def test_tail_begins_at_any_time_that_has_passed(service: ServiceProcess, tail: Tail, any_client: Any) -> None:
+    answer = deliver(service, event())
+    any_client.xtrim(EVENTS_KEY, 0, approximate=False)
+    program = tail("--from", str(redis_time_ms(any_client)))
+    later = deliver(service, event())
+    program.wait_for(later["session_id"])
+    assert answer["session_id"] not in program.stdout
+
+
 def test_tail_of_a_user_shows_only_that_user(service: ServiceProcess, tail_to_the_end: Lines) -> None:
     deliver(service, event(user_id="user_1"))
     wanted = deliver(service, event(user_id="user_2"))
@@ -475,6 +553,31 @@ def test_tail_ends_well_on_ctrl_c(service: ServiceProcess, tail: Tail) -> None:
     program.wait_for(answer["session_id"])
     assert program.interrupt() == 0
     assert program.stderr == ""
+
+
+def test_tail_meets_ctrl_c_in_no_code_of_redis(any_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In hiredis, KeyboardInterrupt ends the process by SIGSEGV; Python raises it in the main thread only."""
+    threads = set()
+
+    def now(_: SessionFeed) -> dict[int, str]:
+        threads.add(threading.current_thread())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SessionFeed, "now", now)
+    assert run("tail", environment={"REDIS_URL": any_redis.url}).exit_code == 0
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+def test_tail_that_a_shell_started_in_the_background_ends_on_ctrl_c(
+    service: ServiceProcess, any_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """With job control off, as in scripts, a shell lets it ignore SIGINT."""
+    answer = deliver(service, event())
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *RELAY, "tail", "--from", "start"]
+    with started(command, tmp_path, {"REDIS_URL": any_redis.url}) as program:
+        program.wait_for(answer["session_id"])
+        assert program.interrupt() == 0
 
 
 def test_tail_ends_without_a_word_when_its_reader_has_enough(
@@ -574,7 +677,7 @@ def test_session_as_json_is_what_was_published(
     body = event()
     (published,) = channel_messages(service, any_client, body)
     result = read(any_redis, "session", body["data"]["id"], "--json")
-    assert (result.exit_code, result.stdout) == (0, published + "\n")
+    assert (result.exit_code, result.stdout) == (0, f'{{"state":{published},"history":[{published}]}}\n')
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
@@ -652,12 +755,32 @@ def test_session_shows_its_history(service: ServiceProcess, any_redis: EmbeddedR
     assert "active → ended (not live)" in lines[1]
 
 
-def test_session_as_json_is_its_history(service: ServiceProcess, any_client: Any, any_redis: EmbeddedRedis) -> None:
+def test_session_as_json_is_its_state_and_its_history(service: ServiceProcess, any_redis: EmbeddedRedis) -> None:
     session_id, answers = life_of_one(service)
-    messages = [json.loads(line) for line in read(any_redis, "session", session_id, "--json").stdout.splitlines()]
-    assert [(message["cursor"], message["revision"]) for message in messages] == [
+    document = json.loads(read(any_redis, "session", session_id, "--json").stdout)
+    assert list(document) == ["state", "history"]
+    assert (document["state"]["cursor"], document["state"]["session"]["status"]) == (answers[1]["cursor"], "ended")
+    assert [(message["cursor"], message["revision"]) for message in document["history"]] == [
         (answer["cursor"], answer["revision"]) for answer in answers
     ]
+
+
+def test_session_as_json_of_which_the_stream_has_nothing_is_its_state(
+    service: ServiceProcess, any_client: Any, any_redis: EmbeddedRedis
+) -> None:
+    session_id, answers = life_of_one(service)
+    any_client.xtrim(EVENTS_KEY, 0, approximate=False)
+    document = json.loads(read(any_redis, "session", session_id, "--json").stdout)
+    assert (document["state"]["cursor"], document["history"]) == (answers[1]["cursor"], [])
+
+
+def test_session_as_json_of_which_only_the_stream_is_left_is_its_history(
+    service: ServiceProcess, any_client: Any, any_redis: EmbeddedRedis
+) -> None:
+    session_id, answers = life_of_one(service)
+    any_client.delete(f"{{clerk}}:session:{session_id}")
+    document = json.loads(read(any_redis, "session", session_id, "--json").stdout)
+    assert (document["state"], len(document["history"])) == (None, len(answers))
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
@@ -717,10 +840,83 @@ def test_sessions_of_another_prefix_are_others(service: ServiceProcess, any_redi
     assert (result.exit_code, result.stdout) == (0, "")
 
 
+# sessions, without a user
+
+
+def test_sessions_without_a_user_are_all_that_are_live(service: ServiceProcess, any_redis: EmbeddedRedis) -> None:
+    live = {deliver(service, event())["session_id"] for _ in range(3)}
+    live.add(deliver(service, event(expire_at=None))["session_id"])
+    for other in ("session.pending", "session.ended"):
+        deliver(service, event(other))
+    result = read(any_redis, "sessions")
+    *lines, count = result.stdout.splitlines()
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [line.split()[-2] for line in lines] == sorted(live)
+    assert count == "4 sessions are live, 4 shown."
+
+
+def test_all_sessions_leave_out_one_that_has_run_out(run_out: dict[str, Any], any_redis: EmbeddedRedis) -> None:
+    assert read(any_redis, "sessions").stdout == "0 sessions are live, 0 shown.\n"
+
+
+def test_all_sessions_are_listed_page_by_page(service: ServiceProcess, any_redis: EmbeddedRedis) -> None:
+    live = sorted(deliver(service, event())["session_id"] for _ in range(5))
+    seen, options = [], ["--limit", "2"]
+    while True:
+        *lines, count = read(any_redis, "sessions", *options).stdout.splitlines()
+        page = [line.split()[-2] for line in lines]
+        seen.append(page)
+        assert count.startswith(f"5 sessions are live, {len(page)} shown.")
+        if "The next ones: " not in count:
+            break
+        options = ["--limit", "2", *count.rpartition(": ")[2].split()]
+    assert seen == [live[:2], live[2:4], live[4:]]
+
+
+def test_a_page_that_is_just_full_is_the_last_one(service: ServiceProcess, any_redis: EmbeddedRedis) -> None:
+    deliver(service, event())
+    assert read(any_redis, "sessions", "--limit", "1").stdout.splitlines()[-1] == "1 session is live, 1 shown."
+
+
+def test_all_sessions_as_json_are_what_was_published(
+    service: ServiceProcess, any_client: Any, any_redis: EmbeddedRedis
+) -> None:
+    published = channel_messages(service, any_client, event(), event())
+    result = read(any_redis, "sessions", "--json")
+    assert sorted(result.stdout.splitlines()) == sorted(published)
+    assert result.stderr == "2 sessions are live, 2 shown.\n"
+
+
+def test_all_sessions_of_partitions_are_listed_in_one_order(any_redis: EmbeddedRedis, any_client: Any) -> None:
+    settings: dict[str, Any] = {"partitions": 3, "redis_key_prefix": "{parts}"}
+    with run_relay(any_redis.url, **settings) as relay:
+        for number in range(9):
+            body = clerk_event(session_id=f"sess_{number}", user_id=f"user_{number}", expire_at=None)
+            relay.take(body, f"msg_{number}")
+    result = read(any_redis, "sessions", "--limit", "7", PARTITIONS="3", REDIS_KEY_PREFIX="{parts}")
+    *lines, count = result.stdout.splitlines()
+    assert [line.split()[-2] for line in lines] == [f"sess_{number}" for number in range(7)]
+    assert count == "9 sessions are live, 7 shown. The next ones: --after sess_6"
+
+
+def test_more_sessions_than_one_scan_returns_are_counted_once_each(any_redis: EmbeddedRedis, any_client: Any) -> None:
+    """While the hash table of Redis shrinks, SCAN returns some keys twice."""
+    with any_client.pipeline(transaction=False) as pipe:
+        for number in range(3000):
+            key = f"{{clerk}}:session:sess_{number:04}"
+            pipe.hset(key, mapping={"live": "01"[number < 1234], "_expire_at": "", "state": "{}"})
+            pipe.expire(key, 600)
+        pipe.execute()
+    with contextlib.closing(LiveSessions(load(RedisSettings, redis_url=any_redis.url))) as live:
+        page = live.page("sess_0099", 2)
+        assert ([id_ for id_, _ in page], live.count) == (["sess_0100", "sess_0101"], 1234)
+    any_client.flushall()
+
+
 # All that read
 
 
-@pytest.mark.parametrize("arguments", [["session", "sess_1"], ["sessions", "user_1"], ["tail"]])
+@pytest.mark.parametrize("arguments", [["session", "sess_1"], ["sessions"], ["sessions", "user_1"], ["tail"]])
 def test_redis_away_is_told_in_one_line(arguments: list[str]) -> None:
     result = run(*arguments, environment={"REDIS_URL": "unix://relay:hunter-two@/nonexistent/redis.sock"})
     assert (result.exit_code, result.stdout) == (1, "")
