@@ -3,15 +3,20 @@
 import json
 import re
 import tomllib
+from pathlib import Path
 from typing import Final
 
 import click
+import pytest
+import yaml  # type: ignore[import-untyped]  # of openapi-spec-validator, which requires it
 from support.constants import ROOT
+from support.documents import README, fenced
 
 from service.cli import main
 from service.config import Settings
 
-DOCS: Final = (ROOT / "docs" / "deploy.md").read_text()
+DEPLOY: Final = ROOT / "docs" / "deploy.md"
+DOCS: Final = DEPLOY.read_text()
 DOCKERFILE: Final = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
 COMPOSE: Final = (ROOT / "compose.yaml").read_text()
 APP: Final = json.loads((ROOT / "app.json").read_text())
@@ -59,3 +64,31 @@ def test_fly_runs_what_the_procfile_names() -> None:
     (fly,) = re.findall(r"^```toml\n(.*?)^```", DOCS, re.MULTILINE | re.DOTALL)
 
     assert tomllib.loads(fly)["processes"] == PROCFILE
+
+
+@pytest.mark.parametrize("text", [*fenced(DEPLOY, "yaml"), COMPOSE])
+def test_every_file_in_yaml_can_be_read(text: str) -> None:
+    assert isinstance(yaml.safe_load(text), dict)
+
+
+def test_kubernetes_runs_the_image_as_it_is_built() -> None:
+    (deployment,) = (document for text in fenced(DEPLOY, "yaml") if "kind" in (document := yaml.safe_load(text)))
+    template = deployment["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    (port,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
+
+    assert container["args"] == PROCFILE["web"].split()
+    assert [each["containerPort"] for each in container["ports"]] == [int(port)]
+    for probe in (container["startupProbe"], container["livenessProbe"]):
+        assert probe["httpGet"] == {"path": "/healthz", "port": int(port)}
+    assert deployment["spec"]["selector"]["matchLabels"] == template["metadata"]["labels"]
+
+
+@pytest.mark.parametrize("path", [README, DEPLOY, ROOT / "app.json"], ids=lambda path: path.name)
+def test_what_the_smallest_plan_does_not_do_is_said_where_it_is_taken(path: Path) -> None:
+    text = path.read_text()
+
+    assert [each["plan"] for each in APP["addons"]] == ["heroku-redis:mini"]
+    assert "no persistence" in text
+    assert "8,000" in text
+    assert "premium-0" in text
