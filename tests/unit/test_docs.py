@@ -131,7 +131,8 @@ class TestEachDocument:
     def test_names_targets_of_make_that_are_there(self, document: Path) -> None:
         targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
         text = document.read_text()
-        code = "\n".join([*re.findall(r"^```(?:sh)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL),
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        code = "\n".join([*(block for language, block in blocks if language in {"", "sh"}),
                           *re.findall(r"`(make [^`]+)`", text)])  # fmt: skip
         assert set(re.findall(r"\bmake ([a-z-]+)\b", code)) <= targets
 
