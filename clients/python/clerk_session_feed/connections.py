@@ -227,6 +227,7 @@ def _client(options: dict[str, Any], on_connect: OnConnect | None = None) -> red
             # A server that speaks TLS 1.3 sends session tickets after the handshake. redis-py 8 with hiredis takes
             # them for a response that nobody asked for, and gives the connection up. They come before any response,
             # so one of those is read first, even a refusal. asyncio's streams show no tickets.
+            # (findings/redis-py-and-session-tickets-of-tls-1-3.sh)
             connection.send_command("PING")  # type: ignore[no-untyped-call]
             with contextlib.suppress(redis.ResponseError):
                 connection.read_response()
