@@ -57,7 +57,8 @@ def run(
     # would leave the process behind.
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda *_: stop.set())
 
     with contextlib.ExitStack() as stack:
         if settings.redis_url:

@@ -381,6 +381,16 @@ def test_it_ends_when_its_terminal_is_closed(start: Dev) -> None:
 
 
 @needs_proc
+def test_it_goes_on_under_nohup_and_ends_on_ctrl_c_though_a_shell_ignores_that_in_the_background(start: Dev) -> None:
+    ignoring = ("sh", "-c", 'trap "" HUP INT; exec "$@"', "sh", *RELAY)
+    program = RunningDev(start("--no-simulate", command=ignoring)).program
+    status = (PROC / str(program.process.pid) / "status").read_text()
+    ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+    assert ignored >> (signal.SIGHUP - 1) & 1
+    assert program.interrupt() == 0
+
+
+@needs_proc
 def test_it_can_be_told_to_end_while_it_starts(start: Dev) -> None:
     program = start(REDIS_URL="")
     children = eventually(lambda: descendants(program.process.pid), within=30)

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -30,13 +30,17 @@ def run_of(
 
 
 @pytest.mark.skipif(not PROC.is_dir(), reason="needs /proc to see which processes are there")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_nothing_of_a_run_outlives_it(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("send", "number"), [(os.kill, signal.SIGKILL), (os.killpg, signal.SIGINT)], ids=["killed", "interrupted"]
+)
+def test_nothing_of_a_run_outlives_it(
+    tmp_path: Path, send: Callable[[int, signal.Signals], None], number: signal.Signals
+) -> None:
     runs = tmp_path / "runs"
     with run_of(tmp_path, SYSTEM / "endless.py", ENDLESS_RUNS=str(runs)) as program:
         eventually(runs.exists, within=180)
         started_by_it = descendants(program.process.pid)
-        program.process.send_signal(number)
+        send(program.process.pid, number)
         program.process.wait(60)
 
         eventually(lambda: not running(started_by_it), within=60)
