@@ -2,27 +2,73 @@
 //
 //   npm install ioredis
 //   REDIS_URL=redis://… node subscriber.mjs [CURSOR]    # after this cursor; from now on, if left out
-import Redis from "ioredis";
-
+//
+// It waits for Redis as long as that takes, and ends with status 1 where to try again can't help.
 const { REDIS_URL, REDIS_TLS_VERIFY, REDIS_KEY_PREFIX = "{clerk}" } = process.env;
 const stream = `${REDIS_KEY_PREFIX}:events`;
+
+let said, worked;
+const say = (line) => line !== said && console.error((said = line)); // not the same with each attempt
+const quit = (line) => (console.error(line), process.exit(1));
+
+const { default: Redis } = await import("ioredis").catch(() => quit("There is no ioredis here: npm install ioredis"));
+if (!REDIS_URL) quit("REDIS_URL is not set: set it to redis://… or, for TLS, rediss://…");
+const url = URL.canParse(REDIS_URL) && new URL(REDIS_URL);
+if (!/^rediss?:$/.test(url.protocol) || !url.hostname || !/^\/?\d*$/.test(url.pathname) || url.hash)
+  quit("REDIS_URL is not like redis://user:password@host:6379/0 or rediss://…; a password may need percent-encoding");
+const start = process.argv[2];
+if (start && !/^\d+-\d+$/.test(start)) quit("CURSOR is not like 1795422761000-0");
+
+// By the name or text of an error that stays: what to do about it.
+const ADVICE = [
+  [/certificate required/, "it wants a certificate of the client: see `cert` and `key` of Node's tls.connect"],
+  [/ALTNAME/, "let REDIS_URL name the host that the certificate is for"],
+  [/CERT|SIGNATURE|ISSUER/, "NODE_EXTRA_CA_CERTS=<file of its authority>; if nobody has it, REDIS_TLS_VERIFY=false"],
+  [/ERR_SSL|EPROTO/, "if it speaks no TLS, let REDIS_URL begin with redis://"],
+  [/WRONGPASS|NOAUTH|without any password/, "correct user and password in REDIS_URL"],
+  [/NOPERM/, "give the user the rights that docs/redis.md lists"],
+  [/MOVED|CROSSSLOT/, "it is a cluster: use ioredis' Cluster"],
+  [/DB index/, "let REDIS_URL name a database that it has, like /0"],
+  [/WRONGTYPE|ERR (unknown|wrong)/i, "see whether REDIS_KEY_PREFIX is the relay's"],
+];
+const doubt = url.protocol === "rediss:" ? "if it has no TLS, use redis://" : "if it wants TLS, use rediss://";
+const failed = (error) => {
+  const text = (error.reason || error.message || error.code).replace(/^(read|write) /, "");
+  const [, advice] = ADVICE.find(([pattern]) => pattern.test(`${error.code} ${text}`)) ?? [];
+  if (advice) quit(`Redis: ${text}: ${advice}`);
+  say(`Redis: ${text}; trying again …${!worked && /RESET|TIMEDOUT|closed/.test(text) ? ` (${doubt})` : ""}`);
+};
+
 const redis = new Redis(REDIS_URL, {
   enableReadyCheck: false, // it takes a right, to INFO, that is not needed for anything else
   maxRetriesPerRequest: null, // however long Redis is away, a command waits, and is sent again
   socketTimeout: 15_000, // a connection that is silent for longer than a read blocks is a dead one
   reconnectOnError: (error) => /^(LOADING|UNBLOCKED) /.test(error.message) && 2, // it restarts, or a failover ends a read
-  ...(REDIS_URL.startsWith("rediss:") && { tls: { rejectUnauthorized: REDIS_TLS_VERIFY !== "false" } }),
+  ...(url.protocol === "rediss:" && { tls: { rejectUnauthorized: REDIS_TLS_VERIFY !== "false" } }),
 });
-redis.on("error", (error) => console.error(error.message));
+redis.on("error", failed);
+redis.on("close", () => said ?? failed({ message: "the connection was closed" }));
 
+const ask = async (command, ...words) => {
+  while (true) {
+    try {
+      const reply = await redis[command](...words);
+      [said, worked] = [undefined, true];
+      return reply;
+    } catch (error) {
+      failed(error);
+      await new Promise((resolve) => setTimeout(resolve, 1_000)); // a limit of requests, say
+    }
+  }
+};
 // XREVRANGE, since it also answers "is this entry still there?"
-const newest = async (from = "+", to = "-") => (await redis.xrevrange(stream, from, to, "COUNT", 1))[0]?.[0];
+const newest = async (from = "+", to = "-") => (await ask("xrevrange", stream, from, to, "COUNT", 1))[0]?.[0];
 const field = (fields, name) => fields[fields.findIndex((key, n) => n % 2 === 0 && key === name) + 1];
 
-let cursor = process.argv[2] ?? (await newest()) ?? "0-0";
+let cursor = start ?? (await newest()) ?? "0-0";
 console.error(`following after ${cursor}`);
 while (true) {
-  const reply = await redis.xread("COUNT", 500, "BLOCK", 5_000, "STREAMS", stream, cursor);
+  const reply = await ask("xread", "COUNT", 500, "BLOCK", 5_000, "STREAMS", stream, cursor);
   if (cursor !== "0-0" && !(await newest(cursor, cursor))) {
     const lost = cursor;
     cursor = (await newest()) ?? "0-0"; // first this; then look up each session that you hold: HMGET … live state

@@ -4,6 +4,8 @@ import base64
 import contextlib
 import hmac
 import json
+import re
+import shutil
 import signal
 import socket
 import socketserver
@@ -19,12 +21,14 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from support.certificates import make_certificates, with_certificate
 from support.children import Program, started
 from support.clock import eventually
 from support.constants import EVENTS_KEY, ROOT
 from support.load import WORKERS
-from support.network import serving
-from support.redis_servers import DurableRedis, frozen
+from support.network import free_port, serving
+from support.redis_clients import client_of
+from support.redis_servers import DurableRedis, frozen, scripted_redis, takes_tls
 from support.services import ServiceProcess
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
@@ -347,7 +351,171 @@ def run_subscriber(redis_url: str, directory: Path, *arguments: str) -> Iterator
 
 
 def test_the_subscriber_is_short() -> None:
-    assert len((EXAMPLES / "subscriber.mjs").read_text().splitlines()) < 40
+    assert len((EXAMPLES / "subscriber.mjs").read_text().splitlines()) < 90
+
+
+@contextlib.contextmanager
+def failing_subscriber(directory: Path, *arguments: str, **environment: str) -> Iterator[Program]:
+    (directory / "subscriber.mjs").write_bytes((EXAMPLES / "subscriber.mjs").read_bytes())
+    with started(["node", "subscriber.mjs", *arguments], directory, {"REDIS_URL": "", **environment}) as program:
+        yield program
+
+
+def what_the_subscriber_ends_with(directory: Path, *arguments: str, **environment: str) -> str:
+    """Return its only line."""
+    with failing_subscriber(directory, *arguments, **environment) as program:
+        status = program.end()
+        assert (status, program.stdout) == (1, ""), program.stderr
+        (line,) = program.stderr.splitlines()
+        return line
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node on PATH")
+def test_the_subscriber_says_that_ioredis_is_missing(tmp_path: Path) -> None:
+    line = what_the_subscriber_ends_with(tmp_path, REDIS_URL="redis://127.0.0.1:1", NODE_PATH="")
+    assert line == "There is no ioredis here: npm install ioredis"
+
+
+@pytest.mark.usefixtures("node_modules")
+def test_the_subscriber_says_that_it_has_no_url(tmp_path: Path) -> None:
+    assert "REDIS_URL is not set" in what_the_subscriber_ends_with(tmp_path)
+
+
+@pytest.mark.usefixtures("node_modules")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nonsense",
+        "127.0.0.1:6379",
+        "redis://",
+        "redis:///0",
+        "http://127.0.0.1:1",
+        "redis://:hunter#two@127.0.0.1:1",
+        "redis://127.0.0.1:port",
+        "redis://127.0.0.1:1/name",
+        '"redis://127.0.0.1:1"',
+        "redis+cluster://127.0.0.1:1",
+    ],
+)
+def test_the_subscriber_says_that_a_url_is_none(url: str, tmp_path: Path) -> None:
+    line = what_the_subscriber_ends_with(tmp_path, REDIS_URL=url)
+    assert line.startswith("REDIS_URL is not like redis://user:password@host:6379/0")
+    assert "hunter" not in line
+
+
+@pytest.mark.usefixtures("node_modules")
+@pytest.mark.parametrize("cursor", ["nonsense", "1795422761000", "$"])
+def test_the_subscriber_says_that_a_cursor_is_none(cursor: str, tmp_path: Path) -> None:
+    line = what_the_subscriber_ends_with(tmp_path, cursor, REDIS_URL="redis://127.0.0.1:1")
+    assert line == "CURSOR is not like 1795422761000-0"
+
+
+@pytest.mark.usefixtures("node_modules")
+@pytest.mark.parametrize(
+    ("login", "path", "said"),
+    [
+        ("", "", "NOAUTH .*: correct user and password in REDIS_URL"),
+        (":hunter-two", "", "WRONGPASS .*: correct user and password in REDIS_URL"),
+        ("nobody:hunter-two", "", "WRONGPASS .*: correct user and password in REDIS_URL"),
+        ("limited:limited", "", "NOPERM .*: give the user the rights that docs/redis.md lists"),
+        (":secret", "/99", "ERR DB index .*: let REDIS_URL name a database that it has, like /0"),
+        (":secret", "/1", "WRONGTYPE .*: see whether REDIS_KEY_PREFIX is the relay's"),
+    ],
+)
+def test_the_subscriber_ends_where_trying_again_can_not_help(
+    login: str, path: str, said: str, start_redis: Callable[..., EmbeddedRedis], tmp_path: Path
+) -> None:
+    server = start_redis()
+    with client_of(server.url) as client:
+        client.acl_setuser("limited", enabled=True, passwords=["+limited"], keys=["*"], commands=["+ping"])
+        client.execute_command("SELECT", 1)
+        client.set(EVENTS_KEY, "somebody else's")
+        client.config_set("requirepass", "secret")
+    line = what_the_subscriber_ends_with(tmp_path, REDIS_URL=f"redis://{login}@127.0.0.1:{server.port}{path}")
+    assert re.fullmatch(f"Redis: {said}", line)
+    assert "hunter" not in line
+
+
+@pytest.mark.usefixtures("node_modules")
+@pytest.mark.parametrize(
+    ("certificate", "options", "said"),
+    [
+        ("own", {}, "self-signed certificate: NODE_EXTRA_CA_CERTS=<file of its authority>"),
+        ("here", {}, "(unable to verify|self-signed certificate in).*: NODE_EXTRA_CA_CERTS=<file of its authority>"),
+        ("expired", {"NODE_EXTRA_CA_CERTS": "ca.crt"}, "certificate has expired: "),
+        (
+            "else",
+            {"NODE_EXTRA_CA_CERTS": "ca.crt"},
+            "IP: 127.0.0.1 is not in the cert's list.*: let REDIS_URL name the host",
+        ),
+    ],
+)
+def test_the_subscriber_says_what_is_wrong_with_a_certificate(
+    certificate: str,
+    options: dict[str, str],
+    said: str,
+    redis_binary: str,
+    start_redis: Callable[..., EmbeddedRedis],
+    tmp_path: Path,
+) -> None:
+    if not takes_tls(redis_binary):
+        pytest.skip("this redis-server was built without TLS")
+    make_certificates(tmp_path)
+    port = free_port()
+    flags = {"tls-port": str(port), **with_certificate(tmp_path, certificate)}
+    start_redis(*(word for name, value in flags.items() for word in (f"--{name}", value)))
+    url = f"rediss://127.0.0.1:{port}"
+    assert re.match(f"Redis: {said}", what_the_subscriber_ends_with(tmp_path, REDIS_URL=url, **options))
+    with failing_subscriber(tmp_path, REDIS_URL=url, REDIS_TLS_VERIFY="false") as program:
+        program.wait_for("^following after", stream="stderr")
+
+
+@pytest.mark.usefixtures("node_modules")
+def test_the_subscriber_says_that_redis_wants_tls_or_a_certificate(
+    redis_binary: str, start_redis: Callable[..., EmbeddedRedis], tmp_path: Path
+) -> None:
+    if not takes_tls(redis_binary):
+        pytest.skip("this redis-server was built without TLS")
+    make_certificates(tmp_path)
+    port = free_port()
+    flags = {"tls-port": str(port), **with_certificate(tmp_path, "here"), "tls-auth-clients": "yes"}
+    start_redis(*(word for name, value in flags.items() for word in (f"--{name}", value)))
+    with failing_subscriber(tmp_path, REDIS_URL=f"redis://127.0.0.1:{port}") as program:
+        program.wait_for("trying again … .if it wants TLS, use rediss://", stream="stderr")
+    line = what_the_subscriber_ends_with(tmp_path, REDIS_URL=f"rediss://127.0.0.1:{port}", NODE_EXTRA_CA_CERTS="ca.crt")
+    assert "alert certificate required: it wants a certificate of the client" in line
+
+
+@pytest.mark.usefixtures("node_modules")
+def test_the_subscriber_waits_for_a_redis_that_is_away_and_says_so_once(
+    start_redis: Callable[..., EmbeddedRedis], tmp_path: Path
+) -> None:
+    port = free_port()
+    with failing_subscriber(tmp_path, REDIS_URL=f"redis://127.0.0.1:{port}") as program:
+        program.wait_for("ECONNREFUSED", stream="stderr")
+        start_redis(port=port)
+        program.wait_for("^following after", stream="stderr")
+        first, _ = program.stderr.splitlines()
+        assert first == f"Redis: connect ECONNREFUSED 127.0.0.1:{port}; trying again …"
+
+
+@pytest.mark.usefixtures("node_modules")
+def test_the_subscriber_survives_what_a_provider_refuses_for_a_while(tmp_path: Path) -> None:
+    refusals = [b"-ERR max requests limit exceeded. Limit: 500000, Usage: 500000"] * 2
+
+    def reply(command: list[bytes]) -> bytes:
+        match command[0].upper():
+            case b"XREVRANGE":
+                return refusals.pop() if refusals else b"*0"
+            case b"HELLO":
+                return b"-NOPROTO unsupported protocol version"
+            case b"XREAD":
+                return b"*-1"
+        return b"+OK"
+
+    with scripted_redis(reply) as server, failing_subscriber(tmp_path, REDIS_URL=server.url) as program:
+        program.wait_for("^following after 0-0", stream="stderr")
+        assert program.stderr.splitlines()[0].startswith("Redis: ERR max requests limit exceeded")
 
 
 @pytest.mark.usefixtures("node_modules", "any_client")
