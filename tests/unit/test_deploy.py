@@ -13,7 +13,7 @@ from support.constants import ROOT
 from support.documents import README, fenced
 
 from service.cli import main
-from service.config import Settings
+from service.config import Settings, misspelt
 
 DEPLOY: Final = ROOT / "docs" / "deploy.md"
 DOCS: Final = DEPLOY.read_text()
@@ -34,7 +34,19 @@ def test_every_variable_that_is_set_is_a_setting() -> None:
     }
 
     assert {"CLERK_WEBHOOK_SIGNING_SECRET", "REDIS_URL", "PORT", "WEB_CONCURRENCY"} <= named
-    assert named <= {name.upper() for name in Settings.model_fields}
+    assert named - {"REDIS_HOST_PORT"} <= {name.upper() for name in Settings.model_fields}
+
+
+def test_compose_lets_nobody_but_this_machine_reach_redis() -> None:
+    redis = COMPOSE.partition("\n  redis:\n")[2]
+    assert re.findall(r"ports: (.*)", redis) == ['["127.0.0.1:${REDIS_HOST_PORT:-6380}:6379"]']
+    assert "redis://127.0.0.1:6380/0" in redis
+
+
+def test_the_port_of_redis_on_the_host_is_taken_for_no_misspelt_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In .env, it reaches the service, too."""
+    monkeypatch.setenv("REDIS_HOST_PORT", "6380")
+    assert [name for name in Settings.model_fields if misspelt(name) == "REDIS_HOST_PORT"] == []
 
 
 def test_every_command_is_there() -> None:
