@@ -94,8 +94,8 @@ class LiveSessions:
                 ids = [id_ for id_, its_part in batch if its_part == part]
                 pipeline = self._clients[part].pipeline(transaction=False)
                 for id_ in ids:
-                    pipeline.hget(part.session(id_), "state")
-                states |= zip(ids, pipeline.execute(), strict=True)
+                    pipeline.hmget(part.session(id_), "state")  # HGET is a right of its own
+                states |= zip(ids, (state for (state,) in pipeline.execute()), strict=True)
             for id_, part in batch:
                 if (state := states[id_]) is not None and (update := published(state, part.session(id_))).is_live:
                     yield update

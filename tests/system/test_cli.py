@@ -24,6 +24,7 @@ from support.children import Program, started
 from support.cli import Environment, run
 from support.clock import eventually
 from support.constants import EVENTS_KEY, HOUR_MS, NO_REDIS, RELAY, ROOT, SECRET
+from support.documents import REDIS
 from support.events import clerk_event
 from support.network import free_port
 from support.redis_clients import Subscriber, client_of, subscribed
@@ -923,6 +924,20 @@ def test_redis_away_is_told_in_one_line(arguments: list[str]) -> None:
     (line,) = result.stderr.splitlines()
     assert line.startswith("Redis: ")
     assert "hunter" not in line
+
+
+def test_reading_needs_no_more_rights_than_the_docs_give_a_reader(own_redis: EmbeddedRedis, own_client: Any) -> None:
+    (rights,) = re.findall(r"^ACL SETUSER reader on >password (.*)$", REDIS.read_text(), re.MULTILINE)
+    own_client.execute_command("ACL", "SETUSER", "reader", "on", ">password", *rights.split())
+    with run_relay(own_redis.url) as relay:
+        relay.take(clerk_event(session_id="sess_1", expire_at=None), "msg_1")
+    url = own_redis.url.replace("//", "//reader:password@")
+    for arguments in (["session", "sess_1"], ["sessions"], ["sessions", "user_1"]):
+        result = run(*arguments, environment={"REDIS_URL": url})
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert "sess_1" in result.stdout
+    future = run("tail", "--from", str(time.time_ns() // 1_000_000 + HOUR_MS), environment={"REDIS_URL": url})
+    assert "is in the future" in future.stderr  # by this machine's clock, for TIME is a right
 
 
 def test_reading_needs_no_secret_of_clerk(any_redis: EmbeddedRedis) -> None:
