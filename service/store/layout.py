@@ -9,20 +9,18 @@ Data of earlier versions has no mark; its streams, and the users in them, tell t
 """
 
 import contextlib
-import re
 from collections.abc import Generator, Sequence
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final
 
 import redis
 from clerk_session_feed import connections
 from clerk_session_feed.keys import Keys, has_hash_tag, partition_of
+from clerk_session_feed.layout import FIELD, Move
 
 from service.config import StoreSettings
 from service.errors import StoreUnavailableError
 from service.store.scripts import MARK_PARTITIONS
 
-FIELD: Final = "partitions"
-"""Of the mark: `8`; or, while the data is moved, `1>8@<when that began, in Unix milliseconds>`."""
 MARK_TTL_MS: Final = 400 * 86_400_000
 """Milliseconds that a mark lasts; each new connection extends it."""
 SAMPLE: Final = 100
@@ -36,24 +34,6 @@ Asking = Generator[list[tuple[str, tuple[Any, ...]]], Sequence[Any], None]
 
 class PartitionsError(StoreUnavailableError):
     """The data is not divided into PARTITIONS. The text is one line, and says what to do."""
-
-
-class Move(NamedTuple):
-    """A move of the data from one number of partitions to another, as it is marked."""
-
-    was: int
-    to: int
-    began_at_ms: int
-
-    @classmethod
-    def read(cls, mark: str) -> Self | None:
-        """Return the move that a mark tells of, if it does."""
-        found = re.fullmatch(r"([0-9]{1,4})>([0-9]{1,4})@([0-9]{1,15})", mark)
-        return cls(*map(int, found.groups())) if found else None
-
-    def __str__(self) -> str:
-        """Return the mark."""
-        return f"{self.was}>{self.to}@{self.began_at_ms}"
 
 
 def check_mark(partitions: int, mark: bytes | None) -> None:

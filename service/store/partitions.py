@@ -13,10 +13,11 @@ import structlog
 from clerk_session_feed import connections
 from clerk_session_feed.errors import ConfigurationError
 from clerk_session_feed.keys import Keys, partition_of
+from clerk_session_feed.layout import FIELD
 
 from service.config import StoreSettings
 from service.errors import StoreUnavailableError
-from service.store.layout import FIELD, LayoutCheck, PartitionsError, check_mark, check_streams_of_one
+from service.store.layout import LayoutCheck, PartitionsError, check_mark, check_streams_of_one
 from service.store.pipeline import Pipeline
 from service.store.scripts import SCRIPTS
 from service.waiting import wait

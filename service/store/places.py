@@ -7,12 +7,13 @@ from typing import Any, Final, NamedTuple, Self
 from clerk_session_feed import connections
 from clerk_session_feed.cursors import position
 from clerk_session_feed.keys import Keys, has_hash_tag, partition_of
+from clerk_session_feed.layout import FIELD
 from clerk_session_feed.redis_url import RedisUrl
 from redis.exceptions import WatchError
 
 from service.config import StoreSettings
 from service.errors import CommandError
-from service.store.layout import FIELD, MARK_TTL_MS
+from service.store.layout import MARK_TTL_MS
 
 MOST_PARTITIONS: Final = 1024
 

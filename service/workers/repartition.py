@@ -19,10 +19,10 @@ from typing import Any, Final
 
 import redis
 from clerk_session_feed.keys import Keys
+from clerk_session_feed.layout import Move
 from redis.exceptions import WatchError
 
 from service.config import StoreSettings
-from service.store.layout import Move
 from service.store.places import Place, Places, RepartitionError, queue_mark
 from service.store.scanning import SCAN_COUNT
 from service.workers.moving import Moved, Mover

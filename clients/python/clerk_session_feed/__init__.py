@@ -8,6 +8,7 @@ from clerk_session_feed.errors import (
     CursorLostError,
     FeedClosedError,
     FeedError,
+    PartitionsError,
     UnreadableMessageError,
 )
 from clerk_session_feed.models import (
@@ -37,6 +38,7 @@ __all__ = [
     "FeedError",
     "HttpRequest",
     "LiveStatus",
+    "PartitionsError",
     "RedisError",
     "Session",
     "SessionActivity",

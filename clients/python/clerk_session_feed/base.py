@@ -152,13 +152,14 @@ async def _merge(followers: Sequence[tuple[Connection, Updates]]) -> Updates:
             item, gate = await first.resolve(ready.get())
             is_update = isinstance(item, SessionUpdate)
             running -= not is_update
-            if first.is_closed:  # and so are all
-                return
-            if is_update:
+            if not is_update:
+                if item is not None:
+                    raise item
+            elif first.is_closed:  # with all others; or by its error, which is about to come
+                gate.put_nowait(False)
+            else:
                 yield item
                 gate.put_nowait(True)
-            elif item is not None:
-                raise item
     finally:
         for (connection, _), gate in zip(followers, gates, strict=True):
             gate.put_nowait(False)

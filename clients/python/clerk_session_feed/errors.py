@@ -20,6 +20,13 @@ class CursorLostError(FeedError):
         return f"The stream was trimmed past {self.cursor}, or Redis lost it: begin again from the snapshots."
 
 
+class PartitionsError(FeedError):
+    """The data is divided into another number of partitions than the feed's, or is just being moved to one.
+
+    The text is one line, and says what to do.
+    """
+
+
 class FeedClosedError(FeedError):
     """The feed is closed."""
 

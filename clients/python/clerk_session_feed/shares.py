@@ -128,12 +128,14 @@ class Share:
             return None
         if not self._resync:
             raise CursorLostError(self.delivered, self.partition.number)
+        self._connection.compare_partitions_again()
         # From before the snapshots: more may be trimmed while they are read.
         return Gap(await newest(self._ask, self.events), has_snapshots=True, has_group=True)
 
     async def _without_group(self) -> Gap:
         if self._has_joined:
             log.warning("Redis lost the consumer group %s: it is made again", self._group.name)
+            self._connection.compare_partitions_again()
             return Gap(START, has_snapshots=not await self._is_last_there(), has_group=False)
         if self.partition.cursor is not None:
             return Gap(self.partition.cursor, has_snapshots=False, has_group=False)

@@ -53,6 +53,8 @@ class Partition:
     """None: the snapshots come first."""
     is_entry: bool = False
     """There was an entry with this id: if it is gone, entries after it may be gone too."""
+    added_before: int = 0
+    """Entries that the stream had got, and lost again, when this began at its end."""
     first_seen: str | None = None
     """The first entry behind a cursor that is no entry's, if it was added while this was awaited."""
     ahead: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
@@ -64,6 +66,16 @@ class Partition:
         """Raises ValueError if it is no cursor."""
         self.cursor = whole_cursor(cursor)
         self.is_entry = "-" in cursor and cursor not in {START, NOTHING}
+        self.added_before = 0
+
+    def go_to_end(self, stream: dict[bytes, Any]) -> None:
+        """Go to the last entry; without one, to where the next can come. stream: see `stream_info`."""
+        if last := stream.get(b"last-entry"):
+            self.go_to(last[0].decode())
+            return
+        last_id = stream.get(b"last-generated-id", b"0-0").decode()
+        self.cursor, self.is_entry = max(NOTHING, last_id, key=position), False
+        self.added_before = stream.get(b"entries-added", 0)
 
     def entry(self, entry: tuple[bytes, Sequence[bytes]]) -> Entry:
         """Return an entry of the stream by the names of its fields."""
@@ -90,7 +102,7 @@ async def follow(connection: Connection, partitions: Sequence[Partition], *, sta
         for partition in awake:
             if partition.cursor is None:
                 # Before the snapshots: what happens meanwhile comes after this cursor.
-                partition.go_to(await newest(connection.ask, partition.keys.events))
+                partition.go_to_end(await stream_info(connection, partition.keys.events))
                 async with contextlib.aclosing(snapshots(connection, partition)) as updates:
                     async for update in updates:
                         yield update
@@ -133,11 +145,14 @@ async def _read_on(connection: Connection, partition: Partition, *, resync: bool
                 raise
             entries, stream = [], []
         is_first_seen = bool(entries) and entries[0][0].decode() == partition.first_seen
-        is_lost = bool(entries) and is_trimmed_past(cursor, as_dict(stream), if_unknown=not is_first_seen)
+        is_lost = bool(entries) and is_trimmed_past(
+            cursor, as_dict(stream), if_unknown=not is_first_seen, added_before=partition.added_before
+        )
     if not is_lost:
         return entries
     if not resync:
         raise CursorLostError(cursor, partition.number)
+    connection.compare_partitions_again()
     partition.cursor = None
     return []
 
@@ -148,16 +163,28 @@ async def newest(ask: Callable[..., Awaitable[list[Any]]], events: str) -> str:
     return entries[0][0].decode() if entries else NOTHING
 
 
-def is_trimmed_past(cursor: str, stream: dict[bytes, Any], *, if_unknown: bool = False) -> bool:
+async def stream_info(connection: Connection, events: str) -> dict[bytes, Any]:
+    """Return the response to XINFO STREAM; nothing if there is no stream."""
+    try:
+        (stream,) = await connection.ask(("XINFO", "STREAM", events))
+    except redis.ResponseError as error:
+        if "no such key" not in str(error):
+            raise
+        return {}
+    return as_dict(stream)
+
+
+def is_trimmed_past(cursor: str, stream: dict[bytes, Any], *, if_unknown: bool = False, added_before: int = 0) -> bool:
     """Tell whether something behind the cursor was removed.
 
-    stream: the response to XINFO STREAM. if_unknown: for Redis 6.2, which does not count what was ever added.
+    stream: see `stream_info`. if_unknown: for Redis 6.2, which does not count what was ever added. added_before: how
+    many were added, and removed again, before the cursor.
     """
     first = stream.get(b"first-entry")
     if cursor == START or not first or position(first[0].decode()) <= position(cursor):
         return False
     added = stream.get(b"entries-added")
-    return if_unknown if added is None else bool(added > stream[b"length"])
+    return if_unknown if added is None else bool(added - added_before > stream[b"length"])
 
 
 async def snapshots(connection: Connection, partition: Partition) -> Updates:
@@ -232,9 +259,11 @@ async def _await_news(
     begun_at = time.monotonic()
     read = ("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *streams, *cursors)
     *responses, response = await connection.ask(*before, read)
-    if not response and time.monotonic() - begun_at < min(POLL_SECONDS, block_ms / 2000):
+    # Of an entry that was added and deleted at once, XREAD says that nothing is there.
+    news = {name.decode(): entries[0][0].decode() for name, entries in response or [] if entries}
+    if not news and time.monotonic() - begun_at < min(POLL_SECONDS, block_ms / 2000):
         await connection.pause(POLL_SECONDS)
-    return responses, {name.decode(): entries[0][0].decode() for name, entries in response or []}
+    return responses, news
 
 
 def as_dict(response: Sequence[Any]) -> dict[bytes, Any]:

@@ -15,6 +15,7 @@ import logging
 import queue
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from typing import Any, ClassVar, Final, ParamSpec, TypeVar
@@ -22,7 +23,9 @@ from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 import redis
 
 from clerk_session_feed import connections
-from clerk_session_feed.errors import FeedClosedError, FeedError
+from clerk_session_feed.errors import FeedClosedError, FeedError, PartitionsError
+from clerk_session_feed.keys import Keys
+from clerk_session_feed.layout import FIELD, Move, refuse_other_number
 from clerk_session_feed.refusals import is_refusal, may_pass
 from clerk_session_feed.settings import RedisSettings
 
@@ -39,6 +42,8 @@ LONGEST_PAUSE: Final = 2.0
 """Seconds between two attempts at most, while Redis is away."""
 LONGEST_REFUSED_PAUSE: Final = 10.0
 """Seconds between two attempts at most, while Redis refuses: an attempt may count against the limit that it met."""
+PARTITIONS_SECONDS: Final = 600.0
+"""Seconds after which the number of partitions is compared again: nothing else tells of a change where none comes."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -51,6 +56,15 @@ log = logging.getLogger("clerk_session_feed")
 def log_retry(error: redis.RedisError) -> None:
     """Log the error that another attempt follows."""
     log.warning("Redis: %s; trying again", connections.explain(error))
+
+
+class MovingError(PartitionsError, redis.RedisError):
+    """The data is being moved to another number of partitions: another attempt may come after the end of that."""
+
+    def __init__(self, partitions: int, move: Move) -> None:
+        where = f"the data is being moved from {move.was} partitions to {move.to}"
+        todo = f"wait for `session-relay repartition`, then set PARTITIONS={move.to}"
+        super().__init__(f"PARTITIONS={partitions}, but {where}: {todo}.")
 
 
 class Connection(abc.ABC):
@@ -70,6 +84,12 @@ class Connection(abc.ABC):
         self, settings: RedisSettings, key: str, *, blocks: bool, on_reconnect: OnReconnect = log_retry
     ) -> None:
         """Make a client for the server that holds the key. blocks: whether commands wait for news."""
+        self._key = key
+        self._partitions = settings.partitions
+        self._whole = Keys(settings.redis_key_prefix)
+        """The keys of what is not divided."""
+        self._compared_on, self._compare_at = 0, 0.0
+        """The connection, by its number, on which the number of partitions was compared; when to do it again."""
         self.connections = 0
         self._timeout = settings.redis_timeout
         self._permits: Any = self._semaphore(READ_CONNECTIONS)
@@ -81,7 +101,8 @@ class Connection(abc.ABC):
         wait = BLOCK_MS / 1000 if blocks else 0.0
         options = {"tls_verify": tls_verify, "timeout": self._timeout, "wait": wait, "on_connect": self._count}
         self._client = self._connect(url, key, **options)
-        self._connect_apart = functools.partial(self._connect, url, key, tls_verify=tls_verify, timeout=self._timeout)
+        self._connect_apart = functools.partial(self._connect, url, tls_verify=tls_verify, timeout=self._timeout)
+        self._is_whole_elsewhere = connections.slot(url, key) != connections.slot(url, self._whole.layout)
         self._client.response_callbacks.clear()  # the rules read responses as Redis sends them (RESP2)
 
     @abc.abstractmethod
@@ -117,10 +138,44 @@ class Connection(abc.ABC):
     async def execute(self, *commands: Command) -> list[Any]:
         """Send commands in one round trip and return their responses.
 
+        On a new connection, and every ten minutes, the number of partitions is compared first.
+
         Raises:
             redis.RedisError: If there is no response, or one of them is an error.
+            PartitionsError: If the data has another number of partitions.
             FeedClosedError: If the connection is closed, or was closed meanwhile.
         """
+        is_new = self.connections != self._compared_on and not self._is_whole_elsewhere
+        if is_new or time.monotonic() >= self._compare_at:
+            await self._compare_partitions()
+        return await self._send(*commands)
+
+    def compare_partitions_again(self) -> None:
+        """Let the next command compare them: what is missing may have been moved."""
+        self._compare_at = 0.0
+
+    async def _compare_partitions(self) -> None:
+        commands: list[Command] = [("HMGET", self._whole.layout, FIELD)]
+        if self._partitions > 1:  # data of one partition has no mark, unless it was moved
+            commands.append(("XREVRANGE", self._whole.events, "+", "-", "COUNT", 1))
+        try:
+            if self._is_whole_elsewhere:
+                found = await self.execute_apart(*commands, key=self._whole.layout)
+            else:
+                found = await self._send(*commands)
+        except redis.RedisError as error:
+            if may_pass(error) and not self._is_whole_elsewhere:
+                raise
+            found = []  # a right that earlier versions did not need; or a node that the commands don't need
+        (mark,) = found[0] if found else [None]
+        if mark is None and any(found[1:]):
+            mark = b"1"
+        if mark is not None and (move := Move.read(mark.decode(errors="replace"))):
+            raise MovingError(self._partitions, move)
+        refuse_other_number(self._partitions, mark)
+        self._compared_on, self._compare_at = self.connections, time.monotonic() + PARTITIONS_SECONDS
+
+    async def _send(self, *commands: Command) -> list[Any]:
         # Not with a blocking pool of redis-py: that of version 5 loses connections when a task is cancelled.
         if not await self._acquire():
             raise redis.TimeoutError("No connection available.")
@@ -168,20 +223,24 @@ class Connection(abc.ABC):
         await self._disconnect()
         return await self.execute(*commands)
 
-    async def execute_apart(self, *commands: Command) -> None:
+    async def execute_apart(self, *commands: Command, key: str = "") -> list[Any]:
         """Send commands on a connection of their own, which waits for nothing else: after `close`, too.
+
+        key: decides which server of a cluster gets them; that of the connection, if it is empty.
 
         Raises:
             redis.RedisError: If there is no response, or one of them is an error.
         """
-        client = self._connect_apart()
+        client = self._connect_apart(key or self._key)
+        client.response_callbacks.clear()
         try:
             pipeline = client.pipeline(transaction=False)
             for command in commands:
                 pipeline.execute_command(*command)
-            await self.resolve(pipeline.execute())
+            responses: list[Any] = await self.resolve(pipeline.execute())
         finally:
             await self._close(client)
+        return responses
 
     async def receive(self, channel: str) -> bytes | None:
         """Return the next message of the channel; None if there is none for a while. Raises like `ask`."""
