@@ -36,7 +36,7 @@ from hiredis import pack_command
 from redis.exceptions import ClusterDownError, MovedError, NoScriptError, ReadOnlyError
 
 from service.errors import RelayError, StoreUnavailableError
-from service.store.rights import MISSING_RIGHT_ADVICE, is_missing_right
+from service.store.rights import MISSING_RIGHT_ADVICE, has_no_command, is_missing_right
 from service.telemetry.tracing import current_context, round_trip
 from service.waiting import new_future
 
@@ -62,10 +62,6 @@ _SCRIPTS_UNKNOWN: Final = (
 )
 _CODE: Final = re.compile(r"(?:.*@user_script: ?\d+: -?)?([A-Z]{2,}) ")
 """The code of an error. Redis 6.2 puts the place in the script before it, redis-py leaves out many."""
-_HAS_NO_COMMAND: Final = re.compile(
-    "unknown command|unsupported|.*not (supported|available|allowed)|.*disabled|invalid request", re.IGNORECASE
-)
-"""What servers and proxies say of a command that they do not have."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -237,7 +233,7 @@ class Pipeline:
             await connection.send_command("SCRIPT", "LOAD", source)
             reply = await _read(connection)
             # A proxy may have no such command. Then Redis does not know the script, and `_run` sends its source.
-            if isinstance(reply, Exception) and not _HAS_NO_COMMAND.match(str(reply)):
+            if isinstance(reply, Exception) and not has_no_command(reply):
                 raise reply
 
     async def _run(self, batch: list[_Command]) -> None:

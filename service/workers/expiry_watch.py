@@ -16,7 +16,7 @@ from clerk_session_feed import connections
 
 from service.config import StoreSettings
 from service.store.partitions import Partition
-from service.store.rights import is_missing_right
+from service.store.rights import has_no_command, is_missing_right
 
 log = structlog.get_logger(__name__)
 
@@ -26,22 +26,26 @@ LOOK_SECONDS: Final = 240.0
 """Seconds until a worker looks again although the stream got nothing: somebody may have changed the expiry set by hand.
 Shorter than the 300 s after which providers close an idle connection."""
 POLL_SECONDS: Final = 60.0
-"""Seconds between two looks of a worker whose Redis user may not read the stream."""
+"""Seconds between two looks of a worker that can't read the stream."""
 SLICE_SECONDS: Final = 0.25
 """Seconds after which a worker that has to stop stops waiting. Redis is sent nothing."""
 BEGINNING: Final = "0-0"
 """A cursor before every entry."""
-_ADVICE: Final = (
-    "The expiry worker may not read the stream, so it looks once a minute: a session that lasts for less than that can "
-    "expire late, and each worker paces itself alone. Allow +xread +xrevrange +xinfo, and start it again."
+_MAY_NOT: Final = "The user of Redis may not {what}"
+_UNKNOWN: Final = "This Redis, or a proxy before it, does not have the command to {what}"
+_POLLS: Final = (
+    "read the stream, so the worker looks once a minute: a session that lasts for less than that can expire late, and "
+    "each worker paces itself alone."
 )
+_PACED_ALONE: Final = "count what the stream got, so each worker paces itself alone."
 
 
 class StreamWatch:
     """A connection that waits for entries in the streams of one slot; made when it is first used.
 
     Each method raises redis.RedisError if Redis fails; the next call connects again. A missing right, or a command that
-    the server does not have, is logged once instead. From then on, this is a plain wait.
+    the server does not have, is logged once instead. Without XREAD or XREVRANGE this is a plain wait from then on.
+    Without XINFO it only does not count.
     """
 
     def __init__(self, settings: StoreSettings, partitions: Sequence[Partition]) -> None:
@@ -49,22 +53,30 @@ class StreamWatch:
         self._timeout = settings.redis_timeout
         self._client = connections.connect(url, partitions[0].keys.events, tls_verify=tls_verify, timeout=self._timeout)
         self._connection: Any = self._client.connection_pool.make_connection()
-        self._is_allowed = True
+        self._can_read = self._can_count = True
 
     @property
     def look_seconds(self) -> float:
         """Seconds until the expiry set has to be read again, although nothing came."""
-        return LOOK_SECONDS if self._is_allowed else POLL_SECONDS
+        return LOOK_SECONDS if self._can_read else POLL_SECONDS
 
     def positions(self, events: Sequence[str]) -> list[str]:
         """Return the cursor at the end of each stream."""
-        newest = self._ask([("XREVRANGE", key, "+", "-", "COUNT", 1) for key in events])
+        newest = self._read([("XREVRANGE", key, "+", "-", "COUNT", 1) for key in events])
         return [entries[0][0].decode() if entries else BEGINNING for entries in newest]
 
     def added(self, events: str) -> int | None:
         """Return how many entries a stream ever got; None if Redis does not say, as 6.2."""
-        (reply,) = self._ask([("XINFO", "STREAM", events)])
-        return dict(zip(reply[::2], reply[1::2], strict=True)).get(b"entries-added") if reply else None
+        if not (self._can_read and self._can_count):  # who does not read has no connection that is kept alive
+            return None
+        try:
+            (reply,) = self._ask([("XINFO", "STREAM", events)])
+        except redis.ResponseError as error:
+            if "no such key" not in str(error):
+                _warn("expiry_paces_alone", error, _PACED_ALONE, "+xinfo")
+                self._can_count = False
+            return None
+        return dict(zip(reply[::2], reply[1::2], strict=True)).get(b"entries-added")
 
     def wait(self, positions: Mapping[str, str], seconds: float, stopping: threading.Event) -> set[str]:
         """Wait until one of the streams has an entry behind its cursor, or so many seconds, or until `stopping` is set.
@@ -72,10 +84,10 @@ class StreamWatch:
         It may return earlier. Returns the streams that have such an entry.
         """
         seconds = min(seconds, BLOCK_SECONDS)
-        if self._is_allowed:
+        if self._can_read:
             block = ("BLOCK", max(1, math.ceil(seconds * 1000)))
             read = ("XREAD", "COUNT", 1, *block, "STREAMS", *positions, *positions.values())
-            (found,) = self._ask([read], seconds, stopping)
+            (found,) = self._read([read], seconds, stopping)
             return {stream.decode() for stream, _ in found or ()}
         stopping.wait(seconds)
         return set()
@@ -89,13 +101,22 @@ class StreamWatch:
         self._connection.disconnect()
         self._client.close()
 
+    def _read(
+        self, commands: Sequence[tuple[Any, ...]], seconds: float = 0.0, stopping: threading.Event | None = None
+    ) -> list[Any]:
+        """Return the replies; None for each if the stream can't be read."""
+        if self._can_read:
+            try:
+                return self._ask(commands, seconds, stopping)
+            except redis.ResponseError as error:
+                _warn("expiry_polls", error, _POLLS, "+xread +xrevrange +xinfo")
+                self._can_read = False
+        return [None] * len(commands)
+
     def _ask(
         self, commands: Sequence[tuple[Any, ...]], seconds: float = 0.0, stopping: threading.Event | None = None
     ) -> list[Any]:
-        """Return the replies; None for each if there are none to have."""
-        nothing: list[Any] = [None] * len(commands)
-        if not self._is_allowed:
-            return nothing
+        """Return the replies; None for each if it had to stop."""
         try:
             for command in commands:
                 self._connection.send_command(*command)
@@ -103,16 +124,21 @@ class StreamWatch:
             while stopping is not None and not self._connection.can_read(SLICE_SECONDS):
                 if stopping.is_set():
                     self._connection.disconnect()
-                    return nothing
+                    return [None] * len(commands)
                 if time.monotonic() > deadline:
                     raise redis.TimeoutError("Redis does not answer a read of the stream")
             return [self._connection.read_response() for _ in commands]
-        except redis.RedisError as error:
+        except redis.RedisError:
             self._connection.disconnect()
-            if isinstance(error, redis.ResponseError) and "no such key" in str(error):
-                return nothing
-            if not (is_missing_right(error) or "unknown command" in str(error).lower()):
-                raise
-            self._is_allowed = False
-            log.warning("expiry_polls", redis_said=connections.explain(error), detail=_ADVICE)
-            return nothing
+            raise
+
+
+def _warn(event: str, error: redis.ResponseError, what: str, rights: str) -> None:
+    """Log what this user may not do, or this server does not have; raise the error if it is another one."""
+    if is_missing_right(error):
+        detail = f"{_MAY_NOT.format(what=what)} Allow {rights}, and start it again."
+    elif has_no_command(error):
+        detail = _UNKNOWN.format(what=what)
+    else:
+        raise error
+    log.warning(event, redis_said=connections.explain(error), detail=detail)

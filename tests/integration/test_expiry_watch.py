@@ -147,7 +147,7 @@ def test_a_server_that_hangs_is_noticed(own_redis: EmbeddedRedis) -> None:
             watch.wait({EVENTS_KEY: BEGINNING}, 0.1, threading.Event())
 
 
-@pytest.mark.parametrize("missing", ["-xrevrange", "-xread", "-xinfo"])
+@pytest.mark.parametrize("missing", ["-xrevrange", "-xread"])
 def test_without_a_right_it_waits_without_redis_and_says_so_once(
     own_redis: EmbeddedRedis, own_client: Any, logger: CapturingLogger, missing: str
 ) -> None:
@@ -165,21 +165,54 @@ def test_without_a_right_it_waits_without_redis_and_says_so_once(
 
     (warning,) = logger.calls
     assert (warning.method_name, warning.args) == ("warning", ("expiry_polls",))
-    assert "+xread +xrevrange +xinfo" in warning.kwargs["detail"]
+    assert warning.kwargs["detail"].startswith("The user of Redis may not read the stream")
+    assert "Allow +xread +xrevrange +xinfo, " in warning.kwargs["detail"]
 
 
-def test_a_server_without_the_command_is_treated_likewise(logger: CapturingLogger) -> None:
-    said = b"-ERR unknown command 'XREVRANGE', with args beginning with: "
-    with scripted_redis(lambda _: said) as server, watch_on(server.url) as watch:
+def test_without_the_right_to_xinfo_it_waits_at_the_stream_and_does_not_count(
+    own_redis: EmbeddedRedis, own_client: Any, logger: CapturingLogger
+) -> None:
+    own_client.execute_command("ACL", "SETUSER", "relay", "on", ">password", "~*", "+@all", "-xinfo")
+    own_client.xadd(EVENTS_KEY, {"field": "1"})
+    with watch_on(own_redis.url.replace("//", "//relay:password@")) as watch:
+        assert [watch.added(EVENTS_KEY) for _ in range(2)] == [None, None]
+
+        assert watch.look_seconds == LOOK_SECONDS
+        assert watch.wait({EVENTS_KEY: BEGINNING}, LONG, threading.Event()) == {EVENTS_KEY}
+
+    (warning,) = logger.calls
+    assert warning.args == ("expiry_paces_alone",)
+    assert "Allow +xinfo, " in warning.kwargs["detail"]
+    assert own_client.acl_log()[0]["count"] == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"unknown command 'XREVRANGE', with args beginning with: ",
+        b"unsupported command 'xrevrange'",
+        b"XREVRANGE is not supported by this proxy",
+    ],
+)
+def test_a_server_without_the_command_is_polled(logger: CapturingLogger, said: bytes) -> None:
+    with scripted_redis(lambda _: b"-ERR " + said) as server, watch_on(server.url) as watch:
         watch.positions([EVENTS_KEY])
         watch.wait({EVENTS_KEY: BEGINNING}, 0.01, threading.Event())
 
         assert watch.look_seconds == POLL_SECONDS
 
-    assert len(logger.calls) == 1
+    (warning,) = logger.calls
+    assert "does not have the command to read the stream" in warning.kwargs["detail"]
+    assert "Allow" not in warning.kwargs["detail"]
 
 
-@pytest.mark.parametrize("said", [b"-ERR max requests limit exceeded", b"-LOADING Redis is loading", b"-MOVED 1 x:1"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(b"-ERR max requests limit exceeded", b"-LOADING Redis is loading", b"-MOVED 1 x:1"),
+        b"-OOM command not allowed when used memory > 'maxmemory'.",
+    ],
+)
 def test_what_may_pass_is_no_missing_right(said: bytes, logger: CapturingLogger) -> None:
     with scripted_redis(lambda _: said) as server, watch_on(server.url) as watch:
         with pytest.raises(redis.RedisError):

@@ -1,10 +1,10 @@
-"""What servers say to a user who lacks a right, and what sounds like it."""
+"""What servers say to a user who lacks a right, or of a command that they lack; and what sounds like it."""
 
 import pytest
 import redis
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, OutOfMemoryError
 
-from service.store.rights import is_missing_right
+from service.store.rights import has_no_command, is_missing_right
 
 SHA = "076bb169a140b41e70aa653f3ed1db8bd327d011"
 PLACE_FIRST = f"Error running script (call to f_{SHA}): @user_script:1: @user_script: 1: "  # by redis.call of 6.2
@@ -61,3 +61,71 @@ def test_redis_own_code_is_a_missing_right_whatever_it_says(text: str) -> None:
 @pytest.mark.parametrize("error", OTHERS, ids=str)
 def test_what_is_no_missing_right(error: Exception) -> None:
     assert not is_missing_right(error)
+
+
+LACKS = [
+    "unknown command 'XREVRANGE', with args beginning with: 'limit' 'during' ",
+    "unknown command `xinfo`, with args beginning with: `STREAM`, ",
+    "unknown subcommand 'STREAM'. Try XINFO HELP.",
+    "Unknown Redis Cluster command 'XREAD'",
+    "unsupported command 'xrevrange'",
+    "unsupported command",
+    "Command XREAD is unsupported",
+    "invalid request",
+    "illegal command",
+    "no such command",
+    "command not found: XREAD",
+    "XREVRANGE is not supported by this proxy",
+    "xread is currently not supported",
+    "this proxy doesn't support XREAD",
+    "proxy does not implement 'xread'",
+    "command 'xread' is not allowed",
+    "command 'xread' not permitted in this plan",
+    "'XREAD' has been disabled by the administrator",
+    "Command is not available: 'XREAD'. See https://example.com/commands",
+    "XREAD command isn't available",
+    "not implemented",
+    "command 'xread' is blocked",
+    "user is not authorized to perform this command",
+    "This instance has cluster support disabled",
+]
+HAS = [
+    "command not allowed when used memory > 'maxmemory'.",
+    "OOM command not allowed when used memory > 'maxmemory'.",
+    "MISCONF Redis is configured to save RDB snapshots. Commands that may modify the data set are disabled.",
+    "max requests limit exceeded. Limit: 500000, Usage: 500000.",
+    "request not allowed: limit of the plan reached",
+    "this command is not allowed while the instance is being upgraded",
+    "command is temporarily unavailable",
+    "backend is not available",
+    "service not available",
+    "Access denied: too many connections",
+    "DENIED Redis is running in protected mode because protected mode is enabled and no password is set",
+    "NOPERM User relay has no permissions to run the 'xread' command",
+    "The user executing the script can't run this command or subcommand",
+    "This Redis command is not allowed from script script: , on @user_script:1.",
+    "WRONGTYPE Operation against a key holding the wrong kind of value",
+    "wrong number of arguments for 'xread' command",
+    "no such key",
+    "upstream failure",
+]
+
+
+@pytest.mark.parametrize("said", LACKS)
+def test_each_server_has_its_words_for_a_command_that_it_lacks(said: str) -> None:
+    assert has_no_command(redis.ResponseError(said))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *map(redis.ResponseError, HAS),
+        OutOfMemoryError("command not allowed when used memory > 'maxmemory'."),
+        NoPermissionError("this user has no permissions to run the 'xread' command, which is not allowed"),
+        redis.ConnectionError("Error 13 connecting to unix:/run/redis.sock. Permission denied."),
+        redis.AuthenticationError("access denied"),
+    ],
+    ids=str,
+)
+def test_what_passes_or_is_about_something_else_is_no_lack_of_a_command(error: redis.RedisError) -> None:
+    assert not has_no_command(error)
