@@ -142,6 +142,8 @@ def sessions(user_id: str | None, limit: int | None, after: str | None, as_json:
 
 def _list_all(settings: RedisSettings, limit: int, after: str, as_json: bool) -> None:
     console, shown = view.console(), 0
+    with SessionFeed(settings) as feed, apart(feed.close) as call:
+        call(feed.now)  # a feed refuses another number of PARTITIONS than the data's
     with contextlib.closing(LiveSessions(settings)) as live, apart(live.close) as call:
         with Console(stderr=True).status("Looking at all sessions …"):
             page = call(live.page, after, limit + 1)

@@ -900,6 +900,17 @@ def test_all_sessions_of_partitions_are_listed_in_one_order(any_redis: EmbeddedR
     assert count == "9 sessions are live, 7 shown. The next ones: --after sess_6"
 
 
+@pytest.mark.parametrize("arguments", [["sessions"], ["sessions", "user_1"], ["session", "sess_1"], ["tail"]])
+def test_another_number_of_partitions_than_the_datas_is_told(
+    arguments: list[str], any_redis: EmbeddedRedis, any_client: Any
+) -> None:
+    with run_relay(any_redis.url, partitions=3) as relay:
+        relay.take(clerk_event(session_id="sess_1", expire_at=None), "msg_1")
+    result = read(any_redis, *arguments)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "PARTITIONS" in result.stderr
+
+
 def test_more_sessions_than_one_scan_returns_are_counted_once_each(any_redis: EmbeddedRedis, any_client: Any) -> None:
     """While the hash table of Redis shrinks, SCAN returns some keys twice."""
     with any_client.pipeline(transaction=False) as pipe:

@@ -18,6 +18,7 @@ import pytest
 import redis
 from clerk_session_feed import SessionFeed, SessionUpdate, stream
 from clerk_session_feed.keys import partition_of
+from support.cli import run
 from support.clock import eventually
 from support.constants import DAY_MS, DEAD_LETTERS_KEY, NOW_MS, ROOT
 from support.events import clerk_event
@@ -320,6 +321,17 @@ def test_partitions_spread_keys_streams_and_expiry_over_the_shards(
     assert set(held) == {f"{{clerk:{n}}}:{name}" for n in range(PARTITIONS) for name in ("events", "expiry")}
     assert set(held.values()) == {0, 1, 2}
     assert sum(client.xlen(key) for client in nodes for key in client.scan_iter("*:events")) == len(USERS)
+
+
+def test_all_live_sessions_of_a_cluster_are_listed_in_one_order(cluster: Cluster, nodes: list[Any]) -> None:
+    with run_relay(cluster.url, partitions=PARTITIONS) as relay:
+        for user in USERS:
+            relay.take(clerk_event(session_id=f"sess_of_{user}", user_id=user, expire_at=None), f"msg_{user}")
+    result = run("sessions", "--limit", "30", environment={"REDIS_URL": cluster.url, "PARTITIONS": str(PARTITIONS)})
+    *lines, count = result.stdout.splitlines()
+    expected = sorted(f"sess_of_{user}" for user in USERS)[:30]
+    assert [line.split()[-2] for line in lines] == expected
+    assert count == f"40 sessions are live, 30 shown. The next ones: --after {expected[-1]}"
 
 
 def test_with_partitions_dead_letters_share_one_box(cluster: Cluster, nodes: list[Any], spread: Relay) -> None:
