@@ -35,22 +35,34 @@ def check(*, with_clerk: bool, as_json: bool) -> None:
     With --clerk, it also compares up to 50 of the sessions that are stored as open with Clerk's, and needs no
     signing secret. It writes a test event, and deletes it.
 
-    The exit status is 1 if the service can't work.
+    The exit status is 1 if the service can't work, and 2 if a setting is wrong or missing.
     """
-    clerk = load(ReconcileSettings) if with_clerk else None
-    # Where only `reconcile` and `revoke` run, there may be no secret.
-    has_secret = clerk is None or load(DevSettings).clerk_webhook_signing_secret is not None
-    settings = load(Settings) if has_secret else load(Settings, clerk_webhook_signing_secret=simulator.new_secret())
+    try:
+        clerk = load(ReconcileSettings) if with_clerk else None
+        # Where only `reconcile` and `revoke` run, there may be no secret.
+        has_secret = clerk is None or load(DevSettings).clerk_webhook_signing_secret is not None
+        settings = load(Settings) if has_secret else load(Settings, clerk_webhook_signing_secret=simulator.new_secret())
+    except ConfigurationError as error:
+        if as_json:
+            _print_json([CheckResult("error", fault) for fault in error.faults])
+        raise
     log.configure(settings.model_copy(update={"log_level": "critical"}))
     results = []
     for result in itertools.chain(run_checks(settings, has_secret=has_secret), _clerk_checks(clerk)):
         results.append(result)
         if not as_json:
             click.echo(f"{result.level:<9}{printable(result.text)}")
-    can_work = all(result.level != "error" for result in results)
     if as_json:
-        click.echo(json.dumps({"can_work": can_work, "results": [result._asdict() for result in results]}))
-    sys.exit(not can_work)
+        _print_json(results)
+    sys.exit(not _can_work(results))
+
+
+def _can_work(results: list[CheckResult]) -> bool:
+    return all(result.level != "error" for result in results)
+
+
+def _print_json(results: list[CheckResult]) -> None:
+    click.echo(json.dumps({"can_work": _can_work(results), "results": [result._asdict() for result in results]}))
 
 
 def _clerk_checks(settings: ReconcileSettings | None) -> Iterator[CheckResult]:

@@ -1,6 +1,7 @@
 """Whether `check` finds another relay in the same Redis that publishes on the same channel."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -46,7 +47,8 @@ def _others(client: Any, database: int, keys: Keys) -> Iterator[str]:
     prefixes = {keys.prefix, Keys().prefix}
     databases = {database}
     with contextlib.suppress(redis.ResponseError):
-        databases |= {int(name.removeprefix("db")) for name in run(client, "INFO", "keyspace")}
+        names = map(str, run(client, "INFO", "keyspace"))  # other servers have more there
+        databases |= {int(name.removeprefix("db")) for name in names if re.fullmatch(r"db[0-9]{1,6}", name)}
     for number in sorted(databases)[:DATABASES]:
         for prefix in sorted(prefixes):
             if (number, prefix) != (database, keys.prefix) and _has_data(client, number, Keys(prefix)):

@@ -18,33 +18,35 @@ from service.cli.check_connect import client_at, connection_of, keys_of, partiti
 from service.cli.diagnosis import CheckResult
 from service.cli.rights_commands import CHECK, DEAD_LETTERS, EXPIRE, SERVE, TRIAL, Command, commands_of
 from service.config import Settings
-from service.store.rights import is_missing_right
+from service.store.rights import has_no_command, is_missing_right
 
 _EFFECTS: Final = {
     EXPIRE: "session-relay expire looks once a minute only, and paces itself alone",
     DEAD_LETTERS: "session-relay dead-letters can't work",
-    CHECK: "check can't look at everything, such as INFO (version, maxmemory-policy, persistence, connections)",
+    CHECK: "check can't look at everything",
     TRIAL: "no test delivery is tried",
 }
-"""What comes of it if a right is missing."""
+"""What comes of it if a right or a command is missing."""
+_LOOKS_AT: Final = {"info": "version, maxmemory-policy, persistence and connections", "time": "the clock"}
+"""What `check` looks at by some of its commands."""
 
 _ASK: Final = """
 if not redis.acl_check_cmd then
   return false
 end
-local refused = {}
+local refused, unknown = {}, {}
 for number, words in ipairs(cjson.decode(ARGV[1])) do
   local is_known, is_allowed = pcall(redis.acl_check_cmd, unpack(words))
   if not is_known then
-    return false
+    unknown[#unknown + 1] = number - 1
   elseif not is_allowed then
     refused[#refused + 1] = number - 1
   end
 end
-return refused
+return {refused, unknown}
 """
-"""Returns the indices of the commands that the user may not run; `false` if the server can't be asked, or does not
-know one of them: https://redis.io/docs/latest/develop/programmability/lua-api/#redis.acl_check_cmd"""
+"""Returns the indices of the commands that the user may not run, and of those that the server does not know; `false` if
+it can't be asked: https://redis.io/docs/latest/develop/programmability/lua-api/#redis.acl_check_cmd"""
 
 
 @dataclasses.dataclass
@@ -62,8 +64,8 @@ class Rights:
     def add(self, command: Command, error: redis.ResponseError, settings: Settings) -> None:
         """Add what a refused command says is missing; nothing if it was refused for another reason."""
         said = explain(error)
-        if re.search("unknown (sub)?command", said, re.IGNORECASE):
-            self.unknown.setdefault(command.program, {})[command.right] = None
+        if has_no_command(error):
+            self.add_unknown(command)
         elif is_missing_right(error):
             access = re.search(r"access (?:one of the |an? |the )?(key|channel)", said)
             right = f"+{command.right}"
@@ -71,6 +73,10 @@ class Rights:
                 is_key = access[1] == "key"
                 right = f"~{_pattern(settings, command.key)}" if is_key else f"&{settings.redis_channel}*"
             self.missing.setdefault(command.program, {})[right] = None
+
+    def add_unknown(self, command: Command) -> None:
+        """Add a command that the server does not have."""
+        self.unknown.setdefault(command.program, {})[command.right] = None
 
     @property
     def suffice_for_trial(self) -> bool:
@@ -80,26 +86,43 @@ class Rights:
     def results(self) -> Iterator[CheckResult]:
         """Say what is missing, and for which program. An `error` is about `serve`."""
         missing = {program: " ".join(rights) for program, rights in self.missing.items()}
+        unknown = {program: " ".join(commands) for program, commands in self.unknown.items()}
         lacks = f"its user {self.user} lacks"
         if SERVE in missing:
             advice = "give the user these, and what else docs/redis.md lists"
             yield CheckResult("error", f"Redis takes no deliveries: {lacks} {missing[SERVE]}: {advice}")
             missing.pop(TRIAL, None)
         if SERVE in self.unknown:
-            text = f"Redis takes no deliveries: it does not know {' '.join(self.unknown[SERVE])}"
+            text = f"Redis takes no deliveries: it does not know {unknown[SERVE]}"
             yield CheckResult("error", f"{text}: see that this is a Redis, and that the command was not renamed")
-        for program, effect in _EFFECTS.items():
+        for program in _EFFECTS:
             if program in missing:
-                yield CheckResult("warning", f"{effect}: {lacks} {missing[program]}: give the user these")
-        others = [f"{each} {missing[each]}" for each in missing if each not in {SERVE, *_EFFECTS}]
-        if others:
+                text = f"{self._effect(program)}: {lacks} {missing[program]}"
+                yield CheckResult("warning", f"{text}: give the user these")
+            if program in unknown:
+                text = f"{self._effect(program)}: this Redis does not know {unknown[program]}"
+                yield CheckResult("warning", f"{text}: see whether that was renamed, or a proxy keeps it back")
+        if lacking := _of_others(unknown):
+            yield CheckResult("ok", f"commands: what else there is needs some that this Redis lacks: {lacking}")
+        if others := _of_others(missing):
             text = f"rights: what else runs as the user {self.user} needs more, if it is used"
-            yield CheckResult("ok", f"{text}: {'; '.join(others)}")
-        elif not missing and self.are_tried:
+            yield CheckResult("ok", f"{text}: {others}")
+        elif not (missing or unknown) and self.are_tried:
             text = "this Redis can't be asked for those of other commands"
             yield CheckResult("ok", f"rights: the user {self.user} has those of serve, expire and dead-letters; {text}")
-        elif not missing:
+        elif not missing and not self.are_tried:
             yield CheckResult("ok", f"rights: the user {self.user} lacks none")
+
+    def _effect(self, program: str) -> str:
+        """Return what comes of what is missing; of `check`, at what it does not look."""
+        rights = {each.lstrip("+") for found in (self.missing, self.unknown) for each in found.get(program, {})}
+        unseen = [what for right, what in _LOOKS_AT.items() if program == CHECK and right in rights]
+        return _EFFECTS[program] + (f" ({', '.join(unseen)})" if unseen else "")
+
+
+def _of_others(found: dict[str, str]) -> str:
+    """Return what is missing for programs that nothing else is said of."""
+    return "; ".join(f"{program} {what}" for program, what in found.items() if program not in {SERVE, *_EFFECTS})
 
 
 def ask_rights(settings: Settings) -> Rights:
@@ -120,10 +143,14 @@ def ask_rights(settings: Settings) -> Rights:
 
 def _ask(client: Any, settings: Settings, part: Keys | None, rights: Rights) -> None:
     connection_of(client)
-    refused = _refused_by_script(client, commands_of(settings, part))
-    if refused is None:
+    commands = commands_of(settings, part)
+    told = _told_by_script(client, commands)
+    if told is None:
         rights.are_tried = True
-        refused = commands_of(settings, part, is_tried=True)
+        told = commands_of(settings, part, is_tried=True), []
+    refused, unknown = told
+    for command in unknown:
+        rights.add_unknown(command)
     for command in refused:
         try:
             run(client, *command.words)
@@ -139,11 +166,17 @@ def _pattern(settings: Settings, key: str) -> str:
     return f"{prefix}:*"
 
 
-def _refused_by_script(client: Any, commands: Sequence[Command]) -> list[Command] | None:
-    """Return those that the user may not run, so that nothing is done by trying them; None if it can't be asked."""
+def _told_by_script(client: Any, commands: Sequence[Command]) -> tuple[list[Command], list[Command]] | None:
+    """Return those that the user may not run, and those that the server does not know; None if it can't be asked.
+
+    To try the former does nothing.
+    """
     try:
         digest = run(client, "SCRIPT LOAD", _ASK)
-        indices = run(client, "EVALSHA", digest, 0, json.dumps([each.words for each in commands]))
+        told = run(client, "EVALSHA", digest, 0, json.dumps([each.words for each in commands]))
     except redis.ResponseError:  # these are rights, too
         return None
-    return None if indices is None else [commands[each] for each in indices]
+    if told is None:
+        return None
+    refused, unknown = ([commands[each] for each in indices] for indices in told)
+    return refused, unknown

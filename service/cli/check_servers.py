@@ -12,7 +12,7 @@ from clerk_session_feed import connections
 from service.cli.check_connect import client_at, connection_of, keys_of, run
 from service.cli.diagnosis import CheckResult, check_info
 from service.config import Settings
-from service.store.rights import is_missing_right
+from service.store.rights import has_no_command, is_missing_right
 
 CLOCK_SECONDS: Final = 60
 """How far the clocks of Redis and of this machine may differ without a warning."""
@@ -46,7 +46,7 @@ def _check_server(client: Any, web: int, expiry: int, settings: Settings) -> Ite
             info |= run(client, "CONFIG GET", "save")
         yield from check_info(info, web, expiry, settings.redis_min_replicas)
     except redis.ResponseError as error:
-        if not is_missing_right(error):  # which `ask_rights` names
+        if not (is_missing_right(error) or has_no_command(error)):  # which `ask_rights` names
             text = f"can't be checked, INFO says {connections.explain(error)}"
             advice = "see to its version, maxmemory-policy, persistence and connections yourself"
             yield CheckResult("warning", f"{text}: {advice}")

@@ -28,6 +28,7 @@ def check_writing(settings: Settings) -> CheckResult:
     store = SessionStore(trial, may_mark=False)
     ingest = Ingest(store)
     try:
+        store.connect()  # which may take longer than the probe waits
         store.probe()
         events = [
             simulator.sample(type_, session_id="sess_check", user_id=user)

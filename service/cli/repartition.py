@@ -15,13 +15,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from service.config import LogSettings, StoreSettings, load
 from service.store.places import MOST_PARTITIONS
+from service.store.rights import MISSING_RIGHT_ADVICE, is_missing_right
 from service.telemetry import log, printable
 from service.workers import repartition as worker
 from service.workers.moving import Moved
 
 LINE_SECONDS: Final = 10
 """Seconds between two lines about the progress where nobody watches."""
-UNFINISHED: Final = "Until it is done, deliveries get 503, and Svix keeps them: run it again, it goes on from here."
+UNFINISHED: Final = "Run it again: it goes on from here. Deliveries get 503 from its first write on, until it is done."
 
 
 @click.command(short_help="Change PARTITIONS for data that is there.")
@@ -45,7 +46,9 @@ def repartition(*, to: int, was: int | None, as_json: bool) -> None:
         with _shown() as show:
             moved = worker.repartition(settings, to, was=was, on_progress=show)
     except redis.RedisError as error:
-        raise click.ClickException(printable(f"Redis: {explain(error)}. {UNFINISHED}")) from None
+        said = explain(error).rstrip(".")
+        advice = f": {MISSING_RIGHT_ADVICE}" if is_missing_right(error) else ""
+        raise click.ClickException(printable(f"Redis: {said}{advice}. {UNFINISHED}")) from None
     except KeyboardInterrupt:
         raise click.ClickException(f"Stopped. {UNFINISHED}") from None
     _print(moved, to, time.monotonic() - started, as_json)

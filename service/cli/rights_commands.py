@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from clerk_session_feed.keys import Keys
+from clerk_session_feed.keys import Keys, has_hash_tag
 
 from service.cli.check_connect import keys_of
 from service.cli.check_trial import SUFFIX
@@ -104,6 +104,32 @@ _COMMANDS: Final[dict[str, str]] = {
         xrange @events - +
         zrange @user 0 0
     """,
+    "repartition": """
+        watch @layout
+        unwatch
+        multi
+        exec
+        dbsize
+        scan 0
+        hget @session .
+        hgetall @session
+        hset @session . .
+        hsetnx @session . .
+        hdel @session .
+        exists @divided
+        exists @session
+        del @session
+        pttl @session
+        pexpire @session .
+        zrange @user 0 0
+        zscore @user .
+        zadd @user . .
+        zrem @user .
+        xinfo stream @events
+        xadd @events nomkstream 0-0 . .
+        xdel @events 0-0
+        xsetid @events 0-0
+    """,
     "consumers": """
         hmget @session .
         scan 0
@@ -184,7 +210,8 @@ def _names(part: Keys) -> dict[str, str]:
 
 def _shared_names(settings: Settings) -> dict[str, str]:
     keys = keys_of(settings)
-    return {
+    divided = {"@divided": keys.split(2)[0].events} if has_hash_tag(keys.prefix) else {}
+    return divided | {
         "@dead_letters": keys.dead_letters,
         "@layout": keys.layout,
         "@reconcile": keys.reconcile,

@@ -1,5 +1,6 @@
 """`session-relay check`: docs/contract.md, section 8. Each trap is found, with what to do about it."""
 
+import json
 import re
 import subprocess
 import time
@@ -13,7 +14,9 @@ from support.constants import DAY_MS, NOW_MS, RELAY, ROOT, SECRET
 from support.events import clerk_event
 from support.network import unused_port
 from support.redis_clients import client_of, contents
+from support.redis_servers import frozen
 from support.relay import Relay, run_relay
+from support.slow_proxy import slow_proxy
 from support.topologies import Cluster, cluster_of
 
 from service.cli.check_clerk import run_clerk_checks
@@ -115,7 +118,7 @@ def test_what_the_user_may_not_see_is_no_failure(good_redis: EmbeddedRedis, good
     found = problems(findings(good_redis.url.replace("//", "//relay:secret@")))
 
     assert found.startswith("warning")
-    assert "INFO" in found
+    assert "lacks +info" in found
     assert "secret@" not in found
 
 
@@ -164,6 +167,20 @@ def test_a_redis_that_is_away_is_one_error() -> None:
     assert found.startswith("error Redis takes no deliveries")
     assert "see that it runs" in found
     assert len(found.splitlines()) == 1
+
+
+def test_a_redis_that_hangs_is_one_error_with_what_to_do(good_redis: EmbeddedRedis) -> None:
+    with frozen(good_redis):
+        found = problems(findings(good_redis.url, redis_timeout=1))
+
+    assert found.startswith("error Redis takes no deliveries: ")
+    assert "see that it runs where REDIS_URL says, and can be reached from here" in found
+    assert len(found.splitlines()) == 1
+
+
+def test_a_redis_that_is_far_away_takes_deliveries(good_redis: EmbeddedRedis) -> None:
+    with slow_proxy(good_redis.port, seconds=0.12) as url:  # a new connection takes longer than a probe waits
+        assert ("ok", "Redis takes deliveries") in findings(url)
 
 
 # Partitions
@@ -255,6 +272,18 @@ def test_a_setting_that_is_wrong_ends_with_2(tmp_path: Path) -> None:
 
     assert ran.returncode == 2
     assert ran.stderr.startswith("CLERK_WEBHOOK_SIGNING_SECRET: ")
+
+
+@pytest.mark.parametrize("options", [[], ["--clerk"]])
+def test_settings_that_are_wrong_are_told_as_json_too(options: list[str], tmp_path: Path) -> None:
+    ran = run_check(tmp_path, "--json", *options, REDIS_URL="redis://:s3cr3t/0@127.0.0.1", PORT="http")
+
+    document = json.loads(ran.stdout)
+    assert ran.returncode == 2
+    assert document["can_work"] is False
+    assert {each["level"] for each in document["results"]} == {"error"}
+    assert [each["text"] for each in document["results"]] == ran.stderr.splitlines()
+    assert "s3cr3t" not in ran.stdout
 
 
 # With Clerk

@@ -20,6 +20,7 @@ from support.relay import run_relay
 from support.services import ServiceProcess, run_service
 
 from service.dev.embedded import EmbeddedRedis
+from service.store.rights import MISSING_RIGHT_ADVICE
 
 StartRedis = Callable[..., EmbeddedRedis]
 SESSIONS = 3000
@@ -150,4 +151,18 @@ def test_a_failure_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     assert failed.exit_code == 1
     assert failed.stderr.startswith("Error: Redis: ")
-    assert "run it again" in failed.stderr
+    assert "Run it again" in failed.stderr
+    assert ".." not in failed.stderr
+
+
+def test_a_right_that_is_missing_is_told_of(
+    own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own_client.execute_command("ACL", "SETUSER", "relay", "on", ">password", "~*", "+@all", "-watch")
+    environment = {"REDIS_URL": own_redis.url.replace("//", "//relay:password@")}
+    failed = run("repartition", "--to", "2", environment=environment)
+
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("Error: Redis: ")
+    assert f": {MISSING_RIGHT_ADVICE}. Run it again" in failed.stderr
