@@ -1,4 +1,7 @@
-"""The state of every session, then the stream, without a gap; or the channel, whose messages can get lost."""
+"""The state of every session, then the stream, without a gap; or the channel, whose messages can get lost.
+
+A long module, since snapshots, stream and waiting share what is known of how far a partition was read.
+"""
 
 import contextlib
 import dataclasses

@@ -167,7 +167,7 @@ class Connection(abc.ABC):
             if may_pass(error) and not self._is_whole_elsewhere:
                 raise
             found = []  # a right that earlier versions did not need; or a node that the commands don't need
-        (mark,) = found[0] if found else [None]
+        mark = next(iter(found[0] or ()), None) if found else None
         if mark is None and any(found[1:]):
             mark = b"1"
         if mark is not None and (move := Move.read(mark.decode(errors="replace"))):
