@@ -56,3 +56,75 @@ def test_a_quotation_mark_at_an_end_is_no_part_of_it(url: str) -> None:
 )
 def test_white_space_and_control_characters_are_refused(url: str) -> None:
     assert "white space or a control character" in fault_of(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://default:1234#abc@host/0",
+        "redis://default:1234#@host",
+        "redis://h/0#",
+        "redis://h?db=0#x",
+        "unix://:1234#abc@/run/redis.sock",
+        "redis+sentinel://app:1234#abc@h:1/main",
+        "redis+cluster://app:1234#abc@h:1",
+    ],
+)
+def test_a_password_with_a_number_sign_is_not_taken_for_a_host(url: str) -> None:
+    assert fault_of(url) == "has a #: in a password, write it as %23"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://default:1234/abc@host/0",
+        "redis://default:1234/5@host/0",
+        "redis://default:12@34/5@host/0",
+        "redis://default:1234?abc@host/0",
+        "redis://default:1234?timeout=5@host/0",
+        "redis://default:p@12?timeout=5@host/0",
+        "unix://:12/34@/run/redis.sock",
+        "unix://:12?34@/run/redis.sock",
+        "redis+sentinel://app:1234/main@h:1/main",
+        "redis+sentinel://app:1234/abc@h:1",
+        "redis+cluster://app:1234?abc@h:1",
+    ],
+)
+def test_the_beginning_of_a_password_is_not_taken_for_a_host(url: str) -> None:
+    said = fault_of(url)
+
+    assert "write @ as %40, / as %2F" in said
+    assert "12" not in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://hun\\ter",
+        "redis://app:a@b\\c@d\\e",
+        "redis://hun!ter",
+        "redis+sentinel://a,b$c/m",
+        "redis://h%41",
+        "redis://a|b:1",
+    ],
+)
+def test_a_host_has_no_character_that_only_passwords_have(url: str) -> None:
+    assert "that no host has" in fault_of(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("redis+cluster://app:a@b\\c@h", "h"),
+        ("redis+cluster://my_redis-1.internal", "my_redis-1.internal"),
+        ("redis+cluster://m\u00fcller.example", "m\u00fcller.example"),
+        ("redis+cluster://[fe80::1%eth0]:1", "fe80::1%eth0"),
+        ("redis+cluster://10.0.0.1", "10.0.0.1"),
+    ],
+)
+def test_what_a_host_may_be(url: str, host: str) -> None:
+    assert RedisUrl.parse(url).hosts[0][0] == host
+
+
+def test_a_sockets_path_may_have_an_at_sign() -> None:
+    assert RedisUrl.parse("unix:///run/redis@main.sock").server_url.startswith("unix:///run/redis@main.sock")

@@ -18,6 +18,8 @@ FORMS: Final = (
     "in a password, write @ as %40, / as %2F, # as %23, ? as %3F, % as %25"
 )
 _MALFORMED: Final = f"is malformed; {FORMS}"
+_HOST: Final = re.compile(r"[^\s!-,/:-@\[\\\]^`{-~]+|[0-9a-f:.]+(%\w+)?", re.IGNORECASE)
+"""A name, also of letters beyond ASCII, or an address. What else looks like a host may be a part of a password."""
 Kind = Literal["server", "sentinel", "cluster"]
 _SCHEMES: Final[dict[str, Kind]] = {
     "redis": "server",
@@ -54,10 +56,15 @@ class RedisUrl:
             raise ValueError("begins or ends with a quotation mark: leave the quotes out")
         if re.search(r"\s", url) or not url.isprintable():
             raise ValueError(f"has white space or a control character: leave it out; {FORMS}")
+        if "#" in url:
+            raise ValueError("has a #: in a password, write it as %23")
         try:
             parts = urlsplit(url)
         except ValueError:
             raise ValueError(_MALFORMED) from None
+        if "@" in parts.query or ("@" in parts.path and parts.netloc):
+            # What precedes it would be taken for the host, and logged.
+            raise ValueError(f"has an @ behind / or ?; {FORMS}")
         if not url.startswith(f"{parts.scheme}:"):
             raise ValueError(f"does not begin with a scheme in small letters, like redis://; {FORMS}")
         if parts.scheme == "unix":
@@ -106,6 +113,8 @@ def _host(text: str, default_port: int) -> Host:
         raise ValueError(_MALFORMED) from None
     if not parts.hostname:
         raise ValueError(f"names no host; {FORMS}")
+    if not _HOST.fullmatch(parts.hostname):
+        raise ValueError(f"names a host with a character that no host has; {FORMS}")
     try:
         port = default_port if parts.port is None else parts.port
     except ValueError:

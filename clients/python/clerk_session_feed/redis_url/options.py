@@ -98,13 +98,11 @@ def read_options(query: str, *, tls: bool) -> UrlOptions:
     Raises:
         ValueError: It names the option that can't be used, and says why.
     """
-    # With an @ it may be the rest of a password that has a ? in it.
-    is_garbled = "@" in query
     taken: dict[str, str] = {}
     named: dict[str, str] = {}
     passed_over: dict[str, None] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
-        shown = name if _NAME.fullmatch(name) and not is_garbled else "its name is not shown, it may be secret"
+        shown = name if _NAME.fullmatch(name) else "its name is not shown, it may be secret"
         try:
             known, value = _meaning(name, value) or ("", "")  # noqa: PLW2901  # in redis-py's words
         except ValueError as error:
