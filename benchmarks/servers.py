@@ -25,7 +25,7 @@ from service.telemetry import log
 
 SERVE: Final = "`serve` (uvicorn's parts)"
 _SERVE: Final = (
-    "from service.config import Settings, load; from service.server import serve;"
+    "from service.config import Settings, load; from service.server.processes import serve;"
     "from service.telemetry import log;"
     "settings = load(Settings); log.configure(settings); serve(settings)"
 )
@@ -62,14 +62,14 @@ CONTENDERS: Final = (
         "granian, ASGI (uvloop)",
         _module(
             "granian --interface asgi --loop uvloop --http 1 --no-ws --port {port} "
-            "--log-level warning --factory service.server:application"
+            "--log-level warning --factory service.server.processes:application"
         ),
     ),
     Contender(
         "uvicorn as it comes, ASGI (uvloop, httptools)",
         _module(
             "uvicorn --loop uvloop --http httptools --no-access-log --port {port} "
-            "--log-level warning --factory service.server:application"
+            "--log-level warning --factory service.server.processes:application"
         ),
     ),
     Contender(SERVE, ("-c", _SERVE)),

@@ -110,11 +110,18 @@ def _check_token(token: SecretStr) -> SecretStr:
     return token
 
 
+def _without_brackets(host: str) -> str:
+    """Return an address of IPv6 as the system takes it; with a port, it is written in brackets."""
+    in_brackets = re.fullmatch(r"\[(.+)\]", host)
+    return in_brackets[1] if in_brackets else host
+
+
 _LogLevel = Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)]
 _LogFormat = Annotated[Literal["json", "console"], BeforeValidator(_lower)]
 _SigningSecrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_secrets)]
 _SecretKey = Annotated[SecretStr, AfterValidator(_check_secret_key)]
 _ApiUrl = Annotated[str, AfterValidator(_check_api_url)]
+_Host = Annotated[Name, AfterValidator(_without_brackets)]
 _OmitFields = Annotated[frozenset[str], NoDecode, BeforeValidator(_split), AfterValidator(_check_omit_fields)]
 _SIGNING_SECRET_NAMES: Final = AliasChoices("clerk_webhook_signing_secret", "clerk_webhook_secret")
 
@@ -202,7 +209,7 @@ class ReconcileSettings(StoreSettings, LogSettings, ClerkSettings):
 class ListenSettings(_Environment):
     """Where `serve` listens, and in how many processes."""
 
-    host: Name = "0.0.0.0"  # noqa: S104  # a platform's router comes from outside
+    host: _Host = "0.0.0.0"  # noqa: S104  # a platform's router comes from outside
     port: int = Field(8000, description=_PORT, ge=1, le=65535)
     web_concurrency: int = Field(1, description="a number of processes from 1 to 1000", ge=1, le=1000)
 
@@ -222,7 +229,7 @@ class DevSettings(KeySettings, _Environment):
 
     clerk_webhook_signing_secret: _SigningSecrets | None = Field(None, validation_alias=_SIGNING_SECRET_NAMES)
     redis_url: CheckedRedisUrl | None = None
-    host: Name = "127.0.0.1"
+    host: _Host = "127.0.0.1"
     port: int | None = Field(None, description=_PORT, ge=1, le=65535)
     log_level: _LogLevel = Field("warning", description=_LEVELS)
     log_format: _LogFormat = Field("console", description=_FORMATS)

@@ -98,7 +98,7 @@ def main() -> None:
 @click.option("--workers", "web_concurrency", help="How many worker processes to run, instead of WEB_CONCURRENCY.")
 def serve(factory: str | None, **options: str | None) -> None:
     """Run the service for production."""
-    settings = load(Settings, **{name: value for name, value in options.items() if value is not None})
+    settings = load(Settings, **{name: value for name, value in options.items() if value})
     from service.server import processes
     from service.telemetry import log
 

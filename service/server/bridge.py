@@ -21,9 +21,7 @@ import structlog
 from service import errors
 from service.app.environ import Body, Message, build_environ, decode_headers, decode_path
 from service.app.responses import RESPONSE_SECONDS
-from service.config import redis_address
 from service.server.protocol import ARRIVED_AT, BODY_IS_WHOLE
-from service.store.server_version import server_version
 from service.telemetry import metrics
 from service.waiting import Greenlets, await_only
 
@@ -108,9 +106,6 @@ class FlaskBridge:
     async def _connect(self) -> None:
         with suppress(errors.RelayError):
             await self._greenlets.run(self._loop.time() + RESPONSE_SECONDS, self._app.store.probe)
-        settings = self._app.settings
-        address = redis_address(settings.redis_url.get_secret_value())
-        log.info("redis", address=address, server=await server_version(settings))
 
     async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
         begun = self._loop.time()

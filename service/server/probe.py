@@ -17,7 +17,7 @@ _LOOPBACK: Final = {"": ("127.0.0.1",), "0.0.0.0": ("127.0.0.1",), "::": ("::1",
 def main() -> int:
     """Return the exit status: 0 if /healthz responds with 200 where HOST and PORT say, else 1."""
     settings = _settings()
-    host, port = settings.get("HOST", ""), settings.get("PORT") or "8000"
+    host, port = settings.get("HOST", "").removeprefix("[").removesuffix("]"), settings.get("PORT") or "8000"
     fault = ""
     for address in _LOOPBACK.get(host, (host,)):
         try:

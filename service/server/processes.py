@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -21,10 +22,11 @@ from uvicorn import Config, Server
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from service.config import Settings, load, misspelt_settings, shown
+from service.config import Settings, load, misspelt_settings, redis_address, shown
 from service.server.protocol import Protocol
 from service.server.system import METRICS_DIRECTORY, listen, metrics_directory
 from service.store.partitions import refuse_other_partitions
+from service.store.server_version import server_version
 from service.telemetry import log, relay_version
 
 STOP_SECONDS: Final = 10
@@ -164,6 +166,8 @@ def _serve(settings: Settings, factory: str, sockets: list[socket.socket]) -> No
     logger.info("starting", version=relay_version(), settings=shown(settings))
     for advice in misspelt_settings(settings):
         logger.warning("setting_misspelt", advice=advice)
+    # Once, and not in each worker: if the user may not ask, Redis keeps a line of it.
+    threading.Thread(target=_log_redis, args=(settings,), daemon=True).start()
     config = WorkerConfig(
         "service.server.processes:application",
         factory=True,
@@ -189,6 +193,11 @@ def _serve(settings: Settings, factory: str, sockets: list[socket.socket]) -> No
     workers.run()
     if any(worker.exitcode == STARTUP_FAILURE for worker in workers.processes):
         sys.exit(1)
+
+
+def _log_redis(settings: Settings) -> None:
+    address = redis_address(settings.redis_url.get_secret_value())
+    structlog.get_logger(__name__).info("redis", address=address, server=server_version(settings))
 
 
 def on_stop_signals(action: Callable[..., object] | signal.Handlers) -> None:

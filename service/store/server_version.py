@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import redis
-from clerk_session_feed.connections import connect_async
+from clerk_session_feed.connections import connect
 from clerk_session_feed.keys import Keys
 
 from service.config import RedisSettings
@@ -13,17 +13,15 @@ _OTHERS: Final = ("Valkey", "Dragonfly", "Garnet", "Redict")
 """Servers that also name a `redis_version`, which is the version that they are compatible with."""
 
 
-async def server_version(settings: RedisSettings) -> str | None:
-    """Return name and version, like `Redis 7.4.1`; None if Redis does not tell."""
+def server_version(settings: RedisSettings) -> str | None:
+    """Return name and version, like `Redis 7.4.1`; None if Redis does not tell, or not in time."""
     url, timeout = settings.redis_url.get_secret_value(), settings.redis_timeout
     key = Keys(settings.redis_key_prefix, settings.redis_channel).events
-    client = connect_async(url, key, tls_verify=settings.redis_tls_verify, timeout=timeout)
     try:
-        info: dict[str, Any] = await client.info("server")
-    except (redis.RedisError, OSError):
-        return None  # it is away, or this user may not ask
-    finally:
-        await client.aclose()
+        with connect(url, key, tls_verify=settings.redis_tls_verify, timeout=timeout) as client:
+            info: Any = client.info("server")
+    except redis.RedisError:  # it is away, or this user may not ask
+        return None
     return name_and_version(info)
 
 

@@ -71,7 +71,7 @@ def test_a_service_that_listens_on_all_addresses_of_ipv6_takes_ipv4_too(
     assert response.status_code == 200
 
 
-@pytest.mark.parametrize("host", ["::", "0.0.0.0", "", "127.0.0.1", "::1", "localhost"])
+@pytest.mark.parametrize("host", ["::", "[::]", "0.0.0.0", "", "127.0.0.1", "::1", "[::1]", "localhost"])
 def test_the_images_health_is_that_of_the_service(host: str, everywhere: ServiceProcess, tmp_path: Path) -> None:
     assert health(tmp_path, HOST=host, PORT=str(everywhere.port)) == (0, "")
 

@@ -366,11 +366,11 @@ assert (logging.root.handlers, logging.root.level, logging.getLogger("httpx").le
 
 def granian_asgi(port: int) -> list[str]:
     options = ["--interface", "asgi", "--factory", "--host", "127.0.0.1", "--port", str(port)]
-    return [sys.executable, "-m", "granian", *options, "service.server:application"]
+    return [sys.executable, "-m", "granian", *options, "service.server.processes:application"]
 
 
 def uvicorn(port: int) -> list[str]:
-    return [sys.executable, "-m", "uvicorn", "--factory", "--port", str(port), "service.server:application"]
+    return [sys.executable, "-m", "uvicorn", "--factory", "--port", str(port), "service.server.processes:application"]
 
 
 @pytest.mark.parametrize("command", [granian_asgi, uvicorn])

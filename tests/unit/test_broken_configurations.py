@@ -145,6 +145,18 @@ def test_options_are_checked_as_settings_are() -> None:
     ]
 
 
+@pytest.mark.parametrize(("host", "address"), [("", "0.0.0.0"), ("[::]", "::"), ("::1", "::1")])
+def test_an_empty_option_counts_as_not_given_and_brackets_are_left_out(
+    host: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = []
+    monkeypatch.setattr(server, "serve", lambda settings, _: served.append((settings.host, settings.port)))
+
+    assert run("serve", "--host", host, "--port", "", environment=GOOD).exit_code == 0
+
+    assert served == [(address, 8000)]
+
+
 # A directory for temporary files
 
 

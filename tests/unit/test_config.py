@@ -96,6 +96,8 @@ def test_the_defaults_are_those_of_the_contract(environment: Environment) -> Non
         ("MAX_BODY_BYTES", "4096", 4096),
         ("PUBLISH_HTTP_REQUEST", "true", True),
         ("HOST", "127.0.0.1", "127.0.0.1"),
+        ("HOST", "[::1]", "::1"),
+        ("HOST", "[[::]]", "[::]"),
         ("PORT", "65535", 65_535),
         ("WEB_CONCURRENCY", "3", 3),
         ("LOG_LEVEL", "WARNING", "warning"),
