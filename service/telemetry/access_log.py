@@ -39,9 +39,8 @@ class AccessLog:
         """Calls its argument, now or later; `serve` replaces it."""
         self._entries: collections.deque[_Entry] = collections.deque()
         self._is_scheduled = False
-        self.expected: collections.Counter[str] = collections.Counter()
-        """How many refusals with a problem's code are no reason for advice: those that `dev` causes."""
-        self._next_advice: dict[str, float] = {}
+        self.next_advice: dict[str, float] = {}
+        """When advice about a problem's code may be logged again, by the monotonic clock."""
 
     def record(self, info: DeliveryInfo, seconds: float, result: Outcome | RelayError) -> None:
         """Record what became of a delivery.
@@ -70,12 +69,9 @@ class AccessLog:
 
     def advise(self, code: str | None) -> None:
         """Warn, once a minute for each code, of what is probably to be corrected at Clerk or here."""
-        if code is not None and self.expected[code] > 0:
-            self.expected[code] -= 1
-            return
         now = time.monotonic()
-        if code in _ADVICE and now >= self._next_advice.get(code, 0.0):
-            self._next_advice[code] = now + ADVICE_SECONDS
+        if code in _ADVICE and now >= self.next_advice.get(code, 0.0):
+            self.next_advice[code] = now + ADVICE_SECONDS
             log.warning("check_endpoint", reason=code, advice=_ADVICE[code])
 
     def _take(self) -> Iterator[_Entry]:

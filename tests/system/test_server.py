@@ -160,10 +160,14 @@ def test_a_redis_that_may_not_be_asked_for_its_version_is_named_without_it(own_r
         client.acl_setuser(
             "relay", enabled=True, passwords=["+hunter2"], keys=["*"], channels=["*"], commands=["+@all", "-info"]
         )
-    with run_service(own_redis.url.replace("//", "//relay:hunter2@")) as service:
+    with run_service(own_redis.url.replace("//", "//relay:hunter2@"), WEB_CONCURRENCY="3") as service:
         assert said(service, "redis")["server"] is None
         assert service.deliver(sample_body()).status_code == 200
+        eventually(lambda: service.log_text().count('"event":"listening"') == 3)
+        assert service.log_text().count('"event":"redis"') == 1
         assert "redis_failed" not in service.log_text()
+    with client_of(own_redis.url) as client:
+        assert sum(each["count"] for each in client.acl_log()) == 1
 
 
 def test_a_redis_that_hangs_does_not_delay_the_start(own_redis: EmbeddedRedis) -> None:
@@ -214,7 +218,7 @@ def test_a_delivery_that_waited_for_a_busy_process_has_only_the_rest_of_its_time
             service.process.send_signal(signal.SIGCONT)
 
             assert connection.response().status == 503
-            assert slow_delivery(service)["duration_ms"] < 2000
+            assert slow_delivery(service)["duration_ms"] < 3500
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how long a request has waited")
@@ -234,7 +238,7 @@ def test_a_delivery_that_waited_for_the_successor_of_a_dead_worker_has_only_the_
                 main.send_signal(signal.SIGCONT)
 
                 assert connection.response().status == 503
-                assert slow_delivery(service)["duration_ms"] < 2000
+                assert slow_delivery(service)["duration_ms"] < 3500
 
 
 def test_a_worker_that_died_is_replaced_while_another_one_hangs(two_workers: ServiceProcess) -> None:
