@@ -14,10 +14,11 @@ from support.checking import findings, lines, problems
 from support.constants import DAY_MS, HOUR_MS, RELAY, ROOT, SECRET
 from support.events import clerk_event
 from support.redis_clients import client_of, contents, subscribed
-from support.redis_servers import redis_server
-from support.relay import Relay, run_relay
+from support.redis_servers import redis_server, scripted_redis
+from support.relay import Relay, make_settings, run_relay
 from support.topologies import cluster_of, run_sentinels
 
+from service.cli.check_channel import check_channel
 from service.dev.embedded import EmbeddedRedis
 
 StartRedis = Callable[..., EmbeddedRedis]
@@ -206,6 +207,16 @@ def test_another_relay_on_the_same_channel_is_named(
 
     assert found.startswith(f"warning there is another relay in this Redis ({named})")
     assert "REDIS_CHANNEL" not in problems(findings(url, redis_channel="mine", **ours[1]))
+
+
+def test_a_server_whose_keyspace_says_more_is_looked_through() -> None:
+    """As KeyDB's and others' may."""
+    keyspace = b"# Keyspace\r\ndb0:keys=1,expires=0\r\ndb_total:7\r\ndb5:keys=1,expires=0\r\n"
+    replies = {b"INFO": b"$%d\r\n%s" % (len(keyspace), keyspace), b"SELECT": b"+OK", b"EXISTS": b":1"}
+    with scripted_redis(lambda words: replies.get(words[0], b"-ERR unknown command")) as server:
+        (found,) = check_channel(make_settings(server.url))
+
+    assert "another relay in this Redis (database 5, {clerk}:*)" in found.text
 
 
 def test_one_relay_alone_hears_no_other(redis: EmbeddedRedis, own: Any, relay_now: Relay) -> None:
