@@ -25,16 +25,14 @@ from support.services import run_service
 from service.dev.embedded import EmbeddedRedis
 from service.store import dead_letters
 from service.store.dead_letters import DeadLetters
-from service.telemetry import log
 
 NOW_MS = int(time.time() * 1000)
 
 
 @pytest.fixture(autouse=True)
 def _in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Away from any .env; and what the commands do to logging would stay for the tests after this one."""
+    """Away from any .env."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(log, "configure", lambda _: None)
 
 
 Command = Callable[..., Result]
