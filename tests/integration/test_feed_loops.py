@@ -1,6 +1,7 @@
 """One AsyncSessionFeed in several event loops: one after the other, as `asyncio.run` makes them, or side by side."""
 
 import asyncio
+import contextlib
 import gc
 import threading
 from collections.abc import Callable, Iterator
@@ -8,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from clerk_session_feed import AsyncSessionFeed, FeedClosedError, FeedError, SessionUpdate
+from clerk_session_feed import AsyncSessionFeed, FeedClosedError, FeedError, SessionUpdate, transport
+from clerk_session_feed.settings import RedisSettings, load
 from support.clock import eventually
+from support.constants import NO_REDIS
 from support.events import clerk_event
 from support.feeds import PATIENCE
 from support.relay import run_relay
@@ -136,3 +139,25 @@ def test_an_iterator_says_that_it_belongs_to_another_loop(
 
     gc.collect()
     eventually(is_left_alone)
+
+
+def test_a_cancellation_that_redis_py_swallows_is_repeated() -> None:
+    """Otherwise a program that was told to end would wait for Redis until something happens there."""
+
+    async def swallow_one() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        await asyncio.sleep(3600)
+
+    async def main() -> None:
+        settings = load(RedisSettings, {"redis_url": NO_REDIS})
+        connection = transport.AsyncConnection(settings, "", blocks=True)
+        task = asyncio.create_task(connection.resolve(swallow_one()))
+        for _ in range(5):  # until it sleeps
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(asyncio.shield(task), 30)
+        assert task.cancelled()
+
+    asyncio.run(main())

@@ -42,6 +42,8 @@ LONGEST_PAUSE: Final = 2.0
 """Seconds between two attempts at most, while Redis is away."""
 LONGEST_REFUSED_PAUSE: Final = 10.0
 """Seconds between two attempts at most, while Redis refuses: an attempt may count against the limit that it met."""
+CANCEL_SECONDS: Final = 0.1
+"""Seconds between two attempts to cancel what waits for Redis."""
 PARTITIONS_SECONDS: Final = 600.0
 """Seconds after which the number of partitions is compared again: nothing else tells of a change where none comes."""
 
@@ -360,15 +362,17 @@ class AsyncConnection(Connection):
         elif self._loop is not here:
             result.close()
             raise FeedError("This iterator began in another event loop: begin a new one.")
-        task = asyncio.current_task()
-        cancelling = task.cancelling() if task else 0
+        # redis-py sends with asyncio.wait_for, which may swallow a cancellation in Python 3.11, and then waits for the
+        # response for as long as ever: https://github.com/python/cpython/issues/86296
+        work = asyncio.ensure_future(result)
         try:
-            return await result
+            return await asyncio.shield(work)
         finally:
-            # redis-py sends with asyncio.wait_for, which may swallow a cancellation in Python 3.11:
-            # https://github.com/python/cpython/issues/86296
-            if task and task.cancelling() > cancelling:
-                raise asyncio.CancelledError
+            while not work.done():
+                work.cancel()
+                await asyncio.wait([work], timeout=CANCEL_SECONDS)
+            if not work.cancelled():
+                work.exception()  # asyncio logs those that nobody looked at
 
     async def _close(self, closable: Any) -> None:
         await closable.aclose()
