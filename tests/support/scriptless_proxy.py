@@ -28,6 +28,8 @@ class _Passing(socketserver.BaseRequestHandler):
 
     def _reply(self, proxy: "ScriptlessProxy", words: list[Any], upstream: socket.socket, replies: Any) -> bytes:
         """Return what Redis replies, one command at a time."""
+        if words[0] in proxy.refused:
+            return proxy.refused[words[0]]
         if words[0] == b"SCRIPT":
             return proxy.script_load
         if words[0] == b"EVALSHA" and not proxy.knows_scripts:
@@ -53,6 +55,8 @@ class ScriptlessProxy(socketserver.ThreadingTCPServer):
         self.script_load = script_load
         self.knows_scripts = True
         """False: Not even those that were run."""
+        self.refused: dict[bytes, bytes] = {}
+        """Its reply to other commands that it does not let through, by their first word, in RESP."""
         self.commands: list[list[bytes]] = []
         self.url = f"redis://127.0.0.1:{self.server_address[1]}/0"
 

@@ -23,6 +23,7 @@ from support.network import free_port
 from support.redis_clients import client_of, monitored, subscribed
 from support.redis_servers import start_durable_redis
 from support.relay import run_relay
+from support.scriptless_proxy import scriptless_proxy
 from support.topologies import cluster_of
 
 from service.dev.embedded import EmbeddedRedis
@@ -319,6 +320,21 @@ def test_a_user_with_the_rights_of_before_suffices_to_poll(
 
     (line,) = [json.loads(line) for line in worker.stderr.splitlines() if "expiry_polls" in line]
     assert (line["level"], "+xread +xrevrange +xinfo" in line["detail"]) == ("warning", True)
+    assert is_idle(own_client)
+
+
+@pytest.mark.parametrize("said", ["unsupported command 'xrevrange'", "XREVRANGE is not supported by this proxy"])
+def test_a_proxy_that_does_not_let_the_stream_be_read_is_polled(
+    own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path, said: str
+) -> None:
+    take(own_redis.url, ["sess_1"], now_ms() - 1)
+    with scriptless_proxy(own_redis.port, b"-ERR unsupported command 'script'\r\n") as proxy:
+        proxy.refused[b"XREVRANGE"] = f"-ERR {said}\r\n".encode()
+        with worker_on(proxy.url, tmp_path) as worker:
+            worker.wait_for("sessions_expired", stream="stderr")
+            assert worker.stop() == 0
+
+    assert "does not have the command to read the stream" in worker.stderr
     assert is_idle(own_client)
 
 
