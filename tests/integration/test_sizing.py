@@ -27,8 +27,8 @@ def test_sessions_and_entries_take_no_more_memory_than_is_said(start_redis: Call
         with run_relay(server.url) as relay:
             relay.take(simulator.sample("user.created", now_ms=NOW_MS), "msg_1")
             before = client.info("memory")["used_memory"]
-            taken = [relay.begin(simulator.sample(now_ms=NOW_MS), simulator.new_id("msg")) for _ in range(SESSIONS)]
-            assert {each.result(60).outcome for each in taken} == {"applied"}
+            deliveries = [(simulator.sample(now_ms=NOW_MS), simulator.new_id("msg")) for _ in range(SESSIONS)]
+            assert relay.take_all(deliveries) == {"applied"}
         entries = client.memory_usage("{clerk}:events", samples=0)
         sessions = client.info("memory")["used_memory"] - before - entries
 
