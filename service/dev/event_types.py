@@ -30,31 +30,33 @@ _BY_SUBJECT: Final = {
 # https://github.com/clerk/javascript/blob/main/packages/backend/src/api/resources/Webhooks.ts
 EVENT_TYPES: Final = tuple(f"{subject}.{what}" for subject, all_of in _BY_SUBJECT.items() for what in all_of.split())
 """The types of all events that Clerk sends, those about sessions first."""
-_SIMILARITY: Final = 0.7
-"""From this ratio of difflib on, one word may be meant for another."""
+_SIMILARITY: Final = 0.85
+"""From this ratio of difflib on, one type may be meant for another."""
+_MORE_OR_LESS: Final = 3
+"""Letters that one may have and the other not: the ratio alone would let a long subject stand for what happened."""
+_SUBJECTS: Final = {subject.lower(): subject for subject in _BY_SUBJECT}
 
 
 def meant_by(name: str) -> str | None:
-    """Return the type that is probably meant by one that Clerk does not send: `session.ended` by `sesion_end`."""
-    subject, what = _parts(name)
-    subjects = {each.lower(): each for each in _BY_SUBJECT}
-    for close in difflib.get_close_matches(subject, subjects, n=1, cutoff=_SIMILARITY):
-        types = {_letters(each): f"{subjects[close]}.{each}" for each in _BY_SUBJECT[subjects[close]].split()}
-        for found in difflib.get_close_matches(what, types, n=1, cutoff=_SIMILARITY):
+    """Return the type that is probably meant by one that Clerk does not send: `session.ended` by `sesion_end`.
+
+    Only letters count. The first word may be the last one, and `session` may be missing.
+    """
+    types = {_letters(each): each for each in EVENT_TYPES}
+    first, *others = re.findall(r"[A-Za-z]+", name) or [""]
+    for each in map(_letters, (name, "".join([*others, first]), f"session{name}")):
+        cutoff = max(_SIMILARITY, 1 - _MORE_OR_LESS / (2 * len(each) or 1))
+        for found in difflib.get_close_matches(each, types, n=1, cutoff=cutoff):
             return types[found]
     return None
 
 
 def alike(name: str) -> list[str]:
-    """Return the types about the same subject as this one; those about sessions, if there are none."""
-    subject, _ = _parts(name)
-    return [each for each in EVENT_TYPES if _parts(each)[0] == subject] or alike("session.")
-
-
-def _parts(name: str) -> tuple[str, str]:
-    """Return the letters of the subject (`session`, if there is none) and those of what happened to it."""
-    subject, _, what = name.partition(".") if "." in name else name.replace("-", "_").rpartition("_")
-    return _letters(subject or "session"), _letters(what)
+    """Return the types about the same subject as this one; none if Clerk sends nothing about it."""
+    words = re.findall(r"[A-Za-z]+", name)
+    beginnings = ("".join(words[:end]).lower() for end in range(len(words), 0, -1))
+    subject = next((_SUBJECTS[each] for each in beginnings if each in _SUBJECTS), None)
+    return [each for each in EVENT_TYPES if each.partition(".")[0] == subject]
 
 
 def _letters(text: str) -> str:

@@ -254,6 +254,19 @@ def test_what_is_neither_type_nor_file_is_an_error_of_usage(name: str) -> None:
         ("user.delete", "user.deleted"),
         ("organization_membership.create", "organizationMembership.created"),
         ("subscriptionItem.past-due", "subscriptionItem.past_due"),
+        ("session:created", "session.created"),
+        ("sessionCreated", "session.created"),
+        ("SESSION_ENDED", "session.ended"),
+        ("sessionended", "session.ended"),
+        ('"session created"', "session.created"),
+        ("'session.removed'", "session.removed"),
+        ("ended.session", "session.ended"),
+        ("created user", "user.created"),
+        ("ended", "session.ended"),
+        ("organization.membership.created", "organizationMembership.created"),
+        ("created_organization_membership", "organizationMembership.created"),
+        ("waitlist-entry.create", "waitlistEntry.created"),
+        ("subscription_item.free_trial_end", "subscriptionItem.freeTrialEnding"),
     ],
 )
 def test_a_misspelt_type_is_not_sent_and_the_one_that_is_meant_is_named(
@@ -272,7 +285,12 @@ def test_a_misspelt_type_is_not_sent_and_the_one_that_is_meant_is_named(
         ("session.updated", "session.ended"),
         ("session.expired", "session.revoked"),
         ("user.banned", "user.updated"),
-        ("invoice.paid", "session.created"),
+        ("session:expired", "session.ended"),
+        ("session_foo", "session.removed"),
+        ("session.", "session.ended"),
+        ("organization.membership.left", "organizationMembership.deleted"),
+        ("permission.granted", "permission.updated"),
+        ("subscriptionItem.expired", "subscriptionItem.canceled"),
     ],
 )
 def test_a_type_that_clerk_does_not_send_is_not_sent_and_those_that_it_sends_are_named(
@@ -286,10 +304,41 @@ def test_a_type_that_clerk_does_not_send_is_not_sent_and_those_that_it_sends_are
     assert recorder.bodies == []
 
 
-@pytest.mark.parametrize("name", ["session.updated", "sesion.ended"])
+@pytest.mark.parametrize("name", ["event.txt", "invoice.paid", "event-2.yaml"])
+def test_what_is_like_no_type_and_is_no_file_is_said_to_be_neither(name: str, recorder: Recorder) -> None:
+    result = record(recorder, name)
+    assert (result.exit_code, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"{name}: neither an event type that Clerk sends, like session.created, nor a file.")
+    assert recorder.bodies == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "session.updated",
+        "sesion.ended",
+        "session.ended2",
+        "session-ended",
+        "økt.slutt",
+        "v2",
+        "7",
+        "invoice.paid/partly",
+        "event.json",
+        "session created",
+        "a" * 300,
+        "",
+    ],
+)
 def test_any_type_is_sent_on_request(name: str, recorder: Recorder) -> None:
-    assert record(recorder, name, "--any-type").exit_code == 0
+    assert record(recorder, "--any-type", name).exit_code == 0
     assert json.loads(recorder.bodies[0])["type"] == name
+
+
+def test_a_file_is_still_a_file_where_any_type_is_sent(recorder: Recorder, tmp_path: Path) -> None:
+    (tmp_path / "event.txt").write_bytes(BYTES)
+    assert record(recorder, "--any-type", "event.txt", "-", stdin=b"{}").exit_code == 0
+    assert recorder.bodies == [BYTES, b"{}"]
 
 
 def test_every_type_of_clerk_is_sent(recorder: Recorder) -> None:
