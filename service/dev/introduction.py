@@ -14,6 +14,11 @@ from rich.console import Console
 from service.dev.sender import WEBHOOK_PATH
 
 _EVENTS = "all of session.*, user.updated and user.deleted"
+_HARMLESS = re.compile(
+    r"db|database|defaultdatabase|dbindex|(use)?(tls|ssl)(mode|certreqs|cacerts|capath|certfile|keyfile|checkhostname"
+    r"|serverhostname|minversion|excludeverifyflags)?|clientname|healthcheckinterval|socketkeepalive|socketreadsize"
+)
+"""Options of a REDIS_URL whose values may be shown. Of all others it is not known what they are."""
 
 
 def introduce(
@@ -89,6 +94,8 @@ def without_password(url: str) -> str:
 
 
 def _without_secret(option: str) -> str:
-    name, is_set, _ = option.partition("=")
-    hidden = is_set and re.search("pass|secret|token", unquote(name), re.IGNORECASE)
-    return f"{name}=…" if hidden else option
+    name, is_set, value = option.partition("=")
+    # Behind another separator than &, the value may hold further options.
+    is_one_value = not re.search("[,;].*=", unquote(value))
+    is_harmless = is_one_value and _HARMLESS.fullmatch(re.sub(r"[\W_]", "", unquote(name).lower()))
+    return option if is_harmless or not is_set else f"{name}=…"

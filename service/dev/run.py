@@ -5,6 +5,7 @@ It starts up to two processes: a redis-server, and `session-relay serve`, the sa
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -63,6 +64,8 @@ def run(
     with contextlib.ExitStack() as stack:
         if settings.redis_url:
             redis_name, redis_url = redis_option or "REDIS_URL", settings.redis_url.get_secret_value()
+            if redis_option:
+                redis_option += f" {shlex.quote(introduction.without_password(redis_url))}"
             for_redis = {"REDIS_URL": redis_url}
         else:
             own_redis = stack.enter_context(embedded.run())

@@ -521,11 +521,15 @@ def test_settings_in_dotenv_are_used(start: Dev, any_redis: EmbeddedRedis, tmp_p
 
 
 @pytest.mark.real_redis
-def test_the_password_of_a_redis_given_is_not_shown(start: Dev, start_redis: Callable[..., EmbeddedRedis]) -> None:
+@pytest.mark.parametrize("form", ["redis://:{}@{}", "redis://{1}?auth={0}"])
+def test_the_password_of_a_redis_given_is_not_shown(
+    form: str, start: Dev, start_redis: Callable[..., EmbeddedRedis]
+) -> None:
     server = start_redis()
     with client_of(server.url) as client:
         client.config_set("requirepass", "hunter-two")
-    dev = RunningDev(start("--no-simulate", REDIS_URL=server.url.replace("//", "//:hunter-two@")))
+    url = form.format("hunter-two", server.url.removeprefix("redis://"))
+    dev = RunningDev(start("--no-simulate", "--redis-url", url))
     assert "hunter" not in dev.said + dev.program.stderr
 
 
@@ -567,6 +571,19 @@ def test_the_redis_of_an_option_is_used_whatever_is_set(start: Dev, any_redis: E
     dev = RunningDev(start("--own-redis", "--redis-url", any_redis.url, REDIS_URL="redis://127.0.0.1:1/0"))
     assert (dev.redis_url, dev.redis_name) == (any_redis.url, "--redis-url")
     assert dev.table()[0][2] == "active (live)"
+
+
+def test_the_command_that_comes_next_has_the_redis_of_the_option(
+    start: Dev, any_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    given = RunningDev(start("--no-simulate", "--redis-url", f"{any_redis.url}?client_name=a&socket_keepalive=1"))
+    command = given.command("dev").replace("whsec_…", SECRET)
+
+    environment = {"PORT": str(free_port())}
+    with started(["sh", "-c", f"exec env {command}"], tmp_path, environment) as program:
+        again = RunningDev(program)
+        assert (again.redis_url, again.redis_name) == (given.redis_url, "--redis-url")
+        assert simulated_post(again, SECRET).status_code == 200
 
 
 def test_a_redis_given_that_is_away_ends_it(start: Dev) -> None:
