@@ -18,6 +18,7 @@ from service.config import ClerkSettings, Settings, load
 from service.models import RANKS, Reason
 from service.workers.report import Drift
 
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 RECONCILE = ROOT / "docs/reconcile.md"
 CONTEXT = click.Context(main)
 
@@ -138,3 +139,16 @@ class TestEachDocument:
 
     def test_links_to_what_is_there(self, document: Path) -> None:
         assert broken_links(document) == []
+
+
+@pytest.mark.parametrize("path", [CONTRACT, CONTRIBUTING, ROOT / "examples/README.md"], ids=lambda p: p.name)
+def test_lines_are_no_longer_than_120_characters(path: Path) -> None:
+    """Rows of tables can't be broken."""
+    assert [line for line in path.read_text().splitlines() if len(line) > 120 and not line.startswith("|")] == []
+
+
+def test_the_comments_on_commands_are_in_one_column() -> None:
+    (commands,) = [
+        block for block in re.findall(r"```\n(.*?)```", CONTRIBUTING.read_text(), re.DOTALL) if "make run" in block
+    ]
+    assert len({line.index("  #") for line in commands.splitlines()}) == 1
