@@ -1,5 +1,6 @@
 """How Redis is reached, before anything connects."""
 
+import ssl
 from typing import Any
 
 import pytest
@@ -26,9 +27,17 @@ def test_a_url_that_can_not_be_used_is_refused_before_connecting(url: str) -> No
 
 
 @pytest.mark.parametrize("make", [connect, connect_async])
-def test_what_redis_py_does_not_take_is_named(make: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"redis-py \S+ does not know .*: db, ssl_min_version: correct it"):
-        make("rediss://127.0.0.1:6379/0?db=1&ssl_min_version=TLSv1.2")
+@pytest.mark.parametrize("url", ["rediss://127.0.0.1:6379/0", "redis+cluster://h:1,h:2", "redis+sentinel://h:1/main/2"])
+def test_what_redis_py_does_not_take_is_named_and_nothing_else(make: Any, url: str) -> None:
+    wrong = "health_check_interval=soon&socket_read_size=large"
+    with pytest.raises(ConfigurationError, match=r": health_check_interval, socket_read_size: correct it"):
+        make(f"{url}?client_name=a&{wrong}&socket_keepalive=true")
+
+
+@pytest.mark.parametrize("make", [connect, connect_async])
+def test_the_oldest_version_of_tls_is_redis_pys_number(make: Any) -> None:
+    options = make("rediss://127.0.0.1:1/0?ssl_min_version=TLSv1.3").connection_pool.connection_kwargs
+    assert options["ssl_min_version"] == ssl.TLSVersion.TLSv1_3
 
 
 @pytest.mark.parametrize("make", [connect, connect_async])

@@ -74,6 +74,12 @@ def test_a_password_with_a_number_sign_is_not_taken_for_a_host(url: str) -> None
     assert fault_of(url) == "has a #: in a password, write it as %23"
 
 
+def test_a_word_of_another_client_about_certificates_is_no_password() -> None:
+    said = fault_of("rediss://h/0#insecure")
+    assert said == "ends in #insecure, which is not known here: for any certificate, use ?ssl_cert_reqs=none"
+    assert "in a password" in fault_of("rediss://app:1#insecure@h/0")
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -14,7 +14,7 @@ from clerk_session_feed.redis_url import RedisUrl
         ("redis://h/0?useTls=yes", "rediss://h/0"),
         ("redis://h/0?socket.tls=true", "rediss://h/0"),
         ("redis://h/0?sslmode=require", "rediss://h/0"),
-        ("redis://h/0?sslmode=verify-full", "rediss://h/0"),
+        ("redis://h/0?sslmode=verify-full", "rediss://h/0?ssl_cert_reqs=required"),
         ("redis+cluster://h?tls=true", "rediss://h/"),
         ("redis://h/0?ssl=false", "redis://h/0"),
         ("redis://h/0?sslmode=disable", "redis://h/0"),
@@ -35,9 +35,28 @@ from clerk_session_feed.redis_url import RedisUrl
         ("rediss://h/0?verifyPeer=CA", "rediss://h/0?ssl_check_hostname=false"),
         ("rediss://h/0?ssl_check_hostname=False", "rediss://h/0?ssl_check_hostname=false"),
         ("rediss://h/0?sslHost=name", "rediss://h/0?ssl_server_hostname=name"),
+        ("rediss://h/0?verify_ssl=false", "rediss://h/0?ssl_cert_reqs=none"),
+        ("rediss://h/0?ssl_no_verify=1", "rediss://h/0?ssl_cert_reqs=none"),
+        ("rediss://h/0?tlsAllowInvalidCertificates=true", "rediss://h/0?ssl_cert_reqs=none"),
+        ("rediss://h/0?tlsAllowInvalidHostnames=true", "rediss://h/0?ssl_check_hostname=false"),
+        ("rediss://h/0?checkServerIdentity=false", "rediss://h/0?ssl_check_hostname=false"),
+        *(
+            (f"rediss://h/0?{name}={value}", f"rediss://h/0?ssl_min_version={number}")
+            for number, values in {
+                771: ("771", "TLSv1.2", "tls1_2", "1.2", "VersionTLS12"),
+                772: ("772", "TLSv1.3"),
+            }.items()
+            for value in values
+            for name in ("ssl_min_version", "minVersion", "tlsMinVersion", "min_tls_version")
+        ),
+        # What says the same twice.
+        ("rediss://:p%40@h/2?ssl=true&tls=1&database=2&password=p%40", "rediss://:p%40@h/2"),
+        ("rediss://h?verify=false&rejectUnauthorized=0", "rediss://h/?ssl_cert_reqs=none"),
+        # Passwords may look like anything.
+        ("redis://h?password=a,ssl=true", "redis://h/?password=a,ssl%3Dtrue"),
         # The database, and who connects.
         ("redis://h?database=2", "redis://h/?db=2"),
-        ("redis://h/1?db=2", "redis://h/1?db=2"),
+        ("redis://h/2?db=2", "redis://h/2"),
         ("redis://h?defaultDatabase=2", "redis://h/?db=2"),
         ("unix:///s?dbindex=2", "unix:///s?db=2"),
         ("redis://h/0?user=u&auth=p", "redis://h/0?username=u&password=p"),
@@ -88,6 +107,19 @@ PASSED_OVER = (
     "stream=messages",
     "sslmode=prefer",
     "tls_handshake_timeout=5s",
+    "maint_notifications_mode=auto",
+    "natMap=x",
+    "connection_limit=5",
+    "testOnBorrow=true",
+    "testWhileIdle=true",
+    "minEvictableIdleTimeMillis=60000",
+    "maxTotal=8",
+    "maxWaitMillis=5",
+    "wait=true",
+    "sep=:",
+    "unacked_key=u",
+    "slotsRefreshInterval=5",
+    "identity_suffix=x",
 )
 
 
@@ -130,6 +162,7 @@ def fault_of(url: str) -> str:
             "ssl_validate_ocsp",
         ),
         *("checkCertificateRevocation", "startTls", "authPool", "secure_timeout"),
+        *("maxVersion", "trustPool", "peerTimeout", "ALPNProtocols"),
     ],
 )
 def test_an_option_that_is_not_known_is_named_and_its_value_is_not(name: str) -> None:
@@ -149,6 +182,57 @@ def test_an_option_that_is_not_known_is_named_and_its_value_is_not(name: str) ->
 )
 def test_a_word_about_tls_that_is_not_plain_is_refused(option: str, said: str) -> None:
     assert said in fault_of(f"rediss://h/0?{option}")
+
+
+@pytest.mark.parametrize(
+    ("url", "both"),
+    [
+        ("redis://h?tls_enabled=false&ssl=true", "tls_enabled, ssl"),
+        ("redis://h?ssl=false&tls=true", "ssl, tls"),
+        ("rediss://h?insecure=true&ssl_cert_reqs=required", "insecure, ssl_cert_reqs"),
+        ("rediss://h?verify=false&rejectUnauthorized=true", "verify, rejectUnauthorized"),
+        ("redis://h?sslmode=verify-full&ssl_cert_reqs=none", "sslmode, ssl_cert_reqs"),
+        ("rediss://h?ssl_cert_reqs=none&ssl_check_hostname=true", "ssl_cert_reqs, ssl_check_hostname"),
+        ("rediss://h?sni=a&servername=b", "sni, servername"),
+        ("rediss://h?ssl_ca_certs=/a&tls.ca=/b", "ssl_ca_certs, tls.ca"),
+        ("redis://h?db=1&database=2", "db, database"),
+        ("redis://h?db=1&db=2", "db, db"),
+        ("redis://h/1?db=2", "its path, db"),
+        ("redis+sentinel://h/main/1?database=2", "its path, database"),
+        ("unix:///s?db=1&dbindex=2", "db, dbindex"),
+        ("redis://:hunter2@h?auth=p", "before the @, auth"),
+        ("redis://hunter2@h?user=p", "before the @, user"),
+        ("unix://:hunter2@/s?password=p", "before the @, password"),
+        ("redis://h?password=hunter2&pass=p", "password, pass"),
+    ],
+)
+def test_options_that_contradict_each_other_are_both_named(url: str, both: str) -> None:
+    assert fault_of(url) == f"says two things that contradict each other ({both}): leave out one of them"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "abortConnect=false,ssl=true,password=hunter2",
+        "pool_size=2;ssl=true;db=3",
+        "pool_size=2;tls",
+        "timeout=1%3Bpassword=hunter2",
+        "timeout=1+ssl=true",
+        "client_name=a,database=2",
+        "sep=,&pool_size=2|auth=hunter2",
+    ],
+)
+def test_options_are_not_lost_behind_another_separator(option: str) -> None:
+    said = fault_of(f"redis://h/0?{option}")
+    assert "whose value holds other options, which & has to separate" in said
+
+
+@pytest.mark.parametrize("value", ["TLSv1.1", "1.0", "770", "hunter2", ""])
+@pytest.mark.parametrize("name", ["ssl_min_version", "minVersion"])
+def test_the_oldest_version_of_tls_is_one_that_is_safe(name: str, value: str) -> None:
+    assert fault_of(f"rediss://h/0?{name}={value}") == (
+        f"has an option whose value is neither TLSv1.2 nor TLSv1.3 ({name}): correct it, or leave it out"
+    )
 
 
 @pytest.mark.parametrize("option", ["tls=false", "ssl=0", "sslmode=disable"])

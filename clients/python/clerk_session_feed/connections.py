@@ -9,15 +9,15 @@ A long module, since its two halves need each other: a client asks where its ser
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import inspect
 import logging
 import os
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
 
 import redis
 from redis import asyncio as aioredis
@@ -38,6 +38,7 @@ ASK_ALL_SECONDS: Final = 2.0
 
 log = logging.getLogger("clerk_session_feed")
 OnConnect = Callable[[Any], Awaitable[None] | None]
+Client = TypeVar("Client")
 Ask = Callable[[Any, str], Host | None]
 """Asks over a client of the host; returns None if that host does not know."""
 
@@ -64,11 +65,13 @@ def connect(
     Raises:
         ConfigurationError: If the URL can't be used.
     """
-    target = _parse(url)
-    with _refusing_unusable_options(target):
+
+    def make(target: RedisUrl) -> redis.Redis:
         options, locate = _options(target, key, tls_verify, timeout, wait)
         options["connection_class"] = _located(_Located, options["connection_class"], locate)
         return _client(options, on_connect)
+
+    return _made(make, _parse(url))
 
 
 def connect_async(
@@ -87,14 +90,15 @@ def connect_async(
         if on_connect is not None and (more := on_connect(connection)) is not None:
             await more
 
-    target = _parse(url)
-    with _refusing_unusable_options(target):
+    def make(target: RedisUrl) -> aioredis.Redis:
         options, locate = _options(target, key, tls_verify, timeout, wait)
         options["connection_class"] = _located(_AsyncLocated, _ASYNC[options["connection_class"]], locate)
         options |= {"retry": AsyncRetry(NoBackoff(), 0), "redis_connect_func": greet}
         pool = aio.ConnectionPool(**options)
         pool.connection_class(**pool.connection_kwargs)  # refuses options that it does not know
         return aioredis.Redis.from_pool(pool)
+
+    return _made(make, _parse(url))
 
 
 Locate = Callable[[], Host]
@@ -133,6 +137,8 @@ def _options(
         "retry": Retry(NoBackoff(), 0),
     }
     if options["connection_class"] is sync.SSLConnection:
+        if "ssl_min_version" in options:
+            options["ssl_min_version"] = int(options["ssl_min_version"])  # redis-py 5.0 leaves it a text
         if not tls_verify:
             options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
         # Not the default of redis-py before 6.
@@ -193,15 +199,26 @@ _NO_CLIENT_SETINFO: Final[dict[str, None]] = (
 """Options by which a new connection sends no more than the URL asks for."""
 
 
-@contextlib.contextmanager
-def _refusing_unusable_options(target: RedisUrl) -> Iterator[None]:
+def _made(make: Callable[[RedisUrl], Client], target: RedisUrl) -> Client:
+    """Return the client, or raise a ConfigurationError that names the options which redis-py does not take."""
     try:
-        yield
+        return make(target)
     except Exception:  # noqa: BLE001  # options are redis-py's own affair, and so is how it refuses them
         # The error's own text may quote a part of a password.
-        names = ", ".join(parse_qs(urlsplit(target.server_url).query))
-        unknown = f"redis-py {redis.__version__} does not know an option of these, or its value: {names}"
+        address, _, query = target.server_url.partition("?")
+        alone = {option: dataclasses.replace(target, server_url=f"{address}?{option}") for option in query.split("&")}
+        wrong = [option for option, one in alone.items() if not _is_usable(make, one)] or alone
+        names = ", ".join(option.partition("=")[0] for option in wrong)
+        unknown = f"redis-py {redis.__version__} does not know an option, or its value: {names}"
         raise ConfigurationError([f"REDIS_URL: {unknown}: correct it, or leave it out"]) from None
+
+
+def _is_usable(make: Callable[[RedisUrl], object], target: RedisUrl) -> bool:
+    try:
+        make(target)
+    except Exception:  # noqa: BLE001  # as above
+        return False
+    return True
 
 
 def slot(url: str, key: str) -> int:

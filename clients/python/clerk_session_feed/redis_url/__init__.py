@@ -6,7 +6,7 @@ Messages here never quote the URL: it holds a password, or a part of one where i
 import dataclasses
 import re
 from typing import Final, Literal
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from clerk_session_feed.redis_url.options import read_options
 
@@ -56,6 +56,8 @@ class RedisUrl:
             raise ValueError("begins or ends with a quotation mark: leave the quotes out")
         if re.search(r"\s", url) or not url.isprintable():
             raise ValueError(f"has white space or a control character: leave it out; {FORMS}")
+        if url.endswith("#insecure"):
+            raise ValueError("ends in #insecure, which is not known here: for any certificate, use ?ssl_cert_reqs=none")
         if "#" in url:
             raise ValueError("has a #: in a password, write it as %23")
         try:
@@ -73,9 +75,10 @@ class RedisUrl:
             raise ValueError(f"does not begin with a scheme that is known, like redis://; {FORMS}")
         login, at, netloc = parts.netloc.rpartition("@")
         hosts = tuple(_host(host, _DEFAULT_PORTS[kind]) for host in netloc.split(","))
-        options = read_options(parts.query, tls=parts.scheme.startswith("rediss"))
         path = parts.path.strip("/")
         master, _, database = path.partition("/") if kind == "sentinel" else ("", "", path)
+        elsewhere = {"db": database, **_login(parts)}
+        options = read_options(parts.query, tls=parts.scheme.startswith("rediss"), elsewhere=elsewhere)
         _check(kind, len(hosts), master, database + "".join(parse_qs(options.query).get("db", ())))
         first = netloc.partition(",")[0]
         scheme = "rediss" if options.tls else "redis"
@@ -87,11 +90,15 @@ class RedisUrl:
         address, _, query = url.partition("?")
         if urlsplit(address).path in {"", "/"}:
             raise ValueError(f"names no socket; {FORMS}")
-        options = read_options(query, tls=False)
+        options = read_options(query, tls=False, elsewhere=_login(urlsplit(address)))
         if options.tls:
             raise ValueError("names a socket, and TLS: leave out the option that turns TLS on")
         _check("server", 1, "", "".join(parse_qs(options.query).get("db", ())))
         return cls("server", f"{address}?{options.query}", passed_over=options.passed_over)
+
+
+def _login(parts: SplitResult) -> dict[str, str]:
+    return {"username": unquote(parts.username or ""), "password": unquote(parts.password or "")}
 
 
 def _check(kind: Kind, hosts: int, master: str, database: str) -> None:
