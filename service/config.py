@@ -107,6 +107,8 @@ def _check_token(token: SecretStr) -> SecretStr:
     # https://www.rfc-editor.org/rfc/rfc9110#section-5.5
     if text != text.strip() or not text.isprintable():
         raise ValueError("has white space at an end, or a control character: leave out what no header carries")
+    if text and any(map(feed_settings.is_quotation_mark, (text[0], text[-1]))):
+        raise ValueError("begins or ends with a quotation mark: leave the quotes out")
     return token
 
 

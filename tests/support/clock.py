@@ -50,7 +50,11 @@ class Metronome:
 
 
 class Stopwatch:
-    """How long something took, without what the machine, busy with others, kept this process waiting."""
+    """How long something took, without what the machine, busy with others, kept this process waiting.
+
+    What holds the GIL in this process keeps the metronome waiting, too, and is taken for a busy machine: measure what
+    another process does, or what waits without the GIL. Code that computes in this process is measured too short.
+    """
 
     seconds = 0.0
 

@@ -193,12 +193,30 @@ def test_a_value_in_quotes_is_refused(name: str, quoted: str, environment: Envir
 
 
 @pytest.mark.parametrize(
-    "value", ["{clerk} ", "\t{clerk}", "{clerk}\r", "my app", "'{clerk}", '{clerk}"', "{a}\x1b", "{a}\u200b", "“{a}”"]
+    "value",
+    [
+        *("{clerk} ", "\t{clerk}", "{clerk}\r", "my app", "'{clerk}", '{clerk}"', "{a}\x1b", "{a}\u200b", "`{a}"),
+        *("“{a}”", "«{a}»", "\u2039{a}\u203a", "„{a}“", "\u201a{a}\u2018", "「{a}」", "\uff02{a}\uff02", "\uff07{a}"),
+        *("\u2032{a}", "{a}\u2033", "{a}\xb4"),
+        *("{a}\u3164", "{a}\u115f", "{a}\u1160", "{a}\uffa0", "{a}\ufe0f", "{a}\u034f", "{a}\u2800"),
+    ],
 )
 @pytest.mark.parametrize("name", ["REDIS_KEY_PREFIX", "REDIS_CHANNEL"])
 def test_a_name_in_redis_has_only_what_names_have(name: str, value: str, environment: Environment) -> None:
     fault = fault_of(name, value, environment)
     assert fault == f"{name}: has white space, a quotation mark or a control character: leave it out"
+
+
+@pytest.mark.parametrize("value", ["{clerk}\\n", "\\{clerk}", "${X}", "$PREFIX"])
+@pytest.mark.parametrize("name", ["REDIS_KEY_PREFIX", "REDIS_CHANNEL", "HOST"])
+def test_what_nothing_replaced_is_no_name(name: str, value: str, environment: Environment) -> None:
+    assert "that nothing replaced: write what it stands for" in fault_of(name, value, environment)
+
+
+@pytest.mark.parametrize("value", ["{müller}", "{日本}:a", "clerk:sessions@eu/1", "{app-1}.x_y"])
+def test_a_name_may_have_other_letters_and_signs(value: str, environment: Environment) -> None:
+    environment(**NEEDED, REDIS_KEY_PREFIX=value)
+    assert load(Settings).redis_key_prefix == value
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1 ", "\t::", "0.0.0.0\r", "local host", "a\x1bb", "\u200b::", "'::", '::"'])
@@ -213,6 +231,12 @@ def test_a_token_has_only_what_a_header_carries(token: str, environment: Environ
     assert "hun" not in fault
 
 
+@pytest.mark.parametrize("token", ["'hunter2", 'hunter2"', "“hunter2”", "hunter2`"])
+def test_a_token_with_one_quotation_mark_at_an_end_is_refused(token: str, environment: Environment) -> None:
+    fault = fault_of("METRICS_TOKEN", token, environment)
+    assert fault == "METRICS_TOKEN: begins or ends with a quotation mark: leave the quotes out"
+
+
 def test_a_quotation_mark_inside_is_part_of_a_value(environment: Environment) -> None:
     environment(**NEEDED, METRICS_TOKEN="it's")
     assert load(Settings).metrics_token.get_secret_value() == "it's"
@@ -224,7 +248,7 @@ def test_a_quotation_mark_inside_is_part_of_a_value(environment: Environment) ->
 def test_settings_are_shown_without_secrets(environment: Environment) -> None:
     environment(
         CLERK_WEBHOOK_SIGNING_SECRET=f"{SECRET},{OTHER_SECRET}",
-        REDIS_URL="rediss://someone:hunter2@h:6380/0?password=hunter3",
+        REDIS_URL="rediss://someone:hunter2@h:6380/0?ssl_password=hunter3",
         METRICS_TOKEN="hunter4",
         OMIT_FIELDS="tasks,actor",
         PORT="8000",

@@ -138,7 +138,7 @@ def _options(
     }
     if options["connection_class"] is sync.SSLConnection:
         if "ssl_min_version" in options:
-            options["ssl_min_version"] = int(options["ssl_min_version"])  # redis-py 5.0 leaves it a text
+            options["ssl_min_version"] = int(options["ssl_min_version"])  # redis-py 7.1 and older leave it a text
         if not tls_verify:
             options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
         # Not the default of redis-py before 6.

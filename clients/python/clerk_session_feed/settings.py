@@ -5,9 +5,10 @@ The description of a field says what has to be there, as a fault puts it after "
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -46,10 +47,29 @@ def refuse_quotes(value: object) -> object:
     return value
 
 
+_QUOTES: Final = re.compile(
+    r"[\"'`\u00b4\u2032-\u2037\u201a\u201e\u300c-\u300f\u301d-\u301f\ufe41-\ufe44\uff02\uff07\uff40\uff62\uff63]"
+)
+"""Beside those that Unicode calls quotation marks at the beginning (Pi) or at the end (Pf), like «, and “."""
+_UNSEEN: Final = re.compile(
+    r"[\s\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""White space, and fillers and selectors, which count as printable."""
+
+
+def is_quotation_mark(character: str) -> bool:
+    """Tell whether a character is a quotation mark, or looks like one."""
+    return unicodedata.category(character) in {"Pi", "Pf"} or _QUOTES.fullmatch(character) is not None
+
+
 def check_name(name: str) -> str:
     """Refuse what no name has, and what is hard to see in one."""
-    if re.search(r"[\s'\"`\u2018\u2019\u201c\u201d]", name) or not name.isprintable():
+    if _UNSEEN.search(name) or not name.isprintable() or any(map(is_quotation_mark, name)):
         raise ValueError("has white space, a quotation mark or a control character: leave it out")
+    if found := re.search(r"[\\$]", name):
+        raise ValueError(
+            f"has a {found[0]}, as of an escape or a variable that nothing replaced: write what it stands for"
+        )
     return name
 
 
