@@ -17,6 +17,7 @@ from service.cli.check_rights import ask_rights
 from service.cli.check_servers import check_servers
 from service.cli.check_trial import check_writing
 from service.cli.diagnosis import CheckResult, explain
+from service.cli.in_thread import END, in_thread
 from service.config import DevSettings, ReconcileSettings, Settings, load, misspelt_settings
 from service.dev import simulator
 from service.server.system import metrics_directory
@@ -48,10 +49,12 @@ def check(*, with_clerk: bool, as_json: bool) -> None:
         raise
     log.configure(settings.model_copy(update={"log_level": "critical"}))
     results = []
-    for result in itertools.chain(run_checks(settings, has_secret=has_secret), _clerk_checks(clerk)):
-        results.append(result)
-        if not as_json:
-            click.echo(f"{result.level:<9}{printable(result.text)}")
+    checks = itertools.chain(run_checks(settings, has_secret=has_secret), _clerk_checks(clerk))
+    with in_thread() as call:
+        while (result := call(next, checks, END)) is not END:
+            results.append(result)
+            if not as_json:
+                click.echo(f"{result.level:<9}{printable(result.text)}")
     if as_json:
         _print_json(results)
     sys.exit(not _can_work(results))

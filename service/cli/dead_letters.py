@@ -5,9 +5,12 @@ import dataclasses
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import click
 
+from service.cli.in_thread import in_thread
 from service.config import LogSettings, StoreSettings, load
 from service.dev import view
 from service.ingest import Ingest
@@ -28,8 +31,8 @@ def dead_letters() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on each line.")
 def list_(as_json: bool) -> None:
     """List the dead letters, the oldest first, without their bodies."""
-    with _open() as stored:
-        summaries = stored.summaries()
+    with _open() as (stored, call):
+        summaries = call(stored.summaries)
     for summary in summaries:
         if as_json:
             click.echo(json.dumps(dataclasses.asdict(summary)))
@@ -47,8 +50,8 @@ def list_(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The dead letter as it is stored, byte for byte.")
 def show(message_id: str, as_json: bool) -> None:
     """Show a dead letter with its body."""
-    with _open() as stored:
-        found = stored.get(message_id)
+    with _open() as (stored, call):
+        found = call(stored.get, message_id)
     if found is None:
         raise click.ClickException(_not_found(message_id))
     content, dead_letter = found
@@ -75,14 +78,13 @@ def replay(message_ids: tuple[str, ...]) -> None:
     log.configure(load(LogSettings, log_level="critical", log_format="console"))
     outcomes: Counter[str] = Counter()
     settings = load(StoreSettings)
-    refuse_other_partitions(settings)
-    store = ReplayStore(settings)
-    ingest = Ingest(store, publish_http_request=settings.publish_http_request)
-    with contextlib.closing(DeadLetters(settings)) as stored, contextlib.closing(store):
-        ids = dict.fromkeys(message_ids or [summary.id for summary in stored.summaries()])
+    with _open(settings) as (stored, call), contextlib.closing(ReplayStore(settings)) as store:
+        call(refuse_other_partitions, settings)
+        ingest = Ingest(store, publish_http_request=settings.publish_http_request)
+        ids = dict.fromkeys(message_ids or [summary.id for summary in call(stored.summaries)])
         try:
             for message_id in ids:
-                result = stored.replay(message_id, ingest)
+                result = call(stored.replay, message_id, ingest)
                 outcomes[result.outcome] += 1
                 click.echo(printable(f"{result.outcome:<10}  {result.id}  {result.detail}").rstrip())
         finally:
@@ -99,11 +101,11 @@ def drop(message_ids: tuple[str, ...], everything: bool) -> None:
     """Remove dead letters for good: these, or all of them."""
     if everything == bool(message_ids):
         raise click.UsageError("Give the ids of the dead letters to remove, or --all.")
-    with _open() as stored:
+    with _open() as (stored, call):
         if everything:
-            click.echo(f"{stored.drop_all()} dropped.")
+            click.echo(f"{call(stored.drop_all)} dropped.")
             return
-        dropped = {message_id: stored.drop(message_id) for message_id in dict.fromkeys(message_ids)}
+        dropped = {message_id: call(stored.drop, message_id) for message_id in dict.fromkeys(message_ids)}
     click.echo(f"{sum(dropped.values())} dropped.")
     missing = [message_id for message_id, was_there in dropped.items() if not was_there]
     for message_id in missing:
@@ -111,8 +113,11 @@ def drop(message_ids: tuple[str, ...], everything: bool) -> None:
     sys.exit(1 if missing else 0)
 
 
-def _open() -> contextlib.closing[DeadLetters]:
-    return contextlib.closing(DeadLetters(load(StoreSettings)))
+@contextlib.contextmanager
+def _open(settings: StoreSettings | None = None) -> Iterator[tuple[DeadLetters, Callable[..., Any]]]:
+    """Yield the dead letters, and what calls their methods."""
+    with contextlib.closing(DeadLetters(settings or load(StoreSettings))) as stored, in_thread() as call:
+        yield stored, call
 
 
 def _not_found(message_id: str) -> str:

@@ -10,8 +10,10 @@ from functools import partial
 from typing import Any, Final
 
 from clerk_session_feed import connections
+from clerk_session_feed.errors import UnreadableMessageError
 from clerk_session_feed.keys import Keys
 from clerk_session_feed.models import ID
+from clerk_session_feed.redis_url import RedisUrl
 from clerk_session_feed.updates import SessionUpdate, now_ms, published
 
 from service.cli.check_connect import client_at, keys_of
@@ -28,18 +30,18 @@ class LiveSessions:
 
     def __init__(self, settings: RedisSettings) -> None:
         """Connect to nothing yet."""
-        url, clients = settings.redis_url.get_secret_value(), dict[int, Any]()
-        self._clients = {
-            part: clients.setdefault(connections.slot(url, part.events), client_at(settings, part.events))
-            for part in keys_of(settings).split(settings.partitions)
-        }
+        self._settings = settings
+        self._clients: dict[Keys, Any] = {}
+        """Partitions of one server share a client."""
         self._counted = Visited()
+        self.unreadable: Final[dict[str, str]] = {}
+        """By key, what is wrong with a session that another version of the relay has written, or nobody."""
         self._is_closed = False
 
     def close(self) -> None:
         """Disconnect. Whoever looks for sessions stops, in other threads, too."""
         self._is_closed = True  # redis-py would connect again for the next command
-        for client in self._clients.values():
+        for client in dict.fromkeys(self._clients.copy().values()):
             client.close()
 
     @property
@@ -54,7 +56,21 @@ class LiveSessions:
             redis.RedisError: Redis failed.
         """
         self._counted = Visited()
+        self._connect()
         return heapq.nsmallest(limit, ((id_, part) for id_, part in self._all() if id_ > after))
+
+    def _connect(self) -> None:
+        parts = keys_of(self._settings).split(self._settings.partitions)
+        url, clients = self._settings.redis_url.get_secret_value(), dict[object, Any]()
+        first = client_at(self._settings, parts[0].events)
+        is_cluster = RedisUrl.parse(url).kind == "cluster"
+        owners = first.execute_command("CLUSTER", "SLOTS") if is_cluster else ()
+        for part in parts:
+            slot = connections.slot(url, part.events)
+            server = next((tuple(primary[:2]) for low, high, primary, *_ in owners if low <= slot <= high), None)
+            if server not in clients:
+                clients[server] = client_at(self._settings, part.events) if clients else first
+            self._clients[part] = clients[server]
 
     def _all(self) -> Iterator[tuple[str, Keys]]:
         parts_of: dict[Any, list[Keys]] = {}
@@ -74,17 +90,22 @@ class LiveSessions:
             pipeline.hmget(part.session(id_), "live", "_expire_at")
         now = now_ms()
         for id_, (live, expire_at) in zip(ids, pipeline.execute(), strict=True):
-            if (
-                live == b"1" and (not expire_at or int(expire_at) > now) and id_ not in self._counted
-            ):  # SCAN repeats some
+            if live != b"1" or id_ in self._counted:  # SCAN repeats some
+                continue
+            try:
+                has_run_out = bool(expire_at) and int(expire_at) <= now
+            except ValueError:
+                key = part.session(id_)
+                self.unreadable[key] = f"{key}: _expire_at: it is no time, so the session is not counted"
+                continue
+            if not has_run_out:
                 self._counted.add(id_)
                 yield id_
 
     def updates(self, page: list[tuple[str, Keys]]) -> Iterator[SessionUpdate]:
-        """Yield the states of these sessions; without those that have ended meanwhile.
+        """Yield the states of these sessions; without those that have ended meanwhile, or can't be read.
 
         Raises:
-            UnreadableMessageError: Another version of the relay has written one of them.
             redis.RedisError: Redis failed.
         """
         for start in range(0, len(page), BATCH):
@@ -97,7 +118,14 @@ class LiveSessions:
                     pipeline.hmget(part.session(id_), "state")  # HGET is a right of its own
                 states |= zip(ids, (state for (state,) in pipeline.execute()), strict=True)
             for id_, part in batch:
-                if (state := states[id_]) is not None and (update := published(state, part.session(id_))).is_live:
+                if (state := states[id_]) is None:
+                    continue
+                try:
+                    update = published(state, key := part.session(id_))
+                except UnreadableMessageError as error:
+                    self.unreadable[key] = str(error)
+                    continue
+                if update.is_live:
                     yield update
 
 

@@ -1,6 +1,7 @@
 """The commands that show sessions: `tail`, `session` and `sessions`."""
 
 import contextlib
+import sys
 from typing import Final
 
 import click
@@ -10,8 +11,8 @@ from clerk_session_feed.cursors import position, whole_cursor
 from clerk_session_feed.errors import CursorLostError
 from rich.console import Console
 
-from service.cli.apart import END, apart
 from service.cli.check_connect import client_at, clock_ms, keys_of
+from service.cli.in_thread import END, in_thread
 from service.cli.live import LiveSessions
 from service.config import RedisSettings, load
 from service.dev import view
@@ -50,7 +51,7 @@ def tail(start: str, user: str | None, stale: bool, as_json: bool) -> None:
     """Follow the session events, until Ctrl-C."""
     settings = load(RedisSettings)
     console = view.console()
-    with contextlib.suppress(KeyboardInterrupt), SessionFeed(settings) as feed, apart(feed.close) as call:
+    with contextlib.suppress(KeyboardInterrupt), SessionFeed(settings) as feed, in_thread(feed.close) as call:
         if start not in {"start", "now"}:
             call(_refuse_future, start, feed, settings)
         after = call(feed.now) if start == "now" else _cursors(start, settings.partitions)
@@ -83,8 +84,8 @@ def _refuse_future(cursor: str, feed: SessionFeed, settings: RedisSettings) -> N
         with client_at(settings, keys_of(settings).split(settings.partitions)[0].events) as client:
             now_ms = clock_ms(client)
         if at[0] > now_ms:
-            said = f"{cursor} is in the future: by Redis' clock, it is {view.utc(round(now_ms))} ({now_ms:.0f})"
-            raise click.BadParameter(f"{said}; use now for what comes next", param_hint="'--from'")
+            fault = f"{cursor} is in the future: by Redis' clock, it is {view.utc(round(now_ms))} ({now_ms:.0f})"
+            raise click.BadParameter(f"{fault}; use now for what comes next", param_hint="'--from'")
 
 
 def _show_reconnect(error: Exception) -> None:
@@ -96,7 +97,7 @@ def _show_reconnect(error: Exception) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print state and history as one JSON document.")
 def session(session_id: str, as_json: bool) -> None:
     """Show the stored state of a session, and its history as far back as the stream goes."""
-    with SessionFeed(load(RedisSettings)) as feed, apart(feed.close) as call:
+    with SessionFeed(load(RedisSettings)) as feed, in_thread(feed.close) as call:
         state = call(feed.get, session_id)
         history = call(feed.history, session_id, state.session.user_id if state else None)
     if state is None and not history:
@@ -132,7 +133,7 @@ def sessions(user_id: str | None, limit: int | None, after: str | None, as_json:
     if limit is not None or after is not None:
         raise click.UsageError("--limit and --after go without USER_ID: a user's sessions are all shown.")
     console = view.console()
-    with SessionFeed(settings) as feed, apart(feed.close) as call:
+    with SessionFeed(settings) as feed, in_thread(feed.close) as call:
         updates = call(feed.live_sessions, user_id)
     for update in updates:
         click.echo(update.json) if as_json else console.print(view.line(update))
@@ -142,9 +143,9 @@ def sessions(user_id: str | None, limit: int | None, after: str | None, as_json:
 
 def _list_all(settings: RedisSettings, limit: int, after: str, as_json: bool) -> None:
     console, shown = view.console(), 0
-    with SessionFeed(settings) as feed, apart(feed.close) as call:
+    with SessionFeed(settings) as feed, in_thread(feed.close) as call:
         call(feed.now)  # a feed refuses another number of PARTITIONS than the data's
-    with contextlib.closing(LiveSessions(settings)) as live, apart(live.close) as call:
+    with contextlib.closing(LiveSessions(settings)) as live, in_thread(live.close) as call:
         with Console(stderr=True).status("Looking at all sessions …"):
             page = call(live.page, after, limit + 1)
         updates = live.updates(page[:limit])
@@ -154,3 +155,6 @@ def _list_all(settings: RedisSettings, limit: int, after: str, as_json: bool) ->
     count = f"{live.count:,} session{' is' if live.count == 1 else 's are'} live, {shown:,} shown."
     more = printable(f" The next ones: --after {page[limit - 1][0]}") if len(page) > limit else ""
     click.echo(f"{count}{more}", err=as_json)
+    for fault in live.unreadable.values():
+        click.echo(printable(fault), err=True)
+    sys.exit(1 if live.unreadable else 0)

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 from clerk_session_feed import SessionFeed, SessionUpdate
 from clerk_session_feed.models import Session
 from click.testing import Result
@@ -556,16 +557,34 @@ def test_tail_ends_well_on_ctrl_c(service: ServiceProcess, tail: Tail) -> None:
     assert program.stderr == ""
 
 
-def test_tail_meets_ctrl_c_in_no_code_of_redis(any_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["tail", "--from", "9999999999999-0"],
+        ["session", "sess_1"],
+        ["sessions"],
+        ["sessions", "user_1"],
+        ["check"],
+        ["dead-letters", "list"],
+        ["dead-letters", "show", "msg_1"],
+        ["dead-letters", "replay"],
+        ["dead-letters", "drop", "msg_1"],
+        ["dead-letters", "drop", "--all"],
+    ],
+)
+def test_ctrl_c_meets_no_code_of_redis(
+    arguments: list[str], any_redis: EmbeddedRedis, any_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In hiredis, KeyboardInterrupt ends the process by SIGSEGV; Python raises it in the main thread only."""
     threads = set()
+    send_packed = redis.Connection.send_packed_command
 
-    def now(_: SessionFeed) -> dict[int, str]:
+    def send(connection: redis.Connection, *arguments: Any, **options: Any) -> None:
         threads.add(threading.current_thread())
-        raise KeyboardInterrupt
+        send_packed(connection, *arguments, **options)  # type: ignore[no-untyped-call]
 
-    monkeypatch.setattr(SessionFeed, "now", now)
-    assert run("tail", environment={"REDIS_URL": any_redis.url}).exit_code == 0
+    monkeypatch.setattr(redis.Connection, "send_packed_command", send)
+    read(any_redis, *arguments, CLERK_WEBHOOK_SIGNING_SECRET=SECRET)
     assert threads
     assert threading.main_thread() not in threads
 
@@ -872,6 +891,34 @@ def test_all_sessions_are_listed_page_by_page(service: ServiceProcess, any_redis
             break
         options = ["--limit", "2", *count.rpartition(": ")[2].split()]
     assert seen == [live[:2], live[2:4], live[4:]]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "count"),
+    [
+        ("_expire_at", "tomorrow", "2 sessions are live, 2 shown."),
+        ("_expire_at", "1e12", "2 sessions are live, 2 shown."),
+        ("state", "{", "3 sessions are live, 2 shown."),
+        ("state", '{"schema_version":1}', "3 sessions are live, 2 shown."),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_session_that_can_not_be_read_is_named_and_the_others_are_listed(
+    field: str, value: str, count: str, options: list[str], own_redis: EmbeddedRedis, own_client: Any
+) -> None:
+    ids = ["sess_1", "sess_2", "sess_3"]
+    with run_relay(own_redis.url) as relay:
+        for id_ in ids:
+            relay.take(clerk_event(session_id=id_, expire_at=None), f"msg_{id_}")
+    key = "{clerk}:session:sess_2"
+    own_client.hset(key, field, value)
+    result = read(own_redis, "sessions", *options)
+    assert result.exit_code == 1
+    *lines, _ = [*result.stdout.splitlines(), *result.stderr.splitlines()]
+    assert [id_ for id_ in ids if any(id_ in line for line in result.stdout.splitlines())] == [ids[0], ids[2]]
+    assert count in lines
+    (fault,) = [line for line in result.stderr.splitlines() if line != count]
+    assert fault.startswith(f"{key}: ")
 
 
 def test_a_page_that_is_just_full_is_the_last_one(service: ServiceProcess, any_redis: EmbeddedRedis) -> None:

@@ -334,6 +334,18 @@ def test_all_live_sessions_of_a_cluster_are_listed_in_one_order(cluster: Cluster
     assert count == f"40 sessions are live, 30 shown. The next ones: --after {expected[-1]}"
 
 
+def test_the_live_sessions_of_a_cluster_are_looked_for_once_on_each_node(
+    cluster: Cluster, nodes: list[Any], spread: Relay
+) -> None:
+    """Not once for each partition: a scan looks at every key of a node."""
+    spread.take(clerk_event(session_id="sess_1", expire_at=None), "msg_1")
+    for client in nodes:
+        client.config_resetstat()
+    environment = {"REDIS_URL": cluster.url, "PARTITIONS": str(PARTITIONS)}
+    assert run("sessions", environment=environment).stdout.endswith("1 session is live, 1 shown.\n")
+    assert [client.info("commandstats")["cmdstat_scan"]["calls"] for client in nodes] == [1, 1, 1]
+
+
 def test_with_partitions_dead_letters_share_one_box(cluster: Cluster, nodes: list[Any], spread: Relay) -> None:
     assert spread.take(UNREADABLE, "msg_unreadable").outcome == "dead_lettered"
 

@@ -1,4 +1,4 @@
-"""How a command reads from Redis that Ctrl-C may end at any moment.
+"""How a command talks to Redis that Ctrl-C may end at any moment.
 
 Apart from the commands, because it is about threads alone.
 """
@@ -11,18 +11,19 @@ from typing import Any, Final, TypeVar
 T = TypeVar("T")
 
 END: Final[Any] = object()
-"""What `next` is to return, called apart, where there is no more."""
+"""What `next` is to return, called in a thread, where there is no more."""
 
 
 @contextlib.contextmanager
-def apart(stop: Callable[[], object]) -> Iterator[Callable[..., Any]]:
+def in_thread(stop: Callable[[], object] = lambda: None) -> Iterator[Callable[..., Any]]:
     """Yield what calls a function in a thread of its own, and returns its result.
 
     Python raises KeyboardInterrupt in the main thread, wherever that is. If it is in hiredis 3.5.0, which encodes a
     command, the process dies of it (SIGSEGV).
 
     Args:
-        stop: Ends what the thread waits for, when the caller leaves by an exception.
+        stop: Ends what the thread waits for, when the caller leaves by an exception. By default, the thread
+            completes what it does.
     """
     with ThreadPoolExecutor(1) as thread:
         try:
