@@ -351,7 +351,7 @@ def run_subscriber(redis_url: str, directory: Path, *arguments: str) -> Iterator
 
 
 def test_the_subscriber_is_short() -> None:
-    assert len((EXAMPLES / "subscriber.mjs").read_text().splitlines()) < 90
+    assert len((EXAMPLES / "subscriber.mjs").read_text().splitlines()) <= 125
 
 
 @contextlib.contextmanager
@@ -395,6 +395,12 @@ def test_the_subscriber_says_that_it_has_no_url(tmp_path: Path) -> None:
         "redis://127.0.0.1:1/name",
         '"redis://127.0.0.1:1"',
         "redis+cluster://127.0.0.1:1",
+        "redis://:hunter%two@127.0.0.1:1",
+        "redis://hunter%zz:two@127.0.0.1:1",
+        "redis://:hunter%ff@127.0.0.1:1",
+        "redis://user:1234?hunter@127.0.0.1:1",
+        "redis://127.0.0.1:1/0?abortConnect=false,ssl=true,password=hunter",
+        "redis://127.0.0.1:1/0?timeout=1;password=hunter",
     ],
 )
 def test_the_subscriber_says_that_a_url_is_none(url: str, tmp_path: Path) -> None:
@@ -404,7 +410,144 @@ def test_the_subscriber_says_that_a_url_is_none(url: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("node_modules")
-@pytest.mark.parametrize("cursor", ["nonsense", "1795422761000", "$"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "ssl=true",
+        "tls_enabled=1",
+        "ssl_cert_reqs=none",
+        "rejectUnauthorized=false",
+        "db=77",
+        "password=hunter",
+        "auth=hunter",
+    ],
+)
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_the_subscriber_names_an_option_that_says_how_to_connect(option: str, scheme: str, tmp_path: Path) -> None:
+    line = what_the_subscriber_ends_with(tmp_path, REDIS_URL=f"{scheme}://127.0.0.1:1/0?family=4&{option}")
+    assert line.startswith(f"REDIS_URL has the option {option.partition('=')[0]}: leave it out; ")
+    assert "hunter" not in line
+
+
+@pytest.mark.usefixtures("node_modules")
+def test_the_subscriber_passes_over_options_of_other_clients(
+    service: ServiceProcess, any_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """ioredis would take each of these for its own."""
+    url = f"{real_redis.url}?keyPrefix=app:&socketTimeout=1000&stringNumbers=true&keyPrefix=b:"
+    with run_subscriber(url, tmp_path) as program:
+        passed_over = "REDIS_URL has options that are passed over: keyPrefix, socketTimeout, stringNumbers"
+        assert program.stderr.splitlines()[0] == passed_over
+        revoke(service, "sess_1")
+        program.wait_for("drop user_1 sess_1 revoked")
+
+
+@pytest.mark.usefixtures("node_modules")
+@pytest.mark.parametrize(
+    "prefix", ['"{clerk}"', "'{clerk}'", "{clerk}'", " {clerk}", "{clerk}\u00a0", "\u201c{clerk}\u201d", "«{clerk}»"]
+)
+def test_the_subscriber_refuses_a_prefix_that_no_relay_has(prefix: str, tmp_path: Path) -> None:
+    line = what_the_subscriber_ends_with(tmp_path, REDIS_URL="redis://127.0.0.1:1", REDIS_KEY_PREFIX=prefix)
+    assert line.startswith("REDIS_KEY_PREFIX has white space, a quotation mark or a control character")
+
+
+@pytest.mark.usefixtures("node_modules")
+def test_the_subscriber_takes_an_empty_prefix_as_none(
+    service: ServiceProcess, any_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    with failing_subscriber(tmp_path, REDIS_URL=real_redis.url, REDIS_KEY_PREFIX="", PARTITIONS="1") as program:
+        program.wait_for("^following after 0-0; there is nothing in {clerk}:events yet", stream="stderr")
+        revoke(service, "sess_1")
+        program.wait_for("drop user_1 sess_1 revoked")
+
+
+@pytest.mark.usefixtures("node_modules")
+def test_the_subscriber_does_not_follow_one_of_several_partitions(tmp_path: Path) -> None:
+    line = what_the_subscriber_ends_with(tmp_path, REDIS_URL="redis://127.0.0.1:1", PARTITIONS="4")
+    assert line.startswith("PARTITIONS=4: this program follows one stream: ")
+
+
+@pytest.mark.usefixtures("node_modules")
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [
+        ("4", "The data has 4 partitions: this program follows one stream: "),
+        ("1>4@1795422761000", "The data is being moved: start again once `session-relay repartition` is done"),
+    ],
+)
+def test_the_subscriber_ends_where_the_data_has_several_partitions(
+    mark: str, said: str, own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path
+) -> None:
+    own_client.hset("{clerk}:partitions", "partitions", mark)
+    assert what_the_subscriber_ends_with(tmp_path, REDIS_URL=own_redis.url).startswith(said)
+
+
+@pytest.mark.usefixtures("node_modules")
+def test_the_subscriber_does_without_the_right_to_ask_for_partitions(
+    own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path
+) -> None:
+    rights = ["+xread", "+xrevrange", "+select"]
+    own_client.execute_command("ACL", "SETUSER", "few", "on", ">few", "~{clerk}:events", "-@all", *rights)
+    own_client.hset("{clerk}:partitions", "partitions", "1")
+    with run_subscriber(own_redis.url.replace("//", "//few:few@"), tmp_path):
+        pass
+
+
+@pytest.mark.usefixtures("node_modules")
+@pytest.mark.parametrize("ahead_ms", [3_600_000, 10**17])
+def test_the_subscriber_refuses_a_cursor_in_the_future(
+    ahead_ms: int, own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path
+) -> None:
+    cursor = f"{int(time.time() * 1000) + ahead_ms}-0"
+    line = what_the_subscriber_ends_with(tmp_path, cursor, REDIS_URL=own_redis.url)
+    assert line == "CURSOR is in the future: leave it out to follow from now on"
+
+
+@pytest.mark.usefixtures("node_modules")
+def test_the_subscriber_takes_what_the_stream_has_for_no_future(
+    own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path
+) -> None:
+    """The clock of Redis may have been put back."""
+    cursor = f"{int(time.time() * 1000) + 3_600_000}-0"
+    own_client.xadd(EVENTS_KEY, {"outcome": "stale"}, id=cursor)
+    with run_subscriber(own_redis.url, tmp_path, cursor) as program:
+        assert program.stderr == f"following after {cursor}\n"
+
+
+@pytest.mark.usefixtures("node_modules")
+def test_the_subscriber_names_a_command_that_redis_lacks(tmp_path: Path) -> None:
+    def reply(command: list[bytes]) -> bytes:
+        lacks = command[0].upper() == b"XREVRANGE"
+        return b"-ERR unknown command 'XREVRANGE', with args beginning with: 'hunter'" if lacks else b"+OK"
+
+    with scripted_redis(reply) as server:
+        line = what_the_subscriber_ends_with(tmp_path, REDIS_URL=server.url)
+    assert line.startswith("Redis: ERR unknown command 'XREVRANGE': it has to have XREAD, XREVRANGE and HMGET")
+
+
+@pytest.mark.usefixtures("node_modules")
+def test_the_idle_subscriber_waits_at_redis_for_twenty_seconds_at_a_time(tmp_path: Path) -> None:
+    """So it sends two commands in that time: 260,000 in 30 days. One that does not wait is asked once a second."""
+    reads: list[list[bytes]] = []
+
+    def reply(command: list[bytes]) -> bytes:
+        if command[0].upper() == b"XREAD":
+            reads.append(command)
+            return b"*-1"
+        return b"*0" if command[0].upper() == b"XREVRANGE" else b"+OK"
+
+    with scripted_redis(reply) as server, failing_subscriber(tmp_path, REDIS_URL=server.url) as program:
+        program.wait_for("^following after 0-0", stream="stderr")
+        started_at = time.monotonic()
+        eventually(lambda: len(reads) == 3)
+        assert time.monotonic() - started_at > 1.5
+    assert reads[0][3:5] == [b"BLOCK", b"20000"]
+
+
+@pytest.mark.usefixtures("node_modules")
+@pytest.mark.parametrize(
+    "cursor", ["nonsense", "1795422761000", "$", "99999999999999999999999999-0", "1-18446744073709551616"]
+)
 def test_the_subscriber_says_that_a_cursor_is_none(cursor: str, tmp_path: Path) -> None:
     line = what_the_subscriber_ends_with(tmp_path, cursor, REDIS_URL="redis://127.0.0.1:1")
     assert line == "CURSOR is not like 1795422761000-0"
@@ -561,7 +704,7 @@ def test_the_subscriber_says_when_it_missed_something(
         program.wait_for("sess_1")
         any_client.xtrim(EVENTS_KEY, maxlen=0, approximate=False)
         revoke(service, "sess_2")
-        program.wait_for("trimmed past", stream="stderr")
+        program.wait_for("trimmed past .*, or Redis lost it", stream="stderr")
         revoke(service, "sess_3")
         program.wait_for("sess_3")
 
