@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from support.orphans import ended_with_this_process
+from support.orphans import ended_with_this_process, put_first_on_path
 
 from service.config import ReconcileSettings, Settings
 
@@ -16,13 +16,14 @@ INSTALL_REDIS = "install it, for example with `apt-get install redis-server` or 
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if binary := os.environ.pop("REDIS_SERVER", None):  # under the name by which all look for it; workers inherit PATH
-        if not os.access(binary, os.X_OK):
-            raise pytest.UsageError(f"REDIS_SERVER: there is no program {binary}: name the path of a redis-server.")
+    named = os.environ.pop("REDIS_SERVER", None)
+    if named and not os.access(named, os.X_OK):
+        raise pytest.UsageError(f"REDIS_SERVER: there is no program {named}: name the path of a redis-server.")
+    is_main = not hasattr(config, "workerinput")  # pytest's workers, and all that they start, inherit what it sets
+    if (binary := named or shutil.which("redis-server")) and is_main:
         directory = tempfile.mkdtemp(prefix="redis-server-")
         config.add_cleanup(lambda: shutil.rmtree(directory))
-        (Path(directory) / "redis-server").symlink_to(Path(binary).resolve())
-        os.environ["PATH"] = f"{directory}{os.pathsep}{os.environ['PATH']}"
+        put_first_on_path(Path(directory), Path(binary))
     if os.environ.get("CI") == "true" and shutil.which("redis-server") is None:
         raise pytest.UsageError(f"CI=true, but there is no redis-server on PATH: {INSTALL_REDIS}.")
     # Where this is set, each of the many processes that tests start would compile the whole service anew.
@@ -31,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in [*Settings.model_fields, *ReconcileSettings.model_fields, "clerk_webhook_secret"]:
         os.environ.pop(name.upper(), None)
         os.environ.pop(name, None)
-    if not hasattr(config, "workerinput"):  # what this one marks, pytest's workers and all they start have as well
+    if is_main:
         stack = contextlib.ExitStack()
         stack.enter_context(ended_with_this_process())
         config.add_cleanup(stack.close)

@@ -59,9 +59,7 @@ def run_server(binary: str, options: Sequence[str] = (), port: int | None = None
     with temporary_directory("session-relay-redis-", why) as directory:
         chosen = port or _free_port()
         command = [binary, "--bind", "127.0.0.1", "--port", str(chosen), "--dir", directory]
-        command += ["--save", "", "--appendonly", "no", "--logfile", "redis.log"]
-        # Its title would overwrite its environment, by which the tests find what a killed run left behind.
-        command += ["--set-proc-title", "no", *options]
+        command += ["--save", "", "--appendonly", "no", "--logfile", "redis.log", *options]
         # In a session of its own, so that Ctrl-C does not end it before those who use it.
         with subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL) as process:  # noqa: S603
             try:

@@ -6,6 +6,7 @@ run in their environment, which whoever is started inherits. It needs /proc.
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,6 +28,15 @@ def ended_with_this_process() -> Iterator[None]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True):
         os.environ[VARIABLE] = f"{os.environ.get(VARIABLE, '')} {mark}"
         yield
+
+
+def put_first_on_path(directory: Path, redis_server: Path) -> None:
+    """Let all who look for a redis-server find this one, without its title, which would overwrite the mark."""
+    program = directory / "redis-server"
+    binary = shlex.quote(str(redis_server.absolute()))  # not resolved: Debian's is a link, and goes by its name
+    program.write_text(f'#!/bin/sh\n[ $# = 1 ] && exec {binary} "$@"\nexec {binary} "$@" --set-proc-title no\n')
+    program.chmod(0o755)
+    os.environ["PATH"] = f"{directory}{os.pathsep}{os.environ['PATH']}"
 
 
 def _marked(mark: str) -> Iterator[int]:

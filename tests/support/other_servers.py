@@ -39,11 +39,15 @@ def run(binary: Path, arguments: list[str]) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-m", "real_redis", f"--junitxml={report}", *arguments]
-        subprocess.run(command, check=False, cwd=ROOT, env=os.environ | {"REDIS_SERVER": str(binary)})
+        done = subprocess.run(command, check=False, cwd=ROOT, env=os.environ | {"REDIS_SERVER": str(binary)})
         if not report.exists():
             return {"tests": 0, "failures": 1, "errors": 0, "skipped": 0}
         (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
-        return {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
+        counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
+        # Not only tests fail: so do pytest itself, a plugin, a run that was interrupted.
+        if done.returncode != (1 if counts["failures"] + counts["errors"] else 0):
+            counts["errors"] += 1
+        return counts
 
 
 def main() -> None:

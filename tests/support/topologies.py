@@ -87,7 +87,6 @@ def run_sentinel(binary: str, primary_port: int, *more: str, quorum: int = 2) ->
         config, log = Path(directory) / "sentinel.conf", Path(directory) / "sentinel.log"
         lines = [
             *("bind 127.0.0.1", f"port {port}", f"dir {directory}", f"logfile {log}"),
-            "set-proc-title no",  # as in embedded.py
             f"sentinel monitor {MASTER} 127.0.0.1 {primary_port} {quorum}",
             f"sentinel down-after-milliseconds {MASTER} 1000",
             f"sentinel failover-timeout {MASTER} 5000",

@@ -116,6 +116,15 @@ def test_a_server_that_does_not_start_says_why(redis_binary: str) -> None:
         pass
 
 
+def test_it_is_told_nothing_that_older_servers_do_not_know(redis_binary: str, tmp_path: Path) -> None:
+    """It starts, and whoever uses it says that its version is too old."""
+    older = tmp_path / "redis-server"
+    older.write_text(f'#!/bin/sh\ncase "$*" in *set-proc-title*) exit 1;; esac\nexec {redis_binary} "$@"\n')
+    older.chmod(0o755)
+    with embedded.run_server(str(older)) as server, client_of(server.url) as client:
+        assert client.ping()
+
+
 def test_a_port_can_be_asked_for(redis_binary: str) -> None:
     port = free_port()
     with embedded.run_server(redis_binary, port=port) as server:
