@@ -17,6 +17,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # The pip of the machine installs into .venv, too: to give .venv one of its own takes longer than to make .venv.
+# Before 22.3 (Ubuntu 22.04 has 22.0) it can't, and .venv gets its own.
 PIP = $(shell test -x .venv/bin/pip && echo .venv/bin/python || echo $(PYTHON)) -m pip --disable-pip-version-check --python
 
 .PHONY: help run test test-unit test-lowest test-servers soak soak-reconcile bench bench-growth lint schemas pins clean
@@ -146,15 +147,18 @@ ifneq ($(IN_PLACE),yes)
 .PHONY: .venv/.made
 endif
 
-# Debian has pip and ensurepip in packages of their own. One of them will do.
+# Debian has pip and ensurepip in packages of their own. One of them will do. The pip that ensurepip brings along may be
+# too old to install into other environments.
 .venv/.made:
 	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
 		echo "Python 3.11 or newer is needed, and $(or $(PYTHON),python3) is not; name one: make $(or $(MAKECMDGOALS),run) PYTHON=/path/to/python3" >&2; \
 		exit 1; }
 	@rm -rf .venv
-	@$(PYTHON) -m venv $$($(PYTHON) -m pip --version >/dev/null 2>&1 && echo --without-pip) .venv >/dev/null 2>&1 || { \
-		echo "$(PYTHON) has neither ensurepip nor pip; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	@$(PYTHON) -m venv $$($(PYTHON) -m pip --python $$(command -v $(PYTHON)) --version >/dev/null 2>&1 && echo --without-pip) .venv >/dev/null 2>&1 || { \
+		echo "$(PYTHON) has neither ensurepip nor pip 22.3 or newer; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
 		exit 1; }
+	@test ! -x .venv/bin/pip || .venv/bin/python -m pip --python .venv/bin/python --version >/dev/null 2>&1 || \
+		.venv/bin/python -m pip --disable-pip-version-check --quiet install --upgrade pip
 	@pwd -P > $@
 
 # Hashes and addresses of a registry stay out: which one is used is the machine's business (pip's own settings).

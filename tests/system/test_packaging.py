@@ -211,3 +211,31 @@ def test_procfile_names_commands_that_exist(installed: Callable[..., str], kind:
 
     command = commands[kind]
     assert installed(*command.split(), "--help").startswith(f"Usage: {command} ")
+
+
+def made(directory: Path, python: str) -> Path:
+    """Return the `.venv` that `make` makes with this Python, before anything is installed in it."""
+    for name in ("Makefile", "pyproject.toml", "requirements-run.txt"):
+        shutil.copy(ROOT / name, directory)
+    run("make", ".venv/.made", f"PYTHON={python}", cwd=directory)
+    return directory / ".venv"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_an_old_pip_of_the_machine_is_not_used(tmp_path: Path) -> None:
+    """Before 22.3, pip does not know `--python`."""
+    old = tmp_path / "python3"
+    refuses = '[ "$1 $2 $3" = "-m pip --python" ] && exit 2'
+    old.write_text(f'#!/bin/sh\n{refuses}\nexec {sys.executable} "$@"\n')
+    old.chmod(0o755)
+
+    assert (made(tmp_path, str(old)) / "bin" / "pip").exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_a_pip_that_can_install_elsewhere_saves_the_one_of_the_environment(tmp_path: Path) -> None:
+    new = tmp_path / "python3"
+    new.write_text(f'#!/bin/sh\n[ "$1 $2" = "-m pip" ] && exit 0\nexec {sys.executable} "$@"\n')
+    new.chmod(0o755)
+
+    assert not (made(tmp_path, str(new)) / "bin" / "pip").exists()
