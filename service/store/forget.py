@@ -13,10 +13,12 @@ from typing import Any, Final
 import redis
 from clerk_session_feed import connections
 from clerk_session_feed.keys import Keys, partition_of
+from clerk_session_feed.layout import FIELD
 from clerk_session_feed.models import OPEN_STATUSES
 
 from service.config import StoreSettings
 from service.store.dead_letters import DeadLetter
+from service.store.layout import MOVED_AT, PartitionsError, check_mark
 from service.store.scanning import SCAN_COUNT, scan
 
 CHUNK: Final = 64
@@ -54,6 +56,7 @@ def forget_user(settings: StoreSettings, user_id: str) -> Forgotten:
         user_id: of the shape of an id.
 
     Raises:
+        PartitionsError: The data was moved meanwhile, or is being moved: something may be left.
         redis.RedisError: Redis failed, or a key is of another type; the text names it.
     """
     keys = Keys(settings.redis_key_prefix, settings.redis_channel)
@@ -63,11 +66,14 @@ def forget_user(settings: StoreSettings, user_id: str) -> Forgotten:
     with _connected(settings, part.events) as client:
         sets = (part.user_sessions(user_id), part.user_pending(user_id), part.expiry, part.revokes)
         _check_types(client, dict.fromkeys(sets, "zset") | {part.user_gone(user_id): "hash", part.events: "stream"})
+        moved_at = _check_layout(client, part, len(parts))
         forgotten.is_deleted = bool(client.hexists(part.user_gone(user_id), "deleted"))
         user = _User(client, part, user_id, forgotten)
         user.remove_indexed()
         user.remove_entries()
         user.remove_scanned()
+        if _check_layout(client, part, len(parts)) != moved_at:
+            raise PartitionsError("The data was moved meanwhile, so something may be left: run it again.")
     with _connected(settings, keys.dead_letters) as client:
         _check_types(client, {keys.dead_letters: "hash"})
         forgotten.dead_letters = _remove_dead_letters(client, keys.dead_letters, user_id)
@@ -79,6 +85,13 @@ def _connected(settings: StoreSettings, key: str) -> Iterator[Any]:
     url, tls_verify = settings.redis_url.get_secret_value(), settings.redis_tls_verify
     with connections.connect(url, key, tls_verify=tls_verify, timeout=settings.redis_timeout) as client:
         yield client
+
+
+def _check_layout(client: Any, part: Keys, partitions: int) -> bytes | None:
+    """Return when the data was last moved; raise PartitionsError if it is not divided into so many partitions."""
+    mark, moved_at = client.hmget(part.layout, FIELD, MOVED_AT)
+    check_mark(partitions, mark)
+    return moved_at  # type: ignore[no-any-return]
 
 
 def _check_types(client: Any, types: Mapping[str, str]) -> None:

@@ -2,8 +2,11 @@
 -- Returns the number that it has: another one than was asked for, if somebody else was faster.
 
 local
-  layout_key,   -- {clerk}:partitions    hash, TTL    partitions: their number; or `<old>><new>@<ms>` during a move
-  events_key    -- {clerk}:events        stream       is there if the data has one partition
+  layout_key,   -- {clerk}:partitions    hash, TTL    partitions: their number; or `<old>><new>@<ms>` during a move;
+                --                                    moved_at: when the last move began (ms); after: see repartition
+  events_key,   -- {clerk}:events        stream       these are there if the data has one partition
+  expiry_key,   -- {clerk}:expiry        zset
+  revokes_key   -- {clerk}:revokes       zset
   = unpack(KEYS)
 local
   partitions,
@@ -12,7 +15,7 @@ local
 
 local marked = redis.call('HMGET', layout_key, 'partitions')[1]
 if not marked then
-  if redis.call('EXISTS', events_key) == 1 then
+  if redis.call('EXISTS', events_key, expiry_key, revokes_key) > 0 then
     return '1'
   end
   redis.call('HSET', layout_key, 'partitions', partitions)

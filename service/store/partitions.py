@@ -17,7 +17,7 @@ from clerk_session_feed.layout import FIELD
 
 from service.config import StoreSettings
 from service.errors import StoreUnavailableError
-from service.store.layout import LayoutCheck, PartitionsError, check_mark, check_streams_of_one
+from service.store.layout import LayoutCheck, PartitionsError, check_mark
 from service.store.pipeline import Pipeline
 from service.store.scripts import SCRIPTS
 from service.waiting import wait
@@ -38,6 +38,15 @@ class Partition(NamedTuple):
     number: int
     keys: Keys
     pipeline: Pipeline
+    of: int
+    """How many there are."""
+
+    def checked(self) -> Future[bool]:
+        """Ask whether the data is still divided into so many: what was sent before was done in the right place.
+
+        The future raises PartitionsError if it is not.
+        """
+        return self.pipeline.submit(("HMGET", self.keys.layout, FIELD), partial(_check_mark, self.of))
 
 
 class Backlog(NamedTuple):
@@ -62,12 +71,14 @@ class PartitionedStore:
         self._pipelines: dict[int, Pipeline] = {}
         keys = Keys(settings.redis_key_prefix, settings.redis_channel)
         self._layout = LayoutCheck(settings, keys, may_mark=may_mark)
+        self._refused = ""
+        """What the last connection was refused for."""
         self._layout_key: Final = keys.layout  # likewise
         self._dead_letters = keys.dead_letters, self._pipeline_for(keys.dead_letters)
         self._reconcile_key: Final = keys.reconcile  # in the slot of the dead letters
         parts = keys.split(settings.partitions)
         self._partitions = [
-            Partition(number, part, self._pipeline_for(part.events)) for number, part in enumerate(parts)
+            Partition(number, part, self._pipeline_for(part.events), len(parts)) for number, part in enumerate(parts)
         ]
         self._probes = {self._pipeline_for(part.probe): part.probe for part in (keys, *parts)}
 
@@ -91,10 +102,12 @@ class PartitionedStore:
                 await on_connect(connection)
                 await self._layout.ask(connection, key)
             except PartitionsError as error:
-                if self._may_mark:  # who only looks says it himself
+                if self._may_mark and str(error) != self._refused:  # who only looks says it himself
                     log.warning("partitions_differ", detail=str(error))
+                self._refused = str(error)
                 await connection.disconnect()  # redis-py would only do so after errors of its own
                 raise
+            self._refused = ""
 
         settings = self._settings
         return connections.connect_async(
@@ -125,24 +138,40 @@ class PartitionedStore:
         return self._partitions[partition_of(user_id, len(self._partitions))]
 
     def connect(self) -> None:
-        """Make all connections now, and not when they are needed.
+        """Make all connections now, and not when they are needed; see also `check_marks`."""
+        self.check_marks()
+
+    def check_marks(self) -> None:
+        """Ask whether the data is divided into PARTITIONS, and no partition is being moved.
 
         Raises:
-            PartitionsError: The data is not divided into PARTITIONS.
+            PartitionsError: It is not.
             StoreUnavailableError: Redis does not answer in time.
         """
-        results([partial(each.submit, ("EXISTS", key), bool) for each, key in self._probes.items()])
+        results(self._marks())
 
     def probe(self) -> None:
         """Ask if Redis would take a write now (memory, replicas, loading and so on), without writing.
 
         Raises:
-            PartitionsError: The data is not divided into PARTITIONS.
+            PartitionsError: The data is not divided into PARTITIONS, or is being moved.
             StoreUnavailableError: Redis would not, or does not answer in time.
         """
-        asked = [partial(each.submit, ("LPUSHX", key, ""), bool) for each, key in self._probes.items()]
+        asked = self._marks()
+        asked += [partial(each.submit, ("LPUSHX", key, ""), bool) for each, key in self._probes.items()]
+        results(asked, PROBE_SECONDS)
+
+    def _marks(self) -> list[Callable[[], Future[bool]]]:
         _, pipeline = self._dead_letters
-        results([*asked, partial(pipeline.submit, ("HMGET", self._layout_key, FIELD), self._check_mark)], PROBE_SECONDS)
+        whole = partial(pipeline.submit, ("HMGET", self._layout_key, FIELD), self._check_whole)
+        return [whole, *(each.checked for each in self._partitions if each.of > 1)]
+
+    def _check_whole(self, reply: list[bytes | None]) -> bool:
+        count = len(self._partitions)
+        if count > 1 and reply != [b"%d" % count]:  # the data was replaced since the connections asked
+            for pipeline in self._pipelines.values():
+                pipeline.reconnect()
+        return _check_mark(count, reply)
 
     def parsing(self, parse: Callable[[list[bytes]], T]) -> Callable[[list[bytes]], T]:
         """Return what parses a script's reply; it raises PartitionsError if the script refused for that reason."""
@@ -154,11 +183,6 @@ class PartitionedStore:
 
         return parse_checked
 
-    def _check_mark(self, reply: Any) -> bool:
-        if isinstance(reply, list):
-            check_mark(len(self._partitions), *reply)
-        return True
-
     def backlog(self, reconcile_fields: Sequence[str]) -> Backlog:
         """Ask what there is to work off, and for these fields of what `reconcile` recorded."""
         key, pipeline = self._dead_letters
@@ -166,10 +190,11 @@ class PartitionedStore:
         reconcile = partial(pipeline.submit, ("HMGET", self._reconcile_key, *reconcile_fields), list)
         first = ("-inf", "+inf", "WITHSCORES", "LIMIT", 0, 1)
         firsts = [
-            partial(each.submit, ("ZRANGEBYSCORE", keys.expiry, *first), _score) for _, keys, each in self._partitions
+            partial(each.submit, ("ZRANGEBYSCORE", keys.expiry, *first), _score)
+            for _, keys, each, _ in self._partitions
         ]
         revokes = [
-            partial(each.submit, ("ZCOUNT", keys.revokes, "-inf", "+inf"), int) for _, keys, each in self._partitions
+            partial(each.submit, ("ZCOUNT", keys.revokes, "-inf", "+inf"), int) for _, keys, each, _ in self._partitions
         ]
         asked: list[Callable[[], Future[Any]]] = [size, reconcile, *firsts, *revokes]
         dead_letters, recorded, *counts = results(asked, PROBE_SECONDS)
@@ -189,7 +214,6 @@ def refuse_other_partitions(settings: StoreSettings) -> None:
     try:
         with contextlib.closing(PartitionedStore(settings, may_mark=False)) as store:
             store.connect()
-        check_streams_of_one(settings)
     except PartitionsError as error:
         raise ConfigurationError([str(error)]) from None
     except StoreUnavailableError:
@@ -226,6 +250,11 @@ def results(
     finally:  # asyncio would log the errors of futures that nobody waited for
         for future in futures:
             future.add_done_callback(lambda each: each.cancelled() or each.exception())
+
+
+def _check_mark(partitions: int, reply: list[bytes | None]) -> bool:
+    check_mark(partitions, *reply)
+    return True
 
 
 def _score(reply: list[bytes]) -> float:

@@ -112,6 +112,7 @@ class Pipeline:
         self._pool: Any = self._connect(on_connect=self._load_scripts).connection_pool
         # Not borrowed from the pool for each batch: that takes longer than Redis takes over a command.
         self._connection: Any = None
+        self._is_outdated = False
         self._waiting: collections.deque[_Command] = collections.deque()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -160,6 +161,10 @@ class Pipeline:
                 loop = self._loop or self._start_thread()
                 loop.call_soon_threadsafe(self._start)
         return future
+
+    def reconnect(self) -> None:
+        """Give the next command a new connection, which asks anew whether it may be used."""
+        self._is_outdated = True
 
     def close(self) -> None:
         """Send the commands that wait, then disconnect; later commands are refused.
@@ -272,6 +277,9 @@ class Pipeline:
         if self._connection is None:
             self._connection = self._pool.make_connection()
         connection = self._connection
+        if self._is_outdated:
+            self._is_outdated = False
+            await connection.disconnect()
         connection.socket_timeout = self._timeout  # for connecting
         try:
             await self._pool.ensure_connection(connection)

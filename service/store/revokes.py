@@ -48,12 +48,17 @@ class PendingRevoke(NamedTuple):
 
 
 def add(partition: Partition, session_ids: Sequence[str], now_ms: int) -> None:
-    """Record that Clerk has still to revoke these sessions; one that is recorded already keeps its time."""
+    """Record that Clerk has still to revoke these sessions; one that is recorded already keeps its time.
+
+    Raises:
+        PartitionsError: The data was moved meanwhile.
+    """
     key = partition.keys.revokes
     scored = [word for each in session_ids for word in (now_ms, each)]
-    futures = [
+    futures: list[Future[Any]] = [
         partition.pipeline.submit(("ZADD", key, "NX", *scored), int),
         partition.pipeline.submit(("PEXPIRE", key, MAX_TTL_MS), int),
+        partition.checked(),
     ]
     with naming(key):
         for future in futures:
@@ -61,19 +66,24 @@ def add(partition: Partition, session_ids: Sequence[str], now_ms: int) -> None:
 
 
 def remove(partition: Partition, session_ids: Sequence[str]) -> None:
-    """Record that Clerk has nothing more to do about these sessions."""
+    """Record that Clerk has nothing more to do about these sessions; raises as `add` does."""
     ids = [each.encode(errors="surrogateescape") for each in session_ids]
-    result(partition.pipeline.submit(("ZREM", partition.keys.revokes, *ids), int))
+    removed = partition.pipeline.submit(("ZREM", partition.keys.revokes, *ids), int)
+    checked = partition.checked()
+    result(removed)
+    result(checked)
 
 
 def pending(partition: Partition, start: int, count: int) -> list[PendingRevoke]:
     """Return so many sessions that Clerk has still to revoke, those ordered last first, without the first `start`.
 
-    What another program wrote there may be no id of a session.
+    What another program wrote there may be no id of a session. Raises as `add` does.
     """
     command = ("ZREVRANGE", partition.keys.revokes, start, start + count - 1, "WITHSCORES")
     with naming(partition.keys.revokes):
-        words: list[bytes] = result(partition.pipeline.submit(command, list))
+        found, checked = partition.pipeline.submit(command, list), partition.checked()
+        words: list[bytes] = result(found)
+        result(checked)
     return [
         PendingRevoke(each.decode(errors="surrogateescape"), int(float(score)))
         for each, score in zip(words[::2], words[1::2], strict=True)

@@ -33,6 +33,7 @@ def stored_sessions(store: PartitionedStore) -> Iterator[Stored]:
     """Yield the ids of all sessions that are stored for as long as this takes; some twice, as SCAN does.
 
     Raises:
+        PartitionsError: The data was moved meanwhile, so not all were found.
         StoreUnavailableError: Redis failed.
     """
     # Partitions of one connection lie on one server, whose keys are looked through once.
@@ -45,6 +46,7 @@ def stored_sessions(store: PartitionedStore) -> Iterator[Stored]:
             looked_at += SCAN_COUNT
             ids = {each: [id_.decode() for id_ in id_list if _is_id(id_)] for each, id_list in found.items()}
             yield Stored(ids, (number + min(1.0, looked_at / total)) / len(shared))
+    store.check_marks()
     yield Stored({}, 1.0)
 
 
@@ -96,6 +98,7 @@ def indexed_sessions(
 
     Raises:
         WrongTypeError: A key of the user has another type.
+        PartitionsError: The data was moved meanwhile.
         StoreUnavailableError: Redis failed.
     """
     seen: set[bytes] = set()
@@ -105,7 +108,9 @@ def indexed_sessions(
             with naming(key):
                 left = seconds()  # before anything is sent
                 reply: Any = partition.pipeline.submit(("ZSCAN", key, cursor, "COUNT", CHUNK), list)
+                checked = partition.checked()
                 cursor, items = result(reply, left)
+                result(checked, left)
             new = [each for each in dict.fromkeys(items[::2]) if each not in seen]
             seen.update(new)
             if new:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import orjson
 from clerk_session_feed.models import Event, EventWithRequest
@@ -117,21 +117,26 @@ class SessionStore(PartitionedStore):
         """Return the stored state of each session; None if there is none, ValueError if it can't be read.
 
         It waits at most so many seconds for each READ_BATCH of them.
+
+        Raises:
+            PartitionsError: The data was moved meanwhile: what is not found here may be elsewhere.
+            StoreUnavailableError: Redis failed.
         """
         stored: list[StoredState | ValueError | None] = []
         for start in range(0, len(session_ids), READ_BATCH):
             batch = session_ids[start : start + READ_BATCH]
             commands = [("HMGET", partition.keys.session(each), *STORED_FIELDS) for each in batch]
-            submits = [
+            submits: list[Callable[[], Future[Any]]] = [
                 partial(partition.pipeline.submit, command, partial(_stored, session_id))
                 for session_id, command in zip(batch, commands, strict=True)
             ]
-            stored += results(submits, seconds, _unless_wrong_type)
+            *found, _ = results([*submits, partition.checked], seconds, _unless_wrong_type)
+            stored += found
         return stored
 
     def settle_expiry(self, number: int, session_id: str) -> Future[bool]:
         """Make the expiry set agree with the session's state; the future tells if it still has to expire."""
-        _, keys, pipeline = self._partitions[number]
+        _, keys, pipeline, _ = self._partitions[number]
         command = SETTLE_EXPIRY.command(
             session_key=keys.session(session_id), expiry_key=keys.expiry, session_id=session_id
         )
@@ -221,9 +226,7 @@ def _stored(session_id: str, values: list[bytes | None]) -> StoredState | ValueE
         return error
 
 
-def _unless_wrong_type(
-    future: Future[StoredState | ValueError | None], seconds: float
-) -> StoredState | ValueError | None:
+def _unless_wrong_type(future: Future[Any], seconds: float) -> Any:
     try:
         return result(future, seconds)
     except StoreUnavailableError as error:

@@ -12,6 +12,7 @@ from clerk_session_feed.models import ID, OPEN_STATUSES
 from service.store.layout import MARK_TTL_MS
 from service.store.merging import Fields, merged_gone, merged_session
 from service.store.places import Place, place_of
+from service.store.scanning import SCAN_COUNT
 
 _USER_KEY: Final = re.compile(rb"([A-Za-z0-9_-]{1,128}):(sessions|pending|gone)")
 _OPEN: Final = frozenset(status.encode() for status in OPEN_STATUSES)
@@ -44,9 +45,9 @@ class Moved:
 class Mover:
     """Moves to the right ones of all places of one number."""
 
-    def __init__(self, targets: list[Place], write: Write) -> None:
-        self.moved = Moved()
-        self._targets, self._write = targets, write
+    def __init__(self, targets: list[Place], write: Write, moved: Moved) -> None:
+        self._targets, self._write, self._moved = targets, write, moved
+        self._twice: dict[tuple[Place, Place], list[bytes]] = {}
 
     def move_user_keys(self, source: Place, names: Sequence[bytes]) -> None:
         """Move these keys, where they are in the wrong place. names: what follows on `{clerk}:user:`."""
@@ -71,10 +72,10 @@ class Mover:
                     pipe.pexpire(key, _longer(here[name].ttl_ms, there[name].ttl_ms))
 
             self._move(source, target, queue, [_user_key(source, name) for name in found])
-            self.moved.user_keys += len(found)
+            self._moved.user_keys += len(found)
 
     def move_sessions(self, source: Place, names: Sequence[bytes]) -> None:
-        """Move these sessions, where they are in the wrong place. names: their ids."""
+        """Move these sessions, where they are in the wrong place, and there only. names: their ids."""
         replies = _ask(source, lambda pipe: [pipe.hget(_session_key(source, name), "user_id") for name in names])
         users = {}
         for name, reply in zip(names, replies, strict=True):
@@ -84,12 +85,24 @@ class Mover:
             else:
                 self._skip(_session_key(source, name))
         for target, moving in self._by_target(source, users).items():
-            self._move_to(source, target, moving)
+            self._move_to(source, target, moving, merges=False)
 
-    def _move_to(self, source: Place, target: Place, names: Sequence[bytes]) -> None:
+    def move_twice(self) -> None:
+        """Move the sessions that were found twice, once the sets of users are in their places.
+
+        Each takes itself out of those where it does not belong.
+        """
+        for (source, target), names in self._twice.items():
+            for start in range(0, len(names), SCAN_COUNT):
+                self._move_to(source, target, names[start : start + SCAN_COUNT], merges=True)
+
+    def _move_to(self, source: Place, target: Place, names: Sequence[bytes], *, merges: bool) -> None:
         """Move sessions, with what the sorted sets of the partition have of them."""
         here, there = self._read(source, _session_key, names), self._read(target, _session_key, names)
         moving = [name for name in names if name in there and name in here and here[name].value]
+        if not merges and (twice := [name for name in moving if there[name].value]):
+            self._twice.setdefault((source, target), []).extend(twice)
+            moving = [name for name in moving if not there[name].value]
         expiry = _ask(source, lambda pipe: [pipe.zscore(source.keys.expiry, name) for name in moving])
         revokes = _ask(source, lambda pipe: [pipe.zscore(source.keys.revokes, name) for name in moving])
 
@@ -114,7 +127,7 @@ class Mover:
             pipe.zrem(source.keys.revokes, *moving)
 
         self._move(source, target, queue, [_session_key(source, name) for name in moving], queue_removal)
-        self.moved.sessions += len(moving)
+        self._moved.sessions += len(moving)
 
     def _move(
         self,
@@ -177,7 +190,7 @@ class Mover:
         return read
 
     def _skip(self, key: bytes) -> None:
-        self.moved.unreadable.add(key.decode(errors="backslashreplace"))
+        self._moved.unreadable.add(key.decode(errors="backslashreplace"))
 
 
 def _ask(place: Place, queue: Callable[[Any], object]) -> list[Any]:

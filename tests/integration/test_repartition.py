@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import redis
+from clerk_session_feed.cursors import position
 from clerk_session_feed.errors import ConfigurationError, CursorLostError
-from clerk_session_feed.keys import Keys
+from clerk_session_feed.keys import Keys, partition_of
 from support.clock import eventually
 from support.constants import NOW_MS, ROOT
 from support.events import clerk_event
@@ -20,14 +21,16 @@ from support.topologies import cluster_of
 
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
+from service.store import places
 from service.store.layout import PartitionsError
 from service.store.partitions import refuse_other_partitions
 from service.store.places import Places, RepartitionError
-from service.workers import repartition as worker
 from service.workers.moving import Moved
 from service.workers.repartition import repartition
 
 MOVES = [(1, 8), (8, 1), (3, 5), (5, 3), (2, 4)]
+AFTER_MARKS = 5
+"""The write after those that mark the whole and 3 partitions, and record where the new streams begin."""
 TTL_MS = 60_000
 """How much two TTLs of one key may differ, that were asked for one after the other."""
 
@@ -103,12 +106,12 @@ def test_wherever_a_run_is_killed_the_next_one_goes_on(
     real_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, before: bool, lasting_client: Any
 ) -> None:
     client = lasting_client(real_redis)
-    monkeypatch.setattr(worker, "SCAN_COUNT", 40)
+    monkeypatch.setattr(places, "SCAN_COUNT", 40)
     client.flushall()
     fill(real_redis.url, 3)
     stored = portrait(client)
     kills = 0
-    for number in itertools.count():
+    for number in itertools.count(int(before)):  # nothing has begun before the first write
         with monkeypatch.context() as patch:
             killed_at(patch, number, before=before)
             try:
@@ -132,7 +135,7 @@ def test_meanwhile_a_connected_relay_takes_nothing(
     with run_relay(relay_redis.url) as relay:
         relay.take(clerk_event(), "msg_before")
         with monkeypatch.context() as patch:
-            killed_at(patch, 0, before=True)
+            killed_at(patch, AFTER_MARKS, before=True)
             with pytest.raises(KilledError):
                 move(relay_redis.url, 3)
         stored = contents(client)
@@ -171,27 +174,107 @@ def test_another_number_is_refused_until_the_move_is_done(
         move(relay_redis.url, 4)
 
 
-def test_a_run_that_stood_still_writes_nothing_after_another_has_finished(
+def test_a_run_that_stood_still_anywhere_writes_nothing_after_another_has_finished(
+    real_redis: EmbeddedRedis, lasting_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = lasting_client(real_redis)
+    write = Places.write
+    for number in range(12):  # the first marks the whole, the next ones the partitions
+        client.flushall()
+        fill(real_redis.url, 1)
+        count, after = itertools.count(), list[Any]()
+
+        def finish_first(*arguments: Any, at: int = number, count: Any = count, after: Any = after) -> None:
+            if next(count) == at:
+                with monkeypatch.context() as patch:
+                    patch.setattr(Places, "write", write)
+                    move(real_redis.url, 3)
+                with run_relay(real_redis.url, partitions=3) as relay:
+                    relay.take(clerk_event("ended", session_id="sess_0_live", user_id="user_0"), "msg_ended")
+                after.append(contents(client))
+            write(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Places, "write", finish_first)
+            with pytest.raises(RepartitionError, match="Another run"):
+                move(real_redis.url, 3)
+
+        assert [contents(client)] == after
+
+
+def test_what_is_taken_while_the_last_partitions_are_settled_stays(
     relay_redis: EmbeddedRedis, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(relay_redis.url, 1)
-    write = Places.write
-    other: list[Any] = []
-
-    def finish_first(*arguments: Any) -> None:
-        if not other:
-            other.append(True)
+    with monkeypatch.context() as patch:
+        killed_at(patch, AFTER_MARKS, before=True)
+        with pytest.raises(KilledError):
             move(relay_redis.url, 3)
-            with run_relay(relay_redis.url, partitions=3) as relay:
-                relay.take(clerk_event("ended", session_id="sess_0_live", user_id="user_0"), "msg_ended")
-            other.append(contents(client))
+    writes = 0
+    write = Places.write
+
+    def counted(*arguments: Any) -> None:
+        nonlocal writes
+        writes += 1
         write(*arguments)
 
-    monkeypatch.setattr(Places, "write", finish_first)
-    with pytest.raises(RepartitionError, match="Another run"):
+    with monkeypatch.context() as patch:
+        patch.setattr(Places, "write", counted)
         move(relay_redis.url, 3)
+    client.flushall()
+    fill(relay_redis.url, 1)
+    with monkeypatch.context() as patch:
+        killed_at(patch, writes - 3, before=False)  # the whole and the first partition are settled
+        with contextlib.suppress(KilledError):
+            move(relay_redis.url, 3)
+    marks = [client.hget(keys.layout, "partitions") for keys in (Keys(), *Keys().split(3))]
+    assert marks[:2] == ["3", "3"]
+    assert ">" in marks[3]
+    user = next(f"user_{n}" for n in range(99) if partition_of(f"user_{n}", 3) == 0)
 
-    assert contents(client) == other[1]
+    with pytest.raises(ConfigurationError, match=r"being moved from 1 partitions to 3: wait for .*, or run it again"):
+        refuse_other_partitions(make_settings(relay_redis.url, partitions=3))
+    with run_relay(relay_redis.url, partitions=3) as relay:
+        taken = relay.take(clerk_event(session_id="sess_new", user_id=user), "msg_new")
+        with pytest.raises(PartitionsError):
+            relay.call(relay.store.probe).result(timeout=30)
+        move(relay_redis.url, 3)
+        relay.call(relay.store.probe).result(timeout=30)
+
+    assert [id_ for id_, _ in client.xrange("{clerk:0}:events")] == [taken.cursor]
+    assert [client.hget(keys.layout, "partitions") for keys in Keys().split(3)] == ["3", "3", "3"]
+
+
+def test_the_next_move_begins_its_streams_behind_the_last_entries(relay_redis: EmbeddedRedis, client: Any) -> None:
+    fill(relay_redis.url, 1)
+    move(relay_redis.url, 3)
+    with run_relay(relay_redis.url, partitions=3) as relay:
+        newest = relay.take(clerk_event(session_id="sess_new"), "msg_new").cursor
+    move(relay_redis.url, 1)
+
+    began = client.xinfo_stream("{clerk}:events")["last-generated-id"]
+    assert position(began) > position(newest or "")
+
+
+@pytest.mark.parametrize(("kept", "to"), [("*:gone", 8), ("*:expiry", 8), ("*:session:*", 3)])
+def test_data_without_a_stream_is_moved(relay_redis: EmbeddedRedis, client: Any, kept: str, to: int) -> None:
+    fill(relay_redis.url, 1)
+    client.delete(*{*client.scan_iter("*")} - {*client.scan_iter(kept)})
+
+    move(relay_redis.url, to)
+
+    assert misplaced(client, to) == []
+
+
+def test_data_of_more_partitions_than_are_marked_is_taken_in(relay_redis: EmbeddedRedis, client: Any) -> None:
+    fill(relay_redis.url, 16)
+    client.hset("{clerk}:partitions", "partitions", "3")
+    before = portrait(client)
+
+    move(relay_redis.url, 2)
+
+    assert_same(portrait(client), before)
+    assert misplaced(client, 2) == []
 
 
 def test_there_is_nothing_to_do_twice(relay_redis: EmbeddedRedis, client: Any) -> None:
@@ -334,3 +417,20 @@ def test_partitions_move_between_the_nodes_of_a_cluster(redis_binary: str) -> No
             move(cluster.url, to)
             assert_same(portrait(client), before)
             assert misplaced(client, to) == []
+
+
+def test_on_a_cluster_all_of_what_is_not_marked_is_found(redis_binary: str) -> None:
+    with (
+        cluster_of(redis_binary, replicas=0) as cluster,
+        redis.RedisCluster(
+            host="127.0.0.1", port=cluster.shards[0][0].port, decode_responses=True, protocol=2
+        ) as client,
+    ):
+        fill(cluster.url, 16)
+        client.delete("{clerk}:partitions")
+        before = portrait(client)
+
+        move(cluster.url, 2)
+
+        assert_same(portrait(client), before)
+        assert misplaced(client, 2) == []

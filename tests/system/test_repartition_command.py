@@ -159,7 +159,7 @@ def test_a_right_that_is_missing_is_told_of(
     own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    own_client.execute_command("ACL", "SETUSER", "relay", "on", ">password", "~*", "+@all", "-watch")
+    own_client.execute_command("ACL", "SETUSER", "relay", "on", ">password", "~*", "+@all", "-scan")
     environment = {"REDIS_URL": own_redis.url.replace("//", "//relay:password@")}
     failed = run("repartition", "--to", "2", environment=environment)
 
