@@ -114,8 +114,6 @@ _COMMANDS: Final[dict[str, str]] = {
         hget @session .
         hgetall @session
         hset @session . .
-        hsetnx @session . .
-        hdel @session .
         exists @divided
         exists @session
         del @session
