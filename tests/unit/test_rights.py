@@ -88,6 +88,11 @@ LACKS = [
     "command 'xread' is blocked",
     "user is not authorized to perform this command",
     "This instance has cluster support disabled",
+    "command 'xread' not support for normal user",
+    "Not support command: xread",
+    "unsupport command",
+    "unimplemented",
+    "Command XREAD has been disabled",
 ]
 HAS = [
     "command not allowed when used memory > 'maxmemory'.",
@@ -108,6 +113,11 @@ HAS = [
     "wrong number of arguments for 'xread' command",
     "no such key",
     "upstream failure",
+    "command not allowed under OOM prevention.",
+    "Can't write to slot being migrated which is in write forbidden phase",
+    "Command denied: server overloaded",
+    "not allowed because the instance is frozen",
+    "command unavailable: node is resharding",
 ]
 
 
