@@ -169,6 +169,48 @@ def test_without_a_right_it_waits_without_redis_and_says_so_once(
     assert "Allow +xread +xrevrange +xinfo, " in warning.kwargs["detail"]
 
 
+@pytest.mark.parametrize("missing", ["-xrevrange", "-xread"])
+def test_a_right_that_comes_later_is_used_and_each_change_is_said_once(
+    own_redis: EmbeddedRedis, own_client: Any, logger: CapturingLogger, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setattr(expiry_watch, "POLL_SECONDS", 0.0)  # a try each time
+    user = ("ACL", "SETUSER", "relay")
+    own_client.execute_command(*user, "on", ">password", "~*", "+@all", missing)
+    own_client.xadd(EVENTS_KEY, {"field": "1"})
+    with watch_on(own_redis.url.replace("//", "//relay:password@")) as watch:
+
+        def turn() -> set[str]:
+            watch.positions([EVENTS_KEY])
+            return watch.wait({EVENTS_KEY: BEGINNING}, 0.01, threading.Event())
+
+        for _ in range(3):
+            turn()
+        own_client.execute_command(*user, "+@all")
+        assert [turn(), turn()] == [{EVENTS_KEY}, {EVENTS_KEY}]
+        assert watch.look_seconds == LOOK_SECONDS
+        own_client.execute_command(*user, missing)
+        turn()
+
+    said = [call.args[0] for call in logger.calls]
+    assert said == ["expiry_polls", "expiry_command_works", "expiry_polls"]
+
+
+def test_a_new_connection_tries_again_at_once(
+    own_redis: EmbeddedRedis, own_client: Any, logger: CapturingLogger
+) -> None:
+    own_client.execute_command("ACL", "SETUSER", "relay", "on", ">password", "~*", "+@all", "-xrevrange")
+    with watch_on(own_redis.url.replace("//", "//relay:password@")) as watch:
+        watch.positions([EVENTS_KEY])
+        assert watch.look_seconds == POLL_SECONDS
+        own_client.execute_command("ACL", "SETUSER", "relay", "+@all")
+        watch.disconnect()
+        watch.positions([EVENTS_KEY])
+
+        assert watch.look_seconds == LOOK_SECONDS
+
+    assert [call.args[0] for call in logger.calls] == ["expiry_polls", "expiry_command_works"]
+
+
 def test_without_the_right_to_xinfo_it_waits_at_the_stream_and_does_not_count(
     own_redis: EmbeddedRedis, own_client: Any, logger: CapturingLogger
 ) -> None:
@@ -211,6 +253,9 @@ def test_a_server_without_the_command_is_polled(logger: CapturingLogger, said: b
     [
         *(b"-ERR max requests limit exceeded", b"-LOADING Redis is loading", b"-MOVED 1 x:1"),
         b"-OOM command not allowed when used memory > 'maxmemory'.",
+        b"-ERR command not allowed under OOM prevention.",
+        b"-ERR Command denied: server overloaded",
+        b"-ERR not allowed because the instance is frozen",
     ],
 )
 def test_what_may_pass_is_no_missing_right(said: bytes, logger: CapturingLogger) -> None:
