@@ -5,11 +5,13 @@ Apart from the commands, because it is about threads alone.
 
 import contextlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
+NOTICED_SECONDS: Final = 0.5
+"""Seconds until Ctrl-C is noticed that comes in the moment in which the main thread begins to wait."""
 END: Final[Any] = object()
 """What `next` is to return, called in a thread, where there is no more."""
 
@@ -26,8 +28,15 @@ def in_thread(stop: Callable[[], object] = lambda: None) -> Iterator[Callable[..
             completes what it does.
     """
     with ThreadPoolExecutor(1) as thread:
+
+        def call(function: Callable[..., T], *arguments: Any) -> T:
+            future = thread.submit(function, *arguments)
+            while not wait([future], timeout=NOTICED_SECONDS).done:
+                pass
+            return future.result()
+
         try:
-            yield lambda function, *arguments: thread.submit(function, *arguments).result()
+            yield call
         except BaseException:
             stop()
             raise

@@ -1,8 +1,12 @@
 """The commands as a user types them, before anything connects: options, settings, and what `send` would send."""
 
+import contextlib
 import functools
 import json
 import shlex
+import signal
+import sys
+import threading
 from pathlib import Path
 
 import click
@@ -10,9 +14,11 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 from support.cli import Environment, run
+from support.clock import eventually
 from support.constants import NO_REDIS, SECRET
 
 from service.cli import main
+from service.cli.in_thread import in_thread
 from service.dev.event_types import EVENT_TYPES
 from service.errors import ClerkError, CommandError, StartError
 
@@ -426,6 +432,25 @@ def test_sessions_of_a_user_have_no_pages(arguments: list[str]) -> None:
     result = run("sessions", "user_1", *arguments, environment={"REDIS_URL": NO_REDIS})
     assert result.exit_code == 2
     assert "USER_ID" in result.stderr
+
+
+def test_ctrl_c_is_noticed_although_it_does_not_wake_the_main_thread() -> None:
+    """As in the moment in which that begins to wait. Here, the other thread gets the signal."""
+    stopped, seen = threading.Event(), []
+
+    def work() -> None:
+        eventually(lambda: sys._current_frames()[threading.main_thread().ident or 0].f_code.co_name == "wait")
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        seen.append(stopped.wait(60))
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with contextlib.suppress(KeyboardInterrupt), in_thread(stopped.set) as call:
+            call(int)  # the thread has started
+            call(work)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [True]
 
 
 # Completion, as a shell asks for it
