@@ -12,16 +12,23 @@ refused.
 
 import contextlib
 import os
+import sys
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import jwt
-from clerk_session_feed import AsyncSessionFeed, RedisError
-from fastapi import Depends, FastAPI, HTTPException, Request
+from clerk_session_feed import AsyncSessionFeed, ConfigurationError, RedisError
+from fastapi import Depends, FastAPI, HTTPException
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-PUBLIC_KEY = os.environ["CLERK_JWT_KEY"].replace("\\n", "\n")  # some dashboards keep a variable on one line
-AUTHORIZED_PARTIES = set(os.environ["CLERK_AUTHORIZED_PARTIES"].split(","))
+try:
+    PUBLIC_KEY = os.environ["CLERK_JWT_KEY"].replace("\\n", "\n")  # some dashboards keep a variable on one line
+    AUTHORIZED_PARTIES = set(os.environ["CLERK_AUTHORIZED_PARTIES"].split(","))
+    FEED = AsyncSessionFeed.from_env()  # one for all requests
+except KeyError as missing:
+    sys.exit(f"{missing.args[0]}: is missing; set it as the top of api.py says")
+except ConfigurationError as error:
+    sys.exit(str(error))
 CLOCK_SKEW = 5
 """Seconds by which this machine's clock and Clerk's may differ."""
 SHORT_LIVED = 60
@@ -29,9 +36,9 @@ SHORT_LIVED = 60
 
 
 @contextlib.asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, AsyncSessionFeed]]:
-    async with AsyncSessionFeed.from_env() as feed:  # one for all requests
-        yield {"feed": feed}
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async with FEED:
+        yield
 
 
 def refusal(detail: str) -> HTTPException:
@@ -60,12 +67,11 @@ async def verified(bearer: Annotated[HTTPAuthorizationCredentials, Depends(HTTPB
     return claims
 
 
-async def session_id(request: Request, claims: Annotated[dict[str, Any], Depends(verified)]) -> str:
+async def session_id(claims: Annotated[dict[str, Any], Depends(verified)]) -> str:
     """Return Clerk's id of the request's session, which is the claim `sid` of its token."""
-    feed: AsyncSessionFeed = request.state.feed
     sid: str = claims["sid"]
     try:
-        status = await feed.status(sid, user_id=claims["sub"])
+        status = await FEED.status(sid, user_id=claims["sub"])
     except RedisError:
         raise HTTPException(503, "It is unknown whether the session is live", {"Retry-After": "1"}) from None
     # `unknown`: the session began a moment ago, and its webhook is on the way; or it began before the relay was

@@ -10,10 +10,11 @@ not live. If `session-relay expire` runs, it also closes the sockets of sessions
 import asyncio
 import os
 import signal
+import sys
 from collections import defaultdict
 from urllib.parse import parse_qs, urlsplit
 
-from clerk_session_feed import AsyncSessionFeed, CursorLostError, RedisError
+from clerk_session_feed import AsyncSessionFeed, ConfigurationError, CursorLostError, FeedError, RedisError
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
@@ -76,12 +77,12 @@ class Gateway:
             self._tasks.create_task(socket.close(NOT_LIVE, "the session has ended"))
 
 
-async def main() -> None:
+async def main(port: int) -> None:
     # If `watch` fails, the group stops the server, which would no longer notice the end of a session.
     async with AsyncSessionFeed.from_env() as feed, asyncio.TaskGroup() as tasks:
         gateway = Gateway(feed, tasks)
         watching = tasks.create_task(gateway.watch(await feed.now()))
-        async with serve(gateway.serve, "127.0.0.1", int(os.environ.get("PORT", "8765"))) as server:
+        async with serve(gateway.serve, "127.0.0.1", port) as server:
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, server.close)
             print(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/?session_id=sess_…", flush=True)
@@ -90,4 +91,14 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    port = os.environ.get("PORT", "8765")
+    if not port.isdecimal() or int(port) not in range(65_536):
+        sys.exit("PORT: is not the number of a port")
+    fault = None
+    try:
+        asyncio.run(main(int(port)))
+    except* (ConfigurationError, FeedError, OSError, RedisError) as faults:  # of the task group, too
+        fault = str(faults.exceptions[0])
+    except* KeyboardInterrupt:  # before the server was there
+        pass
+    sys.exit(fault)

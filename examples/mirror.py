@@ -12,7 +12,7 @@ import signal
 import sqlite3
 import sys
 
-from clerk_session_feed import SessionFeed, SessionUpdate
+from clerk_session_feed import ConfigurationError, FeedError, RedisError, SessionFeed, SessionUpdate
 
 # Rows stay when their session ends: an older update that comes late must not bring the session back.
 SCHEMA = """
@@ -51,5 +51,13 @@ def main(path: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an update that is not acknowledged comes again
-    main(*sys.argv[1:])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit())  # an update that is not acknowledged comes again
+    try:
+        file, name = sys.argv[1:]
+    except ValueError:
+        sys.exit("It needs a file and a name: python mirror.py sessions.db NAME")
+    try:
+        main(file, name)
+    except (ConfigurationError, FeedError, RedisError, sqlite3.Error) as error:
+        sys.exit(str(error))

@@ -25,6 +25,7 @@ from support.certificates import make_certificates, with_certificate
 from support.children import Program, started
 from support.clock import eventually
 from support.constants import EVENTS_KEY, ROOT
+from support.documents import README, fenced
 from support.load import WORKERS
 from support.network import free_port, serving
 from support.redis_clients import client_of
@@ -39,6 +40,7 @@ from service.dev.embedded import EmbeddedRedis
 pytestmark = pytest.mark.real_redis
 
 EXAMPLES = ROOT / "examples"
+ORIGIN: Final = "https://app.example.com"
 PYTHON: Final[list[str | Path]] = [sys.executable, "-W", "error"]
 
 
@@ -64,6 +66,73 @@ def asleep(program: Program) -> Iterator[None]:
         yield
     finally:
         program.process.send_signal(signal.SIGCONT)
+
+
+# What they say at an end that is no fault of theirs
+
+NOWHERE: Final = "redis://127.0.0.1:1"
+GATEWAY: Final = [EXAMPLES / "gateway.py"]
+MIRROR: Final = [EXAMPLES / "mirror.py", "sessions.db", "one"]
+API: Final = ["-m", "uvicorn", "--app-dir", EXAMPLES, "--port", "0", "api:app"]
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "said"),
+    [
+        (GATEWAY, {}, "REDIS_URL: is missing"),
+        (GATEWAY, {"REDIS_URL": NOWHERE}, "Error 111 connecting to 127.0.0.1:1"),
+        (GATEWAY, {"REDIS_URL": NOWHERE, "PORT": "http"}, "PORT: is not the number of a port"),
+        (MIRROR, {}, "REDIS_URL: is missing"),
+        (MIRROR[:2], {"REDIS_URL": NOWHERE}, "It needs a file and a name: python mirror.py sessions.db NAME"),
+        ([MIRROR[0], "no/folder.db", "one"], {"REDIS_URL": NOWHERE}, "unable to open database file"),
+        (API, {}, "CLERK_JWT_KEY: is missing"),
+        (API, {"CLERK_JWT_KEY": "key"}, "CLERK_AUTHORIZED_PARTIES: is missing"),
+        (API, {"CLERK_JWT_KEY": "key", "CLERK_AUTHORIZED_PARTIES": ORIGIN}, "REDIS_URL: is missing"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_example_that_can_not_start_says_why_in_one_line(
+    command: list[str | Path], settings: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("REDIS_URL", "PORT", "CLERK_JWT_KEY", "CLERK_AUTHORIZED_PARTIES"):
+        monkeypatch.delenv(name, raising=False)
+    with started([*PYTHON, *command], tmp_path, settings) as program:
+        assert program.end() == 1
+        (line,) = program.stderr.splitlines()
+        assert line.startswith(said)
+
+
+def test_the_mirror_waits_for_a_redis_that_is_away(start_redis: Callable[..., EmbeddedRedis], tmp_path: Path) -> None:
+    port = free_port()
+    with run_mirror(f"redis://127.0.0.1:{port}", tmp_path / "sessions.db") as mirror:
+        mirror.wait_for("trying again", stream="stderr")
+        with client_of(start_redis(port=port).url) as client:
+            eventually(lambda: client.exists(EVENTS_KEY))  # with the group that it makes
+        assert mirror.stop() == 0
+        assert all(line.startswith("Redis: ") for line in mirror.stderr.splitlines())
+
+
+def test_the_mirror_ends_in_one_line_where_trying_again_can_not_help(own_redis: EmbeddedRedis, tmp_path: Path) -> None:
+    with client_of(own_redis.url) as client:
+        client.set(EVENTS_KEY, "somebody else's")
+    with run_mirror(own_redis.url, tmp_path / "sessions.db") as mirror:
+        assert mirror.end() == 1
+        (line,) = mirror.stderr.splitlines()
+        assert "WRONGTYPE" in line or "wrong kind" in line
+
+
+def test_ctrl_c_ends_the_mirror_and_the_program_of_the_readme_without_a_word(
+    service: ServiceProcess, any_client: Any, real_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    deliver(service, "session.ended", "sess_1")
+    (tmp_path / "consumer.py").write_text(fenced(README, "python")[0])
+    environment = {"REDIS_URL": real_redis.url}
+    with started([*PYTHON, "consumer.py"], tmp_path, environment) as consumer:
+        consumer.wait_for("^drop user_1 sess_1 ended")
+        assert (consumer.interrupt(), consumer.stderr) == (0, "")
+    with run_mirror(real_redis.url, tmp_path / "sessions.db") as mirror:
+        eventually(lambda: "sess_1" in mirrored(tmp_path / "sessions.db"))
+        assert (mirror.interrupt(), mirror.stderr) == (0, "")
 
 
 # The gateway
@@ -203,8 +272,6 @@ def test_the_gateway_checks_its_sockets_anew_when_the_stream_was_trimmed(
 
 
 # The API
-
-ORIGIN: Final = "https://app.example.com"
 
 
 class Signer:
