@@ -1,4 +1,7 @@
-"""Where sessions are kept: the partitions, and the connections to Redis that they share."""
+"""Where sessions are kept: the partitions, and the connections to Redis that they share.
+
+A long module: who connects has to ask how the data is divided, and who asks needs the connections.
+"""
 
 import asyncio
 import contextlib
@@ -73,9 +76,9 @@ class PartitionedStore:
         self._layout = LayoutCheck(settings, keys, may_mark=may_mark)
         self._refused = ""
         """What the last connection was refused for."""
-        self._layout_key: Final = keys.layout  # likewise
         self._dead_letters = keys.dead_letters, self._pipeline_for(keys.dead_letters)
-        self._reconcile_key: Final = keys.reconcile  # in the slot of the dead letters
+        self._layout_key: Final = keys.layout  # in the slot of the dead letters, like the next
+        self._reconcile_key: Final = keys.reconcile
         parts = keys.split(settings.partitions)
         self._partitions = [
             Partition(number, part, self._pipeline_for(part.events), len(parts)) for number, part in enumerate(parts)
@@ -138,11 +141,7 @@ class PartitionedStore:
         return self._partitions[partition_of(user_id, len(self._partitions))]
 
     def connect(self) -> None:
-        """Make all connections now, and not when they are needed; see also `check_marks`."""
-        self.check_marks()
-
-    def check_marks(self) -> None:
-        """Ask whether the data is divided into PARTITIONS, and no partition is being moved.
+        """Connect now, and ask whether the data is divided into PARTITIONS, and no partition is being moved.
 
         Raises:
             PartitionsError: It is not.

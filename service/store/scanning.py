@@ -46,7 +46,7 @@ def stored_sessions(store: PartitionedStore) -> Iterator[Stored]:
             looked_at += SCAN_COUNT
             ids = {each: [id_.decode() for id_ in id_list if _is_id(id_)] for each, id_list in found.items()}
             yield Stored(ids, (number + min(1.0, looked_at / total)) / len(shared))
-    store.check_marks()
+    store.connect()
     yield Stored({}, 1.0)
 
 
