@@ -8,7 +8,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import redis
 from clerk_session_feed.connections import explain
@@ -16,17 +16,43 @@ from clerk_session_feed.keys import HASH_TAG, Keys
 
 from service.cli.check_connect import client_at, connection_of, keys_of, partitions_by_client, run
 from service.cli.diagnosis import CheckResult
-from service.cli.rights_commands import CHECK, DEAD_LETTERS, EXPIRE, SERVE, TRIAL, Command, commands_of
+from service.cli.rights_commands import (
+    CHECK,
+    DEAD_LETTERS,
+    DUE,
+    ENDINGS,
+    METRICS,
+    PACE,
+    READINESS,
+    SERVE,
+    TRIAL,
+    UNUSABLE,
+    WATCH,
+    Command,
+    commands_of,
+)
 from service.config import Settings
 from service.store.rights import has_no_command, is_missing_right
 
-_EFFECTS: Final = {
-    EXPIRE: "session-relay expire looks once a minute only, and paces itself alone",
+_FAILS: Final = {
+    UNUSABLE: "events that can't be turned into state get 503, again and again",
+    ENDINGS: "user.deleted and user.banned get 503, again and again",
+    READINESS: "/readyz is always 503",
+}
+_EFFECTS: Final = _FAILS | {
+    METRICS: "/metrics lacks what there is to work off",
+    DUE: "session-relay expire can't work",
+    WATCH: "session-relay expire looks once a minute only",
+    PACE: "each session-relay expire paces itself alone",
     DEAD_LETTERS: "session-relay dead-letters can't work",
     CHECK: "check can't look at everything",
     TRIAL: "no test delivery is tried",
 }
-"""What comes of it if a right or a command is missing."""
+"""What comes of it if a right or a command is missing. Those of _FAILS are errors: `serve` lacks a part."""
+_PARTS: Final = {*_FAILS, METRICS, DUE}
+"""What is not named again where the whole of `serve` fails."""
+_DISPENSABLE: Final = ("script|load", "evalsha")
+"""What `serve` does without where it is unknown: it sends the source of its scripts. The test deliveries tell."""
 _LOOKS_AT: Final = {"info": "version, maxmemory-policy, persistence and connections", "time": "the clock"}
 """What `check` looks at by some of its commands."""
 
@@ -76,16 +102,24 @@ class Rights:
 
     def add_unknown(self, command: Command) -> None:
         """Add a command that the server does not have."""
+        if command.right in _DISPENSABLE:
+            return
         self.unknown.setdefault(command.program, {})[command.right] = None
 
     @property
     def suffice_for_trial(self) -> bool:
         """Whether test deliveries can be stored, and deleted."""
-        return not {SERVE, TRIAL} & {*self.missing} and SERVE not in self.unknown
+        needed = {SERVE, TRIAL, *_FAILS}
+        return not needed & {*self.missing, *self.unknown}
 
     def results(self) -> Iterator[CheckResult]:
-        """Say what is missing, and for which program. An `error` is about `serve`."""
-        missing = {program: " ".join(rights) for program, rights in self.missing.items()}
+        """Say what is missing, and what comes of it. An `error` is about `serve`."""
+        lacking_all = self.missing.get(SERVE, {})
+        parts = {
+            program: [right for right in rights if not (program in _PARTS and right in lacking_all)]
+            for program, rights in self.missing.items()
+        }
+        missing = {program: " ".join(rights) for program, rights in parts.items() if rights}
         unknown = {program: " ".join(commands) for program, commands in self.unknown.items()}
         lacks = f"its user {self.user} lacks"
         if SERVE in missing:
@@ -96,12 +130,13 @@ class Rights:
             text = f"Redis takes no deliveries: it does not know {unknown[SERVE]}"
             yield CheckResult("error", f"{text}: see that this is a Redis, and that the command was not renamed")
         for program in _EFFECTS:
+            level: Literal["warning", "error"] = "error" if program in _FAILS else "warning"
             if program in missing:
                 text = f"{self._effect(program)}: {lacks} {missing[program]}"
-                yield CheckResult("warning", f"{text}: give the user these")
+                yield CheckResult(level, f"{text}: give the user these")
             if program in unknown:
                 text = f"{self._effect(program)}: this Redis does not know {unknown[program]}"
-                yield CheckResult("warning", f"{text}: see whether that was renamed, or a proxy keeps it back")
+                yield CheckResult(level, f"{text}: see whether that was renamed, or a proxy keeps it back")
         if lacking := _of_others(unknown):
             yield CheckResult("ok", f"commands: what else there is needs some that this Redis lacks: {lacking}")
         if others := _of_others(missing):

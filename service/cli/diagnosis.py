@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from clerk_session_feed import connections
 
-from service.store.rights import is_missing_right
+from service.store.rights import NO_SCRIPTS_ADVICE, is_missing_right
 from service.store.server_version import name_and_version
 
 OLDEST_REDIS: Final = (6, 2)
@@ -86,6 +86,7 @@ _ADVICE: Final = (
     ("DB index", "let REDIS_URL name a database that it has, like /0"),
     ("MISCONF", "see in its log why it can't write to its disk, and mend that"),
     ("max number of clients", "close some connections, lower WEB_CONCURRENCY, or take a larger plan"),
+    ("NoScriptError", NO_SCRIPTS_ADVICE),
     ("unknown command", "see that this is a Redis, and that the command was not renamed"),
     ("Protocol error", "see that there is a Redis where REDIS_URL says"),
     (

@@ -9,7 +9,13 @@ from service.cli.check_trial import SUFFIX
 from service.config import Settings
 
 SERVE: Final = "serve"
-EXPIRE: Final = "expire"
+UNUSABLE: Final = "the dead letters of serve"
+ENDINGS: Final = "user.deleted and user.banned"
+READINESS: Final = "/readyz"
+METRICS: Final = "/metrics"
+DUE: Final = "expire"
+WATCH: Final = "the wait of expire"
+PACE: Final = "the pace of expire"
 DEAD_LETTERS: Final = "dead-letters"
 CHECK: Final = "check"
 TRIAL: Final = "the test delivery of check"
@@ -23,12 +29,7 @@ _COMMANDS: Final[dict[str, str]] = {
         hmget @session .
         hset @session . . .
         hset @gone . . .
-        hset @dead_letters . . .
         hdel @session .
-        hexists @session .
-        hexists @dead_letters .
-        hlen @dead_letters
-        hmget @reconcile .
         hmget @layout .
         hset @layout . . .
         pexpire @layout .
@@ -47,16 +48,30 @@ _COMMANDS: Final[dict[str, str]] = {
         xdel @events 0-0
         publish @channel .
         publish @user_channel .
-        lpushx @probe .
+    """,
+    UNUSABLE: """
+        hset @dead_letters . . .
+        hexists @dead_letters .
+        hlen @dead_letters
+    """,
+    ENDINGS: "zscan @user 0",
+    READINESS: "lpushx @probe .",
+    METRICS: """
+        hlen @dead_letters
+        hmget @reconcile .
         zcount @revokes -inf -inf
         zrangebyscore @expiry -inf -inf
-        zscan @user 0
     """,
-    EXPIRE: """
+    DUE: """
+        hexists @session .
+        zcount @expiry -inf -inf
+        zrangebyscore @expiry -inf -inf
+    """,
+    WATCH: """
         xread count 1 streams @events $
         xrevrange @events + - count 1
-        xinfo stream @events
     """,
+    PACE: "xinfo stream @events",
     DEAD_LETTERS: """
         hget @dead_letters .
         hscan @dead_letters 0
@@ -147,12 +162,12 @@ _COMMANDS: Final[dict[str, str]] = {
         select 0
     """,
 }
-"""The commands of each program, by what they do to which key.
+"""The commands of each program, or of a part of it that the rest does without, by what they do to which key.
 
-`.` is a name that no session and no user can have. With it, or with an argument that Redis refuses, those of the
-first five programs change nothing. The others are never run by a user who may run them.
+`.` is a name that no session and no user can have. With it, or with an argument that Redis refuses, those of TRIED
+change nothing. The others are never run by a user who may run them.
 """
-_TRIED: Final = (SERVE, EXPIRE, DEAD_LETTERS, CHECK, TRIAL)
+TRIED: Final = (*(SERVE, UNUSABLE, ENDINGS, READINESS, METRICS), *(DUE, WATCH, PACE, DEAD_LETTERS, CHECK, TRIAL))
 
 
 class Command(NamedTuple):
@@ -178,7 +193,7 @@ def commands_of(settings: Settings, part: Keys | None, *, is_tried: bool = False
     if settings.redis_min_replicas:
         programs[SERVE] += programs.pop(REPLICAS)
     commands = []
-    for program in _TRIED if is_tried else programs:
+    for program in TRIED if is_tried else programs:
         for line in programs[program].strip().splitlines():
             right, *arguments = line.split()
             named = [each for each in arguments if each.startswith("@")]

@@ -16,11 +16,10 @@ import redis
 from clerk_session_feed import connections
 from clerk_session_feed.keys import Keys, has_hash_tag, partition_of
 from clerk_session_feed.layout import FIELD, Move
-from redis.exceptions import NoScriptError
 
 from service.config import StoreSettings
 from service.errors import StoreUnavailableError
-from service.store.rights import is_missing_right
+from service.store.rights import is_missing_right, is_script_unknown
 from service.store.scripts import MARK_PARTITIONS
 
 MARK_TTL_MS: Final = 400 * 86_400_000
@@ -82,7 +81,7 @@ def examine(keys: Keys, partitions: int, *, may_mark: bool, is_default_user: boo
         command = MARK_PARTITIONS.command(layout_key=keys.layout, partitions=partitions, ttl_ms=MARK_TTL_MS, **names)
         source = MARK_PARTITIONS.source
         _, reply = yield [(keys.layout, ("SCRIPT", "LOAD", source)), (keys.layout, command)]
-        if isinstance(reply, NoScriptError):  # of a proxy that loads it elsewhere
+        if isinstance(reply, Exception) and is_script_unknown(reply):  # of a proxy that loads it elsewhere
             (reply,) = yield [(keys.layout, ("EVAL", source, *command[2:]))]
         if marked is None or not isinstance(reply, Exception):  # else only the TTL was to be extended
             check_mark(partitions, _told(reply))

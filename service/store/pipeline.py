@@ -6,7 +6,7 @@ does not know the script, or is not the primary any more. If the connection fail
 on it fail, and the next batch gets a new connection.
 
 What is in front of Redis, and spreads commands over several, may load a script elsewhere than where it is to run, or
-not at all. So if a script is unknown although it was just loaded, its source is sent (EVAL).
+not at all. So if a script is unknown although it was just loaded, or EVALSHA is, its source is sent (EVAL).
 
 The loop is the server's own, if there is one: then no thread has to be woken, and none waits for the
 interpreter. Else a thread runs a loop.
@@ -36,7 +36,13 @@ from hiredis import pack_command
 from redis.exceptions import ClusterDownError, MovedError, NoScriptError, ReadOnlyError
 
 from service.errors import RelayError, StoreUnavailableError
-from service.store.rights import MISSING_RIGHT_ADVICE, has_no_command, is_missing_right
+from service.store.rights import (
+    MISSING_RIGHT_ADVICE,
+    NO_SCRIPTS_ADVICE,
+    has_no_command,
+    is_missing_right,
+    is_script_unknown,
+)
 from service.telemetry.tracing import current_context, round_trip
 from service.waiting import new_future
 
@@ -299,7 +305,7 @@ class Pipeline:
         with round_trip([command.context for command in batch]):
             async with asyncio.timeout(self._timeout):
                 await connection.send_packed_command(packed, check_health=False)
-                replies = [await _read(connection) for _ in batch]
+                replies = [_of_script(command, await _read(connection)) for command in batch]
                 confirmed = await _read(connection) if self._min_replicas else 0
         self.on_round_trip(len(batch), time.perf_counter() - started)
         if isinstance(confirmed, int) and confirmed < self._min_replicas:
@@ -328,6 +334,8 @@ class Pipeline:
             kind = code[1] if code else type(error).__name__
             if is_missing_right(error):
                 kind, detail = "NOPERM", f"{detail.rstrip('.')}: {MISSING_RIGHT_ADVICE}"
+            elif _is_unknown(error):
+                detail = f"{detail.rstrip('.')}: {NO_SCRIPTS_ADVICE}"
             self.on_failure(kind)
             log.warning("redis_failed", error=kind, detail=detail, commands=len(commands))
         if not isinstance(error, RelayError):
@@ -345,6 +353,12 @@ async def _read(connection: Any) -> Any:
         return await connection.read_response()
     except redis.ResponseError as error:
         return error
+
+
+def _of_script(command: _Command, reply: Any) -> Any:
+    """Return the reply; a NoScriptError if it says, in other words, that the script did not run."""
+    is_unknown = command.words[0] in {"EVALSHA", "EVAL"} and isinstance(reply, Exception) and is_script_unknown(reply)
+    return NoScriptError(str(reply)) if is_unknown else reply
 
 
 def _is_wanted(future: Future[Any]) -> bool:

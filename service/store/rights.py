@@ -7,8 +7,25 @@ words, so the lists are in their package.
 
 from typing import Final
 
+from clerk_session_feed.connections import explain
 from clerk_session_feed.refusals import has_no_command, is_missing_right
+from redis.exceptions import NoScriptError
 
-__all__ = ["MISSING_RIGHT_ADVICE", "has_no_command", "is_missing_right"]
+__all__ = ["MISSING_RIGHT_ADVICE", "NO_SCRIPTS_ADVICE", "has_no_command", "is_missing_right", "is_script_unknown"]
 
 MISSING_RIGHT_ADVICE: Final = "give the user the rights that docs/redis.md lists"
+NO_SCRIPTS_ADVICE: Final = "what is in front of Redis can't run scripts, so let REDIS_URL name an address behind it"
+
+
+def is_script_unknown(error: BaseException) -> bool:
+    """Tell whether a script did not run, since the server does not know it, or lacks the command that runs it.
+
+    Args:
+        error: The reply to EVALSHA or EVAL. What a command in the script met names the script.
+    """
+    said = explain(error)
+    return (
+        isinstance(error, NoScriptError)
+        or said.startswith("NOSCRIPT")
+        or (has_no_command(error) and "script" not in said.lower())
+    )

@@ -11,10 +11,11 @@ from support.documents import REDIS, section
 from support.redis_clients import client_of, contents, subscribed
 from support.redis_servers import redis_server
 from support.relay import make_settings
+from support.scriptless_proxy import scriptless_proxy
 from support.topologies import Cluster, cluster_of
 
 from service.cli.check_rights import ask_rights
-from service.cli.rights_commands import DEAD_LETTERS, EXPIRE, SERVE, commands_of
+from service.cli.rights_commands import CHECK, TRIAL, TRIED, commands_of
 from service.dev.embedded import EmbeddedRedis
 
 
@@ -81,6 +82,60 @@ def test_each_right_that_is_missing_is_named(as_user: Callable[..., str], can_as
 
     named = re.search(rf"user relay .*{re.escape(right)}\b", lines(found))
     assert named or (right in ELSEWHERE and not can_ask)
+
+
+@pytest.mark.parametrize(
+    ("right", "effects"),
+    [
+        ("+xadd", ["error Redis takes no deliveries"]),
+        ("+zscan", ["error user.deleted and user.banned get 503, again and again"]),
+        ("+lpushx", ["error /readyz is always 503"]),
+        ("+zcount", ["warning /metrics lacks what there is to work off", "warning session-relay expire can't work"]),
+        (
+            "+hlen",
+            [
+                "error events that can't be turned into state get 503, again and again",
+                "warning /metrics lacks what there is to work off",
+            ],
+        ),
+        (
+            "+hexists",
+            [
+                "error events that can't be turned into state get 503, again and again",
+                "warning session-relay expire can't work",
+            ],
+        ),
+        ("+xread", ["warning session-relay expire looks once a minute only"]),
+        ("+xinfo", ["warning each session-relay expire paces itself alone"]),
+    ],
+)
+def test_what_comes_of_a_missing_right_is_said(as_user: Callable[..., str], right: str, effects: list[str]) -> None:
+    found = problems(findings(as_user(*without(right))))
+
+    said = [line.partition(": its user relay lacks ") for line in found.splitlines()]
+    assert [what for what, _, rights in said if rights.startswith(f"{right}: ")] == effects
+
+
+def test_a_proxy_that_loads_no_scripts_takes_deliveries(redis: EmbeddedRedis) -> None:
+    with scriptless_proxy(redis.port, b"-ERR command script not support for normal user\r\n") as proxy:
+        found = findings(proxy.url)
+        proxy.refused[b"EVALSHA"] = b"-ERR unknown command 'EVALSHA'\r\n"
+        found_without_evalsha = findings(proxy.url)
+
+    for each in (found, found_without_evalsha):
+        assert ("ok", "Redis takes deliveries") in each
+        assert "error" not in problems(each)
+
+
+def test_what_can_run_no_script_is_told_so(redis: EmbeddedRedis) -> None:
+    with scriptless_proxy(redis.port, b"-ERR unsupported command\r\n") as proxy:
+        proxy.refused |= dict.fromkeys([b"EVALSHA", b"EVAL"], b"-ERR unsupported command\r\n")
+        found = findings(proxy.url)
+
+    (error,) = [each.text for each in found if each.level == "error"]
+    assert error.startswith(
+        "Redis takes no deliveries: unsupported command: what is in front of Redis can't run scripts"
+    )
 
 
 @pytest.mark.parametrize("right", RIGHTS)
@@ -191,8 +246,9 @@ def test_a_command_that_was_renamed_is_no_missing_right(start_redis: Callable[..
     found = findings(server.url)
 
     errors = [each.text for each in found if each.level == "error"]
-    advice = "see that this is a Redis, and that the command was not renamed"
-    assert errors == [f"Redis takes no deliveries: it does not know zscan: {advice}"]
+    advice = "see whether that was renamed, or a proxy keeps it back"
+    what = "user.deleted and user.banned get 503, again and again"
+    assert errors == [f"{what}: this Redis does not know zscan: {advice}"]
     assert "lacks" not in problems(found)
 
 
@@ -206,7 +262,8 @@ def test_a_command_that_was_renamed_is_named_for_each_program(
 
     warnings = [each.text.partition(": see whether")[0] for each in found if each.level == "warning"]
     assert warnings == [
-        "session-relay expire looks once a minute only, and paces itself alone: this Redis does not know xread xinfo",
+        "session-relay expire looks once a minute only: this Redis does not know xread",
+        "each session-relay expire paces itself alone: this Redis does not know xinfo",
         "session-relay dead-letters can't work: this Redis does not know hscan",
         "check can't look at everything (the clock): this Redis does not know time",
     ]
@@ -292,7 +349,7 @@ def asked(*programs: str) -> set[str]:
 
 
 def test_the_relays_rights_are_those_asked_for() -> None:
-    assert {*RIGHTS} - ELSEWHERE == asked(SERVE, DEAD_LETTERS) | ({*RIGHTS} & asked(EXPIRE))
+    assert {*RIGHTS} - ELSEWHERE == asked(*{*TRIED} - {CHECK, TRIAL})
 
 
 def test_the_consumers_rights_are_those_asked_for() -> None:

@@ -80,9 +80,8 @@ def test_connecting_loads_the_scripts_asks_for_other_partitions_and_says_nothing
     with run_relay(own_redis.url) as relay, monitored(own_client) as commands:
         relay.take(clerk_event(), "msg_1")
 
-    loads, asks = ["SCRIPT LOAD"] * len(SCRIPTS), "HMGET {clerk}:partitions"
-    assert [" ".join(command.split()[:2]) for command in commands[:-1]] == [*loads, asks]
-    assert commands[-1].split()[0] == "EVALSHA"
+    own, asks = ["SCRIPT"] * len(SCRIPTS), ["HMGET", "SCRIPT", "EVALSHA", "EXISTS", "EXISTS"]
+    assert [command.split()[0] for command in commands] == [*own, *asks, "EVALSHA"]
 
 
 def test_deliveries_that_wait_share_a_round_trip_and_get_their_own_replies(
@@ -230,8 +229,16 @@ def scriptless(request: pytest.FixtureRequest, own_redis: EmbeddedRedis) -> Iter
         yield proxy
 
 
+OF_CONNECTING = {b"SCRIPT", b"HMGET", b"EXISTS"}
+
+
 def sent(proxy: ScriptlessProxy) -> list[str]:
-    return [words[0].decode() for words in proxy.commands if words[0] not in {b"SCRIPT", b"HMGET"}]
+    return [words[0].decode() for words in proxy.commands if words[0] not in OF_CONNECTING and not asks_rights(words)]
+
+
+def asks_rights(words: list[bytes]) -> bool:
+    """Tell whether it is a script without keys: only that which asks for a right, for each connection, has none."""
+    return words[0] == b"EVALSHA" and words[2] == b"0"
 
 
 def test_a_script_that_was_loaded_elsewhere_is_sent_once_as_source(scriptless: ScriptlessProxy) -> None:
@@ -266,6 +273,36 @@ def test_unknown_scripts_are_one_warning(own_redis: EmbeddedRedis, monkeypatch: 
             relay.take(clerk_event(), f"msg_{number}")
 
     assert [(line.method_name, line.args) for line in logger.calls] == [("warning", ("redis_scripts_unknown",))]
+
+
+@pytest.mark.parametrize(
+    "reply", [b"-ERR unknown command 'EVALSHA'\r\n", b"-ERR unsupported command\r\n", b"-ERR NOSCRIPT No script\r\n"]
+)
+def test_where_there_is_no_evalsha_the_source_is_sent(own_redis: EmbeddedRedis, own_client: Any, reply: bytes) -> None:
+    with scriptless_proxy(own_redis.port, SHA_REPLY) as proxy, run_relay(proxy.url) as relay:
+        proxy.refused[b"EVALSHA"] = reply
+        for number in range(2):
+            assert relay.take(clerk_event(updated_at=NOW_MS - 9000 + number), f"msg_{number}").outcome == "applied"
+
+        assert sent(proxy) == ["EVALSHA", *["EVALSHA", "EVAL"] * 2]
+    assert own_client.xlen(EVENTS_KEY) == 2
+
+
+@pytest.mark.parametrize("reply", [b"-ERR unknown command\r\n", b"-NOSCRIPT No matching script\r\n"])
+def test_where_no_script_runs_the_log_says_so(
+    own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, reply: bytes
+) -> None:
+    logger = CapturingLogger()
+    monkeypatch.setattr(pipeline, "log", logger)
+    with scriptless_proxy(own_redis.port, SHA_REPLY) as proxy, run_relay(proxy.url) as relay:
+        proxy.refused |= dict.fromkeys([b"EVALSHA", b"EVAL"], reply)
+        refusal(relay, "msg_1")
+
+    (line,) = logger.calls
+    assert line.args == ("redis_failed",)
+    assert line.kwargs["detail"].endswith(
+        "what is in front of Redis can't run scripts, so let REDIS_URL name an address behind it"
+    )
 
 
 def test_where_the_source_is_refused_loading_is_tried_the_next_time(own_redis: EmbeddedRedis, own_client: Any) -> None:
@@ -430,11 +467,12 @@ def test_a_delivery_is_never_sent_twice(own_redis: EmbeddedRedis) -> None:
 
 def test_a_script_that_stays_unknown_is_a_refusal_not_a_loop() -> None:
     def reply(words: list[bytes]) -> bytes | None:
-        return b"$40\r\n" + b"0" * 40 if words[0] == b"SCRIPT" else b"-NOSCRIPT No matching script."
+        known = {b"SCRIPT": SHA_REPLY.rstrip(), b"HMGET": b"*1\r\n$-1", b"EXISTS": b":0"}
+        return known.get(words[0], b"-NOSCRIPT No matching script.")
 
     with scripted_redis(reply) as server, run_relay(server.url) as relay:
         refusal(relay)
-        assert [words[0] for words in server.commands].count(b"EVALSHA") == 2
+        assert [words[0] for words in server.commands if not asks_rights(words)].count(b"EVALSHA") == 2
 
 
 def test_refusals_keep_redis_own_words_to_the_log() -> None:
