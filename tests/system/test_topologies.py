@@ -275,9 +275,8 @@ def test_a_failover_that_was_asked_for_costs_nothing(cluster: Cluster, nodes: li
     with run_relay(cluster.url, redis_timeout=20) as relay:
         assert relay.take(clerk_event("active"), "msg_1").outcome == "applied"
         successor = cluster.replica(index)
+        fail_over(cluster, "{clerk}")
         with client_of(successor.url) as client:
-            client.execute_command("CLUSTER", "FAILOVER")
-            eventually(lambda: cluster.holder("{clerk}") == successor.port, within=30)
             assert relay.take(clerk_event("ended"), "msg_2").outcome == "applied"
             assert client.xlen("{clerk}:events") == 2
 
@@ -530,7 +529,7 @@ def fail_over(cluster: Cluster, key: str) -> None:
         for _ in range(4):
             client.execute_command("CLUSTER", "FAILOVER")
             with contextlib.suppress(AssertionError):
-                eventually(lambda: cluster.holder(key) == successor.port)
+                eventually(lambda: cluster.holder(key) == successor.port, within=15)
                 return
     raise AssertionError("no failover")
 
