@@ -12,7 +12,7 @@ import pytest
 from clerk_session_feed import AsyncSessionFeed, FeedClosedError, FeedError, SessionUpdate, transport
 from clerk_session_feed.settings import RedisSettings, load
 from support.clock import eventually
-from support.constants import NO_REDIS
+from support.constants import EVENTS_KEY, NO_REDIS
 from support.events import clerk_event
 from support.feeds import PATIENCE
 from support.relay import run_relay
@@ -90,6 +90,27 @@ def test_an_iterator_that_is_left_with_its_loop_leaves_nothing(feed: AsyncSessio
         assert asyncio.run(first(), debug=True).session.id == "sess_1"
         gc.collect()
         eventually(lambda: connections(own_client) == 0)
+
+
+def test_a_consumer_that_leaves_with_its_loop_acknowledges_what_it_did(
+    feed: AsyncSessionFeed, own_redis: EmbeddedRedis, own_client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with run_relay(own_redis.url) as relay:
+        for number in range(5):
+            relay.take(clerk_event(session_id=f"sess_other_{number}", expire_at=None), f"msg_other_{number}")
+
+    async def leave_at(number: int) -> None:
+        count = 0
+        async for _ in feed.consume("mirror", "consumer", after="0-0"):
+            count += 1
+            if count == number:
+                return
+
+    asyncio.run(leave_at(4))
+    gc.collect()
+
+    assert own_client.xpending(EVENTS_KEY, "mirror")["pending"] == 3  # the one at which it left, and two behind it
+    assert caplog.records == []
 
 
 def test_closing_ends_what_waits_in_the_loop_of_another_thread(feed: AsyncSessionFeed, own_client: Any) -> None:

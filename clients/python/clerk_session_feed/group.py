@@ -189,7 +189,10 @@ class _Consumer:
     async def leave(self) -> None:
         """Acknowledge what is done, if Redis is there; otherwise it comes again."""
         if acknowledgements := self._acknowledgements():
-            try:
-                await self._connection.execute_apart(*acknowledgements)
-            except (redis.RedisError, OSError) as error:
-                log.warning("What was done last is not acknowledged, and comes again: %s", error)
+            await self._connection.finish(self._acknowledge_last, *acknowledgements)
+
+    async def _acknowledge_last(self, *acknowledgements: Command) -> None:
+        try:
+            await self._connection.execute_apart(*acknowledgements)
+        except (redis.RedisError, OSError) as error:
+            log.warning("What was done last is not acknowledged, and comes again: %s", error)

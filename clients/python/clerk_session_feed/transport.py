@@ -127,6 +127,10 @@ class Connection(abc.ABC):
     def start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> Any:
         """Run a function beside others, in a thread or a task, and return that."""
 
+    @abc.abstractmethod
+    async def finish(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        """Run a function in which whoever leaves an iterator waits for Redis."""
+
     @property
     def is_closed(self) -> bool:
         """Whether `close` was called."""
@@ -327,6 +331,9 @@ class BlockingConnection(Connection):
         thread.start()
         return thread
 
+    async def finish(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        await function(*arguments)
+
 
 class AsyncConnection(Connection):
     """A connection for one event loop: that in which it is first used. It is closed with the loop, at the latest."""
@@ -391,6 +398,15 @@ class AsyncConnection(Connection):
 
     def start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> Any:
         return asyncio.create_task(function(*arguments), name="session-feed")
+
+    async def finish(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        # asyncio.run cancels the task that closes an iterator which was left. Python 3.11 gives that cancellation to
+        # the iterator and, when what it then waits for is there, a GeneratorExit. After that, nothing may be awaited.
+        task = self.start(function, *arguments)
+        try:
+            await asyncio.wait([task])
+        finally:
+            task.cancel()  # if it was this that was cancelled
 
 
 async def _close_with_loop(client: Any) -> AsyncGenerator[None, None]:
