@@ -111,8 +111,7 @@ def _stored(feed: SessionFeed, session_id: str) -> str:
     session = update.session
     if not update.is_live or session.expire_at is None:
         return str(session.status)
-    day, *_, zone = view.utc(session.expire_at).split()
-    return f"{session.status} until {day} {zone}"
+    return f"{session.status} until {view.utc(session.expire_at).split()[0]}"
 
 
 def _run_command(environment: dict[str, str], stop: threading.Event) -> bool:

@@ -30,6 +30,9 @@ def introduce(
     redis_option: str,
     channel: str,
     made_secret: str | None,
+    names_secret: bool,
+    preferred_port: int,
+    preferred_is_taken: bool,
 ) -> None:
     """Say where the service and its Redis are, and what to try.
 
@@ -41,12 +44,17 @@ def introduce(
         redis_option: the option that makes another `dev` use such a Redis; empty if settings do.
         channel: REDIS_CHANNEL.
         made_secret: the signing secret, if `dev` made it; None if it was given.
+        names_secret: commands in another terminal need to be told the secret.
+        preferred_port: where another `dev` listens if PORT is not set.
+        preferred_is_taken: this one listens elsewhere for that reason.
     """
+    port = origin.port or 80
     url = str(origin.join(WEBHOOK_PATH))
     shown_url = without_password(redis_url)
     quoted_url = shlex.quote(shown_url)
-    with_secret = f"CLERK_WEBHOOK_SIGNING_SECRET={made_secret} " if made_secret else ""
+    with_secret = f"CLERK_WEBHOOK_SIGNING_SECRET={made_secret or 'whsec_…'} " if names_secret else ""
     console.print(
+        *([f"Port {preferred_port} is taken; this uses {port}.\n"] if preferred_is_taken else []),
         f"{'webhooks':<10}{url}",
         f"{'secret':<10}{made_secret or 'the one of CLERK_WEBHOOK_SIGNING_SECRET'}",
         f"{'Redis':<10}{shown_url}  ({redis_name})",
@@ -54,26 +62,29 @@ def introduce(
         f"  {with_secret}{program()} send session.revoked --url {url}",
         f"  REDIS_URL={quoted_url} {program()} tail --from start",
         f"  redis-cli -u {quoted_url} subscribe {shlex.quote(channel)}",
-        "\nFor Clerk's own webhooks, open a way in from the internet, by one of:",
+        "\nFor Clerk's own webhooks, start a tunnel, with one of:",
         f"  cloudflared tunnel --url {origin}",
-        f"  ngrok http {origin.port if origin.host == '127.0.0.1' else origin}",
+        f"  ngrok http {port if origin.host == '127.0.0.1' else origin}",
         f"  clerk webhooks listen --forward-to {url}",
-        f"It shows an address. Put {WEBHOOK_PATH} behind it; not so with `clerk`, whose address is whole. Add it in",
-        f"Clerk's Dashboard (Webhooks, Add Endpoint), and subscribe to {_EVENTS}.",
-        *_last_step(made_secret, redis_option),
+        f"Each prints a public address. Append {WEBHOOK_PATH} to it (not with `clerk`: its address is complete).",
+        f"Add it in Clerk's Dashboard (Webhooks, Add Endpoint), and subscribe to {_EVENTS}.",
+        *_last_step(made_secret, f"PORT={port} " if port != preferred_port else "", redis_option),
         "",
         sep="\n",
         markup=False,
     )
 
 
-def _last_step(made_secret: str | None, redis_option: str) -> list[str]:
+def _last_step(made_secret: str | None, with_port: str, redis_option: str) -> list[str]:
     if made_secret is None:
-        return ["The Signing Secret of that endpoint has to be in CLERK_WEBHOOK_SIGNING_SECRET."]
+        return [
+            "This uses the secret of CLERK_WEBHOOK_SIGNING_SECRET. If that endpoint has another one, set it, and start",
+            "again.",
+        ]
     options = f"{redis_option} --no-simulate".lstrip()
     return [
         "Then stop this, and start it with the Signing Secret of that endpoint:",
-        f"  CLERK_WEBHOOK_SIGNING_SECRET=whsec_… {program()} dev {options}",
+        f"  {with_port}CLERK_WEBHOOK_SIGNING_SECRET=whsec_… {program()} dev {options}",
     ]
 
 

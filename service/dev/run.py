@@ -5,6 +5,7 @@ It starts up to two processes: a redis-server, and `session-relay serve`, the sa
 
 import contextlib
 import os
+import secrets as random_secrets
 import shlex
 import signal
 import subprocess
@@ -19,12 +20,13 @@ import redis
 from clerk_session_feed import connections
 from clerk_session_feed.errors import ConfigurationError, UnreadableMessageError
 from clerk_session_feed.updates import SessionUpdate, published
+from dotenv import dotenv_values
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from service.config import DevSettings
-from service.dev import embedded, introduction, sender, simulator, view
+from service.dev import TRIAL_PATH, embedded, introduction, sender, simulator, view
 from service.dev.sender import WEBHOOK_PATH
 from service.errors import StartError
 from service.server.system import listen
@@ -81,11 +83,12 @@ def run(
             "PORT": str(port),
             "LOG_LEVEL": settings.log_level,
             "LOG_FORMAT": settings.log_format,
+            TRIAL_PATH: (path := f"/{random_secrets.token_hex()}"),
         }
-        server = stack.enter_context(_serve(environment, simulate=simulate))
+        server = stack.enter_context(_serve(environment))
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
         origin = httpx.URL(scheme="http", host=host, port=port)
-        _await_start(server, origin.join("/healthz"), stop)
+        _await_start(server, own_url := origin.join(path), stop)
         subscriber = stack.enter_context(_subscribe(settings, redis_url))
         url = str(origin.join(WEBHOOK_PATH))
         introduction.introduce(
@@ -96,10 +99,15 @@ def run(
             redis_option=redis_option or "",
             channel=settings.redis_channel,
             made_secret=None if given else secrets[0],
+            names_secret=not given or not _is_in_file(secrets[0]),
+            preferred_port=PREFERRED_PORT,
+            preferred_is_taken=settings.port is None and port != PREFERRED_PORT,
         )
         if simulate:
             _simulate(console, url, secrets[0], subscriber, stop)
             console.print()
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.delete(own_url, trust_env=False)  # no sample is forged from now on
         if reconcile:
             from service.dev import clerk_trial  # noqa: PLC0415  # it loads more than the rest of this command
 
@@ -110,13 +118,19 @@ def run(
             for_clerk = clerk_trial.environment_of(clerk) | for_redis
             clerk_trial.reconcile(console, settings, os.environ | for_clerk, sessions, stop)
             _skip_messages(subscriber)
-        console.print(f"What {settings.redis_channel} gets from now on. Ctrl-C stops.\n", style="dim", markup=False)
+        listening = f"Messages on the channel {settings.redis_channel}, as they come. Ctrl-C stops.\n"
+        console.print(listening, style="dim", markup=False)
         while not stop.is_set():
             if server.poll() is not None:
                 raise StartError(f"The relay ended by itself, with exit status {server.returncode}.")
             if (message := _next_message(subscriber, 0.2)) is not None:
                 console.print(_shown(message, view.line))
         console.print("\nStopping …", style="dim")
+
+
+def _is_in_file(secret: str) -> bool:
+    """Tell whether commands in another terminal find this secret by themselves."""
+    return any(secret in (value or "") for value in dotenv_values(".env", encoding="utf-8-sig").values())
 
 
 def _choose_port(settings: DevSettings) -> int:
@@ -134,8 +148,8 @@ def _choose_port(settings: DevSettings) -> int:
 
 
 @contextlib.contextmanager
-def _serve(environment: dict[str, str], *, simulate: bool) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "service", "serve", *(["--app", "service.dev.trial_app:create_app"] * simulate)]
+def _serve(environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "service", "serve", "--app", "service.dev.trial_app:create_app"]
     # In a session of its own, so that Ctrl-C reaches this process only, which then ends the other.
     with subprocess.Popen(command, env=os.environ | environment, start_new_session=True) as server:  # noqa: S603
         try:
@@ -149,12 +163,13 @@ def _serve(environment: dict[str, str], *, simulate: bool) -> Iterator[subproces
 
 
 def _await_start(server: subprocess.Popen[bytes], url: httpx.URL, stop: threading.Event) -> None:
+    """Wait for this server to respond; another one may have taken the port meanwhile."""
     deadline = time.monotonic() + START_SECONDS
     # One client for all attempts: to make one takes longer than the pause, since it reads certificates.
     with httpx.Client(timeout=1, trust_env=False) as client:
         while not stop.wait(0.05):
             with contextlib.suppress(httpx.HTTPError):
-                if client.get(url).is_success:
+                if client.get(url).status_code == httpx.codes.NO_CONTENT:
                     return
             if server.poll() is not None or time.monotonic() > deadline:
                 raise StartError("The relay did not start; see its messages above.")

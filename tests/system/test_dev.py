@@ -23,9 +23,10 @@ from support.clock import eventually
 from support.constants import OTHER_SECRET, PROC, RELAY, ROOT, SECRET
 from support.network import free_port
 from support.redis_clients import client_of, subscribed
+from support.services import run_service
 
 from service.cli import main
-from service.dev import run, simulator
+from service.dev import run, sender, simulator
 from service.dev.embedded import EmbeddedRedis
 
 READY = r"Ctrl-C stops"
@@ -308,7 +309,7 @@ def exported(dev: RunningDev, command: str) -> str:
 
 def test_it_shows_what_reconcile_mends(reconciled: RunningDev) -> None:
     _, *rows = reconciled.find(r"(?s)^(at Clerk .*?)\n\n").splitlines()
-    stored = [re.split(r" {2,}", re.sub(r"until \S+ UTC", "until", row.strip())) for row in rows]
+    stored = [re.split(r" {2,}", re.sub(r"until \d{4}-\d\d-\d\d(?= {2}|$)", "until", row.strip())) for row in rows]
 
     assert stored == [
         ["signed in, webhook lost", "nothing", "active until"],
@@ -323,7 +324,7 @@ def test_it_shows_what_reconcile_mends(reconciled: RunningDev) -> None:
 
 
 def test_it_says_what_reconcile_says(reconciled: RunningDev) -> None:
-    assert re.search(r"^.*sessions of .*mended\.", reconciled.said, re.MULTILINE)
+    assert re.search(r"^.*sessions of .*mended: ", reconciled.said, re.MULTILINE)
     assert reconciled.program.stderr == ""
 
 
@@ -435,7 +436,50 @@ def test_it_takes_another_port_if_the_preferred_one_is_taken_and_says_so(start: 
         other = httpx.URL(dev.url).port
         assert other not in {None, port}
         assert f":{other}/" in dev.command("send")
+        assert f"Port {port} is taken; this uses {other}." in dev.said.splitlines()
+        assert dev.command("dev").startswith(f"PORT={other} CLERK_WEBHOOK_SIGNING_SECRET=whsec_… ")
         assert httpx.get(dev.url.replace("/webhooks/clerk", "/healthz")).status_code == 200
+
+
+def test_the_command_that_comes_next_has_a_port_that_was_given(start: Dev) -> None:
+    port = str(free_port())
+    dev = RunningDev(start("--no-simulate", PORT=port))
+    assert dev.command("dev").startswith(f"PORT={port} ")
+    assert " is taken" not in dev.said
+
+
+def test_the_command_that_comes_next_has_no_port_if_it_is_the_preferred_one(start: Dev) -> None:
+    dev = RunningDev(start("--no-simulate", command=preferring(free_port()), PORT=""))
+    assert dev.command("dev").startswith("CLERK_WEBHOOK_SIGNING_SECRET=whsec_… ")
+
+
+def test_another_relay_that_takes_its_port_meanwhile_is_not_taken_for_its_own(
+    start: Dev, any_redis: EmbeddedRedis
+) -> None:
+    """Two of them find the same port free at the same moment; one of them gets it."""
+    with run_service(any_redis.url) as other:
+        finds_it_free = (
+            "import sys; from service.dev import run as dev; from service.cli import main; "
+            f"dev._choose_port = lambda _: {other.port}; main(sys.argv[1:])"
+        )
+        program = start(command=(sys.executable, "-c", finds_it_free))
+        assert program.end() != 0
+    assert program.stdout == ""
+    assert f"port {other.port}" in program.stderr
+    assert program.stderr.splitlines()[-1].startswith("The relay did not start")
+
+
+@pytest.mark.parametrize("options", [["--no-simulate"], []])
+def test_a_wrong_secret_is_told_as_soon_as_the_samples_are_sent_and_not_before(options: list[str], start: Dev) -> None:
+    program = RunningDev(start(*options)).program
+    assert "check_endpoint" not in program.stderr
+
+    (refused,) = sender.send(
+        sender.one_life(["session.created"], {}), url=RunningDev(program).url, secret=simulator.new_secret()
+    )
+
+    assert refused.code == "invalid_signature"
+    program.wait_for("check_endpoint", stream="stderr")
 
 
 def test_a_port_given_that_is_taken_ends_it(start: Dev) -> None:
@@ -518,6 +562,8 @@ def test_settings_in_dotenv_are_used(start: Dev, any_redis: EmbeddedRedis, tmp_p
     assert simulated_post(dev, SECRET).status_code == 200
     assert dev.table()[0][2] == "active (live)"
     assert dev.command("redis-cli").endswith("subscribe 'other;channel'")
+    assert "CLERK_WEBHOOK_SIGNING_SECRET" not in dev.command("send")
+    assert shell(dev.command("send"), tmp_path).stdout.split()[:2] == ["200", "applied"]
 
 
 @pytest.mark.real_redis
@@ -533,13 +579,13 @@ def test_the_password_of_a_redis_given_is_not_shown(
     assert "hunter" not in dev.said + dev.program.stderr
 
 
-def test_a_secret_given_is_not_shown_and_is_found_by_the_send_command(
-    given: GivenDev, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_secret_given_is_not_shown_and_is_found_by_the_send_command(given: GivenDev, tmp_path: Path) -> None:
     for secret in given.secrets_given:
         assert secret not in given.program.stdout + given.program.stderr
-    monkeypatch.setenv("CLERK_WEBHOOK_SIGNING_SECRET", given.secrets_given[0])
-    assert shell(given.command("send"), tmp_path).stdout.split()[:2] == ["200", "applied"]
+    command = given.command("send")
+    assert command.startswith("CLERK_WEBHOOK_SIGNING_SECRET=whsec_… ")
+    command = command.replace("whsec_…", given.secrets_given[0])
+    assert shell(command, tmp_path).stdout.split()[:2] == ["200", "applied"]
 
 
 @pytest.mark.parametrize(
@@ -578,11 +624,11 @@ def test_the_command_that_comes_next_has_the_redis_of_the_option(
 ) -> None:
     given = RunningDev(start("--no-simulate", "--redis-url", f"{any_redis.url}?client_name=a&socket_keepalive=1"))
     command = given.command("dev").replace("whsec_…", SECRET)
+    given.program.stop()
 
-    environment = {"PORT": str(free_port())}
-    with started(["sh", "-c", f"exec env {command}"], tmp_path, environment) as program:
+    with started(["sh", "-c", f"exec env {command}"], tmp_path, {}) as program:
         again = RunningDev(program)
-        assert (again.redis_url, again.redis_name) == (given.redis_url, "--redis-url")
+        assert (again.url, again.redis_url, again.redis_name) == (given.url, given.redis_url, "--redis-url")
         assert simulated_post(again, SECRET).status_code == 200
 
 

@@ -9,6 +9,7 @@ from support.constants import ROOT
 READERS_OF_THE_ENVIRONMENT = {
     "clients/python/clerk_session_feed/settings.py",  # SessionFeed.from_env
     "service/dev/run.py",  # hands its own on to the server that it starts
+    "service/dev/trial_app.py",  # gets a path from `dev`
     "service/server/probe.py",  # would take ten times as long with pydantic-settings
     "service/server/processes.py",  # sets PROMETHEUS_MULTIPROC_DIR, and what its workers read
     "service/server/system.py",  # reads that, as the user set it
