@@ -271,7 +271,7 @@ def misspelt_settings(settings: BaseSettings) -> list[str]:
     """Return a line for each variable that is probably meant for a setting that is not set."""
     unset = sorted(type(settings).model_fields.keys() - settings.model_fields_set)
     found = [(misspelt(name), name.upper()) for name in unset]
-    return [f"{alike} is not a setting: if it is meant for {name}, rename it" for alike, name in found if alike]
+    return [f"{alike} is not a setting. If you mean {name}, rename it" for alike, name in found if alike]
 
 
 def shown(settings: BaseSettings) -> dict[str, object]:

@@ -51,7 +51,9 @@ class Verifier:
         message_id, timestamp, signature = (headers.get(name) or "" for name in names)
         if not (message_id and timestamp and signature):
             missing = [name for name in names if not headers.get(name)]
-            raise errors.MissingSignatureError(f"Missing: {', '.join(missing)}.")
+            either = f" (or {', '.join(names)})" if len(missing) == len(names) else ""  # Clerk sends svix-…
+            named = _FAMILIES[0][1] if either else missing
+            raise errors.MissingSignatureError(f"Missing: {', '.join(named)}{either}.")
 
         if not ID.fullmatch(message_id):
             raise errors.MalformedSignatureError(f"{family}-id is not 1 to 128 of A-Z a-z 0-9 _ -.")

@@ -91,7 +91,7 @@ class FlaskBridge:
             host=self._app.settings.host,
             port=self._app.settings.port,
             fast_lane=not closed_by,
-            fast_lane_closed_by=closed_by or None,
+            **({"fast_lane_closed_by": closed_by} if closed_by else {}),
         )
         metrics.mark_worker_started(has_fast_lane=not closed_by)
         _rarely_collect_garbage()

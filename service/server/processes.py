@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import inspect
+import logging
 import multiprocessing
 import os
 import resource
@@ -87,6 +88,7 @@ class WorkerConfig(Config):
     def configure_logging(self) -> None:
         """Set how the process ends; uvicorn calls this first in each worker."""
         on_stop_signals(_exit)
+        logging.getLogger("uvicorn.access").propagate = False  # else it logs what uvicorn itself responds: to HEAD
 
 
 DEFAULT_FACTORY: Final = "service.app:create_app"

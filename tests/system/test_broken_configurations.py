@@ -125,4 +125,4 @@ def test_a_misspelt_name_of_an_optional_setting_is_a_warning(
 
     found = findings({"REDIS_URL": url, "WEB_CONCURENCY": "2", "REDIS_TLS_URL": "rediss://h"}, monkeypatch)
 
-    assert found == ["warning: WEB_CONCURENCY is not a setting: if it is meant for WEB_CONCURRENCY, rename it"]
+    assert found == ["warning: WEB_CONCURENCY is not a setting. If you mean WEB_CONCURRENCY, rename it"]

@@ -362,7 +362,7 @@ def test_each_line_of_the_log_is_one_that_the_service_wrote(story: Story) -> Non
     keys = {
         "delivery": common | {"outcome", "reason", "type", "message_id", "session_id", "user_id", "duration_ms"},
         "redis_failed": common | {"error", "detail", "commands"},
-        "listening": common | {"host", "port", "fast_lane", "fast_lane_closed_by"},
+        "listening": common | {"host", "port", "fast_lane"},
         "starting": common | {"version", "settings"},
         "redis": common | {"address", "server"},
         "check_endpoint": common | {"reason", "advice"},

@@ -147,12 +147,28 @@ def test_the_log_says_which_relay_with_which_settings_on_which_redis(own_redis: 
     assert "hunter" not in everything
 
 
+def test_no_request_has_a_line_of_the_servers_own(any_redis: EmbeddedRedis) -> None:
+    with run_service(any_redis.url) as service:
+        for method, path in (
+            ("HEAD", "/healthz"),
+            ("HEAD", "/nowhere?secret=x"),
+            ("GET", "/healthz"),
+            ("GET", "/nowhere"),
+        ):
+            exchange(service.port, request_head({}, method=method.encode(), target=path.encode()), method)
+        service.stop()
+        log = service.log_text()
+
+    assert "Finished server process" in log
+    assert "HTTP/1.1" not in log
+
+
 def test_a_misspelt_setting_is_a_warning(any_redis: EmbeddedRedis) -> None:
     with run_service(any_redis.url, METRIC_TOKEN="hunter2") as service:
         line = said(service, "setting_misspelt")
 
     assert line["level"] == "warning"
-    assert line["advice"] == "METRIC_TOKEN is not a setting: if it is meant for METRICS_TOKEN, rename it"
+    assert line["advice"] == "METRIC_TOKEN is not a setting. If you mean METRICS_TOKEN, rename it"
 
 
 def test_a_redis_that_may_not_be_asked_for_its_version_is_named_without_it(own_redis: EmbeddedRedis) -> None:

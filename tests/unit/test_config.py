@@ -279,8 +279,8 @@ def test_an_address_has_no_credentials(url: str, address: str) -> None:
 def test_misspelt_settings_are_found(environment: Environment) -> None:
     environment(**NEEDED, METRIC_TOKEN="hunter2", PARTITION="8", DEBUG="1", REDIS_TLS_URL="rediss://h")
     assert misspelt_settings(load(Settings)) == [
-        "METRIC_TOKEN is not a setting: if it is meant for METRICS_TOKEN, rename it",
-        "PARTITION is not a setting: if it is meant for PARTITIONS, rename it",
+        "METRIC_TOKEN is not a setting. If you mean METRICS_TOKEN, rename it",
+        "PARTITION is not a setting. If you mean PARTITIONS, rename it",
     ]
 
 

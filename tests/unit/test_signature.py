@@ -14,7 +14,7 @@ from support.signing import signed
 from support.strategies import patient
 
 from service.clerk.signature import Verifier
-from service.errors import InvalidSignatureError, SignatureError
+from service.errors import InvalidSignatureError, MissingSignatureError, SignatureError
 from service.models import Delivery
 
 BODY: Final = b'{"type":"session.created"}'
@@ -160,6 +160,22 @@ def test_a_header_left_out_or_empty_is_missing(part: str, empty: bool, family: s
 
 def test_no_headers_at_all_are_missing() -> None:
     assert refusal({}) == "missing_signature"
+
+
+@pytest.mark.parametrize(
+    ("headers", "missing"),
+    [
+        ({}, "svix-id, svix-timestamp, svix-signature (or webhook-id, webhook-timestamp, webhook-signature)"),
+        ({"svix-id": "msg_1"}, "svix-timestamp, svix-signature"),
+        ({"webhook-id": "msg_1"}, "webhook-timestamp, webhook-signature"),
+    ],
+)
+def test_what_is_missing_is_named_as_clerk_calls_it_unless_the_other_family_was_begun(
+    headers: dict[str, str], missing: str
+) -> None:
+    with pytest.raises(MissingSignatureError) as raised:
+        Verifier([SECRET]).verify(headers, BODY)
+    assert str(raised.value) == f"Missing: {missing}."
 
 
 @pytest.mark.parametrize("part", PARTS)
