@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import json
 import signal
+from collections.abc import Iterator
 from typing import Any, Final
 
 import click
@@ -62,15 +63,9 @@ class _Group(click.Group):
             click.echo("\n".join(map(printable, lines)), err=True)
             ctx.exit(1)
         except _redis_errors() as error:
-            from clerk_session_feed.connections import explain
+            from service.cli.diagnosis import explain
 
-            from service.store.rights import MISSING_RIGHT_ADVICE, is_missing_right
-
-            cause = error.__cause__ or error
-            said = explain(cause)
-            if is_missing_right(cause):
-                said = f"{said.rstrip('.')}: {MISSING_RIGHT_ADVICE}"
-            click.echo(f"Redis: {printable(said)}", err=True)
+            click.echo(f"Redis: {printable(explain(error.__cause__ or error))}", err=True)
             ctx.exit(1)
 
 
@@ -86,6 +81,16 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@contextlib.contextmanager
+def _naming(options: dict[str, str]) -> Iterator[None]:
+    """Let faults of settings that come from options name the option, by variable."""
+    try:
+        yield
+    except ConfigurationError as error:
+        split = (fault.partition(": ") for fault in error.faults)
+        raise ConfigurationError([f"{options.get(name, name)}{colon}{said}" for name, colon, said in split]) from None
+
+
 @main.command()
 @click.option(
     "--app",
@@ -98,7 +103,9 @@ def main() -> None:
 @click.option("--workers", "web_concurrency", help="How many worker processes to run, instead of WEB_CONCURRENCY.")
 def serve(factory: str | None, **options: str | None) -> None:
     """Run the service for production."""
-    settings = load(Settings, **{name: value for name, value in options.items() if value})
+    given = {name: value for name, value in options.items() if value}
+    with _naming({name.upper(): "--workers" if name == "web_concurrency" else f"--{name}" for name in given}):
+        settings = load(Settings, **given)
     from service.server import processes
     from service.telemetry import log
 
@@ -110,7 +117,7 @@ def serve(factory: str | None, **options: str | None) -> None:
 @click.option("--simulate/--no-simulate", default=True, help="Send sample deliveries first.")
 @click.option("--reconcile", is_flag=True, help="Run a stand-in for Clerk's API as well, and reconcile with it.")
 @click.option("--redis-url", metavar="URL", help="Use this Redis, whatever REDIS_URL says.")
-@click.option("--own-redis", is_flag=True, help="Start a Redis, even if REDIS_URL is set.")
+@click.option("--own-redis", is_flag=True, help="Start a Redis, even if REDIS_URL is set. --redis-url wins over it.")
 @click.option("--own-secret", is_flag=True, help="Make up a signing secret, even if one is set.")
 def dev(simulate: bool, reconcile: bool, redis_url: str | None, own_redis: bool, own_secret: bool) -> None:
     """Run the service with nothing set up, and show what subscribers get.
@@ -121,7 +128,8 @@ def dev(simulate: bool, reconcile: bool, redis_url: str | None, own_redis: bool,
     # Set to None, they count as not set, in the environment and in .env.
     chosen = {"redis_url": redis_url} if redis_url or own_redis else {}
     unset = {"clerk_webhook_signing_secret": None} if own_secret else {}
-    settings = load(DevSettings, **chosen, **unset)
+    with _naming({"REDIS_URL": "--redis-url"} if redis_url else {}):
+        settings = load(DevSettings, **chosen, **unset)
     from service.dev import run, view
 
     run.run(

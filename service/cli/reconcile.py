@@ -69,6 +69,8 @@ class _UserId(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not ID.fullmatch(value):
             self.fail(f"{printable(str(value))} is no id of a user", param, ctx)
+        if value.startswith("sess_"):
+            self.fail(f"{value} is a session's id: session-relay session {value} shows whose session it is", param, ctx)
         return str(value)
 
 

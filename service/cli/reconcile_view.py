@@ -76,7 +76,8 @@ def log_report(report: Report, event: str, **more: Any) -> None:
 
 
 def _drift(report: Report) -> str:
-    return "".join(f", {count:,} {kind.replace('_', ' ')}" for kind, count in sorted(report.drift.items()))
+    named = {"ended" if kind == "late_end" else kind.replace("_", " "): count for kind, count in report.drift.items()}
+    return "".join(f", {count:,} {name}" for name, count in sorted(named.items()))
 
 
 def _count(number: int, thing: str) -> str:
@@ -102,10 +103,10 @@ def print_result(report: Report, scope: Scope, seconds: float, *, dry_run: bool,
         }
         click.echo(json.dumps(result))
     else:
-        found = _drift(report).removeprefix(", ") or "nothing"
         verb = "to be mended" if dry_run else "mended"
+        found = f"{verb}: {_drift(report).removeprefix(', ')}" if report.drift else f"nothing {verb}"
         looked_at = f"{_count(report.sessions, 'session')} of {_count(report.users, 'user')}"
-        click.echo(f"{looked_at} in {seconds:.0f} s: {found} {verb}.")
+        click.echo(f"{looked_at} in {seconds:.0f} s; {found}.")
         _print_details(report)
         if scope.user_id is not None and not report.sessions and not report.fault_count:
             click.echo(

@@ -10,9 +10,9 @@ from typing import Final
 
 import click
 from clerk_session_feed.errors import ConfigurationError
-from clerk_session_feed.models import ID
 
 from service.clerk.backend_api import BackendApi
+from service.cli import ids
 from service.config import LogSettings, ReconcileSettings, StoreSettings, load
 from service.dev import view
 from service.errors import ClerkError
@@ -39,8 +39,8 @@ OPEN_REMOVED: Final = (
     "`session-relay revoke --user {}` first."
 )
 NOT_DELETED: Final = (
-    "Clerk has not said that {0} is deleted. Sessions that go on there come back with the next webhook: delete the "
-    "user at Clerk, or run `session-relay revoke --user {0}`, and forget once more."
+    "Clerk has not said that {0} is deleted. Sessions that are still open at Clerk come back with their next "
+    "webhook: delete the user at Clerk, or run `session-relay revoke --user {0}`, and forget once more."
 )
 NOT_REACHED: Final = (
     "Not reached: consumers' own copies; Redis' backups, and its append-only file until it is rewritten; ids in logs; "
@@ -49,18 +49,18 @@ NOT_REACHED: Final = (
 )
 
 
-def _check_ids(_: click.Context, __: click.Parameter, value: str | tuple[str, ...] | None) -> object:
-    for each in (value,) if isinstance(value, str) else value or ():
-        if not ID.fullmatch(each):
-            raise click.BadParameter(f"{printable(each)[:128]} is no id: it takes 1 to 128 letters, digits, _ and -.")
-    return value
-
-
 @click.command(short_help="End sessions at once, here and at Clerk.")
-@click.argument("session_ids", metavar="[SESSION]...", nargs=-1, callback=_check_ids)
-@click.option("--user", "user_id", metavar="USER_ID", callback=_check_ids, help="All open sessions of this user.")
+@click.argument(
+    "session_ids", metavar="[SESSION]...", nargs=-1, callback=ids.session_ids("--user {0} ends the user's sessions")
+)
+@click.option("--user", "user_id", metavar="USER_ID", callback=ids.user_ids(), help="All open sessions of this user.")
 @click.option(
-    "--except", "excepted", metavar="SESSION", multiple=True, callback=_check_ids, help="But not this one. Repeatable."
+    "--except",
+    "excepted",
+    metavar="SESSION",
+    multiple=True,
+    callback=ids.session_ids(),
+    help="But not this one. Repeatable.",
 )
 @click.option("--impersonated", is_flag=True, help="All open sessions in which somebody impersonates the user.")
 @click.option("--local", is_flag=True, help="Only here. Clerk is not told, and its key is not needed.")
@@ -210,7 +210,7 @@ def _all_pending(store: SessionStore) -> Iterator[PendingRevoke]:
 
 
 @click.command(short_help="Remove what is stored of a user.")
-@click.argument("user_id", metavar="USER_ID", callback=_check_ids)
+@click.argument("user_id", metavar="USER_ID", callback=ids.user_ids())
 def forget(user_id: str) -> None:
     """Remove what is stored of a user: sessions, indexes, stream entries and dead letters.
 

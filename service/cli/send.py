@@ -4,6 +4,7 @@ import json
 import os.path
 import sys
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from service.dev.sender import OutgoingDelivery, Response
 from service.errors import CommandError
 from service.telemetry import printable
 
-_ANY_TYPE: Final = "To send it all the same: --any-type."
+_ANY_TYPE: Final = "(--any-type sends it all the same.)"
 
 
 def _complete(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -81,7 +82,7 @@ def send(
     url = url or f"http://127.0.0.1:{load(ListenSettings).port}{sender.WEBHOOK_PATH}"
     files = {name: _read_file(name) for name in what if not _is_type(name, any_type=any_type)}
     what = what or ("session.created",)
-    deliveries = [delivery for _ in range(count) for delivery in _deliveries(what, files, values)]
+    deliveries = _Deliveries(lambda: _one_life(what, files, values), count, keep=shuffle)
     report = _Report(len(deliveries) * (1 + duplicate), forge=forge, as_json=as_json)
     try:
         for response in sender.send(
@@ -134,7 +135,28 @@ def _described(status: int, outcome: str | None, code: str | None) -> str:
     return f"{status} {outcome or code or ''}".rstrip() if status else "no response"
 
 
-def _deliveries(what: tuple[str, ...], files: dict[str, bytes], values: dict[str, Any]) -> list[OutgoingDelivery]:
+class _Deliveries(Sequence[OutgoingDelivery]):
+    """The deliveries of many lives, each made when its first one is asked for: before, there may be too many."""
+
+    def __init__(self, make: Callable[[], list[OutgoingDelivery]], lives: int, *, keep: bool) -> None:
+        """Make the first life, which shows whether they can be made; `keep` is for an order that leaps."""
+        self._make, self._lives, self._keep = make, lives, keep
+        self._made = {0: make()}
+        self._size = len(self._made[0])
+
+    def __len__(self) -> int:
+        return self._lives * self._size
+
+    def __getitem__(self, number: Any) -> Any:
+        life, place = divmod(number, self._size)
+        if life not in self._made:
+            if not self._keep:
+                self._made.clear()
+            self._made[life] = self._make()
+        return self._made[life][place]
+
+
+def _one_life(what: tuple[str, ...], files: dict[str, bytes], values: dict[str, Any]) -> list[OutgoingDelivery]:
     try:
         samples = iter(sender.one_life([name for name in what if name not in files], values))
         return [_from_file(name, files[name], values) if name in files else next(samples) for name in what]
@@ -151,14 +173,11 @@ def _is_type(name: str, *, any_type: bool) -> bool:
     if "/" in name or name.endswith(".json"):
         return False
     if (meant := event_types.meant_by(name)) is not None:
-        raise CommandError(f"Clerk sends no {name}: is {meant} meant? {_ANY_TYPE}")
+        raise CommandError(f"Clerk sends no {name}. Did you mean {meant}? {_ANY_TYPE}")
     if others := event_types.alike(name):
-        raise CommandError(f"Clerk sends no {name}, but {', '.join(others)}. {_ANY_TYPE}")
-    if "." in name:
-        raise CommandError(
-            f"{name}: neither an event type that Clerk sends, like session.created, nor a file. {_ANY_TYPE}"
-        )
-    return False
+        subject = others[0].partition(".")[0]
+        raise CommandError(f"Clerk sends no {name}. Its {subject} events: {', '.join(others)}. {_ANY_TYPE}")
+    raise CommandError(f"{name}: neither an event type that Clerk sends, like session.created, nor a file. {_ANY_TYPE}")
 
 
 def _read_file(name: str) -> bytes:

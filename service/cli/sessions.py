@@ -1,17 +1,21 @@
 """The commands that show sessions: `tail`, `session` and `sessions`."""
 
 import contextlib
+import json
 import sys
+from collections.abc import Iterator
 from typing import Final
 
 import click
 from clerk_session_feed import SessionFeed
-from clerk_session_feed.connections import explain
 from clerk_session_feed.cursors import position, whole_cursor
 from clerk_session_feed.errors import CursorLostError
+from clerk_session_feed.updates import SessionUpdate
 from rich.console import Console
 
+from service.cli import ids
 from service.cli.check_connect import client_at, clock_ms, keys_of
+from service.cli.diagnosis import explain
 from service.cli.in_thread import END, in_thread
 from service.cli.live import LiveSessions
 from service.config import RedisSettings, load
@@ -22,8 +26,6 @@ PAGE: Final = 100
 """Sessions that are listed at once, unless `--limit` says otherwise."""
 LARGEST_PAGE: Final = 100_000
 """Its ids are in memory: 20 MB."""
-
-_json_option = click.option("--json", "as_json", is_flag=True, help="One message on each line, as published.")
 
 
 def _parse_start(_: click.Context, __: click.Parameter, value: str) -> str:
@@ -44,9 +46,9 @@ def _parse_start(_: click.Context, __: click.Parameter, value: str) -> str:
     callback=_parse_start,
     help="Where to begin; CURSOR is excluded.",
 )
-@click.option("--user", metavar="USER_ID", help="Only this user's sessions.")
+@click.option("--user", metavar="USER_ID", callback=ids.user_ids(), help="Only this user's sessions.")
 @click.option("--stale", is_flag=True, help="Also show events that came too late to change anything.")
-@_json_option
+@click.option("--json", "as_json", is_flag=True, help="One message on each line, as published.")
 def tail(start: str, user: str | None, stale: bool, as_json: bool) -> None:
     """Follow the session events, until Ctrl-C."""
     settings = load(RedisSettings)
@@ -93,7 +95,7 @@ def _show_reconnect(error: Exception) -> None:
 
 
 @click.command(short_help="Show a session's state and history.")
-@click.argument("session_id")
+@click.argument("session_id", callback=ids.session_ids())
 @click.option("--json", "as_json", is_flag=True, help="Print state and history as one JSON document.")
 def session(session_id: str, as_json: bool) -> None:
     """Show the stored state of a session, and its history as far back as the stream goes."""
@@ -115,12 +117,17 @@ def session(session_id: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("user_id", required=False)
+@click.argument("user_id", required=False, callback=ids.user_ids("session-relay session {0}"))
 @click.option(
     "--limit", type=click.IntRange(1, LARGEST_PAGE), help=f"Without USER_ID: how many to list.  [default: {PAGE}]"
 )
-@click.option("--after", metavar="SESSION_ID", help="Without USER_ID: list those that follow on this one.")
-@_json_option
+@click.option(
+    "--after",
+    metavar="SESSION_ID",
+    callback=ids.session_ids(),
+    help="Without USER_ID: list those that follow on this one.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document: count, sessions and next.")
 def sessions(user_id: str | None, limit: int | None, after: str | None, as_json: bool) -> None:
     """Show the sessions that are live now: a user's, or all.
 
@@ -132,29 +139,38 @@ def sessions(user_id: str | None, limit: int | None, after: str | None, as_json:
         return
     if limit is not None or after is not None:
         raise click.UsageError("--limit and --after go without USER_ID: a user's sessions are all shown.")
-    console = view.console()
     with SessionFeed(settings) as feed, in_thread(feed.close) as call:
         updates = call(feed.live_sessions, user_id)
-    for update in updates:
-        click.echo(update.json) if as_json else console.print(view.line(update))
+    _show(iter(updates), len(updates), None, as_json)
     if not updates and not as_json:
         click.echo(printable(f"{user_id} has no live session."), err=True)
 
 
 def _list_all(settings: RedisSettings, limit: int, after: str, as_json: bool) -> None:
-    console, shown = view.console(), 0
     with SessionFeed(settings) as feed, in_thread(feed.close) as call:
         call(feed.now)  # a feed refuses another number of PARTITIONS than the data's
     with contextlib.closing(LiveSessions(settings)) as live, in_thread(live.close) as call:
         with Console(stderr=True).status("Looking at all sessions …"):
             page = call(live.page, after, limit + 1)
         updates = live.updates(page[:limit])
-        while (update := call(next, updates, END)) is not END:
-            click.echo(update.json) if as_json else console.print(view.line(update))
-            shown += 1
-    count = f"{live.count:,} session{' is' if live.count == 1 else 's are'} live, {shown:,} shown."
-    more = printable(f" The next ones: --after {page[limit - 1][0]}") if len(page) > limit else ""
-    click.echo(f"{count}{more}", err=as_json)
+        following = page[limit - 1][0] if len(page) > limit else None
+        shown = _show(iter(lambda: call(next, updates, END), END), live.count, following, as_json)
+    if not as_json:
+        more = "" if following is None else printable(f" The next ones: --after {following}")
+        click.echo(f"{live.count:,} session{' is' if live.count == 1 else 's are'} live, {shown:,} shown.{more}")
     for fault in live.unreadable.values():
         click.echo(printable(fault), err=True)
     sys.exit(1 if live.unreadable else 0)
+
+
+def _show(updates: Iterator[SessionUpdate], count: int, following: str | None, as_json: bool) -> int:
+    """Show sessions as they come, and return their number; as JSON, with the count of all and the next `--after`."""
+    console, shown = view.console(), 0
+    if as_json:
+        click.echo(b'{"count":%d,"sessions":[' % count, nl=False)
+    for update in updates:
+        click.echo(b"," * bool(shown) + update.json, nl=False) if as_json else console.print(view.line(update))
+        shown += 1
+    if as_json:
+        click.echo(f'],"next":{json.dumps(following)}}}')
+    return shown

@@ -86,22 +86,25 @@ def send(
     """Post deliveries one by one, and yield the responses.
 
     Args:
-        deliveries: What is sent.
+        deliveries: What is sent; each is asked for when its turn comes.
         url: Where to.
         secret: `whsec_…`; None signs each with a new one, which the receiver can't know.
         duplicate: Send each of them twice.
         shuffle: Send them in random order.
         rate: Deliveries per second at most.
     """
-    queue = [delivery for delivery in deliveries for _ in range(2 if duplicate else 1)]
+    copies = 2 if duplicate else 1
+    count = len(deliveries) * copies
+    order: Sequence[int] = range(count)
     if shuffle:
-        random.shuffle(queue)
+        random.shuffle(order := [*order])
     started = time.monotonic()
     # A proxy that the environment names does not reach this machine.
     local = re.match(r"https?://(127\.0\.0\.1|localhost|\[::1\])(:|/|$)", url) is not None
     # Like Svix, it takes a redirect as a failure.
     with httpx.Client(timeout=TIMEOUT_SECONDS, follow_redirects=False, trust_env=not local) as client:
-        for number, delivery in enumerate(queue):
+        for number, place in enumerate(order):
+            delivery = deliveries[place // copies]
             if rate:
                 time.sleep(max(0.0, started + number / rate - time.monotonic()))
             headers = simulator.sign(secret or simulator.new_secret(), delivery.body, message_id=delivery.message_id)

@@ -199,11 +199,13 @@ def test_another_number_of_partitions_than_the_datas_is_found(real_redis: Embedd
     with client_of(real_redis.url) as client:
         client.flushall()
         take_some(real_redis.url, was)
-        found = findings(real_redis.url, partitions=is_)[-1]
+        *others, found = findings(real_redis.url, partitions=is_)
         client.flushall()
 
     assert found.level == ("ok" if was == is_ else "error")
     assert f"PARTITIONS={is_}" in found.text
+    says_what_was_received = any("received" in each.text for each in others)
+    assert says_what_was_received == (was == is_)
 
 
 def test_a_prefix_without_a_hash_tag_has_one_partition(good_redis: EmbeddedRedis) -> None:

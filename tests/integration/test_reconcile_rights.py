@@ -72,7 +72,7 @@ def test_the_rights_listed_suffice_for_reconcile(
     results = [run("reconcile", *options, environment=environment) for options in (["--full"], ["--dry-run"], [])]
 
     assert [result.exit_code for result in results] == [0, 0, 0]
-    assert "1 gone, 1 late end, 1 missing mended" in results[0].output
+    assert "mended: 1 ended, 1 gone, 1 missing." in results[0].output
     assert refused(own_client) == set()
     used = {name.removeprefix("cmdstat_") for name in own_client.info("commandstats")}
     assert {right.removeprefix("+") for right in rights()} <= used, "one is too many"

@@ -210,7 +210,7 @@ def test_shuffled_deliveries_are_all_sent(post: Post) -> None:
 
 
 def test_shuffle_takes_duplicates_apart(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    def deal(queue: list[OutgoingDelivery]) -> None:
+    def deal(queue: list[int]) -> None:
         queue[:] = queue[::2] + queue[1::2]
 
     monkeypatch.setattr(random, "shuffle", deal)

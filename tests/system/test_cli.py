@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -27,7 +27,7 @@ from support.clock import eventually
 from support.constants import EVENTS_KEY, HOUR_MS, NO_REDIS, RELAY, ROOT, SECRET
 from support.documents import REDIS
 from support.events import clerk_event
-from support.network import free_port
+from support.network import free_port, unused_port
 from support.redis_clients import Subscriber, client_of, subscribed
 from support.redis_servers import start_durable_redis
 from support.relay import run_relay
@@ -835,7 +835,12 @@ def test_sessions_as_json_are_what_was_published(
 ) -> None:
     published = channel_messages(service, any_client, event(user_id="user_1"), event(user_id="user_1", expire_at=None))
     result = read(any_redis, "sessions", "user_1", "--json")
-    assert (result.exit_code, result.stdout.splitlines()) == (0, published)
+    (line,) = result.stdout.splitlines()
+    document = json.loads(line)
+    assert sorted(map(json.dumps, document.pop("sessions"))) == sorted(
+        json.dumps(json.loads(each)) for each in published
+    )
+    assert (result.exit_code, document) == (0, {"count": 2, "next": None})
 
 
 def test_sessions_of_a_user_who_has_none_says_so(any_redis: EmbeddedRedis) -> None:
@@ -844,20 +849,24 @@ def test_sessions_of_a_user_who_has_none_says_so(any_redis: EmbeddedRedis) -> No
     assert "user_nobody" in result.stderr
 
 
-def test_sessions_as_json_of_a_user_who_has_none_is_nothing(any_redis: EmbeddedRedis) -> None:
-    result = read(any_redis, "sessions", "user_nobody", "--json")
-    assert (result.exit_code, result.output) == (0, "")
+NONE: Final = '{"count":0,"sessions":[],"next":null}\n'
+
+
+@pytest.mark.parametrize("user", [[], ["user_nobody"]])
+def test_sessions_as_json_where_there_are_none_are_an_empty_list(user: list[str], any_redis: EmbeddedRedis) -> None:
+    result = read(any_redis, "sessions", *user, "--json", REDIS_KEY_PREFIX="{empty}")
+    assert (result.exit_code, result.output) == (0, NONE)
 
 
 def test_sessions_leaves_out_one_that_has_run_out(run_out: dict[str, Any], any_redis: EmbeddedRedis) -> None:
     result = read(any_redis, "sessions", run_out["user_id"], "--json")
-    assert (result.exit_code, result.stdout) == (0, "")
+    assert (result.exit_code, result.stdout) == (0, NONE)
 
 
 def test_sessions_of_another_prefix_are_others(service: ServiceProcess, any_redis: EmbeddedRedis) -> None:
     deliver(service, event(user_id="user_1"))
     result = read(any_redis, "sessions", "user_1", "--json", REDIS_KEY_PREFIX="{other}")
-    assert (result.exit_code, result.stdout) == (0, "")
+    assert (result.exit_code, result.stdout) == (0, NONE)
 
 
 # sessions, without a user
@@ -914,10 +923,14 @@ def test_a_session_that_can_not_be_read_is_named_and_the_others_are_listed(
     own_client.hset(key, field, value)
     result = read(own_redis, "sessions", *options)
     assert result.exit_code == 1
-    *lines, _ = [*result.stdout.splitlines(), *result.stderr.splitlines()]
-    assert [id_ for id_ in ids if any(id_ in line for line in result.stdout.splitlines())] == [ids[0], ids[2]]
-    assert count in lines
-    (fault,) = [line for line in result.stderr.splitlines() if line != count]
+    assert [id_ for id_ in ids if id_ in result.stdout] == [ids[0], ids[2]]
+    if options:
+        document = json.loads(result.stdout)
+        counts = f"{document['count']} sessions are live, {len(document['sessions'])} shown."
+    else:
+        *_, counts = result.stdout.splitlines()
+    assert counts == count
+    (fault,) = result.stderr.splitlines()
     assert fault.startswith(f"{key}: ")
 
 
@@ -931,8 +944,19 @@ def test_all_sessions_as_json_are_what_was_published(
 ) -> None:
     published = channel_messages(service, any_client, event(), event())
     result = read(any_redis, "sessions", "--json")
-    assert sorted(result.stdout.splitlines()) == sorted(published)
-    assert result.stderr == "2 sessions are live, 2 shown.\n"
+    (line,) = result.stdout.splitlines()
+    document = json.loads(line)
+    in_order = sorted((json.loads(each) for each in published), key=lambda each: str(each["session"]["id"]))
+    assert document == {"count": 2, "sessions": in_order, "next": None}
+    assert result.stderr == ""
+
+
+def test_all_sessions_as_json_tell_what_comes_next(service: ServiceProcess, any_redis: EmbeddedRedis) -> None:
+    first, second, third = sorted(deliver(service, event())["session_id"] for _ in range(3))
+    page = json.loads(read(any_redis, "sessions", "--json", "--limit", "2").stdout)
+    assert (page["count"], [each["session"]["id"] for each in page["sessions"]]) == (3, [first, second])
+    page = json.loads(read(any_redis, "sessions", "--json", "--limit", "2", "--after", page["next"]).stdout)
+    assert ([each["session"]["id"] for each in page["sessions"]], page["next"]) == ([third], None)
 
 
 def test_all_sessions_of_partitions_are_listed_in_one_order(any_redis: EmbeddedRedis, any_client: Any) -> None:
@@ -981,7 +1005,17 @@ def test_redis_away_is_told_in_one_line(arguments: list[str]) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
     assert line.startswith("Redis: ")
+    assert line.endswith(": correct the path in REDIS_URL")
     assert "hunter" not in line
+
+
+@pytest.mark.parametrize("arguments", [["session", "sess_1"], ["sessions"], ["sessions", "user_1"], ["tail"]])
+def test_a_redis_that_refuses_connections_is_told_with_what_to_do(arguments: list[str]) -> None:
+    with unused_port() as port:
+        result = run(*arguments, environment={"REDIS_URL": f"redis://127.0.0.1:{port}"})
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Redis: ")
+    assert "see that it runs where REDIS_URL says" in line
 
 
 def test_reading_needs_no_more_rights_than_the_docs_give_a_reader(own_redis: EmbeddedRedis, own_client: Any) -> None:

@@ -126,7 +126,7 @@ def test_it_says_what_it_mended(setup: Setup) -> None:
     result = setup.reconcile()
 
     assert (result.exit_code, result.stderr) == (0, "")
-    assert re.fullmatch(r"1 session of 1 user in \d+ s: 1 late end mended\.\n", result.stdout)
+    assert re.fullmatch(r"1 session of 1 user in \d+ s; mended: 1 ended\.\n", result.stdout)
     assert setup.status(session_id) == "ended"
 
 
@@ -137,13 +137,13 @@ def test_a_dry_run_says_what_is_to_be_mended(setup: Setup, monkeypatch: pytest.M
 
     result = setup.reconcile("--dry-run")
 
-    assert re.fullmatch(r"2 sessions of 2 users in \d+ s: 1 gone, 1 late end to be mended\.\n", result.stdout)
+    assert re.fullmatch(r"2 sessions of 2 users in \d+ s; to be mended: 1 ended, 1 gone\.\n", result.stdout)
 
 
 def test_a_user_of_whom_nobody_knows_a_session_is_told_of(setup: Setup) -> None:
     result = setup.reconcile("--user", "user_nobody")
 
-    assert (result.exit_code, result.stdout) == (0, "0 sessions of 1 user in 0 s: nothing mended.\n")
+    assert (result.exit_code, result.stdout) == (0, "0 sessions of 1 user in 0 s; nothing mended.\n")
     assert result.stderr == (
         "Clerk lists no session of user_nobody, and none is stored as open: see that it is the right id.\n"
     )
@@ -152,7 +152,7 @@ def test_a_user_of_whom_nobody_knows_a_session_is_told_of(setup: Setup) -> None:
 def test_it_says_that_nothing_was_to_be_mended(setup: Setup) -> None:
     setup.signed_in()
 
-    assert setup.reconcile("--full").stdout.endswith(" s: nothing mended.\n")
+    assert setup.reconcile("--full").stdout.endswith(" s; nothing mended.\n")
 
 
 def test_it_prints_json_for_programs(setup: Setup) -> None:
@@ -578,7 +578,7 @@ def test_a_person_who_watches_gets_a_bar_with_rate_and_remaining_time(setup: Set
 
     time_ = r"\d+:\d\d:\d\d"
     assert re.search(rf"Clerk's users: \d\d users \(\d+\.\d/s\), \d\d sessions, .*\d% {time_} {time_}", shown)
-    assert re.search(r"41 sessions of 41 users in \d+ s: 1 gone, 40 late end mended\.", shown)
+    assert re.search(r"41 sessions of 41 users in \d+ s; mended: 40 ended, 1 gone\.", shown)
     assert "reconcile_" not in shown  # no lines for machines
 
 
@@ -609,7 +609,7 @@ def test_the_first_day_what_was_signed_in_before_is_live_after_a_full_run(setup:
 
     result = setup.reconcile("--full")
 
-    assert "3 missing mended." in result.stdout
+    assert "mended: 3 missing." in result.stdout
     assert {setup.client.hget(f"{{clerk}}:session:{each}", "live") for each in ids} == {"1"}
 
 

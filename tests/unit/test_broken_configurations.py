@@ -64,8 +64,12 @@ SETTINGS: Final[list[tuple[Environment, str, str, str]]] = [
     ({"REDIS_URL": None, "REDIS_URI": "redis://h"}, "REDIS_URL", "REDIS_URI is there", "rename it"),
     ({"REDIS_URL": None, "REDIS_TLS_URL": "x"}, "REDIS_URL", "REDIS_TLS_URL is there", "rename it"),
     ({"REDIS_URL": "http://h:6379"}, "REDIS_URL", "does not begin with a scheme that is known", USE),
-    ({"REDIS_URL": "localhost:6379"}, "REDIS_URL", "does not begin with a scheme that is known", USE),
-    ({"REDIS_URL": "127.0.0.1:6379"}, "REDIS_URL", "does not begin with a scheme", USE),
+    ({"REDIS_URL": "localhost:6379"}, "REDIS_URL", "has no scheme", "do you mean redis://localhost:6379?"),
+    ({"REDIS_URL": "127.0.0.1:6380"}, "REDIS_URL", "has no scheme", "do you mean redis://127.0.0.1:6380?"),
+    ({"REDIS_URL": "redis.example:6379/1"}, "REDIS_URL", "has no scheme", "redis://redis.example:6379/1?"),
+    ({"REDIS_URL": "redis.example"}, "REDIS_URL", "has no scheme", "begin it with redis://"),
+    ({"REDIS_URL": "user:12345"}, "REDIS_URL", "has no scheme", "begin it with redis://"),
+    ({"REDIS_URL": "//h:6379"}, "REDIS_URL", "has no scheme", "begin it with redis://"),
     ({"REDIS_URL": "'redis://h'"}, "REDIS_URL", "begins with a quotation mark", "leave the quotes out"),
     ({"REDIS_URL": "redis://h:http"}, "REDIS_URL", "port that is no number from 1 to 65535", USE),
     ({"REDIS_URL": "redis://h:637900"}, "REDIS_URL", "port that is no number", USE),
@@ -139,10 +143,16 @@ def test_options_are_checked_as_settings_are() -> None:
     said = said_by("serve", {"PORT": "8000"}, "--port", "http", "--workers", "0", "--host", '"::"')
 
     assert said.splitlines() == [
-        "HOST: begins with a quotation mark: leave the quotes out",
-        f"PORT: is not a port number from 1 to 65535: {OR_ELSE}8000",
-        f"WEB_CONCURRENCY: is not a number of processes from 1 to 1000: {OR_ELSE}1",
+        "--host: begins with a quotation mark: leave the quotes out",
+        f"--port: is not a port number from 1 to 65535: {OR_ELSE}8000",
+        f"--workers: is not a number of processes from 1 to 1000: {OR_ELSE}1",
     ]
+
+
+def test_a_wrong_url_of_an_option_names_the_option() -> None:
+    said = said_by("dev", {"REDIS_URL": "redis://h"}, "--redis-url", "localhost:6379")
+
+    assert said == "--redis-url: has no scheme; do you mean redis://localhost:6379?\n"
 
 
 @pytest.mark.parametrize(("host", "address"), [("", "0.0.0.0"), ("[::]", "::"), ("::1", "::1")])

@@ -7,7 +7,10 @@ import shlex
 import signal
 import sys
 import threading
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import httpx
@@ -19,7 +22,9 @@ from support.constants import NO_REDIS, SECRET
 
 from service.cli import main
 from service.cli.in_thread import in_thread
+from service.dev import sender
 from service.dev.event_types import EVENT_TYPES
+from service.dev.sender import OutgoingDelivery
 from service.errors import ClerkError, CommandError, StartError
 
 
@@ -236,11 +241,74 @@ def test_a_count_or_rate_that_means_nothing_is_an_error_of_usage(arguments: list
     assert arguments[0] in result.stderr
 
 
+def test_deliveries_are_made_as_they_are_sent(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    make = sender.one_life
+
+    def watched(types: Sequence[str], values: dict[str, Any]) -> list[OutgoingDelivery]:
+        made.append(len(recorder.bodies))
+        return make(types, values)
+
+    monkeypatch.setattr(sender, "one_life", watched)
+
+    assert record(recorder, "--count", "3").exit_code == 0
+
+    assert made == [0, 1, 2]
+
+
+@pytest.mark.parametrize("options", [[], ["--shuffle"], ["--duplicate"], ["--shuffle", "--duplicate"]])
+def test_each_delivery_of_many_lives_is_sent_as_often_as_asked(options: list[str], recorder: Recorder) -> None:
+    life = ["session.created", "session.ended"]
+
+    assert record(recorder, *life, "--count", "5", *options).exit_code == 0
+
+    copies = 1 + ("--duplicate" in options)
+    sent = Counter((event["type"], event["data"]["id"]) for event in map(json.loads, recorder.bodies))
+    assert len(sent) == 10
+    assert set(sent.values()) == {copies}
+    assert len({id_ for _, id_ in sent}) == 5
+
+
+def test_ctrl_c_before_the_first_response_says_how_many_were_sent(recorder: Recorder) -> None:
+    recorder.responses = [KeyboardInterrupt()]
+
+    result = record(recorder, "--count", "100000")
+
+    assert (result.exit_code, result.stdout) == (1, "0 of 100,000 sent: no response\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what_to_do"),
+    [
+        (["sessions", "sess_X"], "sess_X is a session's id: session-relay session sess_X"),
+        (["session", "user_X"], "user_X is a user's id: session-relay sessions user_X"),
+        (["sessions", "--after", "user_X"], "user_X is a user's id: session-relay sessions user_X"),
+        (["tail", "--user", "sess_X"], "sess_X is a session's id: session-relay session sess_X"),
+        (["forget", "sess_X"], "sess_X is a session's id: session-relay session sess_X"),
+        (["revoke", "user_X"], "user_X is a user's id: --user user_X"),
+        (["revoke", "--user", "sess_X"], "sess_X is a session's id: session-relay session sess_X"),
+        (["revoke", "--user", "user_X", "--except", "user_X"], "user_X is a user's id"),
+        (["reconcile", "--user", "sess_X"], "sess_X is a session's id: session-relay session sess_X"),
+        (["sessions", "not-a-user!"], "not-a-user! is no id: it takes 1 to 128 letters, digits, _ and -."),
+        (["session", "a b"], "a b is no id"),
+        (["sessions", "--after", "a b"], "a b is no id"),
+        (["tail", "--user", "a b"], "a b is no id"),
+    ],
+)
+def test_an_id_of_the_wrong_kind_is_an_error_of_usage_that_says_what_to_do(
+    arguments: list[str], what_to_do: str
+) -> None:
+    result = run(*arguments, environment={"REDIS_URL": NO_REDIS})
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert what_to_do in result.stderr
+
+
 def test_forge_that_is_taken_is_a_failure(recorder: Recorder) -> None:
     assert record(recorder, "--forge").exit_code == 1
 
 
-@pytest.mark.parametrize("name", ["nonsense", "event.json", "./nowhere/event.txt", "/nowhere/session.created"])
+@pytest.mark.parametrize("name", ["event.json", "./nowhere/event.txt", "/nowhere/session.created"])
 def test_what_is_neither_type_nor_file_is_an_error_of_usage(name: str) -> None:
     result = run("send", name, environment={**SIGNING, "PORT": "1"})
     assert result.exit_code == 2
@@ -281,7 +349,7 @@ def test_a_misspelt_type_is_not_sent_and_the_one_that_is_meant_is_named(
     result = record(recorder, "session.created", name)
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
-    assert line == f"Clerk sends no {name}: is {meant} meant? To send it all the same: --any-type."
+    assert line == f"Clerk sends no {name}. Did you mean {meant}? (--any-type sends it all the same.)"
     assert recorder.bodies == []
 
 
@@ -305,12 +373,12 @@ def test_a_type_that_clerk_does_not_send_is_not_sent_and_those_that_it_sends_are
     result = record(recorder, name)
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"Clerk sends no {name}, but ")
+    assert line.startswith(f"Clerk sends no {name}. Its {instead.partition('.')[0]} events: ")
     assert instead in line
     assert recorder.bodies == []
 
 
-@pytest.mark.parametrize("name", ["event.txt", "invoice.paid", "event-2.yaml"])
+@pytest.mark.parametrize("name", ["event.txt", "invoice.paid", "event-2.yaml", "foo", "nonsense"])
 def test_what_is_like_no_type_and_is_no_file_is_said_to_be_neither(name: str, recorder: Recorder) -> None:
     result = record(recorder, name)
     assert (result.exit_code, result.stdout) == (1, "")

@@ -20,6 +20,8 @@ FORMS: Final = (
 _MALFORMED: Final = f"is malformed; {FORMS}"
 _HOST: Final = re.compile(r"[^\s!-,/:-@\[\\\]^`{-~]+|[0-9a-f:.]+(%\w+)?", re.IGNORECASE)
 """A name, also of letters beyond ASCII, or an address. What else looks like a host may be a part of a password."""
+_ONLY_A_SERVER: Final = re.compile(r"(localhost(:\d+)?|[\d.]+(:\d+)?|[\w.-]+:6379)(/\d*)?", re.ASCII)
+"""What certainly is no part of a password, and may be quoted."""
 Kind = Literal["server", "sentinel", "cluster"]
 _SCHEMES: Final[dict[str, Kind]] = {
     "redis": "server",
@@ -67,12 +69,10 @@ class RedisUrl:
         if "@" in parts.query or ("@" in parts.path and parts.netloc):
             # What precedes it would be taken for the host, and logged.
             raise ValueError(f"has an @ behind / or ?; {FORMS}")
-        if not url.startswith(f"{parts.scheme}:"):
-            raise ValueError(f"does not begin with a scheme in small letters, like redis://; {FORMS}")
+        _check_scheme(url, parts.scheme)
         if parts.scheme == "unix":
             return cls._of_a_socket(url)
-        if (kind := _SCHEMES.get(parts.scheme)) is None:
-            raise ValueError(f"does not begin with a scheme that is known, like redis://; {FORMS}")
+        kind = _SCHEMES[parts.scheme]
         login, at, netloc = parts.netloc.rpartition("@")
         hosts = tuple(_host(host, _DEFAULT_PORTS[kind]) for host in netloc.split(","))
         path = parts.path.strip("/")
@@ -95,6 +95,18 @@ class RedisUrl:
             raise ValueError("names a socket, and TLS: leave out the option that turns TLS on")
         _check("server", 1, "", "".join(parse_qs(options.query).get("db", ())))
         return cls("server", f"{address}?{options.query}", passed_over=options.passed_over)
+
+
+def _check_scheme(url: str, scheme: str) -> None:
+    is_known = scheme in {"unix", *_SCHEMES}
+    if "://" not in url and not is_known:
+        if _ONLY_A_SERVER.fullmatch(url):
+            raise ValueError(f"has no scheme; do you mean redis://{url}?")
+        raise ValueError("has no scheme: begin it with redis://, or with rediss:// for TLS")
+    if not url.startswith(f"{scheme}:"):
+        raise ValueError(f"does not begin with a scheme in small letters, like redis://; {FORMS}")
+    if not is_known:
+        raise ValueError(f"does not begin with a scheme that is known, like redis://; {FORMS}")
 
 
 def _login(parts: SplitResult) -> dict[str, str]:
