@@ -77,13 +77,13 @@ schemas: .venv/.installed
 # Set-up happens once; nothing of it needs the network again until one of these files changes. It takes a while, so
 # what pip says is shown. What `make run` needs comes first: a first try has no use for linters.
 .venv/.runnable: .venv/.made pyproject.toml clients/python/pyproject.toml requirements-run.txt
-	@echo "Installing what requirements-run.txt pins into .venv, once …"
+	@echo "Installing what requirements-run.txt pins into .venv, once (what pip ignores is for other Pythons) …"
 	@$(PIP) .venv/bin/python install --requirement requirements-run.txt
 	@$(PIP) .venv/bin/python install --no-deps --no-build-isolation --editable ./clients/python --editable .
 	@touch $@
 
 .venv/.installed: .venv/.runnable requirements-dev.txt
-	@echo "Installing what requirements-dev.txt pins for tests and linters into .venv, once: a minute …"
+	@echo "Installing what requirements-dev.txt pins for tests and linters into .venv, once (what pip ignores is for other Pythons): a minute …"
 	@$(PIP) .venv/bin/python install --requirement requirements-dev.txt
 	@touch $@
 

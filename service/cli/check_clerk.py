@@ -10,6 +10,7 @@ import redis
 from service.clerk.api_sessions import ApiSession, SessionNotFound, UnreadableSession
 from service.clerk.backend_api import BackendApi
 from service.cli.diagnosis import CheckResult, explain
+from service.cli.reconcile_view import in_words
 from service.config import ReconcileSettings
 from service.errors import ClerkError, CommandError, StoreUnavailableError
 from service.store.sessions import SessionStore
@@ -74,8 +75,7 @@ async def _compare_sample(api: BackendApi, store: SessionStore, mender: Mender) 
         (about, why), count = faults[0], len(faults)
         results.append(CheckResult("warning", f"{count} of {len(ids)} sessions can't be compared, like {about}: {why}"))
     if drift:
-        kinds = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(drift.items()))
-        text = f"{drift.total()} of {len(ids)} sessions stored as open differ from Clerk's ({kinds})"
+        text = f"{drift.total()} of {len(ids)} sessions stored as open differ from Clerk's ({in_words(drift)})"
         results.append(CheckResult("warning", f"{text}: run session-relay reconcile"))
     elif not faults:
         results.append(CheckResult("ok", f"{len(ids)} sessions stored as open agree with Clerk's"))

@@ -138,10 +138,10 @@ def check_info(info: dict[str, Any], web: int, expiry: int, min_replicas: int) -
     yield _check_memory(info.get("used_memory", 0), info.get("maxmemory", 0))
     if not info.get("aof_enabled", 1):
         lost = {
-            None: "a restart loses what came since the last snapshot, if there is one at all",
-            "": "and so are snapshots: a restart loses all that is stored",
-        }.get(info.get("save"), "a restart loses what came since the last snapshot")
-        yield CheckResult("warning", f"appendonly is off, {lost}: set appendonly yes")
+            None: "what came since the last snapshot, if there is one at all: appendonly is off",
+            "": "everything: appendonly and snapshots are off",
+        }.get(info.get("save"), "what came since the last snapshot: appendonly is off")
+        yield CheckResult("warning", f"a restart loses {lost}. Set appendonly yes")
     if (replicas := info.get("connected_slaves", min_replicas)) < min_replicas:
         has = f"has {replicas} replicas, REDIS_MIN_REPLICAS is {min_replicas}"
         yield CheckResult("error", f"{has}: bring them back, or lower it")

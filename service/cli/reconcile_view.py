@@ -6,7 +6,7 @@ import datetime
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 import click
@@ -54,7 +54,8 @@ async def _show_bar(report: Report) -> None:
                 measured = (report.stage, report.part is None)
             rate = (report.users - report.users_before) / max(time.monotonic() - began, 1)
             looked_at = f"{report.users:,} users ({rate:.1f}/s), {report.sessions:,} sessions"
-            bar.update(task, description=f"{_STAGES[report.stage]}: {looked_at}{_drift(report)}", completed=done)
+            found = f", {in_words(report.drift)}" if report.drift else ""
+            bar.update(task, description=f"{_STAGES[report.stage]}: {looked_at}{found}", completed=done)
             await asyncio.sleep(REFRESH_SECONDS)
 
 
@@ -75,9 +76,10 @@ def log_report(report: Report, event: str, **more: Any) -> None:
     log.info(event, users=report.users, sessions=report.sessions, faults=report.fault_count, **more, **report.drift)
 
 
-def _drift(report: Report) -> str:
-    named = {"ended" if kind == "late_end" else kind.replace("_", " "): count for kind, count in report.drift.items()}
-    return "".join(f", {count:,} {name}" for name, count in sorted(named.items()))
+def in_words(drift: Mapping[str, int]) -> str:
+    """Return what was found, by kind: `2 ended, 1 gone`."""
+    named = {"ended" if kind == "late_end" else kind.replace("_", " "): count for kind, count in drift.items()}
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(named.items()))
 
 
 def _count(number: int, thing: str) -> str:
@@ -104,7 +106,7 @@ def print_result(report: Report, scope: Scope, seconds: float, *, dry_run: bool,
         click.echo(json.dumps(result))
     else:
         verb = "to be mended" if dry_run else "mended"
-        found = f"{verb}: {_drift(report).removeprefix(', ')}" if report.drift else f"nothing {verb}"
+        found = f"{verb}: {in_words(report.drift)}" if report.drift else f"nothing {verb}"
         looked_at = f"{_count(report.sessions, 'session')} of {_count(report.users, 'user')}"
         click.echo(f"{looked_at} in {seconds:.0f} s; {found}.")
         _print_details(report)

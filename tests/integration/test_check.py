@@ -65,7 +65,12 @@ def test_where_all_is_well_everything_is_ok(good_redis: EmbeddedRedis, good_clie
     [
         ("maxmemory-policy", "allkeys-lru", "warning", "set it to noeviction"),
         ("maxmemory-policy", "volatile-ttl", "warning", "set it to noeviction"),
-        ("appendonly", "no", "warning", "so are snapshots: a restart loses all that is stored: set appendonly"),
+        (
+            "appendonly",
+            "no",
+            "warning",
+            "a restart loses everything: appendonly and snapshots are off. Set appendonly yes",
+        ),
         ("maxmemory", "1", "error", "more memory"),
         ("requirepass", "s3cr3t", "error", "REDIS_URL be like redis://:password@"),
         ("min-replicas-to-write", "1", "error", "NOREPLICAS"),
@@ -354,7 +359,7 @@ def test_what_differs_is_counted_by_kind_and_stays(
 
     text = problems(found)
     assert f"warning 1 of 5 sessions can't be compared, like {unknown}: its status asleep is unknown" in text
-    assert "warning 2 of 5 sessions stored as open differ from Clerk's (1 gone, 1 late end): run session-relay" in text
+    assert "warning 2 of 5 sessions stored as open differ from Clerk's (1 ended, 1 gone): run session-relay" in text
 
 
 def test_fifty_sessions_are_compared_at_most(real_redis: EmbeddedRedis, clerk: FakeClerk, relay_now: Relay) -> None:

@@ -18,8 +18,12 @@ from service.cli.diagnosis import check_info, explain
         ({"connected_slaves": 1}, "error", "REDIS_MIN_REPLICAS is 2: bring"),
         ({"used_memory": 95, "maxmemory": 100}, "warning", "give it more"),
         ({"used_memory": 95, "maxmemory": 0}, "", ""),
-        ({"aof_enabled": 0, "save": "3600 1"}, "warning", "what came since the last snapshot: set append"),
-        ({"aof_enabled": 0}, "warning", "if there is one at all: set appendonly yes"),  # CONFIG is forbidden
+        (
+            {"aof_enabled": 0, "save": "3600 1"},
+            "warning",
+            "what came since the last snapshot: appendonly is off. Set append",
+        ),
+        ({"aof_enabled": 0}, "warning", "if there is one at all: appendonly is off. Set appendonly yes"),  # CONFIG is forbidden
         ({"maxclients": 20, "connected_clients": 18}, "warning", "2 of 20 are left"),
         ({"maxclients": 20, "connected_clients": 17}, "", ""),
         ({"redis_version": "6.2.0"}, "", ""),
