@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import redis
 from redis.backoff import NoBackoff
@@ -86,6 +86,10 @@ def run_stand_in() -> Iterator[EmbeddedRedis]:
         ) from None
     server = TcpFakeServer(("127.0.0.1", 0))
     server.daemon_threads = True
+    # It writes a transaction's replies one by one, and each would wait for the client's delayed acknowledgement, 40 ms.
+    # https://docs.python.org/3/library/socketserver.html#socketserver.StreamRequestHandler
+    handler: Any = server.RequestHandlerClass
+    server.RequestHandlerClass = type("Handler", (handler,), {"disable_nagle_algorithm": True})
     thread = threading.Thread(target=server.serve_forever, name="fakeredis", daemon=True)
     thread.start()
     try:

@@ -131,7 +131,7 @@ def test_an_iterator_waits_for_the_end_of_a_move(
 
 
 @pytest.mark.parametrize("kind", ["follow", "consume"])
-@pytest.mark.parametrize(("was", "to"), [(1, 3), (3, 1), (3, 5), (4, 2)])
+@pytest.mark.parametrize(("was", "to"), [(1, 3), (3, 5), (4, 2)])
 @pytest.mark.parametrize("resync", [False, True])
 def test_an_iterator_that_runs_does_not_go_on_under_the_former_number(
     open_feed: OpenFeed,
@@ -143,7 +143,7 @@ def test_an_iterator_that_runs_does_not_go_on_under_the_former_number(
     to: int,
     resync: bool,
 ) -> None:
-    monkeypatch.setattr(transport, "BLOCK_MS", 1000)
+    monkeypatch.setattr(transport, "BLOCK_MS", 100)
     reconnects = Reconnects(monkeypatch, at_most=100_000)
     fill(relay_redis.url, was)
     feed = open_feed(relay_redis.url, partitions=was)
