@@ -19,7 +19,7 @@ const RETENTION_MS = 7 * 86_400_000;
 const webhook = new Webhook(process.env.CLERK_WEBHOOK_SIGNING_SECRET);
 const redis = new Redis(process.env.REDIS_URL, { enableAutoPipelining: true });
 const lua = readFileSync(new URL("../../service/store/apply_session.lua", import.meta.url), "utf8");
-redis.defineCommand("applySession", { numberOfKeys: 6, lua });
+redis.defineCommand("applySession", { numberOfKeys: 7, lua });
 
 const app = Fastify({ bodyLimit: 1_048_576 });
 app.addContentTypeParser("application/json", { parseAs: "buffer" }, (request, body, done) => done(null, body));
@@ -52,11 +52,11 @@ app.post("/webhooks/clerk", async (request, reply) => {
   });
   const [outcome, cursor, revision] = await redis.applySession(
     `{clerk}:session:${data.id}`, `{clerk}:user:${user_id}:sessions`, `{clerk}:user:${user_id}:pending`,
-    `{clerk}:user:${user_id}:gone`, "{clerk}:events", "{clerk}:expiry",
+    `{clerk}:user:${user_id}:gone`, "{clerk}:events", "{clerk}:expiry", "{clerk}:partitions",
     id, `${isOpen ? 0 : 1} ${updated_at} ${timestamp} ${RANKS.indexOf(status)} ${id}`, "",
     data.id, user_id, status, live ? 1 : 0, expire_at, created_at,
     Math.max(expire_at - now, 0) + RETENTION_MS, RETENTION_MS, 5000, "clerk:sessions", `clerk:sessions:user:${user_id}`, `,${message.slice(1)}`, 0,
-    hash("sha256", body, "hex").slice(0, 16), "", 1,
+    hash("sha256", body, "hex").slice(0, 16), "", 1, 1,
   );
   return { outcome, session_id: data.id, cursor, revision: revision ? Number(revision) : null };
 });

@@ -44,7 +44,7 @@ def call(message_id: str, body: bytes, event: dict[str, Any]) -> tuple[list[str]
     user_key = f"{{clerk}}:user:{user_id}"
     keys = [
         *(f"{{clerk}}:session:{session_id}", f"{user_key}:sessions", f"{user_key}:pending", f"{user_key}:gone"),
-        *("{clerk}:events", "{clerk}:expiry"),
+        *("{clerk}:events", "{clerk}:expiry", "{clerk}:partitions"),
     ]
     order = f"{int(not is_open)} {updated_at} {occurred_at} {RANKS.index(status)} {message_id}"
     ttl_ms = max(expire_at - now_ms, 0) + RETENTION_MS
@@ -52,5 +52,5 @@ def call(message_id: str, body: bytes, event: dict[str, Any]) -> tuple[list[str]
         *(message_id, order, "", session_id, user_id, status, int(live), expire_at, data["created_at"]),
         *(ttl_ms, RETENTION_MS, 5000),
         *("clerk:sessions", f"clerk:sessions:user:{user_id}", b"," + orjson.dumps(message)[1:]),
-        *(0, hashlib.blake2b(body, digest_size=8).hexdigest(), "", 1),
+        *(0, hashlib.blake2b(body, digest_size=8).hexdigest(), "", 1, 1),
     ]

@@ -114,7 +114,8 @@ def run_world(redis_url: str, **settings: Any) -> Iterator[World]:
 def dump(client: Any, *, runs: bool = False) -> dict[str, Any]:
     """Return everything that Redis stores, and when it expires; without what it stores of runs, unless `runs`.
 
-    What a run has spent of the budget is left out always: that is gone after seconds.
+    What a run has spent of the budget is left out always: that is gone after seconds. So is the mark of partitions,
+    whose end each connection moves.
     """
     expiries = {}
     if not client.info("server")["redis_version"].startswith("6."):  # which tells only how long is left
@@ -123,5 +124,5 @@ def dump(client: Any, *, runs: bool = False) -> dict[str, Any]:
     return {
         key: value
         for key, value in stored.items()
-        if key != "{clerk}:reconcile:spent" and (runs or ":reconcile" not in key)
+        if key not in {"{clerk}:reconcile:spent", "{clerk}:partitions"} and (runs or ":reconcile" not in key)
     }
