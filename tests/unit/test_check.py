@@ -23,7 +23,11 @@ from service.cli.diagnosis import check_info, explain
             "warning",
             "what came since the last snapshot: appendonly is off. Set append",
         ),
-        ({"aof_enabled": 0}, "warning", "if there is one at all: appendonly is off. Set appendonly yes"),  # CONFIG is forbidden
+        (
+            {"aof_enabled": 0},
+            "warning",
+            "if there is one at all: appendonly is off. Set appendonly yes",
+        ),  # CONFIG is forbidden
         ({"maxclients": 20, "connected_clients": 18}, "warning", "2 of 20 are left"),
         ({"maxclients": 20, "connected_clients": 17}, "", ""),
         ({"redis_version": "6.2.0"}, "", ""),
