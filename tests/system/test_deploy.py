@@ -164,6 +164,7 @@ for place in /var/tmp /usr/tmp /dev/shm /run; do
 done
 cd /
 touch /tmp/file /var/tmp/file 2>/dev/null && exit 77
+[ -x "$1" ] || exit 77  # this checkout lies below /tmp, which is empty now
 exec "$@"
 """
 """A root without a directory that can be written, in a mount namespace of its own; 77 where that is not possible."""

@@ -129,9 +129,11 @@ def test_ctrl_c_ends_the_mirror_and_the_program_of_the_readme_without_a_word(
     environment = {"REDIS_URL": real_redis.url}
     with started([*PYTHON, "consumer.py"], tmp_path, environment) as consumer:
         consumer.wait_for("^drop user_1 sess_1 ended")
+        eventually(lambda: any_client.info("clients")["blocked_clients"])  # it waits: hiredis may crash in between
         assert (consumer.interrupt(), consumer.stderr) == (0, "")
     with run_mirror(real_redis.url, tmp_path / "sessions.db") as mirror:
         eventually(lambda: "sess_1" in mirrored(tmp_path / "sessions.db"))
+        eventually(lambda: any_client.info("clients")["blocked_clients"])
         assert (mirror.interrupt(), mirror.stderr) == (0, "")
 
 
