@@ -13,7 +13,7 @@ from support.checking import findings, problems
 from support.constants import DAY_MS, NOW_MS, RELAY, ROOT, SECRET
 from support.events import clerk_event
 from support.network import unused_port
-from support.redis_clients import client_of, contents
+from support.redis_clients import client_of, contents, emptied
 from support.redis_servers import frozen
 from support.relay import Relay, run_relay
 from support.slow_proxy import slow_proxy
@@ -201,11 +201,9 @@ def take_some(redis_url: str, partitions: int) -> None:
 @pytest.mark.parametrize("was", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("is_", [1, 2, 3, 4, 8])
 def test_another_number_of_partitions_than_the_datas_is_found(real_redis: EmbeddedRedis, was: int, is_: int) -> None:
-    with client_of(real_redis.url) as client:
-        client.flushall()
+    with emptied(real_redis.url):
         take_some(real_redis.url, was)
         *others, found = findings(real_redis.url, partitions=is_)
-        client.flushall()
 
     assert found.level == ("ok" if was == is_ else "error")
     assert f"PARTITIONS={is_}" in found.text
@@ -318,11 +316,8 @@ def signed_in(relay: Relay, clerk: FakeClerk, count: int = 1) -> list[str]:
 @pytest.fixture
 def relay_now(real_redis: EmbeddedRedis) -> Iterator[Relay]:
     """A relay with an empty Redis, and the time of this machine."""
-    with client_of(real_redis.url) as client:
-        client.flushall()
-        with run_relay(real_redis.url, now_ms=int(time.time() * 1000)) as relay:
-            yield relay
-        client.flushall()
+    with emptied(real_redis.url), run_relay(real_redis.url, now_ms=int(time.time() * 1000)) as relay:
+        yield relay
 
 
 def test_the_key_its_instance_and_environment_are_told(

@@ -13,7 +13,7 @@ import pytest
 from support.checking import findings, lines, problems
 from support.constants import DAY_MS, HOUR_MS, RELAY, ROOT, SECRET
 from support.events import clerk_event
-from support.redis_clients import client_of, contents, subscribed
+from support.redis_clients import client_of, contents, emptied, subscribed
 from support.redis_servers import redis_server, scripted_redis
 from support.relay import Relay, make_settings, run_relay
 from support.topologies import cluster_of, run_sentinels
@@ -32,11 +32,9 @@ def redis(redis_binary: str) -> Iterator[EmbeddedRedis]:
 
 @pytest.fixture
 def own(redis: EmbeddedRedis) -> Iterator[Any]:
-    """A client of a Redis that is empty, and in which `check` finds nothing wrong."""
-    with client_of(redis.url) as client:
-        client.flushall()
+    """A client of a Redis in which `check` finds nothing wrong."""
+    with emptied(redis.url) as client:
         yield client
-        client.flushall()
 
 
 def now_ms() -> int:

@@ -13,7 +13,7 @@ from clerk_session_feed.keys import partition_of
 from structlog.testing import CapturingLogger
 from support.constants import DAY_MS, EVENTS_KEY, EXPIRY_KEY, HOUR_MS, NOW_MS, SESSION_KEY, USER_KEY, WEEK_S
 from support.events import clerk_event
-from support.redis_clients import client_of, contents, subscribed
+from support.redis_clients import contents, subscribed
 from support.relay import Relay, make_settings, run_relay
 
 from service.dev.embedded import EmbeddedRedis
@@ -529,13 +529,6 @@ def test_a_state_that_cannot_be_read_stays_as_it_is_and_is_in_nobodys_way(
 
 
 # What the stand-in can't do: replicas, and connections that outlive an error
-
-
-@pytest.fixture
-def real_client(real_redis: EmbeddedRedis) -> Iterator[Any]:
-    with client_of(real_redis.url) as client:
-        client.flushall()
-        yield client
 
 
 def test_more_than_a_batch_that_cannot_be_read_is_in_nobodys_way(real_redis: EmbeddedRedis, real_client: Any) -> None:

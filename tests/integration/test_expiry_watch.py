@@ -11,7 +11,7 @@ import redis
 from clerk_session_feed.keys import Keys
 from structlog.testing import CapturingLogger
 from support.constants import EVENTS_KEY
-from support.redis_clients import client_of, monitored
+from support.redis_clients import emptied, monitored
 from support.redis_servers import frozen, scripted_redis
 from support.relay import make_settings
 
@@ -35,11 +35,9 @@ def watch_on(redis_url: str, **settings: Any) -> Iterator[StreamWatch]:
 
 @pytest.fixture
 def client(relay_redis: EmbeddedRedis) -> Iterator[Any]:
-    """A client of the Redis under test, which is empty at first and afterwards: no entry here is a message."""
-    with client_of(relay_redis.url) as client:
-        client.flushall()
+    """A client of the Redis under test: no entry here is a message."""
+    with emptied(relay_redis.url) as client:
         yield client
-        client.flushall()
 
 
 @pytest.fixture
@@ -102,14 +100,6 @@ def test_a_stream_that_is_not_there_has_got_nothing_that_is_known(watch: StreamW
 
 
 # What the stand-in can't do
-
-
-@pytest.fixture
-def real_client(real_redis: EmbeddedRedis) -> Iterator[Any]:
-    with client_of(real_redis.url) as client:
-        client.flushall()
-        yield client
-        client.flushall()
 
 
 def test_it_counts_what_a_stream_ever_got(real_redis: EmbeddedRedis, real_client: Any) -> None:

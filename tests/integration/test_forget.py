@@ -1,7 +1,6 @@
 """What a deletion request removes, and what it leaves: at the stores' level; the command is in test_revoke_command.py."""
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -279,13 +278,6 @@ def test_a_follower_whose_last_entry_is_anothers_goes_on(
 
 
 # What Redis has of another type. The stand-in closes connections after errors.
-
-
-@pytest.fixture
-def real_client(real_redis: EmbeddedRedis) -> Iterator[Any]:
-    with client_of(real_redis.url) as client:
-        client.flushall()
-        yield client
 
 
 @pytest.mark.parametrize("key", [USER_KEY, EXPIRY_KEY, "{clerk}:revokes", GONE_KEY, EVENTS_KEY, DEAD_LETTERS_KEY])

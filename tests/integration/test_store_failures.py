@@ -35,14 +35,6 @@ CHANNELS = ("clerk:sessions", "clerk:sessions:user:user_1")
 
 
 @pytest.fixture
-def real_client(real_redis: EmbeddedRedis) -> Iterator[Any]:
-    with client_of(real_redis.url) as client:
-        client.flushall()
-        yield client
-        client.flushall()
-
-
-@pytest.fixture
 def real_intake(real_redis: EmbeddedRedis, real_client: Any) -> Iterator[Relay]:
     with run_relay(real_redis.url) as relay:
         yield relay

@@ -18,6 +18,17 @@ def client_of(redis_url: str, **options: Any) -> Iterator[Any]:
         yield client
 
 
+@contextlib.contextmanager
+def emptied(redis_url: str) -> Iterator[Any]:
+    """Return a client of a Redis that is empty at first and again afterwards, as nobody looks at what is left."""
+    with client_of(redis_url) as client:
+        client.flushall()
+        try:
+            yield client
+        finally:
+            client.flushall()
+
+
 def counts_entries(client: Any) -> bool:
     """Tell whether this Redis counts what a stream ever got, as all do from 7.0 on."""
     return int(client.info("server")["redis_version"].partition(".")[0]) >= 7

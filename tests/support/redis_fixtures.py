@@ -14,7 +14,12 @@ import pytest
 
 from service.dev.embedded import EmbeddedRedis, run_stand_in
 from support.feeds import KINDS, OpenFeed, feeds
-from support.redis_clients import assert_messages_keep_to_the_schema, assert_sessions_and_users_expire, client_of
+from support.redis_clients import (
+    assert_messages_keep_to_the_schema,
+    assert_sessions_and_users_expire,
+    client_of,
+    emptied,
+)
 from support.redis_servers import redis_server
 from support.relay import Relay, run_relay
 
@@ -26,6 +31,7 @@ __all__ = [
     "open_feed",
     "own_client",
     "own_redis",
+    "real_client",
     "real_redis",
     "redis_binary",
     "relay",
@@ -95,6 +101,13 @@ def client(relay_redis: EmbeddedRedis, lasting_client: Callable[[EmbeddedRedis],
 def any_client(any_redis: EmbeddedRedis, lasting_client: Callable[[EmbeddedRedis], Any]) -> Iterator[Any]:
     """A client of `any_redis`, which is empty at first; `service` and `endpoint` write to it."""
     yield from _emptied(lasting_client(any_redis))
+
+
+@pytest.fixture
+def real_client(real_redis: EmbeddedRedis) -> Iterator[Any]:
+    """A client of `real_redis`, which is empty at first and again afterwards: what it has is not looked at."""
+    with emptied(real_redis.url) as client:
+        yield client
 
 
 @pytest.fixture
