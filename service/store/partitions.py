@@ -51,6 +51,13 @@ class Partition(NamedTuple):
         """
         return self.pipeline.submit(("HMGET", self.keys.layout, FIELD), partial(_check_mark, self.of))
 
+    def run_script(self, command: tuple[Any, ...], parse: Callable[[list[bytes]], T]) -> Future[T]:
+        """Run a script that does nothing, and says so, if the data is not divided into so many; see `submit`.
+
+        The future raises PartitionsError then.
+        """
+        return self.pipeline.submit(command, partial(_parse_checked, self.of, parse))
+
 
 class Backlog(NamedTuple):
     """What Redis holds that somebody has still to work off, and when it was last compared with Clerk."""
@@ -172,16 +179,6 @@ class PartitionedStore:
                 pipeline.reconnect()
         return _check_mark(count, reply)
 
-    def parsing(self, parse: Callable[[list[bytes]], T]) -> Callable[[list[bytes]], T]:
-        """Return what parses a script's reply; it raises PartitionsError if the script refused for that reason."""
-
-        def parse_checked(reply: list[bytes]) -> T:
-            if reply[0] == b"other_partitions":
-                check_mark(len(self._partitions), reply[1])
-            return parse(reply)
-
-        return parse_checked
-
     def backlog(self, reconcile_fields: Sequence[str]) -> Backlog:
         """Ask what there is to work off, and for these fields of what `reconcile` recorded."""
         key, pipeline = self._dead_letters
@@ -254,6 +251,12 @@ def results(
 def _check_mark(partitions: int, reply: list[bytes | None]) -> bool:
     check_mark(partitions, *reply)
     return True
+
+
+def _parse_checked(partitions: int, parse: Callable[[list[bytes]], T], reply: list[bytes]) -> T:
+    if reply[0] == b"other_partitions":
+        check_mark(partitions, reply[1])
+    return parse(reply)
 
 
 def _score(reply: list[bytes]) -> float:

@@ -134,13 +134,13 @@ class SessionStore(PartitionedStore):
             stored += found
         return stored
 
-    def settle_expiry(self, number: int, session_id: str) -> Future[bool]:
+    def settle_expiry(self, partition: Partition, session_id: str) -> Future[bool]:
         """Make the expiry set agree with the session's state; the future tells if it still has to expire."""
-        _, keys, pipeline, _ = self._partitions[number]
+        keys = partition.keys
         command = SETTLE_EXPIRY.command(
             session_key=keys.session(session_id), expiry_key=keys.expiry, session_id=session_id
         )
-        return pipeline.submit(command, bool)
+        return partition.pipeline.submit(command, bool)
 
     def _submit(self, partition: Partition, new: NewState, now_ms: int, parse: Callable[[list[bytes]], T]) -> Future[T]:
         keys = partition.keys
@@ -172,9 +172,9 @@ class SessionStore(PartitionedStore):
             body_digest=new.body_digest,
             from_cursor=new.from_cursor,
             keeps_stale=int(new.keeps_stale),
-            partitions=len(self.partitions),
+            partitions=partition.of,
         )
-        return partition.pipeline.submit(command, self.parsing(parse))
+        return partition.run_script(command, parse)
 
     def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Outcome:
         """Keep an event that can't be turned into state.

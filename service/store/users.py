@@ -39,7 +39,7 @@ def end_sessions(store: SessionStore, ending: UserEnding, now_ms: int) -> Outcom
     """
     deadline = time.monotonic() + END_SECONDS
     partition = store.partition_of(ending.user_id)
-    if _record(store, partition, ending, deadline, is_done=False) == b"duplicate":
+    if _record(partition, ending, deadline, is_done=False) == b"duplicate":
         return Outcome("duplicate")
     ended, is_done = 0, False
     while not is_done:
@@ -47,11 +47,11 @@ def end_sessions(store: SessionStore, ending: UserEnding, now_ms: int) -> Outcom
         ended += now_ended
         # If some ended, look again: the stand-in for Redis may skip some of a set that shrinks.
         is_done = not now_ended and not changed
-    _record(store, partition, ending, deadline, is_done=True)
+    _record(partition, ending, deadline, is_done=True)
     return Outcome("applied", sessions=ended)
 
 
-def _record(store: SessionStore, partition: Partition, ending: UserEnding, deadline: float, *, is_done: bool) -> bytes:
+def _record(partition: Partition, ending: UserEnding, deadline: float, *, is_done: bool) -> bytes:
     command = MARK_USER.command(
         gone_key=partition.keys.user_gone(ending.user_id),
         layout_key=partition.keys.layout,
@@ -61,9 +61,9 @@ def _record(store: SessionStore, partition: Partition, ending: UserEnding, deadl
         message_id=ending.event.id,
         is_done=int(is_done),
         ttl_ms=MAX_TTL_MS,
-        partitions=len(store.partitions),
+        partitions=partition.of,
     )
-    (recorded,) = result(partition.pipeline.submit(command, store.parsing(list)), _left(deadline))
+    (recorded,) = result(partition.run_script(command, list), _left(deadline))
     return recorded
 
 

@@ -61,15 +61,15 @@ def _slowed(pace: Pace) -> str:
     return f"{most}, so that those who follow the stream keep up. A greater STREAM_MAXLEN allows more."
 
 
+@dataclasses.dataclass(slots=True)
 class _Slot:
     """The partitions that share their connections, for one thread."""
 
-    def __init__(self, watched: Sequence[_Watched], expirer: Expirer, watch: StreamWatch) -> None:
-        self.watched = watched
-        self.expirer = expirer
-        self.watch = watch
-        self.look_at_all = 0.0
-        """When to look at all partitions again, by the monotonic clock."""
+    watched: Sequence[_Watched]
+    expirer: Expirer
+    watch: StreamWatch
+    look_at_all: float = 0.0
+    """When to look at all partitions again, by the monotonic clock."""
 
 
 class ExpiryWorker:

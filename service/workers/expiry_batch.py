@@ -84,7 +84,7 @@ class Expirer:
         new = self._read(partition, ids, due_ms)
         expired, others = self._write(partition, [each for each in new.values() if each is not None])
         others += [session_id for session_id, each in new.items() if each is None]
-        for settled in [self._store.settle_expiry(partition.number, session_id) for session_id in others]:
+        for settled in [self._store.settle_expiry(partition, session_id) for session_id in others]:
             settled.result()
         return Batch(len(ids), expired, sum(self._is_skipped(partition.number, each) for each in ids))
 

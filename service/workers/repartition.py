@@ -15,7 +15,7 @@ import operator
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import redis
 from clerk_session_feed.cursors import position
@@ -24,10 +24,11 @@ from clerk_session_feed.layout import FIELD, Move
 
 from service.config import StoreSettings
 from service.store.layout import MOVED_AT
-from service.store.places import AFTER, TAKEN_OVER, Mark, Place, Places, RepartitionError, queue_mark
-from service.workers.moving import Moved, Mover
+from service.store.places import AFTER, TAKEN_OVER, Found, Mark, Place, Places, RepartitionError, queue_mark
+from service.workers.moving import Moved, Mover, Write
 
-Write = Callable[[Place, Callable[[Any], object]], None]
+_WHOLE: Final = -1
+"""Stands for the partition that has no number."""
 
 
 def repartition(
@@ -100,8 +101,8 @@ def _move(places: Places, move: Move, moved: Moved, on_progress: Callable[[Moved
     main, numbered = places.main, places.of(max(move.was, move.to))
     both = list(dict.fromkeys([main, *numbered]))
     for place in both[1:]:
-        is_before = partial(_is_before, move.began_at_ms)
-        places.write(place, is_before, partial(queue_mark, place.keys, _moving(move)))
+        mark_moving = partial(queue_mark, place.keys, _moving(move))
+        places.write(place, lambda mark: mark.moved_at_ms < move.began_at_ms, mark_moving)
 
     def write(place: Place, queue: Callable[[Any], object]) -> None:
         places.write(place, lambda mark: mark.text == str(move), queue)
@@ -112,16 +113,15 @@ def _move(places: Places, move: Move, moved: Moved, on_progress: Callable[[Moved
     after = max(after, main.mark().after, key=position)
     write(main, partial(queue_mark, main.keys, {AFTER: after}))
 
-    owners: dict[int | None, Place] = {None: main} | (dict(enumerate(numbered)) if len(numbered) > 1 else {})
+    owners = {_WHOLE: main} | (dict(enumerate(numbered)) if len(numbered) > 1 else {})
     mover, most = Mover(places.of(move.to), write, moved), 0
     for keys, part in places.scan():
         for (number, kind), found in itertools.groupby(sorted(keys, key=_owner), key=_owner):
-            if number >= 0 and number not in owners:
+            if number not in owners:
                 most = max(most, number + 1, 2)
                 continue
-            move_found = {"user": mover.move_user_keys, "session": mover.move_sessions}.get(kind)
-            if move_found is not None:
-                move_found(owners[number if number >= 0 else None], [each.name for each in found])
+            if move_found := {"user": mover.move_user_keys, "session": mover.move_sessions}.get(kind):
+                move_found(owners[number], [each.name for each in found])
         moved.part = part
         on_progress(moved)
     if most:
@@ -131,12 +131,8 @@ def _move(places: Places, move: Move, moved: Moved, on_progress: Callable[[Moved
     return None
 
 
-def _owner(found: Any) -> tuple[int, str]:
-    return -1 if found.number is None else found.number, found.kind
-
-
-def _is_before(began_at_ms: int, mark: Mark) -> bool:
-    return mark.moved_at_ms < began_at_ms
+def _owner(found: Found) -> tuple[int, str]:
+    return _WHOLE if found.number is None else found.number, found.kind
 
 
 def _end(targets: list[Place], both: list[Place], mover: Mover, write: Write, after: str) -> None:

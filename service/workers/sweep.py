@@ -97,7 +97,7 @@ def ids_of_user(partition: Partition, user_id: str) -> set[str]:
     return {each for chunk in indexed_sessions(partition, user_id) for each in chunk}
 
 
-def index(store: SessionStore, partition: Partition, session: OpenSession) -> None:
+def index(partition: Partition, session: OpenSession) -> None:
     """Put an open session into the set of its user, unless it is in one by now."""
     keys = partition.keys
     command = INDEX_SESSION.command(
@@ -107,6 +107,6 @@ def index(store: SessionStore, partition: Partition, session: OpenSession) -> No
         layout_key=keys.layout,
         session_id=session.session_id,
         user_id=session.user_id,
-        partitions=len(store.partitions),
+        partitions=partition.of,
     )
-    result(partition.pipeline.submit(command, store.parsing(list)))
+    result(partition.run_script(command, list))

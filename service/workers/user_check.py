@@ -109,7 +109,7 @@ class UserCheck:
         partition = self._store.partition_of(user_id)
         if not self._mender.dry_run:
             for session in unindexed:
-                sweep.index(self._store, partition, session)
+                sweep.index(partition, session)
         ids = sorted((sweep.ids_of_user(partition, user_id) | {each.session_id for each in unindexed}) - known)
         states = self._store.read(partition, ids)
         absent = [each for each in states if isinstance(each, StoredState) and each.is_open and each.user_id == user_id]
