@@ -1,0 +1,219 @@
+import type { Access, Connection, OnReconnect } from "./connection.js";
+import { START } from "./cursors.js";
+import { FeedClosedError } from "./errors.js";
+import { partitionOf, split } from "./keys.js";
+import { merge } from "./iterate.js";
+import * as reads from "./reads.js";
+import { Partition, follow, subscribe, type Updates } from "./stream.js";
+import type { SessionUpdate } from "./update.js";
+
+/** A client of `redis` (node-redis 5 or 6), `ioredis` (5 or 6) or `iovalkey`; also for Sentinel and for a cluster. */
+export type RedisClient = { duplicate(...overrides: any[]): any };
+
+/** Where to begin: behind a cursor; behind one for each partition, by its number; without: with the snapshots. */
+export type After = string | Readonly<Record<number, string | null>>;
+
+/** The settings of the relay that differ from their defaults: docs/contract.md, section 2. */
+export interface FeedOptions {
+  /** REDIS_KEY_PREFIX; `{clerk}` by default. */
+  prefix?: string;
+  /** REDIS_CHANNEL; `clerk:sessions` by default. */
+  channel?: string;
+  /** PARTITIONS; 1 by default. */
+  partitions?: number;
+  /** Milliseconds for connecting and for one command; 2000 by default. */
+  timeout?: number;
+}
+
+/** What every iterator takes. */
+export interface IteratorOptions {
+  /** Ends the iterator quietly, also while it waits. */
+  signal?: AbortSignal;
+  /** Called with the error before each new attempt to connect; without it, the error is a warning on the console. */
+  onReconnect?: OnReconnect;
+}
+
+export interface FollowOptions extends IteratorOptions {
+  /**
+   * A cursor (`SessionUpdate.position`), to begin behind it; "0-0", to begin with all that the stream holds. With
+   * partitions, `{ [number]: cursor }`.
+   */
+  after?: After;
+  /** Yield events, too, that came too late to change anything. */
+  stale?: boolean;
+  /** Begin again with the snapshots, instead of throwing a CursorLostError. */
+  resync?: boolean;
+}
+
+export interface SubscribeOptions extends IteratorOptions {
+  /** Only what is published about this user. */
+  userId?: string;
+}
+
+type Rules = (connection: Connection, partitions: readonly Partition[]) => Updates;
+
+/**
+ * Reads the state of sessions, and follows what happens to them.
+ *
+ *     const feed = new SessionFeed(client);
+ *     if (await feed.isLive("sess_…")) …
+ *     for await (const update of feed.follow()) {
+ *       console.log(update.session.user_id, update.session.status, update.isLive);
+ *     }
+ *
+ * Short reads go over the client; each iterator has a connection of its own.
+ *
+ * The iterators survive restarts and failovers of Redis and connect again. They throw errors of the Redis client only
+ * for what another attempt can't help: a wrong password, a missing right. Short reads throw them, too, while Redis is
+ * away.
+ */
+export class SessionFeed {
+  readonly #access: Access;
+  readonly #channel: string;
+  readonly #partitions: readonly Partition[];
+  readonly #slots: readonly number[];
+  readonly #readers = new Map<number, Connection>();
+  /** What closes the connections of the iterators that run. */
+  readonly #open = new Set<() => Promise<void>>();
+  #isClosed = false;
+
+  /** Makes a feed; it connects when it is first used. The client stays the caller's to close. */
+  constructor(client: RedisClient, options: FeedOptions = {}) {
+    const { prefix = "{clerk}", channel = "clerk:sessions", partitions = 1, timeout = 2000 } = options;
+    if (!Number.isInteger(partitions) || partitions < 1 || partitions > 1024) {
+      throw new RangeError(`partitions: ${partitions} is no number from 1 to 1024`);
+    }
+    if (partitions > 1 && !/^[^{]*\{[^}]+\}/.test(prefix)) {
+      throw new RangeError(`prefix: ${JSON.stringify(prefix)} has no {hash tag}, which partitions need`);
+    }
+    if (!(timeout > 0 && timeout <= 60_000)) throw new RangeError(`timeout: ${timeout} is no number up to 60000`);
+    this.#access = client as unknown as Access; // TODO T1
+    this.#channel = channel;
+    this.#partitions = split(prefix, partitions).map((keys, number) => new Partition(number, keys));
+    this.#slots = this.#partitions.map(({ keys }) => this.#access.slot(keys.events));
+  }
+
+  /** Disconnects what the feed has connected; the client stays open. Iterators end, also those that wait. */
+  async close(): Promise<void> {
+    this.#isClosed = true;
+    await Promise.all([...this.#open].map((close) => close()));
+    await Promise.all([...this.#readers.values()].map((reader) => reader.close()));
+  }
+
+  /**
+   * What was applied to the session last; null if nothing is stored of it.
+   *
+   * `userId`: whose session it is, if that is known. With partitions, it saves asking all of them.
+   *
+   * Throws an UnreadableMessageError if another version of the relay has written it, and errors of the Redis client.
+   */
+  async get(sessionId: string, userId?: string | null): Promise<SessionUpdate | null> {
+    return reads.get(this.#sources(userId), sessionId);
+  }
+
+  /** Whether the session's `status` is `live`. False also means that nothing is stored of the session. */
+  async isLive(sessionId: string, userId?: string | null): Promise<boolean> {
+    return (await this.status(sessionId, userId)) === "live";
+  }
+
+  /**
+   * Whether the session is live, in one round trip (on a cluster, one for each partition that is asked).
+   *
+   * - `live`: it is active and has not expired.
+   * - `ended`: it is stored and not live. It ended or expired, or it is `pending`: Clerk does not let the user in
+   *   before some tasks are done.
+   * - `unknown`: nothing is stored of it. It began a moment ago and its webhook is on the way, or it began before the
+   *   relay received webhooks, or it ended so long ago that it was forgotten; or there can be no session with such an
+   *   id. docs/feed.md says what to do.
+   */
+  async status(sessionId: string, userId?: string | null): Promise<reads.LiveStatus> {
+    return reads.status(this.#sources(userId), sessionId);
+  }
+
+  /** The user's sessions that are live now, the first to expire first. */
+  async liveSessions(userId: string): Promise<SessionUpdate[]> {
+    const [source] = this.#sources(userId);
+    return reads.liveSessions(source as reads.Source, userId);
+  }
+
+  /** What the stream still holds about the session, stale events too. Reads the whole stream. */
+  async history(sessionId: string, userId?: string | null): Promise<SessionUpdate[]> {
+    return reads.history(this.#sources(userId), sessionId);
+  }
+
+  /** The cursor at the end of each partition: `follow({ after: await feed.now() })` yields what comes later. */
+  async now(): Promise<Record<number, string>> {
+    return reads.now(this.#sources());
+  }
+
+  /**
+   * Yields every applied update, in the order of the stream, until the feed is closed or the signal is aborted.
+   *
+   * Without `after`, the state of each session comes first (`isSnapshot`), also of sessions that ended, then what has
+   * happened since: nothing is left out, and nothing of it comes twice.
+   *
+   * Throws a RangeError if `after` is no cursor, and a FeedClosedError if the feed is closed already. The iterator
+   * throws a CursorLostError if the stream was trimmed past what was read last, or Redis lost it; an
+   * UnreadableMessageError; errors of the Redis client that another attempt can't help.
+   */
+  follow(options: FollowOptions = {}): Updates {
+    const { after, stale = false, resync = false } = options;
+    return this.#begin(after, options, (connection, partitions) => follow(connection, partitions, { stale, resync }));
+  }
+
+  /** Yields what is published from now on, for all users or for one; what comes during a cut is lost. */
+  subscribe(options: SubscribeOptions = {}): Updates {
+    const { userId } = options;
+    const channel = userId === undefined ? this.#channel : `${this.#channel}:user:${userId}`;
+    return this.#begin(undefined, options, (connection) => subscribe(connection, channel), true);
+  }
+
+  /** The partitions, or that of the user, each with the connection for short reads. */
+  #sources(userId?: string | null): reads.Source[] {
+    if (this.#isClosed) throw new FeedClosedError();
+    const count = this.#partitions.length;
+    const asked = userId == null ? this.#partitions : this.#partitions.slice(partitionOf(userId, count)).slice(0, 1);
+    return asked.map((partition) => {
+      const slot = this.#slots[partition.number] as number;
+      let reader = this.#readers.get(slot);
+      if (!reader) this.#readers.set(slot, (reader = this.#access.reader(partition.keys.events)));
+      return [reader, partition];
+    });
+  }
+
+  /** What the rules yield for all slots of a cluster, each over a connection of its own. */
+  #begin(after: After | undefined, options: IteratorOptions, rules: Rules, isOne = false): Updates {
+    if (this.#isClosed) throw new FeedClosedError();
+    const { signal, onReconnect = warn } = options;
+    const bySlot = new Map<number, Partition[]>();
+    for (const partition of this.#placed(after)) {
+      const slot = isOne ? (this.#slots[0] as number) : (this.#slots[partition.number] as number);
+      bySlot.set(slot, [...(bySlot.get(slot) ?? []), partition]);
+    }
+    const followers = [...bySlot.values()].map((partitions) => {
+      const connection = this.#access.follower((partitions[0] as Partition).keys.events, { onReconnect });
+      return { connection, updates: rules(connection, partitions) };
+    });
+    return merge(followers, this.#open, signal);
+  }
+
+  #placed(after: After | undefined): Partition[] {
+    const partitions = this.#partitions.map(({ number, keys }) => new Partition(number, keys));
+    if (typeof after === "string") {
+      if (partitions.length > 1 && after.includes("-") && after !== START) {
+        throw new RangeError("A cursor counts within its stream: with partitions, give { [number]: cursor }.");
+      }
+      for (const partition of partitions) partition.goTo(after);
+    }
+    for (const [number, cursor] of typeof after === "object" ? Object.entries(after) : []) {
+      const partition = partitions[Number(number)];
+      if (!partition) throw new RangeError(`There is no partition ${number}.`);
+      if (cursor !== null) partition.goTo(cursor as string);
+    }
+    return partitions;
+  }
+}
+
+function warn(error: Error): void {
+  console.warn(`clerk-session-feed: Redis: ${error.message}; trying again`);
+}

@@ -1,0 +1,35 @@
+import { requestChecker, type GuardOptions, type StatusSource } from "./guard.js";
+
+export type { GuardOptions, OnError, RequestAuth, StatusSource } from "./guard.js";
+
+/** What the guard uses of Fastify's reply. */
+export interface ReplyLike {
+  code(status: number): ReplyLike;
+  headers(headers: Record<string, string>): ReplyLike;
+  send(body: string): unknown;
+}
+
+/**
+ * A hook for Fastify that refuses requests whose session is not live. It belongs after Clerk's plugin:
+ *
+ *     await app.register(clerkPlugin);
+ *     app.addHook("preHandler", sessionGuard(feed)); // or for one route: { preHandler: sessionGuard(feed) }
+ *
+ * A request without a session passes. 401: the session has ended. 503: Redis can't tell.
+ *
+ * @param source - A `SessionFeed`, or its mirror.
+ * @param options - See `GuardOptions`. `auth` is `request.auth`, as `clerkPlugin` sets it, if left out.
+ */
+export const sessionGuard = <Request = any>(source: StatusSource, options: GuardOptions<Request> = {}) => {
+  const check = requestChecker(
+    source,
+    options,
+    (request: any) => request.auth,
+    "Call `await app.register(clerkPlugin)` before you add the guard (without await, its hook comes too late), " +
+      "or give it the option `auth`",
+  );
+  return async (request: any, reply: ReplyLike): Promise<unknown> => {
+    const refusal = await check(request);
+    return refusal && reply.code(refusal.status).headers(refusal.headers).send(refusal.body);
+  };
+};

@@ -1,0 +1,23 @@
+export { compareCursors } from "./cursors.js";
+export {
+  CursorLostError,
+  FeedClosedError,
+  FeedError,
+  MirrorTooOldError,
+  NoResponseError,
+  PartitionsError,
+  UnreadableMessageError,
+} from "./errors.js";
+export { SessionFeed } from "./feed.js";
+export type {
+  After,
+  FeedOptions,
+  FollowOptions,
+  IteratorOptions,
+  RedisClient,
+  SubscribeOptions,
+} from "./feed.js";
+export type { OnReconnect } from "./connection.js";
+export type { Event, HttpRequest, Session, SessionActivity, SessionTask, Status } from "./messages.js";
+export type { LiveStatus } from "./reads.js";
+export type { SessionUpdate } from "./update.js";

@@ -1,0 +1,290 @@
+// The state of every session, then the stream, without a gap; or the channel, whose messages can get lost.
+// A long module, since snapshots, stream and waiting share what is known of how far a partition was read.
+import { BLOCK_MS, messageOf, type Command, type Connection, type Reply } from "./connection.js";
+import { NOTHING, START, compareCursors, later, wholeCursor } from "./cursors.js";
+import { CursorLostError } from "./errors.js";
+import type { Keys } from "./keys.js";
+import { type SessionUpdate, published, streamed } from "./update.js";
+
+/** Entries, or keys, in one response. */
+export const BATCH = 500;
+/** Milliseconds between two reads at a server that does not wait for news, though it is told to. */
+export const POLL_MS = 1000;
+
+export type Updates = AsyncGenerator<SessionUpdate, void, undefined>;
+/** An entry of a stream as Redis sends it: the id, then names and values in turns; null if it was removed. */
+export type RawEntry = [id: string, fields: string[] | null];
+
+/** An entry of the stream: docs/contract.md, section 4. */
+export interface Entry {
+  readonly cursor: string;
+  readonly outcome: string;
+  readonly sessionId: string;
+  /** Throws an UnreadableMessageError. */
+  update(): SessionUpdate;
+}
+
+/** A stream, the keys that belong to it, and how far it was read. */
+export class Partition {
+  /** null: the snapshots come first. */
+  cursor: string | null = null;
+  /** There was an entry with this id: if it is gone, entries after it may be gone too. */
+  isEntry = false;
+  /** Entries that the stream had got, and lost again, when this began at its end. */
+  addedBefore = 0;
+  /** The first entry behind a cursor that is no entry's, if it was added while this was awaited. */
+  firstSeen: string | null = null;
+  /** Sessions whose snapshot was newer than the cursor, and up to where they are known. */
+  readonly ahead = new Map<string, string>();
+  /** The greatest cursor in `ahead`. */
+  #aheadUntil = START;
+
+  constructor(
+    readonly number: number,
+    readonly keys: Keys,
+  ) {}
+
+  /** Throws a RangeError if it is no cursor. */
+  goTo(cursor: string): void {
+    this.cursor = wholeCursor(cursor);
+    this.isEntry = cursor.includes("-") && this.cursor !== START && this.cursor !== NOTHING;
+    this.addedBefore = 0;
+  }
+
+  /** Goes to the last entry; without one, to where the next can come. `stream`: see `streamInfo`. */
+  goToEnd(stream: Info): void {
+    const last = stream["last-entry"] as RawEntry | null | undefined;
+    if (last) return this.goTo(last[0]);
+    this.cursor = later(NOTHING, (stream["last-generated-id"] as string | undefined) ?? START);
+    this.isEntry = false;
+    this.addedBefore = (stream["entries-added"] as number | undefined) ?? 0;
+  }
+
+  /** An entry of the stream by the names of its fields. */
+  entry([cursor, fields]: RawEntry): Entry {
+    const { outcome = "", session_id: sessionId = "", message = "" } = asObject(fields ?? []) as Record<string, string>;
+    const where = `${this.keys.events} ${cursor}`;
+    const update = (): SessionUpdate =>
+      streamed(message, where, cursor, outcome as SessionUpdate["outcome"], this.number);
+    return { cursor, outcome, sessionId, update };
+  }
+
+  /** Notes that a session's snapshot is newer than the cursor. */
+  noteAhead(sessionId: string, cursor: string): void {
+    this.ahead.set(sessionId, cursor);
+    this.#aheadUntil = later(this.#aheadUntil, cursor);
+  }
+
+  /** Whether the session's snapshot was made after this entry. */
+  isKnown(entry: Entry): boolean {
+    if (compareCursors(entry.cursor, this.#aheadUntil) > 0) this.ahead.clear();
+    const known = this.ahead.get(entry.sessionId);
+    return known !== undefined && compareCursors(entry.cursor, known) <= 0;
+  }
+}
+
+/**
+ * Yields the snapshots of partitions without a cursor, then every entry behind the cursors; never ends.
+ *
+ * Throws a CursorLostError, unless `resync` is set: then the snapshots come again.
+ */
+export async function* follow(
+  connection: Connection,
+  partitions: readonly Partition[],
+  options: { stale: boolean; resync: boolean },
+): Updates {
+  let awake = [...partitions];
+  for (;;) {
+    for (const partition of awake) {
+      if (partition.cursor === null) {
+        // Before the snapshots: what happens meanwhile comes after this cursor.
+        partition.goToEnd(await streamInfo(connection, partition.keys.events));
+        yield* snapshots(connection, partition);
+      }
+    }
+    for (const partition of awake) {
+      for (let entries; (entries = await readOn(connection, partition, options.resync)).length; ) {
+        for (const raw of entries) {
+          const entry = partition.entry(raw);
+          partition.cursor = entry.cursor;
+          partition.isEntry = true;
+          if (entry.outcome === "applied" ? !partition.isKnown(entry) : options.stale) yield entry.update();
+        }
+      }
+    }
+    awake = awake.filter((partition) => partition.cursor === null);
+    if (!awake.length) awake = await sleepSeeingFirst(connection, partitions);
+  }
+}
+
+/** Yields what is published from now on; never ends. */
+export async function* subscribe(connection: Connection, channel: string): Updates {
+  for (;;) {
+    const message = await connection.receive(channel);
+    if (message !== null) yield published(message, channel);
+  }
+}
+
+/**
+ * Entries behind the cursor; none, and no cursor any more, if it is lost and `resync` is set.
+ *
+ * The range begins with the cursor's own entry: as long as that is there, nothing behind it is missing.
+ */
+async function readOn(connection: Connection, partition: Partition, resync: boolean): Promise<RawEntry[]> {
+  const cursor = partition.cursor as string;
+  const first = partition.isEntry ? cursor : `(${cursor}`;
+  const read: Command = ["XRANGE", partition.keys.events, first, "+", "COUNT", BATCH + 1];
+  let entries: RawEntry[] = [];
+  let isLost: boolean;
+  if (partition.isEntry) {
+    [entries] = (await connection.ask(read)) as [RawEntry[]];
+    isLost = entries.shift()?.[0] !== cursor;
+  } else {
+    let stream: Reply = [];
+    try {
+      [entries, stream] = (await connection.ask(read, ["XINFO", "STREAM", partition.keys.events])) as [RawEntry[], Reply];
+    } catch (error) {
+      if (!isMissing(error)) throw error;
+    }
+    const isFirstSeen = entries[0]?.[0] === partition.firstSeen;
+    isLost = entries.length > 0 && isTrimmedPast(cursor, asObject(stream), !isFirstSeen, partition.addedBefore);
+  }
+  if (!isLost) return entries;
+  if (!resync) throw new CursorLostError(cursor, partition.number);
+  connection.comparePartitionsAgain();
+  partition.cursor = null;
+  return [];
+}
+
+/** The cursor at the end of a stream. `ask`: `ask` or `askTwice` of a connection. */
+export async function newest(ask: Connection["ask"], events: string): Promise<string> {
+  const [entries] = (await ask(["XREVRANGE", events, "+", "-", "COUNT", 1])) as [RawEntry[]];
+  return entries[0]?.[0] ?? NOTHING;
+}
+
+/** What XINFO tells, by name. */
+export type Info = Record<string, Reply | undefined>;
+
+/** The response to XINFO STREAM; nothing if there is no stream. */
+export async function streamInfo(connection: Connection, events: string): Promise<Info> {
+  try {
+    const [stream] = await connection.ask(["XINFO", "STREAM", events]);
+    return asObject(stream);
+  } catch (error) {
+    if (!isMissing(error)) throw error;
+    return {};
+  }
+}
+
+/** Whether Redis says that a key is missing. */
+export const isMissing = (error: unknown): boolean => messageOf(error).includes("no such key");
+
+/**
+ * Whether something behind the cursor was removed.
+ *
+ * `stream`: see `streamInfo`. `ifUnknown`: for Redis 6.2, which does not count what was ever added. `addedBefore`: how
+ * many were added, and removed again, before the cursor.
+ */
+export function isTrimmedPast(cursor: string, stream: Info, ifUnknown = false, addedBefore = 0): boolean {
+  const first = stream["first-entry"] as RawEntry | null | undefined;
+  if (cursor === START || !first || compareCursors(first[0], cursor) <= 0) return false;
+  const added = stream["entries-added"] as number | undefined;
+  return added === undefined ? ifUnknown : added - addedBefore > (stream["length"] as number);
+}
+
+/**
+ * Yields the state of every session, each once.
+ *
+ * The cursor of a SCAN means nothing on another connection, which may lead to another server, or to one that was
+ * restarted. Then the SCAN begins again.
+ */
+export async function* snapshots(connection: Connection, partition: Partition): Updates {
+  const pattern = `${partition.keys.session("").replace(/[\][*?\\^]/g, "\\$&")}*`;
+  const begunAt = partition.cursor;
+  const seen = new Set<string>();
+  partition.ahead.clear();
+  let at = "0";
+  let { connections } = connection;
+  for (;;) {
+    const scan: Command = ["SCAN", at, "MATCH", pattern, "COUNT", BATCH];
+    const [[after, keys]] = (await connection.ask(scan)) as [[string, string[]]];
+    if (at !== "0" && connection.connections !== connections) {
+      at = "0";
+      continue;
+    }
+    ({ connections } = connection);
+    const fresh = [...new Set(keys)].filter((key) => !seen.has(key));
+    const states = fresh.length ? await connection.ask(...fresh.map((key): Command => ["HMGET", key, "state"])) : [];
+    for (const [index, key] of fresh.entries()) {
+      const [state] = states[index] as [string | null];
+      if (state === null) continue;
+      seen.add(key);
+      const update = published(state, key, partition.number, true);
+      if (begunAt !== null && compareCursors(update.cursor, begunAt) > 0) {
+        partition.noteAhead(update.session.id, update.cursor);
+      }
+      yield update;
+    }
+    if (after === "0") return;
+    at = after;
+  }
+}
+
+/** Waits; resolves to the partitions to look at: those with something behind the cursor, or all. */
+export async function sleep(
+  connection: Connection,
+  partitions: readonly Partition[],
+  cursors: readonly string[],
+  milliseconds = Infinity,
+): Promise<Partition[]> {
+  const { news } = await awaitNews(connection, partitions, cursors, [], milliseconds);
+  const awake = partitions.filter(({ keys }) => news.has(keys.events));
+  return awake.length ? awake : [...partitions];
+}
+
+/**
+ * Waits likewise, and notes what comes first behind cursors that are no entry's.
+ *
+ * Redis 6.2 can't tell later whether others had been there. It runs commands that are sent together one right after
+ * the other, so what comes after the first found nothing is the first.
+ */
+async function sleepSeeingFirst(connection: Connection, partitions: readonly Partition[]): Promise<Partition[]> {
+  const unsure = partitions.filter(({ isEntry, cursor }) => !isEntry && cursor !== START);
+  const looks = unsure.map(({ keys, cursor }): Command => ["XRANGE", keys.events, `(${cursor}`, "+", "COUNT", 1]);
+  const cursors = partitions.map(({ cursor }) => cursor as string);
+  const { found, news } = await awaitNews(connection, partitions, cursors, looks);
+  for (const [index, partition] of unsure.entries()) {
+    partition.firstSeen = (found[index] as Reply[]).length ? null : (news.get(partition.keys.events) ?? null);
+  }
+  const awake = partitions.filter(({ keys }) => news.has(keys.events));
+  // Entries of the others may be gone, and what came after them.
+  return awake.length ? awake : partitions.filter(({ isEntry }) => isEntry);
+}
+
+/** Waits; resolves to the responses to commands sent before, and by stream the first id behind the cursor, if any. */
+async function awaitNews(
+  connection: Connection,
+  partitions: readonly Partition[],
+  cursors: readonly string[],
+  before: readonly Command[],
+  milliseconds = Infinity,
+): Promise<{ found: Reply[]; news: Map<string, string> }> {
+  const blockMs = Math.trunc(Math.min(BLOCK_MS, Math.max(1, milliseconds)));
+  const begunAt = performance.now();
+  const streams = partitions.map(({ keys }) => keys.events);
+  const read: Command = ["XREAD", "COUNT", 1, "BLOCK", blockMs, "STREAMS", ...streams, ...cursors];
+  const found = await connection.ask(...before, read);
+  const response = found.pop() as [string, RawEntry[]][] | null;
+  // Of an entry that was added and deleted at once, XREAD says that nothing is there.
+  const news = new Map(response?.flatMap(([name, [first]]) => (first ? [[name, first[0]]] : [])));
+  if (!news.size && performance.now() - begunAt < Math.min(POLL_MS, blockMs / 2)) await connection.pause(POLL_MS);
+  return { found, news };
+}
+
+/** Names and values, which come in turns, as an object. */
+export function asObject(response: Reply | undefined): Info {
+  const parts = (response ?? []) as Reply[];
+  const object: Info = {};
+  for (let index = 0; index < parts.length; index += 2) object[String(parts[index])] = parts[index + 1];
+  return object;
+}
