@@ -12,7 +12,7 @@ export interface ReplyLike {
 /**
  * A hook for Fastify that refuses requests whose session is not live. It belongs after Clerk's plugin:
  *
- *     await app.register(clerkPlugin);
+ *     app.register(clerkPlugin);
  *     app.addHook("preHandler", sessionGuard(feed)); // or for one route: { preHandler: sessionGuard(feed) }
  *
  * A request without a session passes. 401: the session has ended. 503: Redis can't tell.
@@ -25,8 +25,7 @@ export const sessionGuard = <Request = any>(source: StatusSource, options: Guard
     source,
     options,
     (request: any) => request.auth,
-    "Call `await app.register(clerkPlugin)` before you add the guard (without await, its hook comes too late), " +
-      "or give it the option `auth`",
+    "Call app.register(clerkPlugin) before you add the guard, or give it the option `auth`",
   );
   return async (request: any, reply: ReplyLike): Promise<unknown> => {
     const refusal = await check(request);

@@ -1,7 +1,5 @@
 // What the guards have in common: whose session a request has, and whether the request is refused.
-
-/** `ended`: it is stored and not live. `unknown`: nothing is stored of it. */
-export type LiveStatus = "live" | "ended" | "unknown";
+import type { LiveStatus } from "../reads.js";
 
 /** What tells whether a session is live: a `SessionFeed`, or its mirror. */
 export interface StatusSource {
@@ -56,22 +54,23 @@ export interface Refusal {
 // outlive the end of a session.
 const SHORT_LIVED = 60;
 
-const refusal = (status: 401 | 503, title: string, code: string, detail: string, header: [string, string]): Refusal => ({
+const refusal = (
+  status: 401 | 503,
+  title: string,
+  code: string,
+  detail: string,
+  header: [string, string],
+): Refusal => ({
   status,
   headers: { "Content-Type": "application/problem+json", [header[0]]: header[1] },
   body: JSON.stringify({ type: "about:blank", title, status, detail, code }),
 });
-const NOT_LIVE = refusal(401, "Unauthorized", "session_not_live", "The session is not live", [
-  "WWW-Authenticate",
-  'Bearer error="invalid_token"',
-]);
-const CAN_NOT_TELL = refusal(
-  503,
-  "Service unavailable",
-  "status_unavailable",
-  "It is unknown whether the session is live",
-  ["Retry-After", "1"],
-);
+const unauthorized = (code: string, detail: string): Refusal =>
+  refusal(401, "Unauthorized", code, detail, ["WWW-Authenticate", 'Bearer error="invalid_token"']);
+const NOT_LIVE = unauthorized("session_not_live", "The session is not live");
+const NO_SESSION = unauthorized("session_missing", "The token names a user, but no session");
+const UNAVAILABLE = "It is unknown whether the session is live";
+const CAN_NOT_TELL = refusal(503, "Service unavailable", "status_unavailable", UNAVAILABLE, ["Retry-After", "1"]);
 
 /** Calls `onError`; or, for its other values, warns of the first error after a success, and returns what to do. */
 export const outages = (onError: OnError = "refuse") => {
@@ -93,7 +92,9 @@ export const outages = (onError: OnError = "refuse") => {
 export const checker = (source: StatusSource, { trustToken = true, onError }: CheckOptions = {}) => {
   if (typeof source?.status !== "function") throw new TypeError("A guard needs a SessionFeed or its mirror");
   const { failed, worked } = outages(onError);
-  return async ({ sessionId, userId, sessionClaims }: RequestAuth): Promise<Refusal | undefined> => {
+  return async ({ sessionId, userId, sessionClaims, tokenType }: RequestAuth): Promise<Refusal | undefined> => {
+    // Clerk's middleware takes tokens of JWT templates for sessions, though they have no `sid` and live for years.
+    if (sessionId == null && userId != null && tokenType === "session_token") return NO_SESSION;
     if (sessionId == null) return undefined; // whether that is allowed, is the application's business
     let status: LiveStatus;
     try {
