@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from support.checking import findings, problems
-from support.constants import DAY_MS, NOW_MS, RELAY, ROOT, SECRET
+from support.constants import DAY_MS, RELAY, ROOT, SECRET
 from support.events import clerk_event
 from support.network import unused_port
+from support.partitions import take_some
 from support.redis_clients import client_of, contents, emptied
 from support.redis_servers import frozen
 from support.relay import Relay, run_relay
@@ -189,13 +190,6 @@ def test_a_redis_that_is_far_away_takes_deliveries(good_redis: EmbeddedRedis) ->
 
 
 # Partitions
-
-
-def take_some(redis_url: str, partitions: int) -> None:
-    with run_relay(redis_url, partitions=partitions) as relay:
-        for number in range(30):
-            event = clerk_event(session_id=f"sess_{number}", user_id=f"user_{number}", expire_at=NOW_MS + DAY_MS)
-            relay.take(event, f"msg_{number}")
 
 
 @pytest.mark.parametrize("was", [1, 2, 3, 4, 8])

@@ -10,6 +10,7 @@ import pytest
 import redis
 from clerk_session_feed.keys import Keys
 from structlog.testing import CapturingLogger
+from support.clock import in_time
 from support.constants import EVENTS_KEY
 from support.redis_clients import emptied, monitored
 from support.redis_servers import frozen, scripted_redis
@@ -91,7 +92,8 @@ def test_it_stops_waiting_when_it_has_to_stop(watch: StreamWatch) -> None:
     stopping = threading.Event()
     stopping.set()
 
-    assert watch.wait({EVENTS_KEY: BEGINNING}, LONG, stopping) == set()
+    with in_time(LONG / 2):
+        assert watch.wait({EVENTS_KEY: BEGINNING}, LONG, stopping) == set()
 
 
 def test_a_stream_that_is_not_there_has_got_nothing_that_is_known(watch: StreamWatch) -> None:

@@ -8,7 +8,7 @@ from support.clock import eventually
 from support.constants import NOW_MS
 from support.events import clerk_event
 from support.feeds import OpenFeed, Reconnects, Updates
-from support.partitions import fill
+from support.partitions import fill, take_some
 from support.relay import make_settings, run_relay
 from support.topologies import cluster_of
 
@@ -25,12 +25,6 @@ READS: dict[str, tuple[str, ...]] = {
     "history": ("sess_1",),
     "now": (),
 }
-
-
-def take_some(redis_url: str, partitions: int) -> None:
-    with run_relay(redis_url, partitions=partitions) as relay:
-        for number in range(20):
-            relay.take(clerk_event(session_id=f"sess_{number}", user_id=f"user_{number}"), f"msg_{number}")
 
 
 @pytest.fixture

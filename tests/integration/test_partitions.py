@@ -14,6 +14,7 @@ from support.clock import eventually
 from support.constants import NO_REDIS, NOW_MS
 from support.events import clerk_event, user_event
 from support.network import free_port
+from support.partitions import take_some
 from support.redis_clients import client_of, contents
 from support.relay import Relay, make_settings, run_relay
 from support.topologies import cluster_of
@@ -39,13 +40,6 @@ COMMANDS = {
     "dead-letters replay": ["dead-letters", "replay"],
     "serve": ["serve", "--port", str(free_port())],
 }
-
-
-def take_some(redis_url: str, partitions: int) -> None:
-    with run_relay(redis_url, partitions=partitions) as relay:
-        for number in range(20):
-            relay.take(clerk_event(session_id=f"sess_{number}", user_id=f"user_{number}"), f"msg_{number}")
-        relay.take({"type": "session.unreadable"}, "msg_unreadable")
 
 
 def command(name: str, redis_url: str, partitions: int) -> Result:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -296,7 +297,7 @@ def test_a_session_that_another_number_brought_back_is_revoked_again(
     with run_relay(relay_redis.url) as relay:
         relay.take(clerk_event("revoked"), "msg_revoked")
         (kept,) = client.scan_iter("*:session:sess_1")
-        mark, stream = client.hgetall(kept), client.dump("{clerk}:events")
+        revoked, stream = client.hgetall(kept), client.dump("{clerk}:events")
         client.delete("{clerk}:events")
     with run_relay(relay_redis.url, partitions=8) as relay:
         relay.take(clerk_event(updated_at=NOW_MS - 9000), "msg_created")
@@ -309,7 +310,7 @@ def test_a_session_that_another_number_brought_back_is_revoked_again(
     assert client.hget(key, "status") == "revoked"
     assert {"_message:msg_revoked", "_message:msg_created"} <= client.hgetall(key).keys()
     assert [*client.scan_iter("*:user:user_1:*"), *client.scan_iter("*:expiry")] == []
-    assert mark["state"] == client.hget(key, "state")
+    assert client.hget(key, "state") == revoked["state"]
 
 
 def test_after_a_move_each_number_but_the_new_one_is_refused_at_the_start(
@@ -404,33 +405,34 @@ def test_a_group_begins_again_after_a_move(open_feed: OpenFeed, relay_redis: Emb
 # A cluster
 
 
-def test_partitions_move_between_the_nodes_of_a_cluster(redis_binary: str) -> None:
+@pytest.fixture
+def cluster(redis_binary: str) -> Iterator[tuple[str, Any]]:
+    """Return the URL of a cluster, and a client of it."""
+    options: dict[str, Any] = {"decode_responses": True, "protocol": 2}
     with (
         cluster_of(redis_binary, replicas=0) as cluster,
-        redis.RedisCluster(
-            host="127.0.0.1", port=cluster.shards[0][0].port, decode_responses=True, protocol=2
-        ) as client,
+        redis.RedisCluster(host="127.0.0.1", port=cluster.shards[0][0].port, **options) as client,
     ):
-        fill(cluster.url, 1)
-        before = portrait(client)
-        for to in (4, 2, 1):
-            move(cluster.url, to)
-            assert_same(portrait(client), before)
-            assert misplaced(client, to) == []
+        yield cluster.url, client
 
 
-def test_on_a_cluster_all_of_what_is_not_marked_is_found(redis_binary: str) -> None:
-    with (
-        cluster_of(redis_binary, replicas=0) as cluster,
-        redis.RedisCluster(
-            host="127.0.0.1", port=cluster.shards[0][0].port, decode_responses=True, protocol=2
-        ) as client,
-    ):
-        fill(cluster.url, 16)
-        client.delete("{clerk}:partitions")
-        before = portrait(client)
-
-        move(cluster.url, 2)
-
+def test_partitions_move_between_the_nodes_of_a_cluster(cluster: tuple[str, Any]) -> None:
+    url, client = cluster
+    fill(url, 1)
+    before = portrait(client)
+    for to in (4, 2, 1):
+        move(url, to)
         assert_same(portrait(client), before)
-        assert misplaced(client, 2) == []
+        assert misplaced(client, to) == []
+
+
+def test_on_a_cluster_all_of_what_is_not_marked_is_found(cluster: tuple[str, Any]) -> None:
+    url, client = cluster
+    fill(url, 16)
+    client.delete("{clerk}:partitions")
+    before = portrait(client)
+
+    move(url, 2)
+
+    assert_same(portrait(client), before)
+    assert misplaced(client, 2) == []

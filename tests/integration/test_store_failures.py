@@ -312,7 +312,7 @@ SESSION_KEYS = [f"~{key}" for key in ("{clerk}:session:*", "{clerk}:user:*", "{c
 
 
 def failures_of(url: str, event: Any) -> list[str]:
-    """Return what is counted, and logged, of a delivery that Redis refuses."""
+    """Return the kinds of errors that are counted for a delivery that Redis refuses."""
     failures: list[str] = []
     with run_relay(url) as relay:
         relay.store.set_metrics_hooks(lambda *_: None, failures.append)

@@ -15,6 +15,14 @@ USERS: Final = 24
 _KEY: Final = re.compile(r"\{clerk(?::\d+)?\}:(user:.*|session:.*)")
 
 
+def take_some(redis_url: str, partitions: int) -> None:
+    """Store 20 live sessions, of a user each, and a dead letter."""
+    with run_relay(redis_url, partitions=partitions) as relay:
+        for number in range(20):
+            relay.take(clerk_event(session_id=f"sess_{number}", user_id=f"user_{number}"), f"msg_{number}")
+        relay.take({"type": "session.unreadable"}, "msg_unreadable")
+
+
 def fill(redis_url: str, partitions: int) -> None:
     """Store sessions of every kind, by the relay itself, of users in every partition."""
     with run_relay(redis_url, partitions=partitions) as relay:

@@ -55,7 +55,7 @@ def test_no_option_of_others_changes_how_the_relay_waits_and_tries_again(make: A
     others = "socket_timeout=60&retry_on_timeout=true&decode_responses=true&protocol=3&max_connections=1"
     pools = [make(f"redis://127.0.0.1:1/0{query}").connection_pool for query in ("", f"?{others}")]
     plain, shared = [
-        {name: value for name, value in pool.connection_kwargs.items() if isinstance(value, str | float | None)}
+        {name: value for name, value in pool.connection_kwargs.items() if isinstance(value, str | int | float | None)}
         for pool in pools
     ]
     assert plain == shared
