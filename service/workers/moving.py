@@ -77,13 +77,12 @@ class Mover:
     def move_sessions(self, source: Place, names: Sequence[bytes]) -> None:
         """Move these sessions, where they are in the wrong place, and there only. names: their ids."""
         replies = _ask(source, lambda pipe: [pipe.hget(_session_key(source, name), "user_id") for name in names])
-        users = {}
-        for name, reply in zip(names, replies, strict=True):
-            user_id = reply.decode(errors="replace") if isinstance(reply, bytes) else ""
-            if ID.fullmatch(user_id):
-                users[name] = user_id
-            else:
-                self._skip(_session_key(source, name))
+        texts = [reply.decode(errors="replace") if isinstance(reply, bytes) else "" for reply in replies]
+        users = {name: text for name, text in zip(names, texts, strict=True) if ID.fullmatch(text)}
+        odd = [_session_key(source, name) for name in names if name not in users]
+        for key, is_there in zip(odd, _ask(source, lambda pipe: [pipe.exists(each) for each in odd]), strict=True):
+            if is_there:  # else its TTL has run out since it was found
+                self._skip(key)
         for target, moving in self._by_target(source, users).items():
             self._move_to(source, target, moving, merges=False)
 
@@ -150,7 +149,7 @@ class Mover:
     def move_revokes(self, source: Place) -> None:
         """Move the pending revokes of sessions that are not stored: their place is the first partition."""
         target = self._targets[0]
-        while left := source.client.zrange(source.keys.revokes, 0, 500, withscores=True):
+        while left := source.client.zrange(source.keys.revokes, 0, SCAN_COUNT, withscores=True):
 
             def queue(pipe: Any, left: Sequence[tuple[bytes, float]] = left) -> None:
                 pipe.zadd(target.keys.revokes, dict(left), nx=True)
