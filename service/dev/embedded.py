@@ -43,6 +43,7 @@ def run() -> contextlib.AbstractContextManager[EmbeddedRedis]:
 
     Raises:
         StartError: Neither is there, or it does not start.
+        ConfigurationError: There is no place for a temporary directory, which redis-server needs.
     """
     binary = shutil.which("redis-server")
     return run_server(binary) if binary else run_stand_in()
@@ -54,6 +55,7 @@ def run_server(binary: str, options: Sequence[str] = (), port: int | None = None
 
     Raises:
         StartError: It does not start.
+        ConfigurationError: There is no place for a temporary directory.
     """
     why = "redis-server needs one: set REDIS_URL to another Redis"
     with temporary_directory("session-relay-redis-", why) as directory:

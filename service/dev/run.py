@@ -5,7 +5,6 @@ It starts up to two processes: a redis-server, and `session-relay serve`, the sa
 
 import contextlib
 import os
-import secrets as random_secrets
 import shlex
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from secrets import token_hex
 from typing import Any, Final
 
 import httpx
@@ -83,12 +83,13 @@ def run(
             "PORT": str(port),
             "LOG_LEVEL": settings.log_level,
             "LOG_FORMAT": settings.log_format,
-            TRIAL_PATH: (path := f"/{random_secrets.token_hex()}"),
+            TRIAL_PATH: f"/{token_hex()}",
         }
         server = stack.enter_context(_serve(environment))
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
         origin = httpx.URL(scheme="http", host=host, port=port)
-        _await_start(server, own_url := origin.join(path), stop)
+        own_url = origin.join(environment[TRIAL_PATH])
+        _await_start(server, own_url, stop)
         subscriber = stack.enter_context(_subscribe(settings, redis_url))
         url = str(origin.join(WEBHOOK_PATH))
         introduction.introduce(
