@@ -80,11 +80,16 @@ class Faults:
     def redis_is_loading(self, load: Load) -> None:
         elsewhere = load.redis.url.removesuffix("/0") + "/1"
         with our_client(elsewhere) as client:
+
+            def await_rewritten() -> None:
+                eventually(lambda: not client.info("persistence")["aof_rewrite_in_progress"])
+
             # Each key takes its time to load; and only every 2 MB of the older kind of file, a snapshot, does Redis
             # say that it is loading. What can't be compressed, is that long there, too.
             client.mset({f"filler:{number}": os.urandom(10_000) for number in range(1000)})
+            await_rewritten()  # Redis rewrites on its own, too
             client.bgrewriteaof()
-            eventually(lambda: not client.info("persistence")["aof_rewrite_in_progress"])
+            await_rewritten()
             keys = sum(database["keys"] for database in client.info("keyspace").values())
         load.redis.kill()
         before = load.sender.failures("BusyLoadingError")
