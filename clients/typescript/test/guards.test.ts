@@ -183,8 +183,8 @@ describe.each([
     expect((await get(url)).status).toBe(401);
   });
 
-  it("lets nobody in whose auth has no session id in it", async () => {
-    const url = await start(source, { auth: () => ({ sid: "sess_ended" }) as RequestAuth });
+  it.each([{ sid: "sess_ended" }, { sessionId: 7 }, "sess_ended"])("lets nobody in whose auth is %j", async (auth) => {
+    const url = await start(source, { auth: () => auth as RequestAuth });
     expect((await get(url)).status).toBe(500);
   });
 
