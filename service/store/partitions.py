@@ -51,6 +51,22 @@ class Partition(NamedTuple):
         """
         return self.pipeline.submit(("HMGET", self.keys.layout, FIELD), partial(_check_mark, self.of))
 
+    def ask(self, *commands: tuple[Any, ...], seconds: float = WRITE_SECONDS) -> list[Any]:
+        """Return what Redis replies to commands, all of which it ran in the right place.
+
+        Args:
+            commands: each with its arguments.
+            seconds: to wait at most.
+
+        Raises:
+            PartitionsError: The data is not divided into so many any more.
+            StoreUnavailableError: Redis did not do one of them, or not in time.
+        """
+        submits: list[Callable[[], Future[Any]]] = [
+            partial(self.pipeline.submit, command, _as_it_is) for command in commands
+        ]
+        return results([*submits, self.checked], seconds)[:-1]
+
     def run_script(self, command: tuple[Any, ...], parse: Callable[[list[bytes]], T]) -> Future[T]:
         """Run a script that does nothing, and says so, if the data is not divided into so many; see `submit`.
 
@@ -246,6 +262,10 @@ def results(
     finally:  # asyncio would log the errors of futures that nobody waited for
         for future in futures:
             future.add_done_callback(lambda each: each.cancelled() or each.exception())
+
+
+def _as_it_is(reply: Any) -> Any:
+    return reply
 
 
 def _check_mark(partitions: int, reply: list[bytes | None]) -> bool:

@@ -55,23 +55,14 @@ def add(partition: Partition, session_ids: Sequence[str], now_ms: int) -> None:
     """
     key = partition.keys.revokes
     scored = [word for each in session_ids for word in (now_ms, each)]
-    futures: list[Future[Any]] = [
-        partition.pipeline.submit(("ZADD", key, "NX", *scored), int),
-        partition.pipeline.submit(("PEXPIRE", key, MAX_TTL_MS), int),
-        partition.checked(),
-    ]
     with naming(key):
-        for future in futures:
-            result(future)
+        partition.ask(("ZADD", key, "NX", *scored), ("PEXPIRE", key, MAX_TTL_MS))
 
 
 def remove(partition: Partition, session_ids: Sequence[str]) -> None:
     """Record that Clerk has nothing more to do about these sessions; raises as `add` does."""
     ids = [each.encode(errors="surrogateescape") for each in session_ids]
-    removed = partition.pipeline.submit(("ZREM", partition.keys.revokes, *ids), int)
-    checked = partition.checked()
-    result(removed)
-    result(checked)
+    partition.ask(("ZREM", partition.keys.revokes, *ids))
 
 
 def pending(partition: Partition, start: int, count: int) -> list[PendingRevoke]:
@@ -81,9 +72,7 @@ def pending(partition: Partition, start: int, count: int) -> list[PendingRevoke]
     """
     command = ("ZREVRANGE", partition.keys.revokes, start, start + count - 1, "WITHSCORES")
     with naming(partition.keys.revokes):
-        found, checked = partition.pipeline.submit(command, list), partition.checked()
-        words: list[bytes] = result(found)
-        result(checked)
+        (words,) = partition.ask(command)
     return [
         PendingRevoke(each.decode(errors="surrogateescape"), int(float(score)))
         for each, score in zip(words[::2], words[1::2], strict=True)

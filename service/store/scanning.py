@@ -4,7 +4,7 @@ import os.path
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from clerk_session_feed.models import ID
 
@@ -107,10 +107,7 @@ def indexed_sessions(
         while True:
             with naming(key):
                 left = seconds()  # before anything is sent
-                reply: Any = partition.pipeline.submit(("ZSCAN", key, cursor, "COUNT", CHUNK), list)
-                checked = partition.checked()
-                cursor, items = result(reply, left)
-                result(checked, left)
+                ((cursor, items),) = partition.ask(("ZSCAN", key, cursor, "COUNT", CHUNK), seconds=left)
             new = [each for each in dict.fromkeys(items[::2]) if each not in seen]
             seen.update(new)
             if new:

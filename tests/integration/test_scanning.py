@@ -1,16 +1,23 @@
 """What is found by looking through keys, and through the sets of a user."""
 
+import asyncio
+import contextlib
+import gc
 from typing import Any
 
 import pytest
 from support.constants import NOW_MS, USER_KEY
 from support.events import clerk_event
+from support.network import unused_port
 from support.redis_clients import client_of, monitored
-from support.relay import run_relay
+from support.relay import make_settings, run_relay
 
 from service.dev.embedded import EmbeddedRedis
+from service.errors import StoreUnavailableError
+from service.store.partitions import PartitionedStore
 from service.store.scanning import indexed_sessions, stored_sessions
 from service.store.sessions import SessionStore
+from service.waiting import Greenlets
 from service.workers.revoke import order_impersonated
 from service.workers.sweep import open_sessions
 
@@ -67,3 +74,20 @@ def test_what_stays_in_the_set_of_a_user_is_found_whatever_leaves_it(real_redis:
 
     assert len(found) == 500
     assert set(found) == {f"sess_{n}" for n in range(500)}
+
+
+def test_an_error_of_redis_is_raised_on_the_event_loop_and_logged_by_nobody_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def look(store: PartitionedStore) -> None:
+        loop = asyncio.get_running_loop()
+        store.bind_loop(loop)
+        with contextlib.suppress(StoreUnavailableError):
+            await Greenlets(loop).run(loop.time() + 4, lambda: [*indexed_sessions(store.partitions[0], "user_1")])
+        await asyncio.to_thread(store.close)
+
+    with unused_port() as port:
+        asyncio.run(look(PartitionedStore(make_settings(f"redis://127.0.0.1:{port}/0"))))
+    gc.collect()  # asyncio logs the errors of futures that nobody asked
+
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
