@@ -1,14 +1,17 @@
+import { driverOf } from "./clients/index.js";
 import type { Access, Connection, OnReconnect } from "./connection.js";
 import { START } from "./cursors.js";
 import { FeedClosedError } from "./errors.js";
 import { partitionOf, split } from "./keys.js";
 import { merge } from "./iterate.js";
+import { accessTo } from "./redis_connection.js";
+import { explain } from "./refusals.js";
 import * as reads from "./reads.js";
 import { Partition, follow, subscribe, type Updates } from "./stream.js";
 import type { SessionUpdate } from "./update.js";
 
 /** A client of `redis` (node-redis 5 or 6), `ioredis` (5 or 6) or `iovalkey`; also for Sentinel and for a cluster. */
-export type RedisClient = { duplicate(...overrides: any[]): any };
+export type RedisClient = { duplicate(...overrides: any[]): any } | { readonly totalClients: number };
 
 /** Where to begin: behind a cursor; behind one for each partition, by its number; without: with the snapshots. */
 export type After = string | Readonly<Record<number, string | null>>;
@@ -78,7 +81,7 @@ export class SessionFeed {
   #isClosed = false;
 
   /** Makes a feed; it connects when it is first used. The client stays the caller's to close. */
-  constructor(client: RedisClient, options: FeedOptions = {}) {
+  constructor(client: RedisClient | Access, options: FeedOptions = {}) {
     const { prefix = "{clerk}", channel = "clerk:sessions", partitions = 1, timeout = 2000 } = options;
     if (!Number.isInteger(partitions) || partitions < 1 || partitions > 1024) {
       throw new RangeError(`partitions: ${partitions} is no number from 1 to 1024`);
@@ -87,7 +90,7 @@ export class SessionFeed {
       throw new RangeError(`prefix: ${JSON.stringify(prefix)} has no {hash tag}, which partitions need`);
     }
     if (!(timeout > 0 && timeout <= 60_000)) throw new RangeError(`timeout: ${timeout} is no number up to 60000`);
-    this.#access = client as unknown as Access; // TODO T1
+    this.#access = isAccess(client) ? client : accessTo(driverOf(client), { prefix, partitions, timeout });
     this.#channel = channel;
     this.#partitions = split(prefix, partitions).map((keys, number) => new Partition(number, keys));
     this.#slots = this.#partitions.map(({ keys }) => this.#access.slot(keys.events));
@@ -214,6 +217,8 @@ export class SessionFeed {
   }
 }
 
+const isAccess = (client: RedisClient | Access): client is Access => "follower" in client;
+
 function warn(error: Error): void {
-  console.warn(`clerk-session-feed: Redis: ${error.message}; trying again`);
+  console.warn(`clerk-session-feed: Redis: ${explain(error)}; trying again`);
 }
