@@ -11,11 +11,14 @@ const MAX_PART = 2n ** 64n - 1n;
  * Throws a RangeError if it is neither.
  */
 export function wholeCursor(cursor: string): string {
-  const parts = /^(\d{1,20})(?:-(\d{1,20}))?$/.exec(cursor)?.slice(1, 3).map((part) => BigInt(part ?? 0));
+  const found = /^(\d{1,20})(?:-(\d{1,20}))?$/.exec(cursor);
+  const parts = found?.slice(1).filter(Boolean).map(BigInt);
   if (!parts || parts.some((part) => part > MAX_PART)) {
     throw new RangeError(`${JSON.stringify(cursor)} is no cursor like 1795422761000-0`);
   }
-  return parts.join("-");
+  const [ms = 0n, sequence] = parts;
+  if (sequence !== undefined) return `${ms}-${sequence}`;
+  return ms === 0n ? START : `${ms - 1n}-${MAX_PART}`;
 }
 
 /** Compares two cursors (ids of stream entries): negative if `a` comes before `b`, 0 if they are the same. */
