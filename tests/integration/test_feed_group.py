@@ -14,6 +14,7 @@ import pytest
 from clerk_session_feed import CursorLostError, SessionUpdate, UnreadableMessageError, transport, unused
 from clerk_session_feed import group as group_rules
 from clerk_session_feed import shares as share_rules
+from clerk_session_feed.cursors import NOTHING
 from support.children import started
 from support.clock import eventually
 from support.constants import EVENTS_KEY, NOW_MS
@@ -502,6 +503,46 @@ def test_a_group_that_fell_behind_what_was_trimmed_is_told_so_until_it_begins_ag
         assert numbers(updates.take(1)) == [5]
         updates.leave()
         assert numbers(feed.consume().take(1)) == [5]
+
+
+@pytest.fixture(params=["as this server", "as Redis 6.2"])
+def counting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a stream tell how many entries it ever got, or not."""
+    if request.param == "as Redis 6.2":
+        read = share_rules.as_dict
+
+        def without_count(response: Any) -> dict[bytes, Any]:
+            return {name: value for name, value in read(response).items() if name != b"entries-added"}
+
+        monkeypatch.setattr(share_rules, "as_dict", without_count)
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_group_of_an_empty_stream_is_told_what_was_trimmed_while_nobody_was_there(
+    feed: Feed, relay: Relay, client: Any
+) -> None:
+    client.xgroup_create(EVENTS_KEY, "group", NOTHING, mkstream=True)
+    begin_sessions(relay, 1, 2, 3)
+    trim(client, 2)
+    for _ in range(2):
+        with pytest.raises(CursorLostError, match=NOTHING):
+            feed.consume().next()
+    assert sorted(numbers(feed.consume(resync=True).take(3))) == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_new_group_of_an_empty_stream_gets_what_comes_at_once(
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close_gap = share_rules.Share.close_gap
+
+    async def close_gap_in_the_midst(share: Any, gap: Any) -> None:
+        await close_gap(share, gap)
+        begin_sessions(relay, 1)
+
+    monkeypatch.setattr(share_rules.Share, "close_gap", close_gap_in_the_midst)
+    update = feed.consume().next()
+    assert (update.is_snapshot, update.session.id) == (False, "sess_1")
 
 
 def test_whoever_dies_while_the_group_begins_again_leaves_that_to_the_next(

@@ -82,6 +82,8 @@ class Share:
         self._resync = resync
         self._checked_on: int | None = None
         """The connection, by its number, on which the group was found to lack nothing."""
+        self._begun_on: int | None = None
+        """The connection on which the group was made, where the stream had just ended."""
         self._has_joined = False
         self._last: str | None = None
         """The entry that this consumer handled last."""
@@ -123,7 +125,9 @@ class Share:
             return await self._without_group()
         self._has_joined = True
         self.delivered = delivered
-        if not is_trimmed_past(delivered, as_dict(stream), if_unknown=delivered != NOTHING):
+        # Redis 6.2 can't tell what a stream that was empty got, and lost again, while nobody was there.
+        is_unknown = delivered != NOTHING or self._begun_on != self._connection.connections
+        if not is_trimmed_past(delivered, as_dict(stream), if_unknown=is_unknown):
             self._checked_on = self._connection.connections
             return None
         if not self._resync:
@@ -160,6 +164,8 @@ class Share:
         except redis.ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):  # another consumer was faster
                 raise
+        if gap.has_snapshots:
+            self._begun_on = self._connection.connections
 
     async def _go_back(self, cursor: str) -> None:
         """Move the group back, unless somebody has moved it back further."""
