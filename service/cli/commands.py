@@ -160,6 +160,7 @@ def expire(once: bool, as_json: bool) -> None:
     refuse_other_partitions(settings)
     with contextlib.closing(ExpiryWorker(settings)) as worker:
         if not once:
+            log.log_start(settings)
             worker.run_until_signal()
             return
         expired, unreadable = worker.run_once()

@@ -118,6 +118,7 @@ def reconcile(
     with contextlib.closing(store), contextlib.closing(Runs(settings)) as runs:
         command = _Command(settings, store, runs, scope, allow=allow, is_watched=is_watched)
         if every is not None:
+            logs.log_start(settings)
             asyncio.run(_until_signal(command.run_forever(every)))
             return
         report = asyncio.run(_until_signal(command.run_once(dry_run=dry_run, as_json=as_json)))

@@ -112,7 +112,7 @@ class _Report:
             head = {"type": sent.type, "message_id": sent.message_id, "status": status or None}
             self._responses.append(head | {"response": response.body})
             return
-        line = f"{status or '---'}  {response.summary:<14}  {sent.type}  {sent.message_id}"
+        line = f"{status or '---'}  {response.summary:<14}  {sent.type:<15}  {sent.message_id}"
         click.echo(printable(f"{line}  {response.body.get('session_id') or ''}").rstrip())
 
     def end(self, *, with_sums: bool) -> None:

@@ -23,12 +23,12 @@ from uvicorn import Config, Server
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from service.config import Settings, load, misspelt_settings, redis_address, shown
+from service.config import Settings, load, redis_address
 from service.server.protocol import Protocol
 from service.server.system import METRICS_DIRECTORY, listen, metrics_directory
 from service.store.partitions import refuse_other_partitions
 from service.store.server_version import server_version
-from service.telemetry import log, relay_version
+from service.telemetry import log
 
 STOP_SECONDS: Final = 10
 """Seconds for requests under way when the service is told to stop; platforms kill it after 30 s."""
@@ -164,10 +164,7 @@ def _serve(settings: Settings, factory: str, sockets: list[socket.socket]) -> No
     if factory != DEFAULT_FACTORY:
         _import_factory(factory)  # what is wrong with it is reported once, too
     refuse_other_partitions(settings)  # last, since it logs if Redis is away
-    logger = structlog.get_logger(__name__)
-    logger.info("starting", version=relay_version(), settings=shown(settings))
-    for advice in misspelt_settings(settings):
-        logger.warning("setting_misspelt", advice=advice)
+    log.log_start(settings)
     # Once, and not in each worker: if the user may not ask, Redis keeps a line of it.
     threading.Thread(target=_log_redis, args=(settings,), daemon=True).start()
     config = WorkerConfig(

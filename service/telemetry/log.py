@@ -18,8 +18,8 @@ from structlog.processors import NAME_TO_LEVEL
 from structlog.stdlib import filter_by_level, render_to_log_kwargs
 from structlog.typing import EventDict
 
-from service.config import LogSettings
-from service.telemetry import printable
+from service.config import LogSettings, misspelt_settings, shown
+from service.telemetry import printable, relay_version
 
 
 def configure(settings: LogSettings) -> None:
@@ -36,6 +36,14 @@ def configure(settings: LogSettings) -> None:
     structlog.configure(
         processors=[filter_by_level, _write_or_log], logger_factory=logging.getLogger, cache_logger_on_first_use=True
     )
+
+
+def log_start(settings: LogSettings) -> None:
+    """Log which relay starts with which settings, and warn of variables that are probably meant for others."""
+    logger = structlog.get_logger(__name__)
+    logger.info("starting", version=relay_version(), settings=shown(settings))
+    for advice in misspelt_settings(settings):
+        logger.warning("setting_misspelt", advice=advice)
 
 
 def configure_unless_done(settings: LogSettings) -> None:
@@ -97,8 +105,10 @@ class _Formatter(logging.Formatter):
             self._processors.append(structlog.processors.JSONRenderer(_to_json))
         else:
             plain, colors = structlog.dev.plain_traceback, sys.stderr.isatty()
-            console = structlog.dev.ConsoleRenderer(timestamp_key="time", exception_formatter=plain, colors=colors)
-            self._processors += [_escape, console]
+            console = structlog.dev.ConsoleRenderer(
+                timestamp_key="time", exception_formatter=plain, colors=colors, sort_keys=False
+            )
+            self._processors += [_shorten, _escape, console]
 
     def format(self, record: logging.LogRecord) -> str:
         line = {**getattr(record, "event_fields", {}), "event": record.getMessage()}
@@ -158,6 +168,11 @@ def _to_json(line: EventDict, default: Callable[[Any], Any]) -> str:
         encoded = b"\xff"
     # The slower one escapes what could steer a terminal.
     return encoded.decode() if encoded.isascii() else json.dumps(line, default=default)
+
+
+def _shorten(_: Any, __: str, line: EventDict) -> EventDict:
+    """Leave out what there is not: programs look for a field, people for a value."""
+    return {name: value for name, value in line.items() if value is not None}
 
 
 def _escape(_: Any, __: str, line: EventDict) -> EventDict:

@@ -71,6 +71,19 @@ def is_idle(client: Any) -> bool:
     return not client.exists(EXPIRY_KEY)
 
 
+def test_a_worker_says_what_it_runs_with_and_warns_of_a_misspelt_setting(
+    own_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    url = own_redis.url.replace("//", "//default:hunter2@")
+    with client_of(own_redis.url) as client:
+        client.config_set("requirepass", "hunter2")
+    with worker_on(url, tmp_path, REDIS_PREFIX="{other}", STREAM_MAXLEN="7") as worker:
+        worker.wait_for("expiry_started", stream="stderr")
+        starting, misspelt, *_ = [json.loads(line) for line in worker.stderr.splitlines()]
+    assert (starting["event"], starting["settings"]) == ("starting", {"REDIS_URL": own_redis.url, "STREAM_MAXLEN": 7})
+    assert misspelt["advice"] == "REDIS_PREFIX is not a setting. If you mean REDIS_KEY_PREFIX, rename it"
+
+
 def test_four_workers_of_which_one_is_killed_tell_of_each_session_once(
     own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from typing import Any
@@ -248,6 +249,18 @@ def test_a_console_gets_readable_lines() -> None:
     assert "number" in first
     assert not first.startswith("{")
     assert "there" in second
+
+
+def test_a_console_gets_what_there_is_in_the_order_of_the_call() -> None:
+    said = logged("log.info('delivery', outcome='applied', reason=None, session_id='sess_1')", log_format="console")
+
+    assert re.search(r"\] outcome=applied session_id=sess_1$", said.strip())
+
+
+def test_programs_get_every_field() -> None:
+    [line] = lines(logged("log.info('delivery', outcome='applied', reason=None)"))
+
+    assert line["reason"] is None
 
 
 ODD = [FORGED, "\x1b[31m", "\x9b31m", "\x85", "\u202e", "\ud800", "\x00", "\r2026-11-25T13:00:00Z"]

@@ -475,6 +475,7 @@ def test_a_worker_goes_on_until_it_is_stopped(setup: Setup) -> None:
         assert time.monotonic() - began < 15
 
     assert [each["every_seconds"] for each in lines(worker, "reconcile_started")] == [1]
+    assert [each["settings"]["CLERK_SECRET_KEY"] for each in lines(worker, "starting")] == ["set"]
     assert setup.client.hget("{clerk}:reconcile", "drift_late_end") == "2"
     assert not setup.client.exists(LOCK)
 

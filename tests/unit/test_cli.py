@@ -447,6 +447,11 @@ def test_the_sums_tell_what_is_no_response_of_the_relay_by_its_status(body: obje
     assert record(recorder, "--count", "2").stdout.splitlines()[-1] == "2 sent: 2 got 404"
 
 
+def test_the_responses_of_a_life_are_in_columns(recorder: Recorder) -> None:
+    lines = record(recorder, "session.created", "session.ended", "session.pending").stdout.splitlines()
+    assert len({line.index("msg_") for line in lines}) == 1
+
+
 def test_send_without_a_count_needs_no_sums(recorder: Recorder) -> None:
     assert len(record(recorder, "session.created", "session.ended").stdout.splitlines()) == 2
 
