@@ -264,7 +264,17 @@ def misspelt(unset: str) -> str | None:
     present = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
     others = present - set(Settings.model_fields) - set(ClerkSettings.model_fields) - set(_SIGNING_SECRET_NAMES.choices)
     close = difflib.get_close_matches(unset, others, n=1, cutoff=_SIMILARITY)
+    close += sorted(name for name in others if _is_longer_or_shorter(name, unset))
     return close[0].upper() if close else None
+
+
+def _is_longer_or_shorter(name: str, setting: str) -> bool:
+    """Tell whether one is the other with further words at its end: REDIS_TIMEOUT_SECONDS, PUBLISH_HTTP.
+
+    With further words at its beginning, it is another program's (OTEL_LOG_LEVEL), and so is one word (SERVE).
+    """
+    shorter, longer = sorted((name, setting), key=len)
+    return "_" in shorter and longer.startswith(f"{shorter}_")
 
 
 def misspelt_settings(settings: BaseSettings) -> list[str]:

@@ -284,6 +284,27 @@ def test_misspelt_settings_are_found(environment: Environment) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("REDIS_TIMEOUT_SECONDS", "REDIS_TIMEOUT"),
+        ("METRICS_TOKEN_FILE", "METRICS_TOKEN"),
+        ("PUBLISH_HTTP", "PUBLISH_HTTP_REQUEST"),
+    ],
+)
+def test_a_setting_with_further_words_at_its_end_or_without_some_is_misspelt(
+    name: str, meant: str, environment: Environment
+) -> None:
+    environment(**NEEDED, **{name: "1"})
+    assert misspelt_settings(load(Settings)) == [f"{name} is not a setting. If you mean {meant}, rename it"]
+
+
+@pytest.mark.parametrize("name", ["OTEL_LOG_LEVEL", "SERVE", "PORT_HTTP", "HOSTNAME", "REDIS_PORT_6379_TCP", "REDIS"])
+def test_a_variable_of_another_program_is_no_misspelt_setting(name: str, environment: Environment) -> None:
+    environment(**NEEDED, **{name: "1"})
+    assert misspelt_settings(load(Settings)) == []
+
+
 @pytest.mark.parametrize("prefix", ["clerk", "{}", "{}{clerk}", "}clerk{"])
 @pytest.mark.parametrize(("name", "value"), [("PARTITIONS", "2"), ("REDIS_URL", "redis+cluster://127.0.0.1:7000")])
 def test_what_needs_a_hash_tag_says_so(name: str, value: str, prefix: str, environment: Environment) -> None:
