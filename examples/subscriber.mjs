@@ -57,6 +57,7 @@ const failed = (error) => {
   const text = (error.reason || error.message || error.code).replace(/^(read|write) |, with args.*$/gs, "");
   const [, advice] = ADVICE.find(([pattern]) => pattern.test(`${error.code} ${text}`)) ?? [];
   if (advice) quit(`Redis: ${text}: ${advice}`);
+  if (!worked && /RESP type|^Protocol error/.test(text)) quit("REDIS_URL names the port of a program that is no Redis");
   say(`Redis: ${text}; trying again …${!worked && /RESET|TIMEDOUT|closed/.test(text) ? ` (${doubt})` : ""}`);
 };
 

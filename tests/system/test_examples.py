@@ -701,6 +701,13 @@ def test_the_subscriber_says_that_redis_wants_tls_or_a_certificate(
 
 
 @pytest.mark.usefixtures("node_modules")
+def test_the_subscriber_ends_where_something_else_than_redis_listens(service: ServiceProcess, tmp_path: Path) -> None:
+    with failing_subscriber(tmp_path, REDIS_URL=f"redis://127.0.0.1:{service.port}") as program:
+        assert program.end() == 1
+        assert program.stderr.splitlines()[-1] == "REDIS_URL names the port of a program that is no Redis"
+
+
+@pytest.mark.usefixtures("node_modules")
 def test_the_subscriber_waits_for_a_redis_that_is_away_and_says_so_once(
     start_redis: Callable[..., EmbeddedRedis], tmp_path: Path
 ) -> None:
