@@ -75,11 +75,12 @@ schemas: .venv/.installed
 	.venv/bin/session-relay schema openapi > docs/schema/openapi.json
 
 # Set-up happens once; nothing of it needs the network again until one of these files changes. It takes a while, so
-# what pip says is shown. What `make run` needs comes first: a first try has no use for linters.
+# what pip says is shown. What `make run` needs comes first: a first try has no use for linters, nor for the byte code of
+# modules that it does not import (3 s).
 .venv/.runnable: .venv/.made pyproject.toml clients/python/pyproject.toml requirements-run.txt
 	@echo "Installing what requirements-run.txt pins into .venv, once (what pip ignores is for other Pythons) …"
-	@$(PIP) .venv/bin/python install --requirement requirements-run.txt
-	@$(PIP) .venv/bin/python install --no-deps --no-build-isolation --editable ./clients/python --editable .
+	@$(PIP) .venv/bin/python install --no-compile --requirement requirements-run.txt
+	@$(PIP) .venv/bin/python install --no-compile --no-deps --no-build-isolation --editable ./clients/python --editable .
 	@touch $@
 
 .venv/.installed: .venv/.runnable requirements-dev.txt
