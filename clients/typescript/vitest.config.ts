@@ -7,5 +7,7 @@ export default defineConfig({
     testTimeout: 60_000,
     hookTimeout: 60_000,
     maxWorkers: 3,
+    // However busy the machine is.
+    expect: { poll: { timeout: 30_000, interval: 20 } },
   },
 });

@@ -25,11 +25,11 @@ export interface AccessOptions {
 }
 
 export function accessTo(driver: Driver, options: AccessOptions): Access {
-  const shared = driver.isShared ? new RedisConnection(driver, "", options) : undefined;
+  const shared = driver.share && new RedisConnection(driver, "", options, true);
   return {
     slot: (key) => driver.slot(key),
-    reader: (key) => shared ?? new RedisConnection(driver, key, options),
-    follower: (key, { onReconnect }) => new RedisConnection(driver, key, options, onReconnect),
+    reader: (key) => shared ?? new RedisConnection(driver, key, options, false),
+    follower: (key, { onReconnect }) => new RedisConnection(driver, key, options, false, onReconnect),
   };
 }
 
@@ -39,7 +39,7 @@ interface Subscription {
   wake(error?: Error): void;
 }
 
-/** `key`: decides which server of a cluster it leads to; empty: it uses the user's client itself, for short reads. */
+/** `key`: decides which server of a cluster it leads to. `isShared`: it uses the user's client itself, for short reads. */
 class RedisConnection implements Connection {
   connections = 0;
   readonly #whole: Keys;
@@ -59,10 +59,11 @@ class RedisConnection implements Connection {
     readonly driver: Driver,
     readonly key: string,
     readonly options: AccessOptions,
+    readonly isShared: boolean,
     readonly onReconnect: OnReconnect = () => undefined,
   ) {
     this.#whole = keysOf(options.prefix);
-    this.#isWholeElsewhere = key !== "" && driver.slot(key) !== driver.slot(this.#whole.layout);
+    this.#isWholeElsewhere = !isShared && driver.slot(key) !== driver.slot(this.#whole.layout);
   }
 
   get isClosed(): boolean {
@@ -174,8 +175,10 @@ class RedisConnection implements Connection {
       const controller = new AbortController();
       const onEnd = (error: Error): void => this.#lose(opened, error);
       const opening = { timeout: this.options.timeout, signal: controller.signal, onEnd };
+      const { open, share } = this.driver;
       const opened = this.#limited(async () => {
-        const link = this.key ? await this.driver.open(this.key, opening) : this.driver.share(opening);
+        // Who shares the client only reads.
+        const link = share && this.isShared ? (share(opening) as Link) : await open(this.key, opening);
         if (controller.signal.aborted) link.close(); // nobody waits for it any more
         return link;
       }, this.options.timeout + LOCATE_MS);

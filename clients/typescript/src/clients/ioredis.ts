@@ -39,9 +39,9 @@ export function ioredisDriver(client: Client): Driver {
   const { options } = client;
   const open = (base: Client, at: Partial<Host>, opening: Opening): Promise<Link> => openLink(base, at, opening);
   // With a prefix of its own, the client's commands miss the relay's keys.
-  const isShared = !(options.keyPrefix || options.redisOptions?.keyPrefix);
-  const share = (opening: Opening): Link => shareClient(client, opening);
-  if (!client.isCluster) return { slot: () => 0, isShared, share, open: (_key, opening) => open(client, {}, opening) };
+  const hasPrefix = options.keyPrefix || options.redisOptions?.keyPrefix;
+  const share = hasPrefix ? undefined : (opening: Opening) => shareClient(client, opening);
+  if (!client.isCluster) return { slot: () => 0, share, open: (_key, opening) => open(client, {}, opening) };
 
   let node: Client;
   const seeds = async (): Promise<Host[]> => {
@@ -57,17 +57,15 @@ export function ioredisDriver(client: Client): Driver {
     const { host: to, port: toPort } = (typeof natMap === "function" ? natMap(name) : natMap?.[name]) ?? { host, port };
     return open(node, { host: to, port: toPort }, opening);
   };
-  return { slot: slotOf, isShared, share, open: clusterOpener(openAt, seeds) };
+  return { slot: slotOf, share, open: clusterOpener(openAt, seeds) };
 }
 
-function shareClient(client: Client, { onEnd }: Opening): Link {
+function shareClient(client: Client, { onEnd }: Opening): Pick<Link, "send" | "close"> {
   // What it connects to next may be another server.
   const onReady = (): void => onEnd(new Error("The client has connected again."));
   client.on("ready", onReady);
   return {
     send: (commands) => Promise.allSettled(commands.map((command) => client.call(...command))),
-    subscribe: () => Promise.reject(new Error("A shared client subscribes to nothing.")),
-    ping: () => client.call("PING"),
     close: () => client.off("ready", onReady),
   };
 }

@@ -27,10 +27,8 @@ export interface Opening {
 export interface Driver {
   /** A number that is the same for keys that one Link can serve. */
   slot(key: string): number;
-  /** Whether the client itself can be used for short reads. */
-  readonly isShared: boolean;
-  /** A Link over the client itself, whose owner closes it. It sends each command to the server that holds its key. */
-  share(opening: Opening): Link;
+  /** A Link over the client itself, if it can be used for short reads. Its owner closes it. */
+  readonly share: ((opening: Opening) => Pick<Link, "send" | "close">) | undefined;
   /** Opens a Link to the server that holds the key, and may be written to. */
   open(key: string, opening: Opening): Promise<Link>;
 }

@@ -20,64 +20,31 @@ const OPTIONS = {
   readonly: false,
   keyPrefix: undefined,
 };
-/** Of a sentinel's client: one connection, and no second attempt, since a Link is lost then. */
-const SENTINEL_OPTIONS = {
-  RESP: 2,
-  commandOptions: {},
-  clientSideCache: undefined,
-  masterPoolSize: 1,
-  replicaPoolSize: 0,
-  reserveClient: true,
-  maxCommandRediscovers: 0,
-  passthroughClientErrorEvents: true,
-  scanInterval: 0,
-  keyPrefix: undefined,
-};
-/** No types of the user's; and maps as names and values in turns, where the client speaks RESP3. */
-const TYPES = { typeMapping: { 37: Array } };
+/** A user's types of responses don't count. */
+const TYPES = { typeMapping: {} };
 
-type Send = (command: Command) => Promise<Reply>;
-
-/** Sends commands, which are in one write, since the client writes what one turn of the event loop brings. */
-const sender =
-  (send: Send): Link["send"] =>
-  (commands) =>
-    Promise.allSettled(
-      commands.map(async (command) => {
-        const response = await send(command);
-        const isMap = command[0].startsWith("XREAD") && Array.isArray(response) && typeof response[0] === "string";
-        return isMap ? pairs(response) : response;
-      }),
-    );
-
-const pairs = (flat: Reply[]): Reply[] =>
-  flat.flatMap((name, index) => (index % 2 ? [] : [[name, flat[index + 1] as Reply]]));
-
-const texts = (command: Command): string[] => command.map(String);
+/** Sends commands in one write, since the client writes together what one turn of the event loop brings. */
+const sendAll = (send: (args: string[]) => Promise<Reply>, commands: readonly Command[]): ReturnType<Link["send"]> =>
+  Promise.allSettled(commands.map((command) => send(command.map(String))));
 
 export function nodeRedisDriver(client: Client): Driver {
   const isCluster = "nodeByAddress" in client;
   const isSentinel = "getMasterNode" in client;
   const isPool = "totalClients" in client;
-  const send: Send = isCluster
-    ? (command) => client.sendCommand(command[1], false, texts(command), TYPES)
-    : isSentinel
-      ? (command) => client.sendCommand(false, texts(command), TYPES)
-      : (command) => client.sendCommand(texts(command), TYPES);
+  const send = (args: string[]): Promise<Reply> =>
+    isSentinel ? client.sendCommand(false, args, TYPES) : client.sendCommand(args, TYPES);
   const needOpen = (): void => {
     if (!client.isOpen) throw new FeedError("The Redis client is not connected: `await client.connect()` first.");
   };
-  const share = ({ onEnd }: Opening): Link => {
+  const share: Driver["share"] = ({ onEnd }) => {
     // What it connects to next may be another server.
     const onReady = (): void => onEnd(new Error("The client has connected again."));
     client.on("ready", onReady);
     return {
       async send(commands) {
         needOpen();
-        return sender(send)(commands);
+        return sendAll(send, commands);
       },
-      subscribe: () => Promise.reject(new Error("A shared client subscribes to nothing.")),
-      ping: () => send(["PING"]),
       close: () => client.off("ready", onReady),
     };
   };
@@ -95,19 +62,18 @@ export function nodeRedisDriver(client: Client): Driver {
       const { socket } = client.nodeByAddress.get(`${host}:${port}`)?.client?.options ?? {};
       return openLink(node, { host: socket?.host ?? host, port: socket?.port ?? port }, opening);
     };
-    return { slot: slotOf, isShared: true, share, open: clusterOpener(openAt, seeds) };
+    // The client of version 5 waits for a node that is gone, as long as it is gone, whoever holds its slots by now.
+    return { slot: slotOf, share: undefined, open: clusterOpener(openAt, seeds) };
   }
-  if (isSentinel) {
-    const open = async (opening: Opening): Promise<Link> => {
-      needOpen();
-      // Where the client itself reaches no primary, a copy of it would try for ever, and could not be closed.
-      await send(["PING"]);
-      return openSentinelLink(client, opening);
-    };
-    return { slot: () => 0, isShared: true, share, open: (_key, opening) => open(opening) };
-  }
-  const base = async (): Promise<Client> => (isPool ? client.execute((each: Client) => each) : client);
-  return { slot: () => 0, isShared: true, share, open: async (_key, opening) => openLink(await base(), {}, opening) };
+  // A pool and a sentinel's client lend a client that has their options, and, of the latter, leads to the primary. That
+  // of version 5 has no `duplicate`, and neither tells its options; `_execute` is part of its published types.
+  const lend = (each: Client): Promise<Client> => Promise.resolve(each);
+  const base = async (): Promise<Client> => {
+    if (isPool || isSentinel) needOpen();
+    return isPool ? client.execute(lend) : isSentinel ? client._execute(false, lend) : client;
+  };
+  const open = async (opening: Opening): Promise<Link> => openLink(await base(), {}, opening);
+  return { slot: () => 0, share, open: (_key, opening) => open(opening) };
 }
 
 async function openLink(base: Client, at: Partial<Host>, { timeout, signal, onEnd }: Opening): Promise<Link> {
@@ -133,35 +99,9 @@ async function openLink(base: Client, at: Partial<Host>, { timeout, signal, onEn
     signal.removeEventListener("abort", close);
   }
   return {
-    send: sender((command) => client.sendCommand(texts(command), TYPES)),
+    send: (commands) => sendAll((args) => client.sendCommand(args, TYPES), commands),
     subscribe: (channel, onMessage) => client.subscribe(channel, (message: string) => onMessage(message)),
     ping: () => client.sendCommand(["PING"]),
-    close,
-  };
-}
-
-async function openSentinelLink(base: Client, { signal, onEnd }: Opening): Promise<Link> {
-  const client = base.duplicate(SENTINEL_OPTIONS);
-  const close = (): void => void client.destroy().catch(() => undefined);
-  client.on("error", (error: unknown) => onEnd(asError(error)));
-  client.on("topology-change", ({ type }: { type: string }) => {
-    if (type === "MASTER_CHANGE" && isOpen) onEnd(new Error("The sentinels name another primary."));
-  });
-  let isOpen = false;
-  signal.addEventListener("abort", close);
-  try {
-    await client.connect();
-    isOpen = true;
-  } catch (error) {
-    close();
-    throw error;
-  } finally {
-    signal.removeEventListener("abort", close);
-  }
-  return {
-    send: sender((command) => client.sendCommand(false, texts(command), TYPES)),
-    subscribe: (channel, onMessage) => client.subscribe(channel, (message: string) => onMessage(message)),
-    ping: () => client.sendCommand(false, ["PING"]),
     close,
   };
 }

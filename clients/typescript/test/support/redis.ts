@@ -27,12 +27,18 @@ export class RedisServer {
   private constructor(
     readonly port: number,
     readonly options: readonly string[],
+    readonly first: readonly string[],
   ) {}
 
   /** Starts one. `options`: as on the command line of redis-server. */
-  static async start(...options: string[]): Promise<RedisServer> {
+  static start(...options: string[]): Promise<RedisServer> {
+    return RedisServer.startAs([], ...options);
+  }
+
+  /** Starts one with arguments that come first: a configuration file. */
+  static async startAs(first: readonly string[], ...options: string[]): Promise<RedisServer> {
     for (let attempt = 0; ; attempt++) {
-      const server = new RedisServer(await freePort(), options);
+      const server = new RedisServer(await freePort(), options, first);
       try {
         await server.start();
         return server;
@@ -53,9 +59,10 @@ export class RedisServer {
 
   /** Starts it again, on the same port and with its data; waits until it responds. */
   async start(): Promise<void> {
-    const common = ["--port", `${this.port}`, "--bind", "127.0.0.1", "--dir", this.#directory, "--save", ""];
-    const durable = this.options.includes("--appendonly") ? [] : ["--appendonly", "yes", "--appendfsync", "no"];
-    this.#process = spawn(BINARY, [...common, ...durable, ...this.options], { stdio: "ignore" });
+    const common = ["--port", `${this.port}`, "--bind", "127.0.0.1", "--dir", this.#directory];
+    const durable = this.first.length ? [] : ["--save", "", "--appendonly", "yes", "--appendfsync", "no"];
+    const options = [...this.first, ...common, ...durable, ...this.options];
+    this.#process = spawn(BINARY, options, { stdio: "ignore" });
     // Ends with this process, however that ends.
     process.once("exit", this.#kill);
     const died = once(this.#process, "exit");
