@@ -8,6 +8,7 @@ from clerk_session_feed.errors import (
     CursorLostError,
     FeedClosedError,
     FeedError,
+    MirrorTooOldError,
     PartitionsError,
     UnreadableMessageError,
 )
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
     from redis import RedisError
 
     from clerk_session_feed.feed import AsyncSessionFeed, SessionFeed
+    from clerk_session_feed.mirror import AsyncAskingMirror, AsyncMirror, Mirror
 
 __all__ = [
+    "AsyncAskingMirror",
+    "AsyncMirror",
     "AsyncSessionFeed",
     "ConfigurationError",
     "CursorLostError",
@@ -38,6 +42,8 @@ __all__ = [
     "FeedError",
     "HttpRequest",
     "LiveStatus",
+    "Mirror",
+    "MirrorTooOldError",
     "PartitionsError",
     "RedisError",
     "Session",
@@ -51,8 +57,15 @@ __all__ = [
 
 
 # A program that needs only models or key names does not load redis-py, which takes a while.
-_FEED = "clerk_session_feed.feed"
-_ON_FIRST_USE = {"AsyncSessionFeed": _FEED, "RedisError": "redis", "SessionFeed": _FEED}
+_FEED, _MIRROR = "clerk_session_feed.feed", "clerk_session_feed.mirror"
+_ON_FIRST_USE = {
+    "AsyncAskingMirror": _MIRROR,
+    "AsyncMirror": _MIRROR,
+    "AsyncSessionFeed": _FEED,
+    "Mirror": _MIRROR,
+    "RedisError": "redis",
+    "SessionFeed": _FEED,
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """What both feeds have in common: the keys of each partition, the connections to them, and one iterator over all."""
 
 import contextlib
+import math
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -104,16 +105,21 @@ class Feed(Generic[C]):
         self, rules: Callable[..., Updates], slots: list[list[Partition]], on_reconnect: OnReconnect, **options: Any
     ) -> Updates:
         """Return what the rules yield for all slots, each over a connection of its own."""
-        made = [
-            self._connection(self._settings, slot[0].keys.events, blocks=True, on_reconnect=on_reconnect)
-            for slot in slots
-        ]
+        made = self._connect(slots, on_reconnect)
+        updates = [each.until_closed(rules(each, slot, **options)) for each, slot in zip(made, slots, strict=True)]
+        return updates[0] if len(updates) == 1 else _merge(list(zip(made, updates, strict=True)))
+
+    def _connect(
+        self, slots: list[list[Partition]], on_reconnect: OnReconnect, longest_wait: float = math.inf
+    ) -> list[C]:
+        """Return a connection to each slot, for what waits there. They are closed with the feed."""
+        options: Any = {"blocks": True, "longest_wait": longest_wait, "on_reconnect": on_reconnect}
+        made = [self._connection(self._settings, slot[0].keys.events, **options) for slot in slots]
         with self._lock:
             if self._is_closed:
                 raise FeedClosedError("The feed is closed.")
             self._followers.update(made)
-        updates = [each.until_closed(rules(each, slot, **options)) for each, slot in zip(made, slots, strict=True)]
-        return updates[0] if len(updates) == 1 else _merge(list(zip(made, updates, strict=True)))
+        return made
 
     def _end(self) -> list[C]:
         """Let nothing begin any more; return the connections to close."""

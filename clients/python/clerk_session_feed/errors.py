@@ -1,5 +1,7 @@
 """What a feed raises, besides `redis.RedisError`."""
 
+import math
+
 
 class FeedError(Exception):
     """What a feed can't mend by trying again."""
@@ -25,6 +27,26 @@ class PartitionsError(FeedError):
 
     The text is one line, and says what to do.
     """
+
+
+class MirrorTooOldError(FeedError):
+    """A mirror can't say what became of a session: it may have missed something, and max_age has passed.
+
+    Attributes:
+        age: Seconds since the mirror last knew that it had missed nothing; inf before it has read all sessions.
+        max_age: Seconds, as the mirror was told.
+    """
+
+    def __init__(self, age: float, max_age: float, reason: str) -> None:
+        super().__init__(age, max_age, reason)
+        self.age = age
+        self.max_age = max_age
+        self.reason = reason
+
+    def __str__(self) -> str:
+        if self.age == math.inf:
+            return f"The mirror is not ready: {self.reason}."
+        return f"The mirror is {self.age:.1f} s old, and max_age is {self.max_age:g} s: {self.reason}."
 
 
 class FeedClosedError(FeedError):

@@ -6,12 +6,21 @@ and `group`.
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator
-from typing import Self
+from typing import Literal, Self, overload
 
 from clerk_session_feed import reads, stream
 from clerk_session_feed.base import After, Feed
 from clerk_session_feed.errors import FeedClosedError
 from clerk_session_feed.group import Group, consume
+from clerk_session_feed.mirror import (
+    KEEP_ENDED,
+    MAX_AGE,
+    AsyncAskingMirror,
+    AsyncMirror,
+    Mirror,
+    MirrorOptions,
+    PastMaxAge,
+)
 from clerk_session_feed.models import LiveStatus
 from clerk_session_feed.settings import RedisSettings
 from clerk_session_feed.transport import AsyncConnection, BlockingConnection, OnReconnect, iterate, log_retry, run
@@ -132,7 +141,8 @@ class SessionFeed(Feed[BlockingConnection]):
             redis.RedisError: If another attempt can't help.
             FeedClosedError: If the feed is closed already.
         """
-        return iterate(self._begin(stream.follow, self._by_slot(after), on_reconnect, stale=stale, resync=resync))
+        reading = stream.UpdateReading(stale=stale)
+        return iterate(self._begin(stream.follow, self._by_slot(after), on_reconnect, reading=reading, resync=resync))
 
     def consume(
         self,
@@ -183,6 +193,30 @@ class SessionFeed(Feed[BlockingConnection]):
         Raises like `follow`, CursorLostError aside.
         """
         return iterate(self._begin(stream.subscribe, self._by_slot()[:1], on_reconnect, channel=self._channel(user_id)))
+
+    def mirror(
+        self,
+        *,
+        max_age: float = MAX_AGE,
+        past_max_age: PastMaxAge = "raise",
+        keep_ended: float = KEEP_ENDED,
+        on_reconnect: OnReconnect = log_retry,
+    ) -> Mirror:
+        """Keep the state of all sessions in memory, and return what answers from there; it begins at once.
+
+        Args:
+            max_age: Seconds that an answer may be old. Redis is asked twice in that time, if there is no news.
+            past_max_age: What becomes of a question when the mirror is older: `raise` MirrorTooOldError; `ask` Redis;
+                `allow` any age, once the mirror was ready.
+            keep_ended: Seconds that the ids of sessions are kept after their end: SESSION_RETENTION of the relay.
+            on_reconnect: See `follow`.
+
+        Raises:
+            ValueError: If an argument can't be used.
+            FeedClosedError: If the feed is closed already.
+        """
+        options = MirrorOptions(max_age, past_max_age, keep_ended, on_reconnect)
+        return Mirror(self._connect, self._by_slot(), options, self.status, self.get)
 
 
 class AsyncSessionFeed(Feed[AsyncConnection]):
@@ -252,7 +286,8 @@ class AsyncSessionFeed(Feed[AsyncConnection]):
         self, after: After = None, *, stale: bool = False, resync: bool = False, on_reconnect: OnReconnect = log_retry
     ) -> AsyncGenerator[SessionUpdate, None]:
         """See `SessionFeed.follow`."""
-        return self._begin(stream.follow, self._by_slot(after), on_reconnect, stale=stale, resync=resync)
+        reading = stream.UpdateReading(stale=stale)
+        return self._begin(stream.follow, self._by_slot(after), on_reconnect, reading=reading, resync=resync)
 
     def consume(
         self,
@@ -274,3 +309,37 @@ class AsyncSessionFeed(Feed[AsyncConnection]):
     ) -> AsyncGenerator[SessionUpdate, None]:
         """See `SessionFeed.subscribe`."""
         return self._begin(stream.subscribe, self._by_slot()[:1], on_reconnect, channel=self._channel(user_id))
+
+    @overload
+    def mirror(
+        self,
+        *,
+        max_age: float = MAX_AGE,
+        past_max_age: Literal["raise", "allow"] = "raise",
+        keep_ended: float = KEEP_ENDED,
+        on_reconnect: OnReconnect = log_retry,
+    ) -> AsyncMirror: ...
+
+    @overload
+    def mirror(
+        self,
+        *,
+        max_age: float = MAX_AGE,
+        past_max_age: Literal["ask"],
+        keep_ended: float = KEEP_ENDED,
+        on_reconnect: OnReconnect = log_retry,
+    ) -> AsyncAskingMirror: ...
+
+    def mirror(
+        self,
+        *,
+        max_age: float = MAX_AGE,
+        past_max_age: PastMaxAge = "raise",
+        keep_ended: float = KEEP_ENDED,
+        on_reconnect: OnReconnect = log_retry,
+    ) -> AsyncMirror | AsyncAskingMirror:
+        """See `SessionFeed.mirror`; call it in the event loop that is to follow."""
+        asyncio.get_running_loop()
+        options = MirrorOptions(max_age, past_max_age, keep_ended, on_reconnect)
+        kind = AsyncAskingMirror if past_max_age == "ask" else AsyncMirror
+        return kind(self._connect, self._by_slot(), options, self.status, self.get)

@@ -3,13 +3,14 @@
 A long module, since snapshots, stream and waiting share what is known of how far a partition was read.
 """
 
+import abc
 import contextlib
 import dataclasses
 import math
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
 import redis
 
@@ -28,6 +29,7 @@ POLL_SECONDS: Final = 1.0
 Entries = list[tuple[bytes, Sequence[bytes]]]
 """Entries of a stream as Redis sends them: the id, then names and values in turns."""
 Updates = AsyncGenerator[SessionUpdate, None]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,6 +89,12 @@ class Partition:
         outcome, session_id = named.get(b"outcome", b""), named.get(b"session_id", b"")
         return Entry(entry_id.decode(), outcome.decode(), session_id.decode(), named.get(b"message", b""), self)
 
+    def note(self, session_id: str, reached: tuple[int, int], begun_at: tuple[int, int]) -> None:
+        """Note up to where a session is known, if that is behind the cursor from which the stream will be read."""
+        if reached > begun_at:
+            self.ahead[session_id] = reached
+            self.ahead_until = max(self.ahead_until, reached)
+
     def is_known(self, entry: Entry) -> bool:
         """Tell whether the session's snapshot was made after this entry."""
         at = position(entry.cursor)
@@ -95,7 +103,70 @@ class Partition:
         return at <= self.ahead.get(entry.session_id, (0, 0))
 
 
-async def follow(connection: Connection, partitions: Sequence[Partition], *, stale: bool, resync: bool) -> Updates:
+class Found(NamedTuple, Generic[T]):
+    """A session as Redis has it."""
+
+    session_id: str
+    cursor: str
+    item: T | None
+    """What a follower yields; None: nothing."""
+
+
+class Reading(abc.ABC, Generic[T]):
+    """What a follower makes of what Redis has, and how long it may wait."""
+
+    takes_repeats: ClassVar[bool] = False
+    """Whether a snapshot may come twice. If not, its key is remembered until all have come."""
+    longest_wait: float = math.inf
+    """Seconds to wait for news at most, if that is less than transport.BLOCK_MS."""
+    rest: float = 0.0
+    """Seconds between entries and the next read: what comes meanwhile is read at once."""
+
+    @abc.abstractmethod
+    async def found(self, connection: Connection, partition: Partition, keys: Sequence[bytes]) -> Iterable[Found[T]]:
+        """Read the hashes of sessions; those that are gone are left out. Raises UnreadableMessageError."""
+
+    @abc.abstractmethod
+    def entry(self, entry: Entry) -> T | None:
+        """Return what a follower yields for an entry that no snapshot had. Raises UnreadableMessageError."""
+
+    def begin(self, partition: Partition) -> None:
+        """Called before the snapshots of a partition, and again where they begin anew."""
+
+    def is_due(self, partition: Partition) -> bool:  # noqa: ARG002
+        """Tell whether to look into a partition of which there is no news."""
+        return False
+
+    async def reached(self, connection: Connection, partition: Partition, asked_at: float) -> None:
+        """Called when all is read that a partition had. asked_at: by transport.clock, when that was asked."""
+
+
+class UpdateReading(Reading[SessionUpdate]):
+    """Yields each state as a SessionUpdate. stale: also what came too late to change anything."""
+
+    def __init__(self, *, stale: bool = False) -> None:
+        self._stale = stale
+
+    async def found(
+        self, connection: Connection, partition: Partition, keys: Sequence[bytes]
+    ) -> Iterable[Found[SessionUpdate]]:
+        return self._read(partition, keys, await connection.ask(*(("HMGET", key, "state") for key in keys)))
+
+    def _read(
+        self, partition: Partition, keys: Sequence[bytes], states: Sequence[Any]
+    ) -> Iterator[Found[SessionUpdate]]:
+        for key, (state,) in zip(keys, states, strict=True):
+            if state is not None:
+                update = published(state, key.decode(), partition=partition.number, is_snapshot=True)
+                yield Found(update.session.id, update.cursor, update)
+
+    def entry(self, entry: Entry) -> SessionUpdate | None:
+        return entry.update() if self._stale or entry.outcome == "applied" else None
+
+
+async def follow(
+    connection: Connection, partitions: Sequence[Partition], *, reading: Reading[T], resync: bool
+) -> AsyncGenerator[T, None]:
     """Yield the snapshots of partitions without a cursor, then every entry behind the cursors; never end.
 
     Raises CursorLostError, unless `resync` is set: then the snapshots come again.
@@ -106,18 +177,34 @@ async def follow(connection: Connection, partitions: Sequence[Partition], *, sta
             if partition.cursor is None:
                 # Before the snapshots: what happens meanwhile comes after this cursor.
                 partition.go_to_end(await stream_info(connection, partition.keys.events))
-                async with contextlib.aclosing(snapshots(connection, partition)) as updates:
-                    async for update in updates:
-                        yield update
+                async with contextlib.aclosing(_snapshots(connection, partition, reading)) as items:
+                    async for item in items:
+                        yield item
+        behind, is_idle = [], True
         for partition in awake:
-            while entries := await _read_on(connection, partition, resync=resync):
-                for entry in map(partition.entry, entries):
-                    partition.cursor, partition.is_entry = entry.cursor, True
-                    is_news = not partition.is_known(entry) if entry.outcome == "applied" else stale
-                    if is_news:
-                        yield entry.update()
-        awake = [partition for partition in awake if partition.cursor is None]
-        awake = awake or await _sleep_seeing_first(connection, partitions)
+            entries = await _read_on(connection, partition, resync=resync)
+            asked_at = connection.asked_at
+            for entry in map(partition.entry, entries):
+                partition.cursor, partition.is_entry, is_idle = entry.cursor, True, False
+                if entry.outcome != "applied" or not partition.is_known(entry):
+                    news = reading.entry(entry)
+                    if news is not None:
+                        yield news
+            if partition.cursor is None or len(entries) >= BATCH:
+                behind.append(partition)
+            else:
+                await reading.reached(connection, partition, asked_at)
+        awake = behind or await _await_turn(connection, partitions, reading, is_idle=is_idle)
+        awake += [each for each in partitions if each not in awake and reading.is_due(each)]
+
+
+async def _await_turn(
+    connection: Connection, partitions: Sequence[Partition], reading: Reading[T], *, is_idle: bool
+) -> list[Partition]:
+    """Return the partitions to look at next. is_idle: whether there was nothing new."""
+    if reading.rest and not is_idle:
+        await connection.pause(reading.rest)
+    return await _sleep_seeing_first(connection, partitions, reading.longest_wait)
 
 
 async def subscribe(connection: Connection, _: object, *, channel: str) -> Updates:
@@ -190,8 +277,13 @@ def is_trimmed_past(cursor: str, stream: dict[bytes, Any], *, if_unknown: bool =
     return if_unknown if added is None else bool(added - added_before > stream[b"length"])
 
 
-async def snapshots(connection: Connection, partition: Partition) -> Updates:
-    """Yield the state of every session, each once.
+def snapshots(connection: Connection, partition: Partition) -> Updates:
+    """Yield the state of every session, each once."""
+    return _snapshots(connection, partition, UpdateReading())
+
+
+async def _snapshots(connection: Connection, partition: Partition, reading: Reading[T]) -> AsyncGenerator[T, None]:
+    """Yield what is read of every session.
 
     The cursor of a SCAN means nothing on another connection, which may lead to another server, or to one that was
     restarted. Then the SCAN begins again.
@@ -200,24 +292,23 @@ async def snapshots(connection: Connection, partition: Partition) -> Updates:
     begun_at = position(partition.cursor) if partition.cursor else None
     seen: set[bytes] = set()
     partition.ahead.clear()
+    reading.begin(partition)
     at, connections = b"0", connection.connections
     while True:
         ((after, keys),) = await connection.ask(("SCAN", at, "MATCH", pattern, "COUNT", BATCH))
         if at != b"0" and connection.connections != connections:
+            reading.begin(partition)
             at = b"0"
             continue
         connections = connection.connections
         new = [key for key in dict.fromkeys(keys) if key not in seen]
-        states = await connection.ask(*(("HMGET", key, "state") for key in new)) if new else []
-        for key, (state,) in zip(new, states, strict=True):
-            if state is not None:
-                seen.add(key)
-                update = published(state, key.decode(), partition=partition.number, is_snapshot=True)
-                reached = position(update.cursor)
-                if begun_at is not None and reached > begun_at:
-                    partition.ahead[update.session.id] = reached
-                    partition.ahead_until = max(partition.ahead_until, reached)
-                yield update
+        if not reading.takes_repeats:
+            seen.update(new)
+        for found in await reading.found(connection, partition, new) if new else ():
+            if begun_at is not None:
+                partition.note(found.session_id, position(found.cursor), begun_at)
+            if found.item is not None:
+                yield found.item
         at = after
         if at == b"0":
             return
@@ -234,7 +325,9 @@ async def sleep(
     return [partition for partition in partitions if partition.keys.events in news] or list(partitions)
 
 
-async def _sleep_seeing_first(connection: Connection, partitions: Sequence[Partition]) -> list[Partition]:
+async def _sleep_seeing_first(
+    connection: Connection, partitions: Sequence[Partition], seconds: float
+) -> list[Partition]:
     """Wait likewise, and note what comes first behind cursors that are no entry's.
 
     Redis 6.2 can't tell later whether others had been there. It runs commands that are sent together one right after
@@ -242,7 +335,8 @@ async def _sleep_seeing_first(connection: Connection, partitions: Sequence[Parti
     """
     unsure = [each for each in partitions if not each.is_entry and each.cursor != START]
     looks = [("XRANGE", each.keys.events, f"({each.cursor}", "+", "COUNT", 1) for each in unsure]
-    found, news = await _await_news(connection, partitions, [str(each.cursor) for each in partitions], *looks)
+    cursors = [str(each.cursor) for each in partitions]
+    found, news = await _await_news(connection, partitions, cursors, *looks, seconds=seconds)
     for partition, entries in zip(unsure, found, strict=True):
         partition.first_seen = None if entries else news.get(partition.keys.events)
     awake = [each for each in partitions if each.keys.events in news]
@@ -265,7 +359,7 @@ async def _await_news(
     # Of an entry that was added and deleted at once, XREAD says that nothing is there.
     news = {name.decode(): entries[0][0].decode() for name, entries in response or [] if entries}
     if not news and time.monotonic() - begun_at < min(POLL_SECONDS, block_ms / 2000):
-        await connection.pause(POLL_SECONDS)
+        await connection.pause(min(POLL_SECONDS, block_ms / 1000))
     return responses, news
 
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import queue
 import sys
 import threading
@@ -47,6 +48,13 @@ CANCEL_SECONDS: Final = 0.1
 PARTITIONS_SECONDS: Final = 600.0
 """Seconds after which the number of partitions is compared again: nothing else tells of a change where none comes."""
 
+# It goes on while the machine sleeps, as `time.monotonic` does not on Linux and macOS.
+_SLEEPLESS: Final = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
+clock: Final[Callable[[], float]] = (
+    time.monotonic if _SLEEPLESS is None else functools.partial(time.clock_gettime, _SLEEPLESS)
+)
+"""Seconds since some time in the past."""
+
 T = TypeVar("T")
 P = ParamSpec("P")
 Command = tuple[Any, ...]
@@ -74,6 +82,7 @@ class Connection(abc.ABC):
 
     Attributes:
         connections: Number of connections made so far. A new one may lead to another server.
+        asked_at: When the commands were sent that were answered last, by `clock`. Of use where one at a time asks.
     """
 
     _connect: ClassVar[Callable[..., Any]]
@@ -83,9 +92,18 @@ class Connection(abc.ABC):
     """A queue with `put_nowait`, and with a `get` for whose result `resolve` waits."""
 
     def __init__(
-        self, settings: RedisSettings, key: str, *, blocks: bool, on_reconnect: OnReconnect = log_retry
+        self,
+        settings: RedisSettings,
+        key: str,
+        *,
+        blocks: bool,
+        longest_wait: float = math.inf,
+        on_reconnect: OnReconnect = log_retry,
     ) -> None:
-        """Make a client for the server that holds the key. blocks: whether commands wait for news."""
+        """Make a client for the server that holds the key.
+
+        blocks: whether commands wait for news. longest_wait: seconds that they wait, if that is less than BLOCK_MS.
+        """
         self._key = key
         self._partitions = settings.partitions
         self._whole = Keys(settings.redis_key_prefix)
@@ -93,6 +111,7 @@ class Connection(abc.ABC):
         self._compared_on, self._compare_at = 0, 0.0
         """The connection, by its number, on which the number of partitions was compared; when to do it again."""
         self.connections = 0
+        self.asked_at = -math.inf
         self._timeout = settings.redis_timeout
         self._permits: Any = self._semaphore(READ_CONNECTIONS)
         self._on_reconnect = on_reconnect
@@ -100,7 +119,7 @@ class Connection(abc.ABC):
         self._pubsub: Any = None
         self._is_pinged = False
         url, tls_verify = settings.redis_url.get_secret_value(), settings.redis_tls_verify
-        wait = BLOCK_MS / 1000 if blocks else 0.0
+        wait = min(BLOCK_MS / 1000, longest_wait) if blocks else 0.0
         options = {"tls_verify": tls_verify, "timeout": self._timeout, "wait": wait, "on_connect": self._count}
         self._client = self._connect(url, key, **options)
         self._connect_apart = functools.partial(self._connect, url, tls_verify=tls_verify, timeout=self._timeout)
@@ -185,6 +204,7 @@ class Connection(abc.ABC):
         # Not with a blocking pool of redis-py: that of version 5 loses connections when a task is cancelled.
         if not await self._acquire():
             raise redis.TimeoutError("No connection available.")
+        self.asked_at = clock()
         try:
             if len(commands) == 1:
                 return [await self._call(self._client.execute_command, *commands[0])]

@@ -1,0 +1,173 @@
+"""How a mirror reads what Redis has, and what it knows of its own age.
+
+Snapshots are read field by field: to parse the messages of a million sessions takes a minute.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from time import time
+from typing import Final
+
+from clerk_session_feed.cursors import position
+from clerk_session_feed.errors import UnreadableMessageError
+from clerk_session_feed.mirror_table import HOUR, Kept, Table
+from clerk_session_feed.models import OPEN_STATUSES
+from clerk_session_feed.stream import Entry, Found, Partition, Reading
+from clerk_session_feed.transport import Connection, clock
+from clerk_session_feed.updates import published
+
+FIELDS: Final = ("live", "status", "user_id", "cursor", "_expire_at")
+"""Of a session's hash. The last is the relay's own affair: where it is missing, `state` has the end."""
+REST: Final = 0.02
+"""Seconds between news and the next read: with 1,000 events a second, 20 are read at once, for a tenth of the time."""
+FORGET_AT_ONCE: Final = 2000
+"""Sessions that are looked at between two reads, for whether to forget them: a millisecond's work."""
+OPEN: Final = frozenset(status.encode() for status in OPEN_STATUSES)
+
+
+class MirrorReading(Reading[None]):
+    """Keeps a table of each partition, which the mirror looks into.
+
+    A table is complete when it gets in here. While the snapshots are read, it grows elsewhere.
+
+    Attributes:
+        kept: What each table has: `Table.kept`.
+        known_at: When nothing was missing in any of them, by `clock`; -inf before they are complete.
+        old_at: When they are too old to answer from; -inf also after the end.
+        heard_at: When Redis last answered, of each partition.
+    """
+
+    takes_repeats = True
+    rest = REST
+
+    def __init__(
+        self, partitions: int, max_age: float, keep_ended: float, *, longest_wait: float, on_ready: Callable[[], None]
+    ) -> None:
+        """Begin with nothing. max_age, keep_ended, longest_wait: seconds. on_ready: called again and again."""
+        self.kept: list[dict[str, Kept]] = [{} for _ in range(partitions)]
+        self.known_at = self.old_at = -math.inf
+        self.heard_at = [-math.inf] * partitions
+        self.longest_wait = longest_wait
+        self._max_age = max_age
+        self._keep_ended = keep_ended
+        self._on_ready = on_ready
+        self._tables = [Table(keep_ended) for _ in range(partitions)]
+        self._growing: dict[int, Table] = {}
+        """Tables for which the snapshots are being read."""
+        self._known_at = [-math.inf] * partitions
+        self._unsure: list[set[str]] = [set() for _ in range(partitions)]
+        """Sessions of which an entry did not say when they end."""
+        self._forgetting: list[Iterator[str]] = [iter(()) for _ in range(partitions)]
+        self._forget_at = [clock() + HOUR] * partitions
+        self._is_over = False
+        self._lock = threading.Lock()
+        """Held while the times are set: partitions on several nodes have a thread for each node."""
+
+    @property
+    def open(self) -> int:
+        """Number of open sessions."""
+        return sum(table.open for table in self._tables)
+
+    @property
+    def growing(self) -> int | None:
+        """Number of sessions that were read so far, while snapshots are read."""
+        return sum(len(table.kept) for table in self._growing.values()) if self._growing else None
+
+    def user_id(self, session_id: str) -> str | None:
+        """Return whose session it is, if it is open."""
+        return next(filter(None, (table.user_id(session_id) for table in self._tables)), None)
+
+    def end(self) -> None:
+        """Answer nothing any more."""
+        with self._lock:
+            self._is_over = True
+            self.old_at = -math.inf
+
+    # What `follow` asks
+
+    def begin(self, partition: Partition) -> None:
+        self._growing[partition.number] = Table(self._keep_ended)
+        self._unsure[partition.number].clear()
+
+    async def found(self, connection: Connection, partition: Partition, keys: Sequence[bytes]) -> Iterable[Found[None]]:
+        table, now, before = self._table(partition), time(), len(partition.keys.session(""))
+        states = zip(keys, await connection.ask(*(("HMGET", key, *FIELDS) for key in keys)), strict=True)
+        self.heard_at[partition.number] = clock()
+        stored = [(key, values) for key, values in states if values[0] is not None]
+        ends = await _ends(connection, [key for key, values in stored if values[-1] is None])
+        found = []
+        for key, (live, status, user_id, cursor, expire_at) in stored:
+            if user_id is None or cursor is None:
+                raise UnreadableMessageError(f"{key.decode(errors='replace')}: fields of its hash are missing")
+            end = ends.get(key) if expire_at is None else int(expire_at) / 1000 if expire_at else math.inf
+            if end is not None:
+                session_id, is_open = key[before:].decode(errors="replace"), status in OPEN
+                table.put(session_id, user_id.decode(), end, is_open=is_open, is_live=live == b"1", now=now)
+                found.append(Found(session_id, cursor.decode(), None))
+        return found
+
+    def entry(self, entry: Entry) -> None:
+        if entry.outcome != "applied":
+            return
+        session = entry.update().session
+        table, end, is_open = self._table(entry.partition), _seconds(session.expire_at), session.status in OPEN_STATUSES
+        table.put(session.id, session.user_id, end, is_open=is_open, is_live=session.live, now=time())
+        if session.expire_at is None:
+            self._unsure[entry.partition.number].add(session.id)
+
+    def is_due(self, partition: Partition) -> bool:
+        return clock() - self._known_at[partition.number] > self.longest_wait / 2
+
+    async def reached(self, connection: Connection, partition: Partition, asked_at: float) -> None:
+        number = partition.number
+        await self._settle(connection, partition)
+        if (table := self._growing.pop(number, None)) is not None:
+            self._tables[number], self.kept[number] = table, table.kept
+            self._forgetting[number] = iter(())
+        with self._lock:
+            self.heard_at[number] = clock()
+            self._known_at[number] = asked_at
+            self.known_at = min(self._known_at)
+            is_ready = self.known_at > -math.inf
+            if is_ready and not self._is_over:
+                self.old_at = self.known_at + self._max_age
+        if is_ready:
+            self._on_ready()
+        self._forget(number)
+
+    async def _settle(self, connection: Connection, partition: Partition) -> None:
+        """Look up when sessions end whose entries did not say so: they have no end, or OMIT_FIELDS hides it."""
+        unsure = self._unsure[partition.number]
+        while unsure:
+            at, batch = position(str(partition.cursor)), list(islice(unsure, FORGET_AT_ONCE))
+            keys = [partition.keys.session(session_id).encode() for session_id in batch]
+            for found in await self.found(connection, partition, keys):
+                # It may be newer than the cursor. What comes of it up to there must not undo it.
+                partition.note(found.session_id, position(found.cursor), at)
+            unsure.difference_update(batch)
+
+    def _forget(self, number: int) -> None:
+        """Look at some sessions, and once an hour begin to look at all."""
+        table, now = self._tables[number], time()
+        batch = list(islice(self._forgetting[number], max(FORGET_AT_ONCE, len(table.kept) // 500)))
+        if batch:
+            table.forget(batch, now)
+        elif clock() >= self._forget_at[number]:
+            self._forget_at[number] = clock() + HOUR
+            self._forgetting[number] = iter(list(table.kept))
+
+    def _table(self, partition: Partition) -> Table:
+        return self._growing.get(partition.number) or self._tables[partition.number]
+
+
+async def _ends(connection: Connection, keys: Sequence[bytes]) -> dict[bytes, float]:
+    """Return the ends of sessions, in Unix seconds, by what their messages say; without those that are gone."""
+    states = await connection.ask(*(("HMGET", key, "state") for key in keys)) if keys else []
+    found = ((key, state) for key, (state,) in zip(keys, states, strict=True) if state is not None)
+    return {key: _seconds(published(state, key.decode(errors="replace")).session.expire_at) for key, state in found}
+
+
+def _seconds(end_ms: int | None) -> float:
+    return math.inf if end_ms is None else end_ms / 1000

@@ -1,0 +1,178 @@
+"""What a mirror keeps of sessions, and what it says when it can't answer; before anything connects."""
+
+import asyncio
+import math
+import pickle
+import threading
+from typing import Any
+
+import pytest
+from clerk_session_feed import AsyncSessionFeed, FeedClosedError, FeedError, MirrorTooOldError, SessionFeed
+from clerk_session_feed.keys import Keys
+from clerk_session_feed.mirror_reading import MirrorReading
+from clerk_session_feed.mirror_table import MAX_KEPT, Table, ends_at
+from clerk_session_feed.stream import Partition
+from support.constants import NO_REDIS, NOW_S
+
+DAY = 86_400.0
+WEEK = 7 * DAY
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table(WEEK)
+
+
+def put(table: Table, session_id: str = "sess_1", *, end: float = NOW_S + DAY, status: str = "active") -> None:
+    is_open = status in {"active", "pending"}
+    table.put(session_id, "user_1", end, is_open=is_open, is_live=status == "active", now=NOW_S)
+
+
+def end_of(table: Table, session_id: str = "sess_1") -> float:
+    kept = table.kept[session_id]
+    assert isinstance(kept, bytes)
+    end: float = ends_at(kept)[0]
+    return end
+
+
+# What is kept
+
+
+def test_of_an_open_session_its_end_and_its_user_are_kept(table: Table) -> None:
+    put(table)
+    assert (end_of(table), table.user_id("sess_1")) == (NOW_S + DAY, "user_1")
+
+
+def test_a_session_without_an_end_never_ends_by_itself(table: Table) -> None:
+    put(table, end=math.inf)
+    table.forget(["sess_1"], NOW_S + 1000 * DAY)
+    assert end_of(table) == math.inf
+
+
+def test_the_end_of_a_pending_session_is_in_the_past_whatever_the_time_is(table: Table) -> None:
+    for end in (NOW_S + DAY, math.inf):
+        put(table, end=end, status="pending")
+        assert end_of(table) == -end
+
+
+def test_of_a_session_that_ended_no_user_is_kept(table: Table) -> None:
+    put(table, status="revoked")
+    assert table.user_id("sess_1") is None
+
+
+def test_sessions_that_ended_in_the_same_hour_share_a_number(table: Table) -> None:
+    for number in range(2):
+        put(table, f"sess_{number}", status="ended")
+    assert table.kept["sess_0"] is table.kept["sess_1"]
+
+
+def test_open_sessions_are_counted_once(table: Table) -> None:
+    put(table, "sess_1")
+    put(table, "sess_1", end=math.inf)
+    put(table, "sess_2", status="pending")
+    put(table, "sess_3", status="ended")
+    assert table.open == 2
+    put(table, "sess_2", status="removed")
+    assert table.open == 1
+    put(table, "sess_2")
+    assert table.open == 2
+
+
+# What is forgotten
+
+
+@pytest.mark.parametrize(
+    ("end", "kept"),
+    [(NOW_S - DAY, WEEK), (NOW_S + DAY, WEEK + DAY), (NOW_S + 500 * DAY, MAX_KEPT), (math.inf, MAX_KEPT)],
+)
+def test_a_session_that_ended_is_kept_for_as_long_as_by_the_relay_and_an_hour_at_most(
+    table: Table, end: float, kept: float
+) -> None:
+    put(table, end=end, status="ended")
+    table.forget(["sess_1"], NOW_S + kept)
+    assert "sess_1" in table.kept
+    table.forget(["sess_1"], NOW_S + kept + 3600)
+    assert not table.kept
+
+
+@pytest.mark.parametrize("status", ["active", "pending"])
+def test_a_session_whose_end_passed_is_kept_as_one_that_ended(table: Table, status: str) -> None:
+    put(table, status=status)
+    table.forget(["sess_1"], NOW_S + DAY)
+    assert isinstance(table.kept["sess_1"], int)
+    assert table.open == 0
+    table.forget(["sess_1"], NOW_S + DAY + WEEK)
+    assert "sess_1" in table.kept
+    table.forget(["sess_1"], NOW_S + DAY + WEEK + 3600)
+    assert not table.kept
+
+
+def test_a_session_that_is_gone_already_is_no_fault(table: Table) -> None:
+    table.forget(["sess_1"], NOW_S)
+    assert not table.kept
+
+
+def test_all_sessions_are_looked_at_in_parts_once_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = MirrorReading(1, 5.0, WEEK, longest_wait=2.5, on_ready=lambda: None)
+    partition = Partition(0, Keys())
+    reading.begin(partition)
+    for number in range(5000):
+        put(reading._table(partition), f"sess_{number}", status="ended")
+    now = 0.0
+    monkeypatch.setattr("clerk_session_feed.mirror_reading.clock", lambda: now)
+    monkeypatch.setattr("clerk_session_feed.mirror_reading.time", lambda: NOW_S + now)
+    reading._forget_at = [3600.0]
+
+    def look() -> int:
+        asyncio.run(reading.reached(None, partition, now))  # type: ignore[arg-type]  # it asks nothing
+        return len(reading.kept[0])
+
+    assert look() == 5000
+    now = 500 * DAY
+    assert [look() for _ in range(5)] == [5000, 3000, 1000, 0, 0]
+
+
+# What can't be said
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"max_age": 0.0}, {"max_age": -1.0}, {"max_age": math.nan}),
+        *({"keep_ended": -1.0}, {"keep_ended": math.inf}, {"keep_ended": math.nan}, {"past_max_age": "throw"}),
+    ],
+)
+def test_options_that_can_not_be_used_are_an_error_at_once(options: dict[str, Any]) -> None:
+    threads = threading.active_count()
+    with SessionFeed.from_url(NO_REDIS) as feed, pytest.raises(ValueError, match=next(iter(options))):
+        feed.mirror(**options)
+    assert threading.active_count() == threads
+
+
+def test_of_a_closed_feed_there_is_no_mirror() -> None:
+    feed = SessionFeed.from_url(NO_REDIS)
+    feed.close()
+    with pytest.raises(FeedClosedError):
+        feed.mirror()
+
+
+def test_the_error_is_one_of_the_feed_and_survives_being_handed_to_another_process() -> None:
+    error = pickle.loads(pickle.dumps(MirrorTooOldError(7.25, 5.0, "why")))
+    assert issubclass(MirrorTooOldError, FeedError)
+    assert (error.age, error.max_age, error.reason) == (7.25, 5.0, "why")
+    assert str(error) == "The mirror is 7.2 s old, and max_age is 5 s: why."
+
+
+def test_in_asyncio_a_mirror_needs_an_event_loop() -> None:
+    feed = AsyncSessionFeed.from_url(NO_REDIS)
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        feed.mirror()
+
+
+def test_a_mirror_is_ready_only_once_each_partition_is() -> None:
+    ready = []
+    reading = MirrorReading(2, math.inf, WEEK, longest_wait=1.0, on_ready=lambda: ready.append(True))
+    asyncio.run(reading.reached(None, Partition(0, Keys()), 1.0))  # type: ignore[arg-type]
+    assert (reading.known_at, reading.old_at, ready) == (-math.inf, -math.inf, [])
+    asyncio.run(reading.reached(None, Partition(1, Keys()), 2.0))  # type: ignore[arg-type]
+    assert (reading.known_at, reading.old_at, ready) == (1.0, math.inf, [True])
