@@ -2,6 +2,7 @@ import { driverOf } from "./clients/index.js";
 import type { Access, Connection, OnReconnect } from "./connection.js";
 import { START } from "./cursors.js";
 import { FeedClosedError } from "./errors.js";
+import { consume, groupOf } from "./group.js";
 import { partitionOf, split } from "./keys.js";
 import { merge } from "./iterate.js";
 import { accessTo } from "./redis_connection.js";
@@ -46,6 +47,14 @@ export interface FollowOptions extends IteratorOptions {
   stale?: boolean;
   /** Begin again with the snapshots, instead of throwing a CursorLostError. */
   resync?: boolean;
+}
+
+export interface ConsumeOptions extends FollowOptions {
+  /**
+   * Milliseconds after which what a consumer has not acknowledged goes to another; at least twice what the loop's body
+   * ever takes; 60,000 by default. Below 40,000, waiting takes more commands.
+   */
+  claimAfter?: number;
 }
 
 export interface SubscribeOptions extends IteratorOptions {
@@ -162,6 +171,28 @@ export class SessionFeed {
   follow(options: FollowOptions = {}): Updates {
     const { after, stale = false, resync = false } = options;
     return this.#begin(after, options, (connection, partitions) => follow(connection, partitions, { stale, resync }));
+  }
+
+  /**
+   * Yields this consumer's share of what the group gets: each update at least once, whoever dies.
+   *
+   * An update counts as done when the next one is asked for, after the loop's body. Who leaves the loop in the body gets
+   * it again. What is done is acknowledged together: with the next read, after a second at the latest if the body is
+   * quick, and when the iterator ends. After a crash, what was done since comes again. Between the consumers of a group
+   * there is no order: an older update of a session may come after a newer one. Compare them with `compareCursors`.
+   *
+   * A group that Redis lost is made again, and gets all that the stream holds.
+   *
+   * `name`: this consumer's name, the same after a restart. One that is not used for a day (or ten times `claimAfter`,
+   * if that is longer) leaves the group. `after`: where the group begins if it does not exist.
+   *
+   * Throws like `follow`, and a RangeError if a name is empty, or `claimAfter` is no time.
+   */
+  consume(group: string, name: string, options: ConsumeOptions = {}): Updates {
+    const { after, stale = false, resync = false, claimAfter = 60_000 } = options;
+    const share = groupOf(group, name, claimAfter);
+    const rules: Rules = (connection, partitions) => consume(connection, partitions, share, { stale, resync });
+    return this.#begin(after, options, rules);
   }
 
   /** Yields what is published from now on, for all users or for one; what comes during a cut is lost. */

@@ -11,6 +11,7 @@ export {
 export { SessionFeed } from "./feed.js";
 export type {
   After,
+  ConsumeOptions,
   FeedOptions,
   FollowOptions,
   IteratorOptions,
