@@ -5,6 +5,7 @@ they differ by version. For a command that a server or a proxy does not have, ea
 words, so the lists are in their package.
 """
 
+import re
 from typing import Final
 
 from clerk_session_feed.connections import explain
@@ -14,6 +15,11 @@ from redis.exceptions import NoScriptError
 __all__ = ["MISSING_RIGHT_ADVICE", "NO_SCRIPTS_ADVICE", "has_no_command", "is_missing_right", "is_script_unknown"]
 
 MISSING_RIGHT_ADVICE: Final = "give the user the rights that docs/redis.md lists"
+_UNKNOWN_SCRIPT: Final = re.compile(
+    r"NOSCRIPT|no matching script|unknown script|script (was |is )?(not found|unknown|(does not|doesn't) exist)",
+    re.IGNORECASE,
+)
+"""At the beginning: Redis' code, and words of proxies that have none."""
 NO_SCRIPTS_ADVICE: Final = "what is in front of Redis can't run scripts, so let REDIS_URL name an address behind it"
 
 
@@ -26,6 +32,6 @@ def is_script_unknown(error: BaseException) -> bool:
     said = explain(error)
     return (
         isinstance(error, NoScriptError)
-        or said.startswith("NOSCRIPT")
+        or _UNKNOWN_SCRIPT.match(said) is not None
         or (has_no_command(error) and "script" not in said.lower())
     )

@@ -15,6 +15,7 @@ from clerk_session_feed import CursorLostError, SessionUpdate, UnreadableMessage
 from clerk_session_feed import group as group_rules
 from clerk_session_feed import shares as share_rules
 from clerk_session_feed.cursors import NOTHING
+from clerk_session_feed.stream import as_dict
 from support.children import started
 from support.clock import eventually
 from support.constants import EVENTS_KEY, NOW_MS
@@ -509,10 +510,9 @@ def test_a_group_that_fell_behind_what_was_trimmed_is_told_so_until_it_begins_ag
 def counting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a stream tell how many entries it ever got, or not."""
     if request.param == "as Redis 6.2":
-        read = share_rules.as_dict
 
         def without_count(response: Any) -> dict[bytes, Any]:
-            return {name: value for name, value in read(response).items() if name != b"entries-added"}
+            return {name: value for name, value in as_dict(response).items() if name != b"entries-added"}
 
         monkeypatch.setattr(share_rules, "as_dict", without_count)
 

@@ -4,7 +4,7 @@ import pytest
 import redis
 from redis.exceptions import NoPermissionError, OutOfMemoryError
 
-from service.store.rights import has_no_command, is_missing_right
+from service.store.rights import has_no_command, is_missing_right, is_script_unknown
 
 SHA = "076bb169a140b41e70aa653f3ed1db8bd327d011"
 PLACE_FIRST = f"Error running script (call to f_{SHA}): @user_script:1: @user_script: 1: "  # by redis.call of 6.2
@@ -79,6 +79,9 @@ LACKS = [
     "xread is currently not supported",
     "this proxy doesn't support XREAD",
     "proxy does not implement 'xread'",
+    "this proxy doesn't support EVALSHA",
+    "EVALSHA is disabled",
+    "Command not supported: EVALSHA",
     "command 'xread' is not allowed",
     "command 'xread' not permitted in this plan",
     "'XREAD' has been disabled by the administrator",
@@ -139,3 +142,31 @@ def test_each_server_has_its_words_for_a_command_that_it_lacks(said: str) -> Non
 )
 def test_what_passes_or_is_about_something_else_is_no_lack_of_a_command(error: redis.RedisError) -> None:
     assert not has_no_command(error)
+
+
+UNKNOWN_SCRIPTS = [
+    "NOSCRIPT No matching script. Please use EVAL.",
+    "No matching script. Please use EVAL.",
+    "script does not exist",
+    "Script not found",
+    "unknown script",
+    "unknown command 'EVALSHA', with args beginning with: '0000' ",
+    "this proxy doesn't support EVALSHA",
+]
+KNOWN_SCRIPTS = [
+    "Error running script (call to f_0000): @user_script:1: unknown command 'XINFO'",
+    "Unknown Redis command called from script script: 0000, on @user_script:1.",
+    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+    "max requests limit exceeded",
+    "NOPERM this user has no permissions to run the 'evalsha' command",
+]
+
+
+@pytest.mark.parametrize("said", UNKNOWN_SCRIPTS)
+def test_each_server_has_its_words_for_a_script_that_it_does_not_know(said: str) -> None:
+    assert is_script_unknown(redis.ResponseError(said))
+
+
+@pytest.mark.parametrize("said", KNOWN_SCRIPTS)
+def test_a_script_that_fails_or_that_may_not_be_run_is_not_unknown(said: str) -> None:
+    assert not is_script_unknown(redis.ResponseError(said))

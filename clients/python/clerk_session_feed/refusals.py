@@ -31,28 +31,31 @@ _LASTING_CODES: Final = re.compile(
     r"|(NOGROUP|BUSYGROUP)\b|no such key|The XGROUP subcommand requires the key to exist"
 )
 _FLAWS: Final = re.compile(
-    r"^protocol error|syntax error|wrong kind of value|unknown (sub)?command|(wrong|too many)( number of)? arguments"
-    r"|is not (valid|an? (valid )?(integer|float))|out of range|invalid (stream|db)",
+    r"^protocol error|syntax error|^unbalanced .* list|wrong kind of value|unknown (sub)?command"
+    r"|(wrong|too many)( number of)? arguments|is not (valid|an? (valid )?(integer|float))|out of range"
+    r"|invalid (stream|db)",
     re.IGNORECASE,
 )
 """Types of keys, syntax, and the plainest words for a command that a server lacks: whatever else is said."""
 _PASSING_WORDS: Final = re.compile(
-    r"limit|quota|exceed|too many|throttl|maximum|try again|retry|temporar|maintenance|busy|overload|breaker|frozen"
-    r"|migrat|reshard|rebalanc|fail(ing|ed)?[ -]?over|shutting|starting|time[ -]?out|timed out|read[ -]?only|\bdisk\b"
-    r"|out of memory|\bwrit(es?|ing)\b|\bmodify\b|\b(while|during|until|at the moment)\b|\b(state|phase)$"
+    r"limit|quota|exceed|too many|throttl|\b429\b|maximum|try again|retry|temporar|maintenance|busy|overload|breaker"
+    r"|frozen|migrat|reshard|rebalanc|fail(ing|ed)?[ -]?over|shutting|starting|time[ -]?out|timed out|read[ -]?only"
+    r"|\bdisk\b|out of memory|\bwrit(es?|ing)\b|\bmodify\b|\b(while|during|until|at the moment)\b|\b(state|phase)$"
     r"|\b(server|service|host|backend|upstream|node|shard|slot|cluster|instance|database|replica|primary|master)s?"
     r"( is| are)? (currently )?(not |un)available",
     re.IGNORECASE,
 )
 """A limit, or a state of the server, passes, although what it forbids is said to be denied."""
 
+_NAME: Final = r"\b(x\w+|eval(sha)?|script|scan|hmget|subscribe)\b"
+"""A command of those that the relay and its consumers send, where it is not also a word of every day."""
 _END: Final = (
-    r"(?=\W*$|:? ?['\"`(]|\. (see|contact|upgrade)\b"
-    r"| (for (this|the|your|normal)|to|in (this|your|cluster)|on (this|your)|with this)\b"
+    rf"(?=\W*$|:? ?['\"`(]|: ?{_NAME}\W*$|\. (see|contact|upgrade)\b"
+    r"| (for (this|the|your|normal)|to|in (this|your|cluster|serverless)|on (this|your)|with this)\b"
     r"| by (the |this |your |an? )?(polic|acl|rule|admin|proxy|server|provider|configuration|plan))"
 )
 """What follows on a plain word: nothing, the command, or whom it concerns."""
-_COMMAND: Final = r"\b(sub)?command\b|\boperation\b|['\"`]?\bx\w+['\"`]?"
+_COMMAND: Final = rf"\b(sub)?command\b|\boperation\b|['\"`]?{_NAME}['\"`]?"
 _LACKS: Final = re.compile(
     r"\b(unknown|unsupport(ed)?|invalid|illegal|unrecogni[sz]ed|undefined|unimplemented|disallowed|forbidden|disabled"
     r"|no such) (\w+ ){0,2}(sub)?command\b"
@@ -79,8 +82,9 @@ _OTHER_RIGHTS: Final = re.compile(
     rf"(\bno|insufficient|lacks?|missing) (the |any )?(permission|access|right|privilege)s?|permission den(y|ied){_END}"
     rf"|unauthori[sz]ed{_END}|\bnot in (the )?(white|allow)-?list|\buser\b.{{0,20}} disabled{_END}"
     # A wrong password, or none.
-    r"|(invalid|wrong|incorrect|bad) (user|pass|auth|credential)|no password is set|without any password"
-    rf"|\bauth\w* (is )?(failed|failure|required){_END}",
+    r"|(invalid|wrong|incorrect|bad) (user|pass|auth|credential)|password mismatch|no password is set"
+    r"|without any password|\b(not |un)authenticated\b|\brequires? auth"
+    rf"|\b(auth\w*|login) (is )?(failed|failure|required){_END}",
     re.IGNORECASE,
 )
 
