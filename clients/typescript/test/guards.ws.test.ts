@@ -4,10 +4,13 @@ import type { AddressInfo } from "node:net";
 import { beforeEach, describe, expect, it, onTestFinished, vi } from "vitest";
 import { WebSocket, WebSocketServer } from "ws";
 import { CursorLostError, FeedClosedError } from "../src/errors.js";
-import type { FollowOptions } from "../src/feed.js";
+import { SessionFeed, type FollowOptions } from "../src/feed.js";
 import { sessionSockets, type SocketOptions } from "../src/guards/ws.js";
 import type { LiveStatus } from "../src/reads.js";
 import type { SessionUpdate } from "../src/update.js";
+import { LIBRARIES, type Library } from "./support/clients.js";
+import { RedisServer } from "./support/redis.js";
+import { Relay } from "./support/relay.js";
 
 /** A feed whose followers get what the test tells it. */
 class Feed {
@@ -96,6 +99,12 @@ describe("a socket that is added", () => {
   it("is closed if its session is unknown, without trustToken", async () => {
     const socket = plain();
     expect(await socketsOf({ trustToken: false }).add(socket, "sess_new")).toBe(false);
+    expect(closings(socket)).toEqual([4401]);
+  });
+
+  it.each([undefined, null, ""])("is closed if its token names no session, but %j", async (sessionId) => {
+    const socket = plain();
+    expect(await socketsOf().add(socket, sessionId)).toBe(false);
     expect(closings(socket)).toEqual([4401]);
   });
 
@@ -272,6 +281,31 @@ it("close() ends the iterator and closes all sockets with 1001, also those that 
   await new Promise(setImmediate); // the iterator has ended
   expect(await sockets.add(next, "sess_live")).toBe(false);
   expect(closings(next)).toEqual([1001]);
+});
+
+it("over a real Redis: sockets stay open while it restarts, and close when their session ends after that", async () => {
+  const server = await RedisServer.start();
+  const relay = new Relay(server.port);
+  const { client, close } = await (LIBRARIES.at(-1) as Library).server(server.port);
+  const real = new SessionFeed(client);
+  onTestFinished(async () => {
+    await real.close();
+    close();
+    relay.close();
+    await server.stop();
+  });
+  await relay.apply({ id: "sess_1" });
+  const socket = plain();
+  let attempts = 0;
+  const sockets = sessionSockets(real, { onReconnect: () => void attempts++ });
+  expect(await sockets.add(socket, "sess_1", "user_1")).toBe(true);
+  await server.kill();
+  await eventually(() => expect(attempts).toBeGreaterThan(1));
+  await server.start();
+  expect(closings(socket)).toEqual([]);
+  await relay.apply({ id: "sess_1", status: "revoked" });
+  await eventually(() => expect(closings(socket)).toEqual([4401]));
+  sockets.close();
 });
 
 describe("with ws", () => {

@@ -33,9 +33,12 @@ export interface SessionSockets {
   /**
    * Lists a socket, then checks its session. Call it as soon as the socket is open, before anything is awaited.
    *
+   * @param sessionId - Clerk's id of the session: the claim `sid` of a token that you verified. Without it (tokens of
+   *   JWT templates have none), the socket is closed.
+   * @param userId - Clerk's id of the user. With partitions, it saves asking all of them.
    * @returns Whether the socket may be used. If not, it is closed.
    */
-  add(socket: SocketLike, sessionId: string, userId?: string | null): Promise<boolean>;
+  add(socket: SocketLike, sessionId: string | null | undefined, userId?: string | null): Promise<boolean>;
   /** Forgets a socket, and leaves it open. */
   delete(socket: SocketLike): void;
   /** Stops, and closes all sockets with 1001: nobody would notice the end of their sessions. */
@@ -54,8 +57,8 @@ const AT_ONCE = 100;
  *
  *     const sockets = sessionSockets(feed);
  *     server.on("connection", async (socket, request) => {
- *       const { sessionId, userId } = …; // of the token that you verified
- *       if (!(await sockets.add(socket, sessionId, userId))) return;
+ *       const { sid, sub } = request.claims; // of the token that you verified, before the handshake
+ *       if (!(await sockets.add(socket, sid, sub))) return;
  *       socket.on("message", (data) => socket.readyState === socket.OPEN && …);
  *     });
  *
@@ -152,6 +155,10 @@ export const sessionSockets = (
     async add(socket, sessionId, userId) {
       forget(socket);
       if ((socket.readyState ?? 1) > 1) return false;
+      if (!sessionId) {
+        shut(socket, code, "the token names no session");
+        return false;
+      }
       const sockets = sessions.get(sessionId) ?? new Map();
       sessions.set(sessionId, sockets.set(socket, userId ?? undefined));
       sessionOf.set(socket, sessionId);
