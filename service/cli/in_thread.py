@@ -29,8 +29,8 @@ def in_thread(stop: Callable[[], object] = lambda: None) -> Iterator[Callable[..
     """
     with ThreadPoolExecutor(1) as thread:
 
-        def call(function: Callable[..., T], *arguments: Any) -> T:
-            future = thread.submit(function, *arguments)
+        def call(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+            future = thread.submit(function, *arguments, **options)
             while not wait([future], timeout=NOTICED_SECONDS).done:
                 pass
             return future.result()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -13,6 +14,7 @@ from clerk_session_feed.connections import explain
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from service.cli.in_thread import in_thread
 from service.config import LogSettings, StoreSettings, load
 from service.store.places import MOST_PARTITIONS
 from service.store.rights import MISSING_RIGHT_ADVICE, is_missing_right
@@ -42,9 +44,16 @@ def repartition(*, to: int, was: int | None, as_json: bool) -> None:
     log.configure(load(LogSettings, log_level="critical", log_format="console"))
     load(StoreSettings, partitions=to)  # whether the prefix can be divided
     settings, started = load(StoreSettings), time.monotonic()
+    stopped = threading.Event()
     try:
-        with _shown() as show:
-            moved = worker.repartition(settings, to, was=was, on_progress=show)
+        with _shown() as show, in_thread(stopped.set) as call:
+
+            def go_on(moved: Moved) -> None:
+                if stopped.is_set():
+                    raise _StoppedError
+                show(moved)
+
+            moved = call(worker.repartition, settings, to, was=was, on_progress=go_on)
     except redis.RedisError as error:
         said = explain(error).rstrip(".")
         advice = f": {MISSING_RIGHT_ADVICE}" if is_missing_right(error) else ""
@@ -65,6 +74,10 @@ def _shown() -> Iterator[Callable[[Moved], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0)
         yield lambda moved: bar.update(task, description=_progress(moved), completed=moved.part)
+
+
+class _StoppedError(Exception):
+    """Ends the thread that moves the data, when Ctrl-C has ended the command."""
 
 
 class _Lines:

@@ -190,7 +190,8 @@ class PartitionedStore:
 
     def _check_whole(self, reply: list[bytes | None]) -> bool:
         count = len(self._partitions)
-        if count > 1 and reply != [b"%d" % count]:  # the data was replaced since the connections asked
+        # The data was replaced since the connections asked. Where nobody may mark it, they would ask again each time.
+        if self._may_mark and count > 1 and reply != [b"%d" % count]:
             for pipeline in self._pipelines.values():
                 pipeline.reconnect()
         return _check_mark(count, reply)

@@ -215,6 +215,8 @@ def _index(pipe: Any, place: Place, name: bytes, session: Fields, states: Iterab
     for key, has_it in sets.items():
         if has_it:
             pipe.zadd(key, {name: end or "+inf"})
+            if key != place.keys.expiry:  # the set may be new, and Redis 6.2 can't set a TTL only where there is none
+                pipe.pexpire(key, MARK_TTL_MS)
         else:
             pipe.zrem(key, name)
 

@@ -184,9 +184,10 @@ def test_a_redis_that_hangs_is_one_error_with_what_to_do(good_redis: EmbeddedRed
     assert len(found.splitlines()) == 1
 
 
-def test_a_redis_that_is_far_away_takes_deliveries(good_redis: EmbeddedRedis) -> None:
+@pytest.mark.parametrize("partitions", [1, 4])
+def test_a_redis_that_is_far_away_takes_deliveries(good_redis: EmbeddedRedis, partitions: int) -> None:
     with slow_proxy(good_redis.port, seconds=0.12) as url:  # a new connection takes longer than a probe waits
-        assert ("ok", "Redis takes deliveries") in findings(url)
+        assert ("ok", "Redis takes deliveries") in findings(url, partitions=partitions)
 
 
 # Partitions

@@ -313,6 +313,24 @@ def test_a_session_that_another_number_brought_back_is_revoked_again(
     assert client.hget(key, "state") == revoked["state"]
 
 
+def test_a_users_set_that_is_made_anew_for_a_session_found_twice_has_a_ttl(
+    relay_redis: EmbeddedRedis, client: Any
+) -> None:
+    with run_relay(relay_redis.url) as relay:
+        relay.take(clerk_event(), "msg_created")
+        stream = client.dump("{clerk}:events")
+        client.delete("{clerk}:events", "{clerk}:expiry", "{clerk}:user:user_1:sessions")
+    with run_relay(relay_redis.url, partitions=8) as relay:
+        relay.take(clerk_event(), "msg_created")
+    client.restore("{clerk}:events", 0, stream)
+    client.delete("{clerk}:partitions", *client.scan_iter("*:user:user_1:sessions"))
+
+    move(relay_redis.url, 1)
+
+    assert client.zrange("{clerk}:user:user_1:sessions", 0, -1) == ["sess_1"]
+    assert client.ttl("{clerk}:user:user_1:sessions") > 0
+
+
 def test_after_a_move_each_number_but_the_new_one_is_refused_at_the_start(
     relay_redis: EmbeddedRedis, client: Any
 ) -> None:

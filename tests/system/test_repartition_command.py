@@ -46,6 +46,24 @@ def is_ready(service: ServiceProcess) -> bool:
     return service.http.get("/readyz").status_code == 200
 
 
+def test_ctrl_c_stops_it_with_a_line_that_says_how_to_go_on(
+    own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path
+) -> None:
+    with run_relay(own_redis.url) as relay:
+        events = [clerk_event(session_id=f"sess_{n}", user_id=f"user_{n}") for n in range(SESSIONS)]
+        assert relay.take_all((event, "msg_1") for event in events) == {"applied"}
+
+    with repartitioning(own_redis.url, tmp_path, 5) as program:
+        eventually(lambda: own_client.exists("{clerk}:partitions"))
+        program.interrupt()
+
+        assert program.end() == 1
+
+    assert "Error: Stopped. Run it again: it goes on from here." in program.stderr
+    assert "Traceback" not in program.stderr
+    assert ">" in own_client.hget("{clerk}:partitions", "partitions")
+
+
 def test_it_is_killed_several_times_and_goes_on(own_redis: EmbeddedRedis, own_client: Any, tmp_path: Path) -> None:
     fill(own_redis.url, 3)
     with run_relay(own_redis.url, partitions=3) as relay:
