@@ -8,6 +8,9 @@ keys page of Clerk's dashboard, in PEM. CLERK_AUTHORIZED_PARTIES: the origins of
 
 401: the token is not valid, or the session has ended. 503: Redis can't say, and a request that can't be checked is
 refused.
+
+A mirror has the state of all sessions in memory, so no request waits for Redis. When the mirror is not ready yet, or
+may have missed something for more than five seconds, it asks Redis.
 """
 
 import contextlib
@@ -17,8 +20,8 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import jwt
-from clerk_session_feed import AsyncSessionFeed, ConfigurationError, RedisError
-from fastapi import Depends, FastAPI, HTTPException
+from clerk_session_feed import AsyncAskingMirror, AsyncSessionFeed, ConfigurationError, RedisError
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 try:
@@ -36,9 +39,14 @@ SHORT_LIVED = 60
 
 
 @contextlib.asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    async with FEED:
-        yield
+async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    async with FEED, FEED.mirror(past_max_age="ask") as mirror:
+        yield {"mirror": mirror}
+
+
+def mirrored(request: Request) -> AsyncAskingMirror:
+    mirror: AsyncAskingMirror = request.state.mirror
+    return mirror
 
 
 def refusal(detail: str) -> HTTPException:
@@ -67,11 +75,13 @@ async def verified(bearer: Annotated[HTTPAuthorizationCredentials, Depends(HTTPB
     return claims
 
 
-async def session_id(claims: Annotated[dict[str, Any], Depends(verified)]) -> str:
+async def session_id(
+    claims: Annotated[dict[str, Any], Depends(verified)], mirror: Annotated[AsyncAskingMirror, Depends(mirrored)]
+) -> str:
     """Return Clerk's id of the request's session, which is the claim `sid` of its token."""
     sid: str = claims["sid"]
     try:
-        status = await FEED.status(sid, user_id=claims["sub"])
+        status = await mirror.status(sid, user_id=claims["sub"])
     except RedisError:
         raise HTTPException(503, "It is unknown whether the session is live", {"Retry-After": "1"}) from None
     # `unknown`: the session began a moment ago, and its webhook is on the way; or it began before the relay was
