@@ -1,12 +1,44 @@
-// Writes dist: the JavaScript without comments, and the declarations, which editors show, with them.
+// Writes dist: the JavaScript, small and without comments, and the declarations, which editors show, with them.
 import { execFileSync } from "node:child_process";
-import { rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, readdirSync, renameSync, rmSync } from "node:fs";
+import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
+import { rolldown } from "rolldown";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
-const tsc = (...options) =>
-  execFileSync("npx", ["--no-install", "tsc", "-p", "tsconfig.build.json", ...options], { cwd: root, stdio: "inherit" });
+const { exports } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
+/** What can be imported, as `guards/ws`. */
+const entries = Object.values(exports)
+  .flatMap((target) => target.default ?? [])
+  .map((file) => file.replace(/^\.\/dist\/|\.js$/g, ""))
+  .filter((name) => existsSync(join(root, "src", `${name}.ts`)));
 
-rmSync(new URL("../dist", import.meta.url), { recursive: true, force: true });
-tsc("--removeComments");
-tsc("--declaration", "--emitDeclarationOnly");
+/** The declarations that those of an entry need, and itself. */
+function needed(file, found = new Set()) {
+  if (found.has(file)) return found;
+  found.add(file);
+  for (const [, target] of readFileSync(file, "utf8").matchAll(/(?:from|import)\s*\(?"(\.[^"]+)\.js"/g)) {
+    needed(`${resolve(dirname(file), target)}.d.ts`, found);
+  }
+  return found;
+}
+
+// Whoever builds, or reads dist, at the same time gets all of one build.
+const made = mkdtempSync(join(root, "dist-"));
+try {
+  const options = ["-p", "tsconfig.build.json", "--outDir", made, "--declaration", "--emitDeclarationOnly"];
+  execFileSync("npx", ["--no-install", "tsc", ...options], { cwd: root, stdio: "inherit" });
+  const declared = new Set(entries.flatMap((name) => [...needed(join(made, `${name}.d.ts`))]));
+  for (const name of readdirSync(made, { recursive: true })) {
+    const file = join(made, name);
+    if (file.endsWith(".d.ts") && !declared.has(file)) rmSync(file);
+  }
+  const input = Object.fromEntries(entries.map((name) => [name, join(root, "src", `${name}.ts`)]));
+  const bundle = await rolldown({ input, platform: "node", cwd: root, external: [/^node:/] });
+  const minify = { compress: { target: "es2022" }, mangle: { toplevel: true, keepNames: { class: true, function: false } } };
+  await bundle.write({ dir: made, format: "es", chunkFileNames: "[name].js", minify });
+  rmSync(join(root, "dist"), { recursive: true, force: true });
+  renameSync(made, join(root, "dist"));
+} finally {
+  rmSync(made, { recursive: true, force: true });
+}

@@ -1,3 +1,7 @@
+import type { OnReconnect } from "./errors.js";
+
+export type { OnReconnect };
+
 /** Milliseconds that a read waits for something new before it looks around. Some providers bill each command. */
 export const BLOCK_MS = 20_000;
 
@@ -6,9 +10,6 @@ export type Command = readonly [string, ...(string | number)[]];
 
 /** A response of Redis in the shapes of RESP2: maps come as names and values in turns, doubles and ids as strings. */
 export type Reply = string | number | null | Reply[];
-
-/** Called with the error before each new attempt to connect. */
-export type OnReconnect = (error: Error) => void;
 
 /** What the rules of a feed (`reads`, `stream`, `group`, `mirror`) need of a connection to Redis. */
 export interface Connection {

@@ -1,3 +1,6 @@
+/** Called with the error before each new attempt to connect. */
+export type OnReconnect = (error: Error) => void;
+
 /** What a feed throws, besides the errors of the Redis client, which are passed on as they are. */
 export class FeedError extends Error {
   override name = "FeedError";

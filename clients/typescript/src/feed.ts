@@ -1,15 +1,15 @@
 import { driverOf } from "./clients/index.js";
-import type { Access, Connection, OnReconnect } from "./connection.js";
+import type { Access, Connection } from "./connection.js";
 import { START } from "./cursors.js";
-import { FeedClosedError } from "./errors.js";
+import { FeedClosedError, type OnReconnect } from "./errors.js";
 import { consume, groupOf } from "./group.js";
 import { partitionOf, split } from "./keys.js";
 import { merge } from "./iterate.js";
 import { accessTo } from "./redis_connection.js";
 import { explain } from "./refusals.js";
 import * as reads from "./reads.js";
-import { Partition, follow, subscribe, type Updates } from "./stream.js";
-import type { SessionUpdate } from "./update.js";
+import { Partition, follow, subscribe } from "./stream.js";
+import type { SessionUpdate, Updates } from "./update.js";
 
 /** A client of `redis` (node-redis 5 or 6), `ioredis` (5 or 6) or `iovalkey`; also for Sentinel and for a cluster. */
 export type RedisClient = { duplicate(...overrides: any[]): any } | { readonly totalClients: number };
@@ -90,6 +90,9 @@ export class SessionFeed {
   #isClosed = false;
 
   /** Makes a feed; it connects when it is first used. The client stays the caller's to close. */
+  constructor(client: RedisClient, options?: FeedOptions);
+  /** @internal */
+  constructor(client: Access, options?: FeedOptions);
   constructor(client: RedisClient | Access, options: FeedOptions = {}) {
     const { prefix = "{clerk}", channel = "clerk:sessions", partitions = 1, timeout = 2000 } = options;
     if (!Number.isInteger(partitions) || partitions < 1 || partitions > 1024) {

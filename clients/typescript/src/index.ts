@@ -18,7 +18,7 @@ export type {
   RedisClient,
   SubscribeOptions,
 } from "./feed.js";
-export type { OnReconnect } from "./connection.js";
+export type { OnReconnect } from "./errors.js";
 export type { Event, HttpRequest, Session, SessionActivity, SessionTask, Status } from "./messages.js";
 export type { LiveStatus } from "./reads.js";
 export type { SessionUpdate } from "./update.js";

@@ -4,14 +4,15 @@ import { BLOCK_MS, messageOf, type Command, type Connection, type Reply } from "
 import { NOTHING, START, compareCursors, later, wholeCursor } from "./cursors.js";
 import { CursorLostError } from "./errors.js";
 import type { Keys } from "./keys.js";
-import { type SessionUpdate, published, streamed } from "./update.js";
+import { type SessionUpdate, type Updates, published, streamed } from "./update.js";
+
+export type { Updates };
 
 /** Entries, or keys, in one response. */
 export const BATCH = 500;
 /** Milliseconds between two reads at a server that does not wait for news, though it is told to. */
 export const POLL_MS = 1000;
 
-export type Updates = AsyncGenerator<SessionUpdate, void, undefined>;
 /** An entry of a stream as Redis sends it: the id, then names and values in turns; null if it was removed. */
 export type RawEntry = [id: string, fields: string[] | null];
 

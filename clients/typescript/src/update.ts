@@ -37,6 +37,9 @@ export class SessionUpdate {
   }
 }
 
+/** What an iterator of a feed is. */
+export type Updates = AsyncGenerator<SessionUpdate, void, undefined>;
+
 /**
  * What was published, or is stored as a session's state.
  *
