@@ -53,7 +53,7 @@ const opens = (library: Library): void => {
 };
 
 function feedOf(client: RedisClient | Access = connected.client, partitions = 1): SessionFeed {
-  const feed = new SessionFeed(client, { partitions });
+  const feed = new SessionFeed(client as RedisClient, { partitions });
   feeds.push(feed);
   return feed;
 }
