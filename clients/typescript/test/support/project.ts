@@ -39,8 +39,8 @@ export class Project {
     const packed = join(project.folder, "node_modules", "clerk-session-feed");
     mkdirSync(packed, { recursive: true });
     cpSync(join(ROOT, "package.json"), join(packed, "package.json"));
-    const options = ["-p", "tsconfig.build.json", "--declaration", "--outDir", join(packed, "dist")];
-    await run("npx", ["--no-install", "tsc", ...options], { cwd: ROOT });
+    await run(process.execPath, ["scripts/build.mjs"], { cwd: ROOT });
+    cpSync(join(ROOT, "dist"), join(packed, "dist"), { recursive: true });
     return project;
   }
 
