@@ -5,12 +5,13 @@ A long module, since the steps share what a scenario knows: labels, iterators an
 
 import collections
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any
+from typing import Any, Final
 
 from clerk_session_feed.keys import Keys
 
@@ -20,7 +21,9 @@ from support.conformance_matching import check_update, match, match_any_order, s
 from support.conformance_redis import RedisSteps
 
 Step = dict[str, Any]
-Sent = tuple[Future[Any], dict[str, Any], str]
+TIMEOUT_MS: Final = 10_000
+"""The time limit of feeds, unless a scenario says otherwise: on a busy machine, the default of 2 s may not be enough."""
+_RUNS: Final = itertools.count()
 
 
 def scenarios() -> dict[str, Step]:
@@ -45,6 +48,7 @@ class Play(RedisSteps):
         can = [name for name in drivers.names if needs <= set(drivers.get(name).can)]
         super().__init__(scenario, place, stack, [name for name in can if not name.startswith(faulty)])
         self._all = drivers
+        self._run = next(_RUNS)
         self._keys = Keys(channel=scenario.get("channel", "clerk:sessions"))
         self._processes: dict[str, str] = {}
         """Feeds and iterators that are in another process than the main one."""
@@ -81,6 +85,10 @@ class Play(RedisSteps):
         for name in self.names:
             self._all.get(name).forget()
 
+    def _unique(self, iterator: str) -> str:
+        """Return the name that drivers know it by: what they still tell of an earlier scenario's is no concern here."""
+        return f"{self._run} {iterator}"
+
     def _driver(self, name: str, of: str) -> Driver:
         return self._all.get(name, self._processes.get(of, "main"))
 
@@ -103,6 +111,7 @@ class Play(RedisSteps):
         if process != "main":
             self._processes[feed] = process
             self._all.start(process)
+        options = {"timeout": TIMEOUT_MS} | options
         common = {name: self._scenario[name] for name in ("prefix", "channel", "partitions") if name in self._scenario}
         user = {name: options.pop(name) for name in ("username", "password") if name in options}
         futures = {}
@@ -182,7 +191,9 @@ class Play(RedisSteps):
             if early := self._early.get((name, feed)):
                 self._early[name, iterator] = early
         futures = {
-            name: self._driver(name, iterator).begin(op, feed=feed, iterator=iterator, **self._put(options, name))
+            name: self._driver(name, iterator).begin(
+                op, feed=feed, iterator=self._unique(iterator), **self._put(options, name)
+            )
             for name in self.names
             if (name, feed) not in self._early
         }
@@ -191,12 +202,12 @@ class Play(RedisSteps):
     def do_begin(self, iterator: str, count: int | None = None) -> None:
         """Ask for so many updates, or for all that come, without waiting for them."""
         for name in self.names:
-            before = len(self._driver(name, iterator).told(iterator).updates)
+            before = len(self._driver(name, iterator).told(self._unique(iterator)).updates)
             future: Future[Any] = Future()
             if early := self._early.get((name, iterator)):
                 future.set_exception(early)
             else:
-                future = self._driver(name, iterator).begin("take", iterator=iterator, count=count)
+                future = self._driver(name, iterator).begin("take", iterator=self._unique(iterator), count=count)
             self._taking[name, iterator] = before, future
 
     def do_take(self, iterator: str, count: int | None = None, **expected: Any) -> None:
@@ -226,7 +237,7 @@ class Play(RedisSteps):
             try:
                 has_ended = future.result(PATIENCE)
             except FutureTimeoutError:
-                updates = self._driver(name, iterator).told(iterator).updates[before:]
+                updates = self._driver(name, iterator).told(self._unique(iterator)).updates[before:]
                 self._taking[name, iterator] = before, future
                 raise AssertionError(f"only came: {[shortened(update) for update in updates]}") from None
             except DriverError as told:
@@ -234,7 +245,7 @@ class Play(RedisSteps):
             else:
                 assert error is None, f"no error {error}"
                 assert has_ended == ended, f"ended: {has_ended}"
-            updates = self._driver(name, iterator).told(iterator).updates[before:]
+            updates = self._driver(name, iterator).told(self._unique(iterator)).updates[before:]
             for update in updates:
                 check_update(update)
             first = self._put(snapshots or [], name)
@@ -256,12 +267,16 @@ class Play(RedisSteps):
 
     def do_leave(self, iterator: str) -> None:
         """Leave a loop in its body."""
-        futures = {name: self._driver(name, iterator).begin("leave", iterator=iterator) for name in self.names}
+        futures = {
+            name: self._driver(name, iterator).begin("leave", iterator=self._unique(iterator)) for name in self.names
+        }
         self._each(lambda name: futures[name].result(PATIENCE))
 
     def do_abort(self, iterator: str) -> None:
         """End an iterator from outside."""
-        futures = {name: self._driver(name, iterator).begin("abort", iterator=iterator) for name in self.names}
+        futures = {
+            name: self._driver(name, iterator).begin("abort", iterator=self._unique(iterator)) for name in self.names
+        }
         self._each(lambda name: futures[name].result(PATIENCE))
 
     def do_kill_process(self, process: str) -> None:
@@ -291,7 +306,7 @@ class Play(RedisSteps):
             driver = self._driver(name, iterators[0])
 
             def seen() -> list[Any]:
-                return [update for each in iterators for update in driver.told(each).updates]
+                return [update for each in iterators for update in driver.told(self._unique(each)).updates]
 
             with contextlib.suppress(AssertionError):
                 eventually(lambda: len(seen()) >= len(see), within=PATIENCE)
@@ -316,13 +331,15 @@ class Play(RedisSteps):
 
         def check(name: str) -> None:
             driver = self._driver(name, iterator)
-            assert driver.await_told(iterator, is_enough), f"told only {driver.told(iterator).reconnects}"
+            assert driver.await_told(self._unique(iterator), is_enough), (
+                f"told only {driver.told(self._unique(iterator)).reconnects}"
+            )
 
         self._each(check)
 
     def do_no_reconnect(self, iterator: str) -> None:
         """No driver may have told that it connects again."""
-        told = {name: self._driver(name, iterator).told(iterator).reconnects for name in self.names}
+        told = {name: self._driver(name, iterator).told(self._unique(iterator)).reconnects for name in self.names}
         assert not any(told.values()), told
 
     def do_complete(self, iterators: list[str], each: str) -> None:
@@ -362,7 +379,7 @@ class Play(RedisSteps):
 
     def _seen(self, name: str, iterators: list[str]) -> list[tuple[str, int]]:
         """Return the session and the revision of all that came."""
-        updates = [update for each in iterators for update in self._driver(name, each).told(each).updates]
+        updates = [update for each in iterators for update in self._driver(name, each).told(self._unique(each)).updates]
         return [(update["session"]["id"], update["revision"]) for update in updates]
 
 
