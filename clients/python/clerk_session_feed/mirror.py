@@ -206,7 +206,7 @@ class _Mirror(Generic[C]):
         if (count := self._kept.growing) is not None:
             again = "again, since the stream has lost its place" if self._kept.known_at > -math.inf else "still"
             return f"the sessions are {again} being read, {count} so far"
-        return "Redis has not answered yet, or this process had no time to look"
+        return "Redis does not answer, or this process had no time to look"
 
 
 class Mirror(_Mirror[BlockingConnection]):
