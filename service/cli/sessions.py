@@ -72,7 +72,7 @@ def tail(start: str, user: str | None, stale: bool, as_json: bool) -> None:
 def _cursors(start: str, partitions: int) -> dict[int, str]:
     """Return the cursor of each partition. A cursor of one stream is only a time for the others."""
     if partitions > 1 and "-" in start:
-        start = str(max(0, int(start.partition("-")[0]) - 1))
+        start = start.partition("-")[0]
     return dict.fromkeys(range(partitions), "0-0" if start == "start" else start)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from clerk_session_feed import CursorLostError, FeedClosedError, SessionFeed, transport
+from clerk_session_feed.cursors import whole_cursor
 from clerk_session_feed.errors import ConfigurationError
 from clerk_session_feed.transport import BlockingConnection
 from support.constants import NO_REDIS
@@ -24,6 +25,14 @@ def test_what_is_no_cursor_is_an_error_at_once(after: Any) -> None:
             feed.follow(after)
         with pytest.raises(ValueError, match=r"cursor|partition"):
             feed.consume("group", "name", after=after)
+
+
+@pytest.mark.parametrize(
+    ("time", "before"),
+    [("0", "0-0"), ("1", "0-18446744073709551615"), ("1795422761000", "1795422760999-18446744073709551615")],
+)
+def test_a_time_alone_is_the_cursor_before_all_entries_of_that_time(time: str, before: str) -> None:
+    assert whole_cursor(time) == before
 
 
 def test_a_setting_that_does_not_exist_is_refused() -> None:

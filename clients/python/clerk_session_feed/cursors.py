@@ -23,7 +23,9 @@ def whole_cursor(cursor: str) -> str:
     parts = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", cursor)
     if parts is None or any(int(part or 0) > MAX_PART for part in parts.groups()):
         raise ValueError(f"{cursor!r} is no cursor like 1795422761000-0")
-    return cursor if "-" in cursor else f"{cursor}-0"
+    if "-" in cursor:
+        return cursor
+    return f"{int(cursor) - 1}-{MAX_PART}" if int(cursor) else START
 
 
 def position(cursor: str) -> tuple[int, int]:
