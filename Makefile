@@ -1,6 +1,7 @@
 # make run    the relay with nothing set up: its own Redis, its own secret, sample deliveries
 # make test   the whole test suite
 # make test-unit  the tests without Redis, sockets and processes (seconds)
+# make test-typescript  the tests of the client for TypeScript, and a check of its package (needs Node 20 and npm)
 # make test-lowest  the whole test suite, with the oldest versions that pyproject.toml allows
 # make test-servers  the tests with a real Redis, on Redis 6.2, Redis 8 and Valkey 9 (half an hour; downloads 30 MB)
 # make soak   every fault of production in one long load, and the counts at its end (one minute)
@@ -20,7 +21,9 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 # Before 22.3 (Ubuntu 22.04 has 22.0) it can't, and .venv gets its own.
 PIP = $(shell test -x .venv/bin/pip && echo .venv/bin/python || echo $(PYTHON)) -m pip --disable-pip-version-check --python
 
-.PHONY: help run test test-unit test-lowest test-servers soak soak-reconcile bench bench-growth lint schemas pins clean
+TYPESCRIPT := clients/typescript
+
+.PHONY: help run test test-unit test-typescript test-lowest test-servers soak soak-reconcile bench bench-growth lint schemas pins clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -30,8 +33,11 @@ help:
 run: .venv/.runnable
 	@exec .venv/bin/session-relay dev --own-redis --own-secret $(ARGS)
 
-test: .venv/.installed .venv/.node
+test: .venv/.installed .venv/.node $(TYPESCRIPT)/node_modules/.built
 	@exec .venv/bin/python -m pytest $(ARGS)
+
+test-typescript: $(TYPESCRIPT)/node_modules/.built
+	@cd $(TYPESCRIPT) && npm test $(if $(ARGS),-- $(ARGS),&& npm run check)
 
 test-unit: .venv/.installed
 	@exec .venv/bin/python -m pytest -n 0 --hypothesis-profile quick tests/unit $(ARGS)
@@ -117,6 +123,18 @@ NPM_INSTALL := npm install --no-save --no-package-lock --no-audit --no-fund --no
 		echo "npm could not install @asyncapi/specs and ioredis: tests that need them are skipped" >&2; \
 	fi
 
+# The client for TypeScript, built: the conformance suite runs it beside Python's. (Not in the folder of the build, which
+# each build makes anew.)
+$(TYPESCRIPT)/node_modules/.built: $(TYPESCRIPT)/node_modules/.installed $(shell find $(TYPESCRIPT)/src $(TYPESCRIPT)/scripts -type f)
+	@if test -e $<; then cd $(TYPESCRIPT) && npm run --silent build && touch node_modules/.built; fi
+
+$(TYPESCRIPT)/node_modules/.installed: $(TYPESCRIPT)/package.json
+	@if command -v npm >/dev/null; then \
+		echo "Installing what $(TYPESCRIPT)/package.json pins, once: a minute …" && \
+		(cd $(TYPESCRIPT) && $(NPM_INSTALL) >/dev/null) && touch $@ || \
+		echo "npm could not install what $(TYPESCRIPT)/package.json pins: tests that need it are skipped" >&2; \
+	fi
+
 # The contenders of the benchmark, and this project beside them, in an environment of their own. Its Python is the
 # distribution's own, if that will do: built with every optimization, which a pyenv's is not.
 BENCH_PYTHON := $(shell /usr/bin/python3 -c '$(NEW_ENOUGH)' 2>/dev/null && echo /usr/bin/python3 || echo $(PYTHON))
@@ -178,4 +196,4 @@ pins:
 		--output-file benchmarks/requirements.txt
 
 clean:
-	rm -rf .venv .lowest .bench .servers benchmarks/node_modules .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .lowest .bench .servers benchmarks/node_modules $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
