@@ -9,10 +9,14 @@ import { accessTo } from "./redis_connection.js";
 import { explain } from "./refusals.js";
 import * as reads from "./reads.js";
 import { Partition, follow, subscribe } from "./stream.js";
-import type { SessionUpdate, Updates } from "./update.js";
+import type { LiveStatus, SessionUpdate, Updates } from "./update.js";
 
 /** A client of `redis` (node-redis 5 or 6), `ioredis` (5 or 6) or `iovalkey`; also for Sentinel and for a cluster. */
-export type RedisClient = { duplicate(...overrides: any[]): any } | { readonly totalClients: number };
+export type RedisClient =
+  | { duplicate(...overrides: any[]): unknown }
+  // node-redis' pools, and the sentinels' client of its version 5
+  | { readonly totalClients: number }
+  | { getMasterNode(): unknown };
 
 /** Where to begin: behind a cursor; behind one for each partition, by its number; without: with the snapshots. */
 export type After = string | Readonly<Record<number, string | null>>;
@@ -141,7 +145,7 @@ export class SessionFeed {
    *   relay received webhooks, or it ended so long ago that it was forgotten; or there can be no session with such an
    *   id. docs/feed.md says what to do.
    */
-  async status(sessionId: string, userId?: string | null): Promise<reads.LiveStatus> {
+  async status(sessionId: string, userId?: string | null): Promise<LiveStatus> {
     return reads.status(this.#sources(userId), sessionId);
   }
 

@@ -20,5 +20,4 @@ export type {
 } from "./feed.js";
 export type { OnReconnect } from "./errors.js";
 export type { Event, HttpRequest, Session, SessionActivity, SessionTask, Status } from "./messages.js";
-export type { LiveStatus } from "./reads.js";
-export type { SessionUpdate } from "./update.js";
+export type { LiveStatus, SessionUpdate } from "./update.js";

@@ -3,10 +3,10 @@ import type { Command, Connection, Reply } from "./connection.js";
 import { START } from "./cursors.js";
 import { isId } from "./keys.js";
 import { BATCH, newest, type Partition, type RawEntry } from "./stream.js";
-import { published, type SessionUpdate } from "./update.js";
+import { published, type LiveStatus, type SessionUpdate } from "./update.js";
 
-/** What `SessionFeed.status` tells about a session. */
-export type LiveStatus = "live" | "ended" | "unknown";
+export type { LiveStatus };
+
 /** A partition that may know, and the connection to it. */
 export type Source = readonly [Connection, Partition];
 

@@ -37,6 +37,9 @@ export class SessionUpdate {
   }
 }
 
+/** What `SessionFeed.status` tells about a session. */
+export type LiveStatus = "live" | "ended" | "unknown";
+
 /** What an iterator of a feed is. */
 export type Updates = AsyncGenerator<SessionUpdate, void, undefined>;
 

@@ -203,6 +203,20 @@ describe.each(LIBRARIES)("$name", (library) => {
       await updates.return();
     });
 
+    it("ends at once while it connects, and leaves no connection behind", async () => {
+      const before = (await connections()).length;
+      process.kill(server.pid, "SIGSTOP");
+      const collectors = Array.from({ length: 3 }, () => new Collector(feedOf().follow()));
+      await new Promise((resolve) => setImmediate(resolve));
+      for (const feed of feeds) await feed.close();
+      try {
+        for (const { done } of collectors) expect(await done).toBeUndefined();
+      } finally {
+        process.kill(server.pid, "SIGCONT");
+      }
+      await expect.poll(async () => (await connections()).length).toBe(before);
+    });
+
     it("throws what another attempt can't help", async () => {
       await relay.redis.set("{clerk}:events", "no stream");
       const error = await new Collector(feedOf().follow()).done;
@@ -231,7 +245,7 @@ describe.each(LIBRARIES)("$name", (library) => {
       const rights = ["~{clerk}:*", "+@read", "+xinfo", "+scan", "-@dangerous", "on", ">secret"];
       await relay.redis.call("ACL", "SETUSER", "reader", "reset", ...rights);
       await relay.redis.call("ACL", "SETUSER", "nobody", "reset", ...rights, "-xinfo");
-      const secret = (username: string): object => ({ username, password: "secret" });
+      const secret = (username: string): object => ({ username, password: "secret", enableReadyCheck: false });
       for (const username of ["reader", "nobody"]) {
         const other = await library.server(server.port, secret(username));
         const collector = new Collector(feedOf({}, other.client).follow());

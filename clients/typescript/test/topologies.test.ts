@@ -45,7 +45,7 @@ describe.each([
   },
 ])("$topology", ({ start, open }) => {
   const seen = new Map<string, Seen>();
-  let stop: () => Promise<void>;
+  let stop: (() => Promise<void>) | undefined;
 
   beforeAll(async () => {
     const { servers, ports, before, after } = await start();
@@ -80,7 +80,7 @@ describe.each([
       await feed.close();
       await client.close();
     }
-    await stop();
+    await stop?.();
   });
 
   const ofTheNew = ({ updates }: Collector): boolean => updates.some(({ session }) => session.id.startsWith("sess_new"));

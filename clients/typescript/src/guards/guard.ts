@@ -1,5 +1,5 @@
 // What the guards have in common: whose session a request has, and whether the request is refused.
-import type { LiveStatus } from "../reads.js";
+import type { LiveStatus } from "../update.js";
 
 /** What tells whether a session is live: a `SessionFeed`, or its mirror. */
 export interface StatusSource {

@@ -1,7 +1,7 @@
 // Redis servers of the tests, each on a free port of 127.0.0.1, in a folder of its own.
 import { spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -27,18 +27,22 @@ export class RedisServer {
   private constructor(
     readonly port: number,
     readonly options: readonly string[],
-    readonly first: readonly string[],
+    readonly sentinel: string,
   ) {}
 
   /** Starts one. `options`: as on the command line of redis-server. */
   static start(...options: string[]): Promise<RedisServer> {
-    return RedisServer.startAs([], ...options);
+    return RedisServer.#startAs("", options);
   }
 
-  /** Starts one with arguments that come first: a configuration file. */
-  static async startAs(first: readonly string[], ...options: string[]): Promise<RedisServer> {
+  /** Starts a sentinel with these lines of configuration. */
+  static startSentinel(lines: string): Promise<RedisServer> {
+    return RedisServer.#startAs(lines, []);
+  }
+
+  static async #startAs(sentinel: string, options: readonly string[]): Promise<RedisServer> {
     for (let attempt = 0; ; attempt++) {
-      const server = new RedisServer(await freePort(), options, first);
+      const server = new RedisServer(await freePort(), options, sentinel);
       try {
         await server.start();
         return server;
@@ -59,10 +63,12 @@ export class RedisServer {
 
   /** Starts it again, on the same port and with its data; waits until it responds. */
   async start(): Promise<void> {
-    const common = ["--port", `${this.port}`, "--bind", "127.0.0.1", "--dir", this.#directory];
-    const durable = this.first.length ? [] : ["--save", "", "--appendonly", "yes", "--appendfsync", "no"];
-    const options = [...this.first, ...common, ...durable, ...this.options];
-    this.#process = spawn(BINARY, options, { stdio: "ignore" });
+    const config = join(this.#directory, "redis.conf");
+    const durable = 'save ""\nappendonly yes\nappendfsync no\n';
+    const common = `port ${this.port}\nbind 127.0.0.1\ndir ${this.#directory}\n`;
+    writeFileSync(config, common + (this.sentinel || durable));
+    const options = this.sentinel ? ["--sentinel"] : this.options;
+    this.#process = spawn(BINARY, [config, ...options], { stdio: "ignore" });
     // Ends with this process, however that ends.
     process.once("exit", this.#kill);
     const died = once(this.#process, "exit");

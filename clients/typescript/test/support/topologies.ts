@@ -1,7 +1,4 @@
 // Several Redis servers: a primary that a sentinel watches, and a cluster.
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { Redis } from "ioredis6";
 import { expect, vi } from "vitest";
 import { RedisServer } from "./redis.js";
@@ -26,18 +23,14 @@ export class Watched {
     readonly primary: RedisServer,
     readonly replica: RedisServer,
     readonly sentinel: RedisServer,
-    readonly directory: string,
   ) {}
 
   static async start(): Promise<Watched> {
     const primary = await RedisServer.start();
-    const replica = await RedisServer.start("--replicaof", `127.0.0.1 ${primary.port}`, "--repl-diskless-sync-delay", "0");
-    const directory = mkdtempSync(join(tmpdir(), "clerk-session-feed-"));
-    const config = join(directory, "sentinel.conf");
+    const replica = await RedisServer.start("--replicaof", "127.0.0.1", `${primary.port}`, "--repl-diskless-sync-delay", "0");
     const monitor = `sentinel monitor main 127.0.0.1 ${primary.port} 1\n`;
     const limits = "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000\n";
-    writeFileSync(config, monitor + limits);
-    const sentinel = await RedisServer.startAs([config, "--sentinel"]);
+    const sentinel = await RedisServer.startSentinel(monitor + limits);
     const asked = connect(sentinel.port);
     const replicas = (): Promise<unknown> => asked.call("SENTINEL", "replicas", "main");
     await eventually(replicas, (found) => expect(found).toHaveLength(1));
@@ -45,7 +38,7 @@ export class Watched {
     await contains(() => copied.info("replication") as Promise<string>, "master_link_status:up");
     asked.disconnect();
     copied.disconnect();
-    return new Watched(primary, replica, sentinel, directory);
+    return new Watched(primary, replica, sentinel);
   }
 
   /** Kills the primary, and waits until the sentinel has made the replica the primary. */
@@ -58,7 +51,6 @@ export class Watched {
 
   async stop(): Promise<void> {
     for (const server of [this.sentinel, this.primary, this.replica]) await server.stop();
-    rmSync(this.directory, { recursive: true, force: true });
   }
 }
 
@@ -81,7 +73,10 @@ export class ClusterServers {
     const [first, , , last] = clients as [Redis, Redis, Redis, Redis];
     const bounds = [0, 5461, 10923, 16384];
     for (const [index, client] of clients.entries()) {
-      if (index < 3) await client.call("CLUSTER", "ADDSLOTSRANGE", bounds[index] as number, (bounds[index + 1] as number) - 1);
+      // Not ADDSLOTSRANGE, which Redis 6.2 does not have.
+      const [from = 0, to = from] = bounds.slice(index, index + 2);
+      const slots = Array.from({ length: to - from }, (_, number) => from + number);
+      if (slots.length) await client.call("CLUSTER", "ADDSLOTS", ...slots);
       await client.call("CLUSTER", "SET-CONFIG-EPOCH", index + 1);
       if (index) await client.call("CLUSTER", "MEET", "127.0.0.1", nodes[0]?.port as number);
     }
