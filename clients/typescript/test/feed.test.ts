@@ -204,6 +204,7 @@ describe.each(LIBRARIES)("$name", (library) => {
     });
 
     it("ends at once while it connects, and leaves no connection behind", async () => {
+      await feedOf().status("sess_1"); // the client itself is connected
       const before = (await connections()).length;
       process.kill(server.pid, "SIGSTOP");
       const collectors = Array.from({ length: 3 }, () => new Collector(feedOf().follow()));
