@@ -19,6 +19,7 @@ from clerk_session_feed import (
     AsyncSessionFeed,
     CursorLostError,
     FeedClosedError,
+    MirrorTooOldError,
     PartitionsError,
     RedisError,
     SessionFeed,
@@ -56,6 +57,7 @@ def explain(error: BaseException) -> dict[str, Any]:
         PartitionsError: "partitions",
         FeedClosedError: "closed",
         UnreadableMessageError: "unreadable",
+        MirrorTooOldError: "too_old",
         RedisError: "redis",
         ValueError: "invalid",
     }
@@ -95,6 +97,10 @@ class Threads:
             count = None if count is None else count - 1
         return False
 
+    def make(self, method: Callable[..., Any], **options: Any) -> Any:
+        """Return what a method that begins something returns."""
+        return method(**options)
+
     def leave(self, updates: Any) -> None:
         """Leave the loop, as `break` does."""
         updates.close()
@@ -127,6 +133,12 @@ class Tasks(Threads):
             count = None if count is None else count - 1
         return False
 
+    def make(self, method: Callable[..., Any], **options: Any) -> Any:
+        async def call() -> Any:
+            return method(**options)
+
+        return self.wait(call())
+
     def leave(self, updates: Any) -> Any:
         return updates.aclose()
 
@@ -138,6 +150,7 @@ class Driver:
         self._runs = runs
         self._feeds: dict[str, Any] = {}
         self._iterators: dict[str, Any] = {}
+        self._mirrors: dict[str, Any] = {}
 
     def serve(self) -> None:
         """Do what stdin says until it ends."""
@@ -189,6 +202,27 @@ class Driver:
         """Leave an iterator."""
         return self._runs.leave(self._iterators.pop(request["iterator"]))
 
+    def mirror(self, request: Request) -> None:
+        """Make a mirror."""
+        options: dict[str, Any] = {name: request[name] / 1000 for name in ("max_age", "keep_ended") if name in request}
+        if "past_max_age" in request:
+            options["past_max_age"] = request["past_max_age"]
+        self._mirrors[request["mirror"]] = self._runs.make(
+            self._feeds[request["feed"]].mirror, on_reconnect=lambda _: None, **options
+        )
+
+    def ready(self, request: Request) -> Any:
+        """Wait until a mirror has read everything."""
+        return self._mirrors[request["mirror"]].wait_until_ready()
+
+    def answer(self, request: Request) -> Any:
+        """Call one of a mirror's methods that return something."""
+        return getattr(self._mirrors[request["mirror"]], request["method"])(*request["arguments"])
+
+    def close_mirror(self, request: Request) -> Any:
+        """Close a mirror."""
+        return self._mirrors[request["mirror"]].close()
+
     def _options(self, request: Request, *names: str) -> dict[str, Any]:
         options = {name: request[name] for name in names if name in request}
         if isinstance(after := options.get("after"), dict):
@@ -208,7 +242,7 @@ class Driver:
 def main() -> None:
     """Run the driver."""
     runs = {"threads": Threads, "asyncio": Tasks}[sys.argv[1]]()
-    emit(ready=f"python-{sys.argv[1]}", can=[])
+    emit(ready=f"python-{sys.argv[1]}", can=["mirror"])
     with contextlib.suppress(KeyboardInterrupt):
         Driver(runs).serve()
 

@@ -7,6 +7,7 @@ import { pathToFileURL } from "node:url";
 import {
   CursorLostError,
   FeedClosedError,
+  MirrorTooOldError,
   NoResponseError,
   PartitionsError,
   SessionFeed,
@@ -73,6 +74,7 @@ function explain(error) {
     [PartitionsError, "partitions"],
     [FeedClosedError, "closed"],
     [UnreadableMessageError, "unreadable"],
+    [MirrorTooOldError, "too_old"],
     [NoResponseError, "redis"],
     [RangeError, "invalid"],
   ];
@@ -83,25 +85,28 @@ function explain(error) {
   return { kind: ours ?? (isFault ? error.name : "redis"), message: String(error?.message ?? error), ...more };
 }
 
-const METHODS = {
-  ...{ get: "get", status: "status", is_live: "isLive", live_sessions: "liveSessions", history: "history", now: "now" },
-};
+/** The name of a method, or of an option, in TypeScript. */
+const camel = (name) => name.replace(/_(\w)/g, (_, letter) => letter.toUpperCase());
+
 const feeds = new Map();
 const iterators = new Map();
+const mirrors = new Map();
 
-function options({ iterator, user_id: userId, claim_after: claimAfter, after, stale, resync }) {
+/** Those that are given. */
+const set = (options) =>
+  Object.fromEntries(Object.entries(options).flatMap(([name, value]) => (value === undefined ? [] : [[camel(name), value]])));
+
+function options({ iterator, user_id, claim_after, after, stale, resync }) {
   const controller = new AbortController();
-  const given = { userId, claimAfter, after, stale, resync };
-  const set = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
   const onReconnect = (error) => emit({ iterator, reconnect: String(error?.message ?? error) });
-  return [controller, { ...set, signal: controller.signal, onReconnect }];
+  const given = set({ user_id, claim_after, after, stale, resync });
+  return [controller, { ...given, signal: controller.signal, onReconnect }];
 }
 
 const operations = {
   async open({ feed, server, prefix, channel, partitions, timeout }) {
     const [client, end] = await connect(server);
-    const given = Object.entries({ prefix, channel, partitions, timeout }).filter(([, value]) => value !== undefined);
-    feeds.set(feed, { feed: new SessionFeed(client, Object.fromEntries(given)), end });
+    feeds.set(feed, { feed: new SessionFeed(client, set({ prefix, channel, partitions, timeout })), end });
   },
   async close({ feed }) {
     const opened = feeds.get(feed);
@@ -109,7 +114,7 @@ const operations = {
     if (opened && !opened.isEnded) opened.end();
     if (opened) opened.isEnded = true;
   },
-  ask: async ({ feed, method, arguments: given }) => asJson(await feeds.get(feed).feed[METHODS[method]](...given)),
+  ask: async ({ feed, method, arguments: given }) => asJson(await feeds.get(feed).feed[camel(method)](...given)),
   follow(request) {
     const [controller, given] = options(request);
     iterators.set(request.iterator, { controller, updates: feeds.get(request.feed).feed.follow(given) });
@@ -138,9 +143,19 @@ const operations = {
   abort({ iterator }) {
     iterators.get(iterator).controller.abort();
   },
+  mirror({ feed, mirror, max_age, past_max_age, keep_ended }) {
+    const given = set({ max_age, past_max_age, keep_ended });
+    mirrors.set(mirror, feeds.get(feed).feed.mirror({ ...given, onReconnect: () => undefined }));
+  },
+  async ready({ mirror }) {
+    await mirrors.get(mirror).ready();
+  },
+  answer: ({ mirror, method, arguments: given }) => mirrors.get(mirror)[camel(method)](...given),
+  close_mirror: ({ mirror }) => mirrors.get(mirror).close(),
 };
 
-emit({ ready: `typescript-${library}`, can: ["abort"] });
+const can = ["abort", ...("mirror" in SessionFeed.prototype ? ["mirror"] : [])];
+emit({ ready: `typescript-${library}`, can });
 createInterface({ input: process.stdin })
   .on("line", async (line) => {
     const { id, op, ...request } = JSON.parse(line);

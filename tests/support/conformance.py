@@ -139,10 +139,35 @@ class Play(RedisSteps):
         futures = {name: self._driver(name, feed).begin("close", feed=feed) for name in self.names}
         self._each(lambda name: futures[name].result(PATIENCE))
 
-    def do_ask(self, method: str, arguments: list[Any], feed: str = "main", **expected: Any) -> None:
-        """Call a method of a feed that returns something."""
+    def do_mirror(self, mirror: str, feed: str = "main", **options: Any) -> None:
+        """Make a mirror."""
+        named = {"feed": feed, "mirror": self._unique(mirror)}
+        futures = {name: self._driver(name, feed).begin("mirror", **named, **options) for name in self.names}
+        self._note_early(mirror, futures)
+
+    def do_ready(self, mirror: str) -> None:
+        """Return when a mirror has read everything."""
+        self._tell("ready", mirror=mirror)
+
+    def do_close_mirror(self, mirror: str) -> None:
+        """Close a mirror."""
+        self._tell("close_mirror", mirror=mirror)
+
+    def _tell(self, op: str, **of: str) -> None:
+        """Let each driver do something with an iterator, or with a mirror."""
+        ((kind, name_of),) = of.items()
+        named = {kind: self._unique(name_of)}
+        futures = {name: self._driver(name, name_of).begin(op, **named) for name in self.names}
+        self._each(lambda name: futures[name].result(PATIENCE))
+
+    def do_ask(
+        self, method: str, arguments: list[Any], feed: str = "main", of: str | None = None, **expected: Any
+    ) -> None:
+        """Call a method of a feed, or of a mirror, that returns something."""
+        named = {"op": "ask", "feed": feed} if of is None else {"op": "answer", "mirror": self._unique(of)}
+        feed = of or feed
         futures = {
-            name: self._driver(name, feed).begin("ask", feed=feed, method=method, arguments=self._put(arguments, name))
+            name: self._driver(name, feed).begin(method=method, arguments=self._put(arguments, name), **named)
             for name in self.names
             if (name, feed) not in self._early
         }
@@ -267,17 +292,11 @@ class Play(RedisSteps):
 
     def do_leave(self, iterator: str) -> None:
         """Leave a loop in its body."""
-        futures = {
-            name: self._driver(name, iterator).begin("leave", iterator=self._unique(iterator)) for name in self.names
-        }
-        self._each(lambda name: futures[name].result(PATIENCE))
+        self._tell("leave", iterator=iterator)
 
     def do_abort(self, iterator: str) -> None:
         """End an iterator from outside."""
-        futures = {
-            name: self._driver(name, iterator).begin("abort", iterator=self._unique(iterator)) for name in self.names
-        }
-        self._each(lambda name: futures[name].result(PATIENCE))
+        self._tell("abort", iterator=iterator)
 
     def do_kill_process(self, process: str) -> None:
         """Kill the further process of each driver."""
