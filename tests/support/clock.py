@@ -1,7 +1,9 @@
 """Time in the tests: frozen, waited for, or measured."""
 
+import bisect
 import contextlib
 import datetime
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +41,8 @@ class Metronome:
 
     def delay(self, began: float, ended: float) -> float:
         """Return the longest delay of a beat that ended in or just after this time."""
-        return max((late for at, late in self._beats if began <= at and at - late <= ended), default=0.0)
+        since = itertools.islice(self._beats, bisect.bisect_left(self._beats, (began,)), None)
+        return max((late for _, late in itertools.takewhile(lambda beat: beat[0] - beat[1] <= ended, since)), default=0.0)
 
     def delays(self) -> float:
         """Return the sum of all delays."""
