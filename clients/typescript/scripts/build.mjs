@@ -35,7 +35,10 @@ try {
   }
   const input = Object.fromEntries(entries.map((name) => [name, join(root, "src", `${name}.ts`)]));
   const bundle = await rolldown({ input, platform: "node", cwd: root, external: [/^node:/] });
-  const minify = { compress: { target: "es2022" }, mangle: { toplevel: true, keepNames: { class: true, function: false } } };
+  const minify = {
+    compress: { target: "es2022" },
+    mangle: { toplevel: true, keepNames: { class: true, function: false } },
+  };
   await bundle.write({ dir: made, format: "es", chunkFileNames: "[name].js", minify });
   rmSync(join(root, "dist"), { recursive: true, force: true });
   renameSync(made, join(root, "dist"));

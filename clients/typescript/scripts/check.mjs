@@ -10,21 +10,33 @@ import { gzipSync } from "node:zlib";
 const LIMIT = 20_000;
 const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8"));
 const root = fileURLToPath(new URL("..", import.meta.url));
-const run = (command, ...options) => execFileSync("npx", ["--no-install", command, ...options], { cwd: root, stdio: "inherit" });
+const run = (command, ...options) =>
+  execFileSync("npx", ["--no-install", command, ...options], { cwd: root, stdio: "inherit" });
 
 const directory = mkdtempSync(join(tmpdir(), "clerk-session-feed-"));
 try {
-  execFileSync("npm", ["pack", "--silent", "--pack-destination", directory], { cwd: root, stdio: ["ignore", "ignore", "inherit"] });
+  execFileSync("npm", ["pack", "--silent", "--pack-destination", directory], {
+    cwd: root,
+    stdio: ["ignore", "ignore", "inherit"],
+  });
   const tarball = join(directory, `clerk-session-feed-${version}.tgz`);
   run("publint", tarball, "--strict");
   run("attw", tarball, "--profile", "esm-only");
   const names = readdirSync(join(root, "dist"), { recursive: true });
   const gzipped = (end) =>
-    gzipSync(names.filter((name) => name.endsWith(end)).map((name) => readFileSync(join(root, "dist", name), "utf8")).join("\n"), {
-      level: 9,
-    }).length;
+    gzipSync(
+      names
+        .filter((name) => name.endsWith(end))
+        .map((name) => readFileSync(join(root, "dist", name), "utf8"))
+        .join("\n"),
+      {
+        level: 9,
+      },
+    ).length;
   const script = gzipped(".js");
-  console.log(`packed: ${statSync(tarball).size} bytes, of which JavaScript ${script}, declarations ${gzipped(".d.ts")}`);
+  console.log(
+    `packed: ${statSync(tarball).size} bytes, of which JavaScript ${script}, declarations ${gzipped(".d.ts")}`,
+  );
   if (script > LIMIT) {
     console.error(`The JavaScript has more than ${LIMIT} bytes.`);
     process.exitCode = 1;

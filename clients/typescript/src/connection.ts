@@ -54,6 +54,7 @@ export interface Access {
 
 /** What an error says, and how it is called. Node's own errors about several addresses have no text. */
 export function messageOf(error: unknown): string {
-  const { message, code, name } = error instanceof Error ? (error as NodeJS.ErrnoException) : { message: String(error) };
+  const { message, code, name } =
+    error instanceof Error ? (error as NodeJS.ErrnoException) : { message: String(error) };
   return message || code || name || "";
 }

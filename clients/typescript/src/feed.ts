@@ -1,3 +1,4 @@
+// A long module, since it is what users see: each method, and what it promises.
 import { driverOf } from "./clients/index.js";
 import type { Access, Connection } from "./connection.js";
 import { START } from "./cursors.js";
@@ -5,10 +6,11 @@ import { FeedClosedError, type OnReconnect } from "./errors.js";
 import { consume, groupOf } from "./group.js";
 import { partitionOf, split } from "./keys.js";
 import { merge } from "./iterate.js";
+import { mirrorOf, type Mirror, type MirrorOptions, type PastMaxAge } from "./mirror.js";
 import { accessTo } from "./redis_connection.js";
 import { explain } from "./refusals.js";
 import * as reads from "./reads.js";
-import { Partition, follow, subscribe } from "./stream.js";
+import { Partition, follow, subscribe, updateReading } from "./stream.js";
 import type { LiveStatus, SessionUpdate, Updates } from "./update.js";
 
 /** A client of `redis` (node-redis 5 or 6), `ioredis` (5 or 6) or `iovalkey`; also for Sentinel and for a cluster. */
@@ -177,7 +179,8 @@ export class SessionFeed {
    */
   follow(options: FollowOptions = {}): Updates {
     const { after, stale = false, resync = false } = options;
-    return this.#begin(after, options, (connection, partitions) => follow(connection, partitions, { stale, resync }));
+    const rules: Rules = (connection, partitions) => follow(connection, partitions, updateReading(stale), resync);
+    return this.#begin(after, options, rules);
   }
 
   /**
@@ -209,6 +212,25 @@ export class SessionFeed {
     return this.#begin(undefined, options, (connection) => subscribe(connection, channel), true);
   }
 
+  /**
+   * Keeps the state of all sessions in memory, and returns what answers from there; it begins at once.
+   *
+   * Throws a RangeError if an option can't be used, and a FeedClosedError if the feed is closed already.
+   */
+  mirror<P extends PastMaxAge = "raise">(options: MirrorOptions<P> = {}): Mirror<P> {
+    if (this.#isClosed) throw new FeedClosedError();
+    const { onReconnect = warn } = options;
+    const source = {
+      slots: this.#bySlot(this.#placed(undefined)),
+      open: this.#open,
+      onReconnect,
+      connect: this.#connect,
+      status: this.status.bind(this),
+      get: this.get.bind(this),
+    };
+    return mirrorOf(source, options);
+  }
+
   /** The partitions, or that of the user, each with the connection for short reads. */
   #sources(userId?: string | null): reads.Source[] {
     if (this.#isClosed) throw new FeedClosedError();
@@ -226,17 +248,26 @@ export class SessionFeed {
   #begin(after: After | undefined, options: IteratorOptions, rules: Rules, isOne = false): Updates {
     if (this.#isClosed) throw new FeedClosedError();
     const { signal, onReconnect = warn } = options;
-    const bySlot = new Map<number, Partition[]>();
-    for (const partition of this.#placed(after)) {
-      const slot = isOne ? (this.#slots[0] as number) : (this.#slots[partition.number] as number);
-      bySlot.set(slot, [...(bySlot.get(slot) ?? []), partition]);
-    }
-    const followers = [...bySlot.values()].map((partitions) => {
-      const connection = this.#access.follower((partitions[0] as Partition).keys.events, { onReconnect });
+    const placed = this.#placed(after);
+    const followers = (isOne ? [placed] : this.#bySlot(placed)).map((partitions) => {
+      const connection = this.#connect(partitions, onReconnect);
       return { connection, updates: rules(connection, partitions) };
     });
     return merge(followers, this.#open, signal);
   }
+
+  /** Partitions, those together that one connection serves. */
+  #bySlot(partitions: readonly Partition[]): Partition[][] {
+    const bySlot = new Map<number, Partition[]>();
+    for (const partition of partitions) {
+      const slot = this.#slots[partition.number] as number;
+      bySlot.set(slot, [...(bySlot.get(slot) ?? []), partition]);
+    }
+    return [...bySlot.values()];
+  }
+
+  readonly #connect = (partitions: readonly Partition[], onReconnect: OnReconnect): Connection =>
+    this.#access.follower((partitions[0] as Partition).keys.events, { onReconnect });
 
   #placed(after: After | undefined): Partition[] {
     const partitions = this.#partitions.map(({ number, keys }) => new Partition(number, keys));

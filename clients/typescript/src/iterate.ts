@@ -13,7 +13,7 @@ export interface Follower {
 /** Yields updates until the connection is closed; closes it when the caller stops. */
 export async function* untilClosed({ connection, updates }: Follower): Updates {
   try {
-    for (let next; !(next = await updates.next()).done; ) {
+    for (let next; !(next = await updates.next()).done;) {
       yield next.value;
       // The rules learn that the caller is done with the update.
       if (connection.isClosed) await updates.throw(new FeedClosedError());
@@ -51,7 +51,9 @@ export function merge(followers: readonly Follower[], open: Set<() => Promise<vo
     signal?.addEventListener("abort", onAbort);
     try {
       if (signal?.aborted) await close();
-      yield* mergeAll(followers.map(({ connection, updates }) => ({ connection, updates: untilClosed({ connection, updates }) })));
+      yield* mergeAll(
+        followers.map(({ connection, updates }) => ({ connection, updates: untilClosed({ connection, updates }) })),
+      );
     } finally {
       open.delete(close);
       signal?.removeEventListener("abort", onAbort);
@@ -76,7 +78,7 @@ async function* mergeAll(followers: readonly Follower[]): Updates {
   };
   try {
     followers.forEach(step);
-    for (let running = followers.length; running; ) {
+    for (let running = followers.length; running;) {
       if (!ready.length) await new Promise<void>((resolve) => (wake = resolve));
       const { follower, next, error } = ready.shift() as Result;
       if (!next) throw error;

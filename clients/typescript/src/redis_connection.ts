@@ -1,4 +1,5 @@
 // A Connection over Links: each is used until something goes wrong with it, then the next one is opened.
+// A long module, since each command needs all of it: the Link, its time, the pauses, the number of partitions.
 import { asError, within, type Driver, type Link } from "./clients/link.js";
 import { BLOCK_MS, type Access, type Command, type Connection, type OnReconnect, type Reply } from "./connection.js";
 import { FeedClosedError, NoResponseError } from "./errors.js";
@@ -10,11 +11,11 @@ import { isRefusal, mayPass } from "./refusals.js";
 const FIRST_PAUSE = 100;
 /** Milliseconds between two attempts at most, while Redis is away. */
 const LONGEST_PAUSE = 2000;
-/** Milliseconds between two attempts at most, while Redis refuses: an attempt may count against the limit that it met. */
+/** Milliseconds between two attempts at most, while Redis refuses: each may count against the limit that it met. */
 const LONGEST_REFUSED_PAUSE = 10_000;
 /** Milliseconds that sentinels or nodes have to say where the server is, besides the time to connect to it. */
 const LOCATE_MS = 2500;
-/** Milliseconds after which the number of partitions is compared again: nothing else tells of a change where none comes. */
+/** Milliseconds after which the number of partitions is compared again: where nothing comes, nothing else tells. */
 const PARTITIONS_MS = 600_000;
 
 /** The settings of a feed that its connections need. */
@@ -39,7 +40,7 @@ interface Subscription {
   wake(error?: Error): void;
 }
 
-/** `key`: decides which server of a cluster it leads to. `isShared`: it uses the user's client itself, for short reads. */
+/** `key`: decides which server of a cluster it leads to. `isShared`: for short reads, over the user's client. */
 class RedisConnection implements Connection {
   connections = 0;
   readonly #whole: Keys;
@@ -95,7 +96,7 @@ class RedisConnection implements Connection {
   }
 
   async persist<T>(attempt: () => Promise<T>): Promise<T> {
-    for (let pause = FIRST_PAUSE; ; ) {
+    for (let pause = FIRST_PAUSE; ;) {
       let longest: number;
       try {
         return await attempt();
@@ -253,7 +254,8 @@ class RedisConnection implements Connection {
       const timer = setTimeout(() => {
         // A busy program gets its timers before what Redis has sent meanwhile.
         setImmediate(() => {
-          if (otherwise === undefined) return fail(new NoResponseError(`Redis did not respond within ${milliseconds} ms.`));
+          if (otherwise === undefined)
+            return fail(new NoResponseError(`Redis did not respond within ${milliseconds} ms.`));
           end();
           resolve(otherwise);
         });

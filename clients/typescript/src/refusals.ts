@@ -1,4 +1,4 @@
-// What another attempt can mend, and what it can't: the rules of Python's `refusals.py`, whose comments have the reasons.
+// What another attempt can mend, and what it can't: the rules of Python's `refusals.py`, which has their reasons.
 // Redis, providers and proxies have words of their own for what passes. So the list is one of what stays wrong, and
 // whatever is not on it may pass.
 import { messageOf } from "./connection.js";
@@ -6,14 +6,19 @@ import { FeedError, NoResponseError, PartitionsError } from "./errors.js";
 
 const MOVING_CODES = /^(UNBLOCKED|MASTERDOWN|MOVED|ASK|TRYAGAIN|CLUSTERDOWN|READONLY|LOADING) /;
 const PASSING_CODES = /^(OOM|MISCONF|BUSY|NOREPLICAS) /;
-const LASTING_CODES =
-  /^((NOPERM|DENIED|NOAUTH|WRONGPASS|WRONGTYPE|CROSSSLOT|NOPROTO|NOGROUP|BUSYGROUP)\b|no such key|The XGROUP subcommand requires the key to exist)/;
-const FLAWS =
-  /^protocol error|syntax error|wrong kind of value|unknown (sub)?command|(wrong|too many)( number of)? arguments|is not (valid|an? (valid )?(integer|float))|out of range|invalid (stream|db)/i;
+const LASTING_CODES = new RegExp(
+  "^((NOPERM|DENIED|NOAUTH|WRONGPASS|WRONGTYPE|CROSSSLOT|NOPROTO|NOGROUP|BUSYGROUP)\\b" +
+    "|no such key|The XGROUP subcommand requires the key to exist)",
+);
+const FLAWS = new RegExp(
+  "^protocol error|syntax error|wrong kind of value|unknown (sub)?command|(wrong|too many)( number of)? arguments" +
+    "|is not (valid|an? (valid )?(integer|float))|out of range|invalid (stream|db)",
+  "i",
+);
 const PASSING_WORDS = new RegExp(
   "limit|quota|exceed|too many|throttl|maximum|try again|retry|temporar|maintenance|busy|overload|breaker|frozen" +
-    "|migrat|reshard|rebalanc|fail(ing|ed)?[ -]?over|shutting|starting|time[ -]?out|timed out|read[ -]?only|\\bdisk\\b" +
-    "|out of memory|\\bwrit(es?|ing)\\b|\\bmodify\\b|\\b(while|during|until|at the moment)\\b|\\b(state|phase)$" +
+    "|migrat|reshard|rebalanc|fail(ing|ed)?[ -]?over|shutting|starting|time[ -]?out|timed out|read[ -]?only" +
+    "|\\bdisk\\b|out of memory|\\bwrit(es?|ing)\\b|\\bmodify\\b|\\b(while|during|until|at the moment)\\b|\\b(state|phase)$" +
     "|\\b(server|service|host|backend|upstream|node|shard|slot|cluster|instance|database|replica|primary|master)s?" +
     "( is| are)? (currently )?(not |un)available",
   "i",
@@ -47,7 +52,7 @@ const OTHER_RIGHTS = new RegExp(
   "i",
 );
 
-/** What Redis says, without the code ERR, and without the arguments of a command that it does not know: of AUTH, too. */
+/** What Redis says, without ERR, and without the arguments of a command that it does not know: that may be AUTH. */
 export const explain = (error: unknown): string =>
   (messageOf(error).split(", with args")[0] as string).replace(/^ERR /, "");
 

@@ -5,7 +5,15 @@ import { slotOf } from "../src/clients/cluster.js";
 
 describe("cursors", () => {
   it("compare as pairs of numbers of 64 bits", () => {
-    const sorted = [START, NOTHING, "2-0", "10-0", "9007199254740993-1", "9007199254740993-10", "18446744073709551615-0"];
+    const sorted = [
+      START,
+      NOTHING,
+      "2-0",
+      "10-0",
+      "9007199254740993-1",
+      "9007199254740993-10",
+      "18446744073709551615-0",
+    ];
     expect([...sorted].reverse().sort(compareCursors)).toEqual(sorted);
     expect(compareCursors("9007199254740993-0", "9007199254740992-0")).toBeGreaterThan(0);
     expect(later("9-0", "10-0")).toBe("10-0");
@@ -21,12 +29,21 @@ describe("cursors", () => {
     expect(wholeCursor("0")).toBe(START);
   });
 
-  it.each(["", "-", "1-", "-1", "1-2-3", "now", "1.5", "18446744073709551616-0", "1-18446744073709551616", " 1-1", "1-1\n"])(
-    "are not %j",
-    (text) => {
-      expect(() => wholeCursor(text)).toThrow(RangeError);
-    },
-  );
+  it.each([
+    "",
+    "-",
+    "1-",
+    "-1",
+    "1-2-3",
+    "now",
+    "1.5",
+    "18446744073709551616-0",
+    "1-18446744073709551616",
+    " 1-1",
+    "1-1\n",
+  ])("are not %j", (text) => {
+    expect(() => wholeCursor(text)).toThrow(RangeError);
+  });
 });
 
 describe("keys", () => {

@@ -60,7 +60,13 @@ describe.each(LIBRARIES)("$name", (library) => {
       await relay.apply({ id: "sess_2" });
       const feed = feedOf();
       const update = await feed.get("sess_1");
-      expect(update).toMatchObject({ cursor, revision: 2, previousStatus: "active", outcome: "applied", isLive: false });
+      expect(update).toMatchObject({
+        cursor,
+        revision: 2,
+        previousStatus: "active",
+        outcome: "applied",
+        isLive: false,
+      });
       expect(await feed.get("sess_3")).toBeNull();
       expect(briefly(await feed.liveSessions("user_1"))).toEqual(["sess_2 active 1"]);
       expect(briefly(await feed.history("sess_1"))).toEqual(["sess_1 active 1", "sess_1 ended 2"]);

@@ -34,7 +34,9 @@ class FakeDriver implements Driver {
         this.sent.push([...commands]);
         return Promise.allSettled(
           commands.map(async (command) => {
-            const answered = await (command[0] === "HMGET" && command[1] === "{clerk}:partitions" ? [null] : this.answer(command));
+            const answered = await (command[0] === "HMGET" && command[1] === "{clerk}:partitions"
+              ? [null]
+              : this.answer(command));
             if (answered instanceof Error) throw answered;
             return answered;
           }),
@@ -75,7 +77,10 @@ describe("a command", () => {
     const driver = new FakeDriver(never);
     const read: Command = ["XREADGROUP", "GROUP", "BLOCK", "BLOCK", "COUNT", 1, "BLOCK", BLOCK_MS, "STREAMS", "s", ">"];
     let error: unknown;
-    void driver.connection().execute(read).catch((reason: unknown) => (error = reason));
+    void driver
+      .connection()
+      .execute(read)
+      .catch((reason: unknown) => (error = reason));
     await vi.advanceTimersByTimeAsync(BLOCK_MS + 999);
     expect(error).toBeUndefined();
     await vi.advanceTimersByTimeAsync(2);

@@ -35,7 +35,7 @@ describe("what a client library says", () => {
     "Socket closed unexpectedly",
     "The client is closed",
     "The client is offline",
-    "Reached the max retries per request limit (which is 20). Refer to \"maxRetriesPerRequest\" option for details.",
+    'Reached the max retries per request limit (which is 20). Refer to "maxRetriesPerRequest" option for details.',
     "Stream isn't writeable and enableOfflineQueue options is false",
     "None of startup nodes is available",
     "All sentinels are unreachable and retry is disabled.",

@@ -83,7 +83,8 @@ describe.each([
     await stop?.();
   });
 
-  const ofTheNew = ({ updates }: Collector): boolean => updates.some(({ session }) => session.id.startsWith("sess_new"));
+  const ofTheNew = ({ updates }: Collector): boolean =>
+    updates.some(({ session }) => session.id.startsWith("sess_new"));
 
   describe.each(LIBRARIES)("with $name", ({ name }) => {
     it("is followed through a failover without a gap", () => {

@@ -33,7 +33,11 @@ export const feeds = (): SessionFeed[] => [
 /** What an update's fields are to its user. */
 export async function fields(feed: SessionFeed): Promise<unknown[]> {
   const told: unknown[] = [];
-  for await (const update of feed.follow({ after: { 0: "0-0", 1: null }, stale: true, signal: AbortSignal.timeout(1) })) {
+  for await (const update of feed.follow({
+    after: { 0: "0-0", 1: null },
+    stale: true,
+    signal: AbortSignal.timeout(1),
+  })) {
     const { session, event, previousStatus }: SessionUpdate = update;
     const status: Status = session.status;
     const ends: number | null = session.expire_at;

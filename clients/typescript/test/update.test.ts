@@ -101,7 +101,9 @@ describe("an entry of the stream", () => {
   });
 
   it("that has a cursor already is unreadable", () => {
-    expect(() => streamed(JSON.stringify(EXAMPLE), "the stream 5-1", "5-1", "applied", 0)).toThrow(UnreadableMessageError);
+    expect(() => streamed(JSON.stringify(EXAMPLE), "the stream 5-1", "5-1", "applied", 0)).toThrow(
+      UnreadableMessageError,
+    );
   });
 });
 

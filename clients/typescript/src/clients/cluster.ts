@@ -7,7 +7,7 @@ const ASK_MS = 500;
 /** Milliseconds that several of them have. The next attempt begins with those that were not asked yet. */
 const ASK_ALL_MS = 2000;
 
-/** The slot of a key: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#key-distribution-model */
+/** https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#key-distribution-model */
 export function slotOf(key: string): number {
   const begin = key.indexOf("{") + 1;
   const end = begin && key.indexOf("}", begin);
@@ -22,7 +22,10 @@ export function slotOf(key: string): number {
 type Open = (host: Host, opening: Opening) => Promise<Link>;
 
 /** Opens Links to whichever node holds a key now. `seeds`: tells the nodes that the user's client knows. */
-export function clusterOpener(open: Open, seeds: () => Promise<Host[]>): (key: string, opening: Opening) => Promise<Link> {
+export function clusterOpener(
+  open: Open,
+  seeds: () => Promise<Host[]>,
+): (key: string, opening: Opening) => Promise<Link> {
   let hosts: Host[] = [];
 
   /** The owner of the slot, as one node sees it; what it knows can be asked from now on. */

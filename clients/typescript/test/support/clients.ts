@@ -52,7 +52,12 @@ const ioredis = (name: string, Redis: typeof Redis6, Cluster: typeof Cluster6): 
     sentinel: async (ports, group) =>
       opened(new Redis({ name: group, sentinels: ports.map((port) => ({ host: "127.0.0.1", port })) })),
     cluster: async (ports, options) =>
-      opened(new Cluster(ports.map((port) => ({ host: "127.0.0.1", port })), { ...options })),
+      opened(
+        new Cluster(
+          ports.map((port) => ({ host: "127.0.0.1", port })),
+          { ...options },
+        ),
+      ),
   };
 };
 

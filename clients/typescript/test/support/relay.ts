@@ -32,7 +32,13 @@ export class Relay {
   }
 
   /** Applies an event; resolves to its cursor. */
-  async apply({ id, userId = "user_1", status = "active", outcome = "applied", expireAt = null }: Applied): Promise<string> {
+  async apply({
+    id,
+    userId = "user_1",
+    status = "active",
+    outcome = "applied",
+    expireAt = null,
+  }: Applied): Promise<string> {
     const keys = this.keys(userId);
     const isApplied = outcome === "applied";
     const revision = isApplied ? (this.revisions.get(id) ?? 0) + 1 : null;
@@ -43,12 +49,16 @@ export class Relay {
       this.revisions.set(id, revision as number);
       const state = message({ id, userId, status, revision, expireAt, cursor });
       const live = status === "active" ? "1" : "0";
-      const stored = { state, live, user_id: userId, revision: `${revision}`, cursor, _expire_at: `${expireAt ?? ""}` };
+      const common = { state, status, live, user_id: userId };
+      const stored = { ...common, revision: `${revision}`, cursor, _expire_at: `${expireAt ?? ""}` };
       const users = keys.userSessions(userId);
       await this.redis
         .multi()
         .hset(keys.session(id), stored)
-        [live === "1" ? "zadd" : "zrem"](users, ...((live === "1" ? [`${expireAt ?? "+inf"}`, id] : [id]) as [string, string]))
+        [live === "1" ? "zadd" : "zrem"](
+          users,
+          ...((live === "1" ? [`${expireAt ?? "+inf"}`, id] : [id]) as [string, string]),
+        )
         .publish("clerk:sessions", state)
         .publish(`clerk:sessions:user:${userId}`, state)
         .exec();

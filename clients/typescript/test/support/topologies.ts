@@ -27,7 +27,13 @@ export class Watched {
 
   static async start(): Promise<Watched> {
     const primary = await RedisServer.start();
-    const replica = await RedisServer.start("--replicaof", "127.0.0.1", `${primary.port}`, "--repl-diskless-sync-delay", "0");
+    const replica = await RedisServer.start(
+      "--replicaof",
+      "127.0.0.1",
+      `${primary.port}`,
+      "--repl-diskless-sync-delay",
+      "0",
+    );
     const monitor = `sentinel monitor main 127.0.0.1 ${primary.port} 1\n`;
     const limits = "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000\n";
     const sentinel = await RedisServer.startSentinel(monitor + limits);
@@ -80,7 +86,8 @@ export class ClusterServers {
       await client.call("CLUSTER", "SET-CONFIG-EPOCH", index + 1);
       if (index) await client.call("CLUSTER", "MEET", "127.0.0.1", nodes[0]?.port as number);
     }
-    for (const client of clients) await contains(() => client.cluster("INFO") as Promise<string>, "cluster_known_nodes:4");
+    for (const client of clients)
+      await contains(() => client.cluster("INFO") as Promise<string>, "cluster_known_nodes:4");
     const slot = await first.cluster("KEYSLOT", key);
     const owner = bounds.findIndex((bound) => slot < bound) - 1;
     await last.call("CLUSTER", "REPLICATE", await (clients[owner] as Redis).cluster("MYID"));

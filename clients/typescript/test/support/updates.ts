@@ -13,7 +13,9 @@ export async function take(updates: AsyncIterator<SessionUpdate>, count: number)
 
 /** What each update is about, in short: `sess_1 ended 2`. */
 export const briefly = (updates: readonly SessionUpdate[]): string[] =>
-  updates.map(({ session, revision, isSnapshot }) => `${session.id} ${session.status} ${revision}${isSnapshot ? "*" : ""}`);
+  updates.map(
+    ({ session, revision, isSnapshot }) => `${session.id} ${session.status} ${revision}${isSnapshot ? "*" : ""}`,
+  );
 
 /** Collects what an iterator yields, until it ends; `error`: what it threw. */
 export class Collector {
