@@ -12,23 +12,23 @@ from clerk_session_feed.errors import (
     PartitionsError,
     UnreadableMessageError,
 )
-from clerk_session_feed.models import (
-    Event,
-    EventWithRequest,
-    HttpRequest,
-    LiveStatus,
-    Session,
-    SessionActivity,
-    SessionTask,
-    Status,
-)
-from clerk_session_feed.updates import SessionUpdate
 
 if TYPE_CHECKING:
     from redis import RedisError
 
     from clerk_session_feed.feed import AsyncSessionFeed, SessionFeed
     from clerk_session_feed.mirror import AsyncAskingMirror, AsyncMirror, Mirror
+    from clerk_session_feed.models import (
+        Event,
+        EventWithRequest,
+        HttpRequest,
+        LiveStatus,
+        Session,
+        SessionActivity,
+        SessionTask,
+        Status,
+    )
+    from clerk_session_feed.updates import SessionUpdate
 
 __all__ = [
     "AsyncAskingMirror",
@@ -56,15 +56,26 @@ __all__ = [
 ]
 
 
-# A program that needs only models or key names does not load redis-py, which takes a while.
+# redis-py and pydantic take a while to load. A program that needs only key names does not load them, and neither does
+# pytest, which loads the plugin of this package wherever it is installed.
 _FEED, _MIRROR = "clerk_session_feed.feed", "clerk_session_feed.mirror"
+_MODELS, _UPDATES = "clerk_session_feed.models", "clerk_session_feed.updates"
 _ON_FIRST_USE = {
     "AsyncAskingMirror": _MIRROR,
     "AsyncMirror": _MIRROR,
     "AsyncSessionFeed": _FEED,
+    "Event": _MODELS,
+    "EventWithRequest": _MODELS,
+    "HttpRequest": _MODELS,
+    "LiveStatus": _MODELS,
     "Mirror": _MIRROR,
     "RedisError": "redis",
+    "Session": _MODELS,
+    "SessionActivity": _MODELS,
     "SessionFeed": _FEED,
+    "SessionTask": _MODELS,
+    "SessionUpdate": _UPDATES,
+    "Status": _MODELS,
 }
 
 

@@ -76,7 +76,10 @@ class Feed(Generic[C]):
     def _make_readers(self) -> dict[int, C]:
         """Return connections for short reads, one to each slot, and by the slot."""
         by_slot = dict(zip(self._slots, self._keys, strict=True))
-        return {slot: self._connection(self._settings, keys.events, blocks=False) for slot, keys in by_slot.items()}
+        return {slot: self._new_connection(keys.events, blocks=False) for slot, keys in by_slot.items()}
+
+    def _new_connection(self, key: str, **options: Any) -> C:
+        return self._connection(self._settings, key, **options)
 
     def _readers_here(self) -> dict[int, C]:
         """Return the connections for short reads that the caller may use."""
@@ -114,7 +117,7 @@ class Feed(Generic[C]):
     ) -> list[C]:
         """Return a connection to each slot, for what waits there. They are closed with the feed."""
         options: Any = {"blocks": True, "longest_wait": longest_wait, "on_reconnect": on_reconnect}
-        made = [self._connection(self._settings, slot[0].keys.events, **options) for slot in slots]
+        made = [self._new_connection(slot[0].keys.events, **options) for slot in slots]
         with self._lock:
             if self._is_closed:
                 raise FeedClosedError("The feed is closed.")

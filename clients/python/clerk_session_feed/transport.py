@@ -85,7 +85,7 @@ class Connection(abc.ABC):
         asked_at: When the commands were sent that were answered last, by `clock`. Of use where one at a time asks.
     """
 
-    _connect: ClassVar[Callable[..., Any]]
+    _connect: Callable[..., Any]
     _event: ClassVar[type[Any]]
     _semaphore: ClassVar[type[Any]]
     new_queue: ClassVar[type[Any]]
