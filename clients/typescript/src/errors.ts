@@ -38,11 +38,11 @@ export class PartitionsError extends FeedError {
   }
 }
 
-/** The feed, or the iterator, is closed. */
+/** The feed, or its mirror, is closed. */
 export class FeedClosedError extends FeedError {
   override name = "FeedClosedError";
-  constructor() {
-    super("The feed is closed.");
+  constructor(what: "feed" | "mirror" = "feed") {
+    super(`The ${what} is closed.`);
   }
 }
 
@@ -56,15 +56,19 @@ export class NoResponseError extends FeedError {
   override name = "NoResponseError";
 }
 
-/** A mirror does not know for longer than its `maxAge` that it has missed nothing. */
+/** A mirror can't say what became of a session: it may have missed something, and `maxAge` has passed. */
 export class MirrorTooOldError extends FeedError {
   override name = "MirrorTooOldError";
   constructor(
-    /** Seconds since the mirror last knew. */
+    /** Milliseconds since the mirror last knew that it had missed nothing; Infinity before it has read all sessions. */
     readonly age: number,
-    /** Seconds that were allowed. */
+    /** Milliseconds, as the mirror was told. */
     readonly maxAge: number,
+    /** Why, in some words. */
+    readonly reason: string,
+    cause?: unknown,
   ) {
-    super(`The mirror last knew ${age.toFixed(1)} s ago that nothing was missing; maxAge is ${maxAge} s.`);
+    const old = age === Infinity ? "not ready" : `${(age / 1000).toFixed(1)} s old, and maxAge is ${maxAge / 1000} s`;
+    super(`The mirror is ${old}: ${reason}.`, cause === undefined ? undefined : { cause });
   }
 }

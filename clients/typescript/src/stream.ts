@@ -1,5 +1,6 @@
 // The state of every session, then the stream, without a gap; or the channel, whose messages can get lost.
 // A long module, since snapshots, stream and waiting share what is known of how far a partition was read.
+import { clock } from "./clock.js";
 import { BLOCK_MS, messageOf, type Command, type Connection, type Reply } from "./connection.js";
 import { NOTHING, START, compareCursors, later, wholeCursor } from "./cursors.js";
 import { CursorLostError } from "./errors.js";
@@ -38,7 +39,7 @@ export class Partition {
   /** Sessions whose snapshot was newer than the cursor, and up to where they are known. */
   readonly ahead = new Map<string, string>();
   /** The greatest cursor in `ahead`. */
-  #aheadUntil = START;
+  aheadUntil = START;
 
   constructor(
     readonly number: number,
@@ -70,51 +71,110 @@ export class Partition {
     return { cursor, outcome, sessionId, update };
   }
 
-  /** Notes that a session's snapshot is newer than the cursor. */
-  noteAhead(sessionId: string, cursor: string): void {
-    this.ahead.set(sessionId, cursor);
-    this.#aheadUntil = later(this.#aheadUntil, cursor);
+  /** Notes up to where a session is known, if that is behind the cursor from which the stream will be read. */
+  note(sessionId: string, known: string, begunAt: string): void {
+    if (compareCursors(known, begunAt) <= 0) return;
+    this.ahead.set(sessionId, known);
+    this.aheadUntil = later(this.aheadUntil, known);
   }
 
   /** Whether the session's snapshot was made after this entry. */
   isKnown(entry: Entry): boolean {
-    if (compareCursors(entry.cursor, this.#aheadUntil) > 0) this.ahead.clear();
+    if (compareCursors(entry.cursor, this.aheadUntil) > 0) this.ahead.clear();
     const known = this.ahead.get(entry.sessionId);
     return known !== undefined && compareCursors(entry.cursor, known) <= 0;
   }
 }
+
+/** A session as Redis has it. */
+export interface Found<T> {
+  readonly sessionId: string;
+  readonly cursor: string;
+  /** What a follower yields; undefined: nothing. */
+  readonly item?: T;
+}
+
+/** What a follower makes of what Redis has, and how long it may wait. Times are milliseconds. */
+export interface Reading<T> {
+  /** Whether a snapshot may come twice. If not, its key is remembered until all have come. */
+  readonly takesRepeats?: boolean;
+  /** To wait for news at most, if that is less than BLOCK_MS. */
+  readonly longestWait?: number;
+  /** Between entries and the next read: what comes meanwhile is read at once. */
+  readonly rest?: number;
+  /** Reads the hashes of sessions; those that are gone are left out. Throws an UnreadableMessageError. */
+  found(connection: Connection, partition: Partition, keys: readonly string[]): Promise<Iterable<Found<T>>>;
+  /** What a follower yields for an entry that no snapshot had, if anything. Throws an UnreadableMessageError. */
+  entry(entry: Entry, partition: Partition): T | undefined;
+  /** Called before the snapshots of a partition, and again where they begin anew. */
+  begin?(partition: Partition): void;
+  /** Whether to look into a partition of which there is no news. */
+  isDue?(partition: Partition): boolean;
+  /**
+   * Called when all is read that a partition had; it may take the cursor away, to have the snapshots again.
+   *
+   * `askedAt`: by `clock`, when that was asked.
+   */
+  reached?(connection: Connection, partition: Partition, askedAt: number): Promise<void>;
+}
+
+/** Yields each state as a SessionUpdate. `stale`: also what came too late to change anything. */
+export const updateReading = (stale = false): Reading<SessionUpdate> => ({
+  async found(connection, { number }, keys) {
+    const states = await connection.ask(...keys.map((key): Command => ["HMGET", key, "state"]));
+    return (function* () {
+      for (const [index, key] of keys.entries()) {
+        const [state] = states[index] as [string | null];
+        if (state === null) continue;
+        const item = published(state, key, number, true);
+        yield { sessionId: item.session.id, cursor: item.cursor, item };
+      }
+    })();
+  },
+  entry: (entry) => (stale || entry.outcome === "applied" ? entry.update() : undefined),
+});
 
 /**
  * Yields the snapshots of partitions without a cursor, then every entry behind the cursors; never ends.
  *
  * Throws a CursorLostError, unless `resync` is set: then the snapshots come again.
  */
-export async function* follow(
+export async function* follow<T>(
   connection: Connection,
   partitions: readonly Partition[],
-  options: { stale: boolean; resync: boolean },
-): Updates {
+  reading: Reading<T>,
+  resync: boolean,
+): AsyncGenerator<T, void, undefined> {
   let awake = [...partitions];
   for (;;) {
     for (const partition of awake) {
       if (partition.cursor === null) {
         // Before the snapshots: what happens meanwhile comes after this cursor.
         partition.goToEnd(await streamInfo(connection, partition.keys.events));
-        yield* snapshots(connection, partition);
+        yield* readSnapshots(connection, partition, reading);
       }
     }
+    const behind: Partition[] = [];
+    let isIdle = true;
     for (const partition of awake) {
-      for (let entries; (entries = await readOn(connection, partition, options.resync)).length; ) {
-        for (const raw of entries) {
-          const entry = partition.entry(raw);
-          partition.cursor = entry.cursor;
-          partition.isEntry = true;
-          if (entry.outcome === "applied" ? !partition.isKnown(entry) : options.stale) yield entry.update();
+      const { entries, askedAt } = await readOn(connection, partition, resync);
+      for (const raw of entries) {
+        const entry = partition.entry(raw);
+        partition.cursor = entry.cursor;
+        partition.isEntry = true;
+        isIdle = false;
+        if (entry.outcome !== "applied" || !partition.isKnown(entry)) {
+          const news = reading.entry(entry, partition);
+          if (news !== undefined) yield news;
         }
       }
+      const isThrough = entries.length < BATCH;
+      if (isThrough && partition.cursor !== null) await reading.reached?.(connection, partition, askedAt);
+      if (!isThrough || partition.cursor === null) behind.push(partition);
     }
-    awake = awake.filter((partition) => partition.cursor === null);
-    if (!awake.length) awake = await sleepSeeingFirst(connection, partitions);
+    if (!behind.length && !isIdle && reading.rest) await connection.pause(reading.rest);
+    awake = behind.length ? behind : await sleepSeeingFirst(connection, partitions, reading.longestWait);
+    awake.push(...partitions.filter((partition) => !awake.includes(partition) && reading.isDue?.(partition)));
   }
 }
 
@@ -127,34 +187,44 @@ export async function* subscribe(connection: Connection, channel: string): Updat
 }
 
 /**
- * Entries behind the cursor; none, and no cursor any more, if it is lost and `resync` is set.
+ * Entries behind the cursor; none, and no cursor any more, if it is lost and `resync` is set; when that was asked.
  *
  * The range begins with the cursor's own entry: as long as that is there, nothing behind it is missing.
  */
-async function readOn(connection: Connection, partition: Partition, resync: boolean): Promise<RawEntry[]> {
+async function readOn(
+  connection: Connection,
+  partition: Partition,
+  resync: boolean,
+): Promise<{ entries: RawEntry[]; askedAt: number }> {
   const cursor = partition.cursor as string;
   const first = partition.isEntry ? cursor : `(${cursor}`;
   const read: Command = ["XRANGE", partition.keys.events, first, "+", "COUNT", BATCH + 1];
   let entries: RawEntry[] = [];
   let isLost: boolean;
+  let askedAt = 0;
+  const ask: Connection["ask"] = (...commands) =>
+    connection.persist(() => {
+      askedAt = clock();
+      return connection.execute(...commands);
+    });
   if (partition.isEntry) {
-    [entries] = (await connection.ask(read)) as [RawEntry[]];
+    [entries] = (await ask(read)) as [RawEntry[]];
     isLost = entries.shift()?.[0] !== cursor;
   } else {
     let stream: Reply = [];
     try {
-      [entries, stream] = (await connection.ask(read, ["XINFO", "STREAM", partition.keys.events])) as [RawEntry[], Reply];
+      [entries, stream] = (await ask(read, ["XINFO", "STREAM", partition.keys.events])) as [RawEntry[], Reply];
     } catch (error) {
       if (!isMissing(error)) throw error;
     }
     const isFirstSeen = entries[0]?.[0] === partition.firstSeen;
     isLost = entries.length > 0 && isTrimmedPast(cursor, asObject(stream), !isFirstSeen, partition.addedBefore);
   }
-  if (!isLost) return entries;
+  if (!isLost) return { entries, askedAt };
   if (!resync) throw new CursorLostError(cursor, partition.number);
   connection.comparePartitionsAgain();
   partition.cursor = null;
-  return [];
+  return { entries: [], askedAt };
 }
 
 /** The cursor at the end of a stream. `ask`: `ask` or `askTwice` of a connection. */
@@ -193,39 +263,44 @@ export function isTrimmedPast(cursor: string, stream: Info, ifUnknown = false, a
   return added === undefined ? ifUnknown : added - addedBefore > (stream["length"] as number);
 }
 
+/** Yields the state of every session, each once. */
+export const snapshots = (connection: Connection, partition: Partition): Updates =>
+  readSnapshots(connection, partition, updateReading());
+
 /**
- * Yields the state of every session, each once.
+ * Yields what is read of every session.
  *
  * The cursor of a SCAN means nothing on another connection, which may lead to another server, or to one that was
  * restarted. Then the SCAN begins again.
  */
-export async function* snapshots(connection: Connection, partition: Partition): Updates {
+async function* readSnapshots<T>(
+  connection: Connection,
+  partition: Partition,
+  reading: Reading<T>,
+): AsyncGenerator<T, void, undefined> {
   const pattern = `${partition.keys.session("").replace(/[\][*?\\^]/g, "\\$&")}*`;
   const begunAt = partition.cursor;
   const seen = new Set<string>();
   partition.ahead.clear();
+  partition.aheadUntil = START;
+  reading.begin?.(partition);
   let at = "0";
   let { connections } = connection;
   for (;;) {
     const scan: Command = ["SCAN", at, "MATCH", pattern, "COUNT", BATCH];
     const [[after, keys]] = (await connection.ask(scan)) as [[string, string[]]];
     if (at !== "0" && connection.connections !== connections) {
+      reading.begin?.(partition);
       at = "0";
       continue;
     }
     ({ connections } = connection);
     const fresh = [...new Set(keys)].filter((key) => !seen.has(key));
-    const states = fresh.length ? await connection.ask(...fresh.map((key): Command => ["HMGET", key, "state"])) : [];
-    for (const [index, key] of fresh.entries()) {
-      const [state] = states[index] as [string | null];
-      if (state === null) continue;
-      seen.add(key);
-      const update = published(state, key, partition.number, true);
-      if (begunAt !== null && compareCursors(update.cursor, begunAt) > 0) {
-        partition.noteAhead(update.session.id, update.cursor);
-      }
-      yield update;
+    for (const { sessionId, cursor, item } of fresh.length ? await reading.found(connection, partition, fresh) : []) {
+      if (begunAt !== null) partition.note(sessionId, cursor, begunAt);
+      if (item !== undefined) yield item;
     }
+    if (!reading.takesRepeats) for (const key of fresh) seen.add(key);
     if (after === "0") return;
     at = after;
   }
@@ -249,11 +324,15 @@ export async function sleep(
  * Redis 6.2 can't tell later whether others had been there. It runs commands that are sent together one right after
  * the other, so what comes after the first found nothing is the first.
  */
-async function sleepSeeingFirst(connection: Connection, partitions: readonly Partition[]): Promise<Partition[]> {
+async function sleepSeeingFirst(
+  connection: Connection,
+  partitions: readonly Partition[],
+  milliseconds?: number,
+): Promise<Partition[]> {
   const unsure = partitions.filter(({ isEntry, cursor }) => !isEntry && cursor !== START);
   const looks = unsure.map(({ keys, cursor }): Command => ["XRANGE", keys.events, `(${cursor}`, "+", "COUNT", 1]);
   const cursors = partitions.map(({ cursor }) => cursor as string);
-  const { found, news } = await awaitNews(connection, partitions, cursors, looks);
+  const { found, news } = await awaitNews(connection, partitions, cursors, looks, milliseconds);
   for (const [index, partition] of unsure.entries()) {
     partition.firstSeen = (found[index] as Reply[]).length ? null : (news.get(partition.keys.events) ?? null);
   }
@@ -278,7 +357,9 @@ async function awaitNews(
   const response = found.pop() as [string, RawEntry[]][] | null;
   // Of an entry that was added and deleted at once, XREAD says that nothing is there.
   const news = new Map(response?.flatMap(([name, [first]]) => (first ? [[name, first[0]]] : [])));
-  if (!news.size && performance.now() - begunAt < Math.min(POLL_MS, blockMs / 2)) await connection.pause(POLL_MS);
+  if (!news.size && performance.now() - begunAt < Math.min(POLL_MS, blockMs / 2)) {
+    await connection.pause(Math.min(POLL_MS, blockMs));
+  }
   return { found, news };
 }
 

@@ -170,7 +170,7 @@ describe.each([
     const mirror = {
       status(sessionId: string) {
         if (sessionId === "sess_live") return "live" as const;
-        throw new MirrorTooOldError(7, 5);
+        throw new MirrorTooOldError(7000, 5000, "Redis is away");
       },
     };
     const url = await start(mirror);

@@ -1,0 +1,224 @@
+// Mirrors: the state of all sessions in memory, for answers without a round trip that know how old they are.
+import { asError } from "./clients/link.js";
+import { clock } from "./clock.js";
+import type { Connection } from "./connection.js";
+import { FeedClosedError, MirrorTooOldError, type OnReconnect } from "./errors.js";
+import { partitionOf } from "./keys.js";
+import { MirrorReading, isOpen } from "./mirror_reading.js";
+import { explain } from "./refusals.js";
+import { follow, type Partition } from "./stream.js";
+import type { LiveStatus, SessionUpdate } from "./update.js";
+
+/** What becomes of a question when a mirror is too old: it throws, asks Redis, or answers nevertheless. */
+export type PastMaxAge = "raise" | "ask" | "allow";
+
+/** What a mirror answers. One that may ask Redis answers with a promise then. */
+export type Answer<T, P extends PastMaxAge> = "ask" extends P ? T | Promise<T> : T;
+
+export interface MirrorOptions<P extends PastMaxAge = PastMaxAge> {
+  /** Milliseconds that an answer may be old; 5000 by default. Redis is asked twice in that time, if there is no news. */
+  maxAge?: number;
+  /**
+   * What becomes of a question when the mirror is older: `raise` a MirrorTooOldError, the default; `ask` Redis; `allow`
+   * any age, once the mirror was ready.
+   */
+  pastMaxAge?: P;
+  /** Milliseconds that the ids of sessions are kept after their end: SESSION_RETENTION of the relay; 7 days by default. */
+  keepEnded?: number;
+  /** Closes the mirror. */
+  signal?: AbortSignal;
+  /** Called with the error before each new attempt to connect; without it, the error is a warning on the console. */
+  onReconnect?: OnReconnect;
+}
+
+/**
+ * The state of all sessions in memory, kept up to date in the background.
+ *
+ *     const mirror = feed.mirror();
+ *     await mirror.ready();
+ *     if (mirror.isLive("sess_…")) …
+ *
+ * What answers throws a MirrorTooOldError if the mirror is older than `maxAge`, or was never ready, or has ended by an
+ * error, its `cause`; with `pastMaxAge: "ask"`, the promise rejects like that of the feed's method if Redis can't say.
+ * A closed mirror throws a FeedClosedError.
+ */
+export interface Mirror<P extends PastMaxAge = PastMaxAge> {
+  /** Whether it has read the state of all sessions, and still follows. It may be too old nevertheless. */
+  readonly isReady: boolean;
+  /** Milliseconds since it last knew that it had missed nothing; Infinity before it is ready. */
+  readonly age: number;
+  /** Number of open sessions: `active` or `pending`. It takes an hour to notice that one expired. */
+  readonly size: number;
+  /**
+   * Resolves as soon as the state of all sessions has been read.
+   *
+   * Rejects with what ended the mirror; with a MirrorTooOldError, whose text says why it takes so long, if the signal is
+   * aborted before.
+   */
+  ready(options?: { signal?: AbortSignal }): Promise<void>;
+  /** What `SessionFeed.status` would have said at most `maxAge` ago. `userId`: of use with partitions only. */
+  status(sessionId: string, userId?: string | null): Answer<LiveStatus, P>;
+  /** Whether the session's `status` is `live`. */
+  isLive(sessionId: string, userId?: string | null): Answer<boolean, P>;
+  /** The user of an open session (`active` or `pending`); null for any other. */
+  userId(sessionId: string): Answer<string | null, P>;
+  /** Stops following. */
+  close(): Promise<void>;
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** What a mirror needs of its feed. @internal */
+export interface Source {
+  /** The partitions, those together that one connection serves. */
+  readonly slots: readonly (readonly Partition[])[];
+  /** What closes that which the feed has opened. */
+  readonly open: Set<() => Promise<void>>;
+  readonly onReconnect: OnReconnect;
+  connect(partitions: readonly Partition[], onReconnect: OnReconnect): Connection;
+  status(sessionId: string, userId?: string | null): Promise<LiveStatus>;
+  get(sessionId: string): Promise<SessionUpdate | null>;
+}
+
+/** Begins to follow. Throws a RangeError. @internal */
+export function mirrorOf<P extends PastMaxAge>(source: Source, options: MirrorOptions<P>): Mirror<P> {
+  const { maxAge = 5000, pastMaxAge = "raise", keepEnded = 7 * 86_400_000, signal } = options;
+  if (!(maxAge > 0)) throw new RangeError(`maxAge: ${maxAge} is no number of milliseconds`);
+  if (!(keepEnded >= 0 && keepEnded < Infinity)) {
+    throw new RangeError(`keepEnded: ${keepEnded} is no number of milliseconds`);
+  }
+  if (!["raise", "ask", "allow"].includes(pastMaxAge)) {
+    throw new RangeError(`pastMaxAge: ${JSON.stringify(pastMaxAge)} is not "raise", "ask" or "allow"`);
+  }
+  const { slots } = source;
+  const count = slots.flat().length;
+  const oldest = pastMaxAge === "allow" ? Infinity : maxAge;
+  const held = new MirrorReading(count, oldest, keepEnded, maxAge / 2, wake);
+  /** What looks whether the mirror is ready, or never will be. */
+  const waiting = new Set<() => void>();
+  /** By slot, since when Redis is away, and what was said last. Out of date once Redis was heard again. */
+  const away = new Map<number, { since: number; error: Error }>();
+  /** What ended it. */
+  let failure: Error | undefined;
+  let isOver = false;
+
+  const connections = slots.map((slot, number) => source.connect(slot, (error) => noteAway(number, error)));
+  source.open.add(close);
+  signal?.addEventListener("abort", close);
+  const followers = slots.map((slot, number) => keep(connections[number] as Connection, slot));
+  if (signal?.aborted) void close();
+
+  async function keep(connection: Connection, slot: readonly Partition[]): Promise<void> {
+    try {
+      await follow(connection, slot, held, true).next();
+    } catch (error) {
+      if (!isOver && !(error instanceof FeedClosedError)) {
+        failure = asError(error);
+        console.warn(`clerk-session-feed: the mirror has ended: ${explain(failure)}`);
+      }
+    }
+    await end();
+  }
+
+  async function end(): Promise<void> {
+    isOver = true;
+    held.end();
+    source.open.delete(close);
+    signal?.removeEventListener("abort", close);
+    wake();
+    await Promise.all(connections.map((connection) => connection.close()));
+  }
+
+  async function close(): Promise<void> {
+    await end();
+    await Promise.all(followers);
+  }
+
+  function wake(): void {
+    for (const look of waiting) look();
+  }
+
+  const heardAt = (slot: number): number =>
+    Math.max(...(slots[slot] ?? []).map(({ number }) => held.heardAt[number] ?? 0));
+
+  function noteAway(slot: number, error: Error): void {
+    const known = away.get(slot);
+    away.set(slot, { since: known && known.since > heardAt(slot) ? known.since : clock(), error });
+    source.onReconnect(error);
+  }
+
+  function reason(): string {
+    if (failure) return `it has ended, since ${explain(failure)}`;
+    const [longest] = [...away]
+      .flatMap(([slot, each]) => (each.since > heardAt(slot) ? [each] : []))
+      .sort((a, b) => a.since - b.since);
+    if (longest) {
+      const seconds = ((clock() - longest.since) / 1000).toFixed(1);
+      return `Redis is away since ${seconds} s: ${explain(longest.error)}`;
+    }
+    const isFirst = held.knownAt === -Infinity;
+    const count = held.growing ?? (isFirst ? 0 : undefined);
+    if (count !== undefined) {
+      return `the sessions are ${isFirst ? "still" : "again, since the stream has lost its place,"} being read, ${count} so far`;
+    }
+    return "Redis does not answer, or this process had no time to look";
+  }
+
+  const age = (): number => clock() - held.knownAt;
+  const isReady = (): boolean => held.knownAt > -Infinity && !isOver;
+  const tooOld = (cause: unknown): MirrorTooOldError => new MirrorTooOldError(age(), maxAge, reason(), cause);
+
+  /** What memory says, or Redis. */
+  function answer<T>(known: () => T, ask: () => Promise<T>): Answer<T, P> {
+    type Answered = Answer<T, P>;
+    if (!held.isTooOld) return known() as Answered;
+    if (isOver && !failure) throw new FeedClosedError("mirror");
+    if (pastMaxAge === "ask") return ask() as Answered;
+    throw tooOld(failure);
+  }
+
+  const mirror: Mirror<P> = {
+    get isReady() {
+      return isReady();
+    },
+    get age() {
+      return age();
+    },
+    get size() {
+      return held.open;
+    },
+    ready: ({ signal } = {}) =>
+      new Promise((resolve, reject) => {
+        const look = (): void => {
+          if (!isReady() && !isOver && !signal?.aborted) return;
+          waiting.delete(look);
+          signal?.removeEventListener("abort", look);
+          if (isReady()) resolve();
+          else reject(failure ?? (isOver ? new FeedClosedError("mirror") : tooOld(signal?.reason)));
+        };
+        waiting.add(look);
+        signal?.addEventListener("abort", look);
+        look();
+      }),
+    status: (sessionId, userId) =>
+      answer(
+        () => held.status(sessionId, userId == null || count === 1 ? undefined : partitionOf(userId, count)),
+        () => source.status(sessionId, userId),
+      ),
+    isLive(sessionId, userId) {
+      const status: LiveStatus | Promise<LiveStatus> = mirror.status(sessionId, userId);
+      const isLive = typeof status === "string" ? status === "live" : status.then((told) => told === "live");
+      return isLive as Answer<boolean, P>;
+    },
+    userId: (sessionId) =>
+      answer(
+        () => held.userId(sessionId),
+        async () => {
+          const session = (await source.get(sessionId))?.session;
+          return session && isOpen(session.status) ? session.user_id : null;
+        },
+      ),
+    close,
+    [Symbol.asyncDispose]: close,
+  };
+  return mirror;
+}
