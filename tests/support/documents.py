@@ -11,7 +11,9 @@ REDIS = ROOT / "docs/redis.md"
 DOCUMENTS = (
     *sorted(ROOT.glob("*.md")),
     *sorted(ROOT.glob("docs/*.md")),
+    ROOT / "clients/conformance/README.md",
     ROOT / "clients/python/README.md",
+    ROOT / "clients/typescript/README.md",
     ROOT / "examples/README.md",
 )
 
@@ -19,6 +21,12 @@ DOCUMENTS = (
 def fenced(document: Path, language: str) -> list[str]:
     """Return the code blocks in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def named_blocks(document: Path, language: str) -> dict[str, str]:
+    """Return the code blocks in a language whose first line is a comment with the name of a file, by these names."""
+    blocks = fenced(document, language)
+    return {found[1]: code for code in blocks if (found := re.match(r"(?:#|//) (\S+\.\w+)\n", code))}
 
 
 def section(document: Path, title: str) -> str:

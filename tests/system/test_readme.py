@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import redis
 from clerk_session_feed import SessionFeed
@@ -28,22 +29,40 @@ from service.dev.embedded import EmbeddedRedis
 # The subscribers
 
 
-def snippets(language: str) -> list[Any]:
-    return [pytest.param(code, id=f"{language}-{n}") for n, code in enumerate(fenced(README, language), start=1)]
+CONSUMER, FASTAPI = fenced(README, "python")
 
 
-@pytest.mark.parametrize("code", snippets("python"))
-def test_the_python_snippet_drops_who_is_signed_out(
-    code: str, service: ServiceProcess, any_redis: EmbeddedRedis, tmp_path: Path
+def test_the_python_consumer_drops_who_is_signed_out(
+    service: ServiceProcess, any_redis: EmbeddedRedis, tmp_path: Path
 ) -> None:
     """And leaves a session alone that is live. It need not be there in time: it misses nothing."""
     created = simulator.sample()
     ids = created["data"]["id"], created["data"]["user_id"]
-    with started([sys.executable, "-c", code], tmp_path, {"REDIS_URL": any_redis.url}) as program:
+    with started([sys.executable, "-c", CONSUMER], tmp_path, {"REDIS_URL": any_redis.url}) as program:
         for body in (created, simulator.sample("session.revoked", session_id=ids[0], user_id=ids[1])):
             assert service.deliver(body).json()["outcome"] == "applied"
         program.wait_for(r"drop.*\n")
         assert program.lines() == [f"drop {ids[1]} {ids[0]} revoked"]
+
+
+def test_the_fastapi_snippet_refuses_a_session_that_has_ended(
+    service: ServiceProcess, any_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    created = simulator.sample()
+    ids = created["data"]["id"], created["data"]["user_id"]
+    (tmp_path / "snippet.py").write_text(FASTAPI)
+    command = [sys.executable, "-m", "uvicorn", "--port", "0", "snippet:app"]
+    with started(command, tmp_path, {"REDIS_URL": any_redis.url}) as program:
+        url = program.wait_for(r"http://\S+", stream="stderr")[0]
+
+        def status() -> int:
+            return httpx.get(f"{url}/me", params={"session_id": ids[0]}).status_code
+
+        assert service.deliver(created).json()["outcome"] == "applied"
+        assert status() == 200
+        revoked = simulator.sample("session.revoked", session_id=ids[0], user_id=ids[1])
+        assert service.deliver(revoked).json()["outcome"] == "applied"
+        eventually(lambda: status() == 401)
 
 
 # The message
