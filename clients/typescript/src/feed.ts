@@ -6,7 +6,7 @@ import { FeedClosedError, type OnReconnect } from "./errors.js";
 import { consume, groupOf } from "./group.js";
 import { partitionOf, split } from "./keys.js";
 import { merge } from "./iterate.js";
-import { mirrorOf, type Mirror, type MirrorOptions, type PastMaxAge } from "./mirror.js";
+import { mirrorOf, type AskingMirror, type Mirror, type MirrorOptions } from "./mirror.js";
 import { accessTo } from "./redis_connection.js";
 import { explain } from "./refusals.js";
 import * as reads from "./reads.js";
@@ -217,7 +217,10 @@ export class SessionFeed {
    *
    * Throws a RangeError if an option can't be used, and a FeedClosedError if the feed is closed already.
    */
-  mirror<P extends PastMaxAge = "raise">(options: MirrorOptions<P> = {}): Mirror<P> {
+  mirror(options?: MirrorOptions & { pastMaxAge?: "raise" | "allow" }): Mirror;
+  /** With `pastMaxAge: "ask"`, what answers may be a promise. */
+  mirror(options: MirrorOptions): AskingMirror;
+  mirror(options: MirrorOptions = {}): AskingMirror {
     if (this.#isClosed) throw new FeedClosedError();
     const { onReconnect = warn } = options;
     const source = {

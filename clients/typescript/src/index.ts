@@ -19,6 +19,6 @@ export type {
   SubscribeOptions,
 } from "./feed.js";
 export type { OnReconnect } from "./errors.js";
-export type { Answer, Mirror, MirrorOptions, PastMaxAge } from "./mirror.js";
+export type { AskingMirror, Mirror, MirrorOptions, PastMaxAge } from "./mirror.js";
 export type { Event, HttpRequest, Session, SessionActivity, SessionTask, Status } from "./messages.js";
 export type { LiveStatus, SessionUpdate } from "./update.js";

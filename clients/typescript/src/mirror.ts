@@ -12,17 +12,14 @@ import type { LiveStatus, SessionUpdate } from "./update.js";
 /** What becomes of a question when a mirror is too old: it throws, asks Redis, or answers nevertheless. */
 export type PastMaxAge = "raise" | "ask" | "allow";
 
-/** What a mirror answers. One that may ask Redis answers with a promise then. */
-export type Answer<T, P extends PastMaxAge> = "ask" extends P ? T | Promise<T> : T;
-
-export interface MirrorOptions<P extends PastMaxAge = PastMaxAge> {
+export interface MirrorOptions {
   /** Milliseconds that an answer may be old; 5000 by default. Redis is asked twice in that time, if there is no news. */
   maxAge?: number;
   /**
    * What becomes of a question when the mirror is older: `raise` a MirrorTooOldError, the default; `ask` Redis; `allow`
    * any age, once the mirror was ready.
    */
-  pastMaxAge?: P;
+  pastMaxAge?: PastMaxAge;
   /** Milliseconds that the ids of sessions are kept after their end: SESSION_RETENTION of the relay; 7 days by default. */
   keepEnded?: number;
   /** Closes the mirror. */
@@ -32,17 +29,11 @@ export interface MirrorOptions<P extends PastMaxAge = PastMaxAge> {
 }
 
 /**
- * The state of all sessions in memory, kept up to date in the background.
+ * A `Mirror` with `pastMaxAge: "ask"`: what answers returns a promise if Redis has to be asked. `await` takes both.
  *
- *     const mirror = feed.mirror();
- *     await mirror.ready();
- *     if (mirror.isLive("sess_…")) …
- *
- * What answers throws a MirrorTooOldError if the mirror is older than `maxAge`, or was never ready, or has ended by an
- * error, its `cause`; with `pastMaxAge: "ask"`, the promise rejects like that of the feed's method if Redis can't say.
- * A closed mirror throws a FeedClosedError.
+ * The promise rejects like that of the feed's method if Redis can't say.
  */
-export interface Mirror<P extends PastMaxAge = PastMaxAge> {
+export interface AskingMirror {
   /** Whether it has read the state of all sessions, and still follows. It may be too old nevertheless. */
   readonly isReady: boolean;
   /** Milliseconds since it last knew that it had missed nothing; Infinity before it is ready. */
@@ -57,14 +48,30 @@ export interface Mirror<P extends PastMaxAge = PastMaxAge> {
    */
   ready(options?: { signal?: AbortSignal }): Promise<void>;
   /** What `SessionFeed.status` would have said at most `maxAge` ago. `userId`: of use with partitions only. */
-  status(sessionId: string, userId?: string | null): Answer<LiveStatus, P>;
+  status(sessionId: string, userId?: string | null): LiveStatus | Promise<LiveStatus>;
   /** Whether the session's `status` is `live`. */
-  isLive(sessionId: string, userId?: string | null): Answer<boolean, P>;
+  isLive(sessionId: string, userId?: string | null): boolean | Promise<boolean>;
   /** The user of an open session (`active` or `pending`); null for any other. */
-  userId(sessionId: string): Answer<string | null, P>;
+  userId(sessionId: string): string | null | Promise<string | null>;
   /** Stops following. */
   close(): Promise<void>;
   [Symbol.asyncDispose](): Promise<void>;
+}
+
+/**
+ * The state of all sessions in memory, kept up to date in the background.
+ *
+ *     const mirror = feed.mirror();
+ *     await mirror.ready();
+ *     if (mirror.isLive("sess_…")) …
+ *
+ * What answers throws a MirrorTooOldError if the mirror is older than `maxAge`, or was never ready, or has ended by an
+ * error, its `cause`. A closed mirror throws a FeedClosedError.
+ */
+export interface Mirror extends AskingMirror {
+  status(sessionId: string, userId?: string | null): LiveStatus;
+  isLive(sessionId: string, userId?: string | null): boolean;
+  userId(sessionId: string): string | null;
 }
 
 /** What a mirror needs of its feed. @internal */
@@ -80,7 +87,7 @@ export interface Source {
 }
 
 /** Begins to follow. Throws a RangeError. @internal */
-export function mirrorOf<P extends PastMaxAge>(source: Source, options: MirrorOptions<P>): Mirror<P> {
+export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
   const { maxAge = 5000, pastMaxAge = "raise", keepEnded = 7 * 86_400_000, signal } = options;
   if (!(maxAge > 0)) throw new RangeError(`maxAge: ${maxAge} is no number of milliseconds`);
   if (!(keepEnded >= 0 && keepEnded < Infinity)) {
@@ -168,15 +175,14 @@ export function mirrorOf<P extends PastMaxAge>(source: Source, options: MirrorOp
   const tooOld = (cause: unknown): MirrorTooOldError => new MirrorTooOldError(age(), maxAge, reason(), cause);
 
   /** What memory says, or Redis. */
-  function answer<T>(known: () => T, ask: () => Promise<T>): Answer<T, P> {
-    type Answered = Answer<T, P>;
-    if (!held.isTooOld) return known() as Answered;
+  function answer<T>(known: () => T, ask: () => Promise<T>): T | Promise<T> {
+    if (!held.isTooOld) return known();
     if (isOver && !failure) throw new FeedClosedError("mirror");
-    if (pastMaxAge === "ask") return ask() as Answered;
+    if (pastMaxAge === "ask") return ask();
     throw tooOld(failure);
   }
 
-  const mirror: Mirror<P> = {
+  const mirror: AskingMirror = {
     get isReady() {
       return isReady();
     },
@@ -205,9 +211,8 @@ export function mirrorOf<P extends PastMaxAge>(source: Source, options: MirrorOp
         () => source.status(sessionId, userId),
       ),
     isLive(sessionId, userId) {
-      const status: LiveStatus | Promise<LiveStatus> = mirror.status(sessionId, userId);
-      const isLive = typeof status === "string" ? status === "live" : status.then((told) => told === "live");
-      return isLive as Answer<boolean, P>;
+      const status = mirror.status(sessionId, userId);
+      return typeof status === "string" ? status === "live" : status.then((told) => told === "live");
     },
     userId: (sessionId) =>
       answer(

@@ -1,0 +1,45 @@
+import { afterEach, beforeEach, expect, it, vi } from "vitest";
+import { clock } from "../src/clock.js";
+
+const system = vi.hoisted(() => ({ uptime: 1000 as number | undefined }));
+vi.mock("node:os", () => ({
+  uptime: () => {
+    if (system.uptime === undefined) throw new Error("not allowed");
+    return system.uptime;
+  },
+}));
+
+let now = 0;
+beforeEach(() => {
+  vi.spyOn(performance, "now").mockImplementation(() => now);
+});
+afterEach(() => {
+  vi.restoreAllMocks();
+});
+
+/** Lets time pass, in milliseconds; `asleep`: while the machine sleeps. Returns by how much the clock goes on. */
+function pass(awake: number, asleep = 0): number {
+  const before = clock();
+  now += awake;
+  if (system.uptime !== undefined) system.uptime += (awake + asleep) / 1000;
+  return Math.round(clock() - before);
+}
+
+it("goes on while the machine sleeps", () => {
+  expect([pass(50), pass(50, 3_600_000), pass(2000)]).toEqual([50, 3_600_050, 2000]);
+});
+
+it("takes no rounded seconds for sleep", () => {
+  const before = clock();
+  for (let tick = 0; tick < 100; tick++) {
+    now += 50;
+    system.uptime = Math.floor(now / 1000);
+    clock();
+  }
+  expect(Math.round(clock() - before)).toBe(5000);
+});
+
+it("goes on where nobody says how long the machine has been running", () => {
+  system.uptime = undefined;
+  expect(pass(50)).toBe(50);
+});
