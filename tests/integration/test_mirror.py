@@ -7,10 +7,12 @@ import math
 import random
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, assert_type
 
 import pytest
 from clerk_session_feed import (
+    AsyncAskingMirror,
+    AsyncMirror,
     AsyncSessionFeed,
     FeedClosedError,
     MirrorTooOldError,
@@ -588,6 +590,28 @@ def test_after_a_loss_all_is_read_again_and_what_was_read_before_is_answered_unt
             client.hset("{clerk}:session:sess_1", "live", "1")
 
 
+def test_sessions_whose_events_are_in_no_stream_any_more_are_read_twice_at_most(
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_sessions(relay, *IDS)
+    client.delete(EVENTS_KEY)
+    begun: list[int] = []
+    begin = mirror_reading.MirrorReading.begin
+
+    def noted(reading: Any, partition: stream.Partition) -> None:
+        begun.append(partition.number)
+        begin(reading, partition)
+
+    monkeypatch.setattr(mirror_reading.MirrorReading, "begin", noted)
+    with mirrored(feed) as mirror:
+        for _ in range(3):
+            mirror.catch_up()
+        assert {mirror.status(each) for each in IDS} == {"live"}
+        end_session(relay)
+        eventually(lambda: mirror.status("sess_1") == "ended")
+    assert begun == [0, 0]
+
+
 def test_what_happens_while_the_snapshots_are_read_is_not_lost(
     feed: Feed, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -631,6 +655,41 @@ def switch(proxy: CuttingProxy, before: EmbeddedRedis, after: EmbeddedRedis) -> 
     proxy.redis_port = after.port
     with client_of(before.url) as client:
         client.execute_command("CLIENT", "KILL", "TYPE", "NORMAL", "SKIPME", "YES")
+
+
+def test_what_only_the_former_primary_had_when_it_was_read_counts_no_more(
+    open_feed: OpenFeed,
+    start_redis: Callable[..., EmbeddedRedis],
+    monkeypatch: pytest.MonkeyPatch,
+    reconnects: Reconnects,
+) -> None:
+    """The cursor with which it began is on both servers. The snapshots are of the first, the stream of the second."""
+    primary = start_redis("--repl-diskless-sync-delay", "0")
+    with run_relay(primary.url) as relay, CuttingProxy(primary.port, b"") as proxy, serving(proxy):
+        begin_sessions(relay, *IDS)
+        replica = start_redis("--replicaof", "127.0.0.1", str(primary.port))
+        await_sync(replica)
+        with client_of(replica.url) as client:
+            eventually(lambda: client.xlen(EVENTS_KEY) == len(IDS))
+            client.replicaof("NO", "ONE")
+        read_on, reads = stream._read_on, []
+
+        async def switch_first(*arguments: Any, **options: Any) -> Any:
+            reads.append(arguments)
+            if len(reads) == 1:
+                switch(proxy, primary, replica)
+            return await read_on(*arguments, **options)
+
+        monkeypatch.setattr(stream, "_read_on", switch_first)
+        with held_up(monkeypatch) as reading:
+            mirror = mirrors.Mirror(open_feed(proxy.url), on_reconnect=reconnects)
+            assert reading.has_begun.wait(30)
+            for session_id in IDS:
+                end_session(relay, session_id)
+            reading.may_go_on.set()
+            mirror.wait()
+        assert {mirror.status(each) for each in IDS} == {"live"}
+        mirror.close()
 
 
 def test_what_a_promoted_replica_did_not_get_counts_no_more(
@@ -758,3 +817,17 @@ def test_in_asyncio_a_mirror_that_is_left_open_ends_with_the_loop() -> None:
     mirror = asyncio.run(use())
     with pytest.raises(FeedClosedError):
         mirror.status("sess_1")
+
+
+def test_in_asyncio_only_what_may_ask_is_awaited() -> None:
+    async def use() -> None:
+        async with AsyncSessionFeed.from_url(NO_REDIS) as feed:
+            plain = assert_type(feed.mirror(on_reconnect=keep_quiet), AsyncMirror)
+            asking = assert_type(feed.mirror(past_max_age="ask", on_reconnect=keep_quiet), AsyncAskingMirror)
+            with pytest.raises(MirrorTooOldError):
+                plain.status("sess_1")
+            for ask in (asking.status, asking.is_live, asking.user_id):
+                with pytest.raises(RedisError):
+                    await ask("sess_1")
+
+    asyncio.run(use())

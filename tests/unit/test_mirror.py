@@ -112,24 +112,53 @@ def test_a_session_that_is_gone_already_is_no_fault(table: Table) -> None:
     assert not table.kept
 
 
-def test_all_sessions_are_looked_at_in_parts_once_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+class Clock:
+    now = 0.0
+    wrong_by = 0.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Two clocks that agree: seconds since the start, and the time of day, which may be wrong."""
+    clock = Clock()
+    monkeypatch.setattr("clerk_session_feed.mirror_reading.clock", lambda: clock.now)
+    monkeypatch.setattr("clerk_session_feed.mirror_reading.time", lambda: NOW_S + clock.now + clock.wrong_by)
+    return clock
+
+
+def test_all_sessions_are_looked_at_in_parts_once_an_hour(clock: Clock) -> None:
     reading = MirrorReading(1, 5.0, WEEK, longest_wait=2.5, on_ready=lambda: None)
-    partition = Partition(0, Keys())
+    partition = Partition(0, Keys(), "0-1")
     reading.begin(partition)
     for number in range(5000):
         put(reading._table(partition), f"sess_{number}", status="ended")
-    now = 0.0
-    monkeypatch.setattr("clerk_session_feed.mirror_reading.clock", lambda: now)
-    monkeypatch.setattr("clerk_session_feed.mirror_reading.time", lambda: NOW_S + now)
-    reading._forget_at = [3600.0]
 
     def look() -> int:
-        asyncio.run(reading.reached(None, partition, now))  # type: ignore[arg-type]  # it asks nothing
+        asyncio.run(reading.reached(None, partition, clock.now))  # type: ignore[arg-type]  # it asks nothing
         return len(reading.kept[0])
 
     assert look() == 5000
-    now = 500 * DAY
+    clock.now = 500 * DAY
     assert [look() for _ in range(5)] == [5000, 3000, 1000, 0, 0]
+
+
+def test_nothing_is_forgotten_in_an_hour_in_which_the_clock_was_set(clock: Clock) -> None:
+    reading = MirrorReading(1, 5.0, WEEK, longest_wait=2.5, on_ready=lambda: None)
+    partition = Partition(0, Keys(), "0-1")
+    put(reading._table(partition))
+
+    def look() -> list[str]:
+        for _ in range(2):
+            asyncio.run(reading.reached(None, partition, clock.now))  # type: ignore[arg-type]  # it asks nothing
+        return list(reading.kept[0])
+
+    clock.wrong_by, clock.now = 500 * DAY, 3600.0
+    assert look() == ["sess_1"]
+    clock.wrong_by, clock.now = 0.0, 7200.0
+    assert look() == ["sess_1"]
+    assert end_of(reading._table(partition)) == NOW_S + DAY
+    clock.now = 500 * DAY
+    assert look() == []
 
 
 # What can't be said
@@ -172,7 +201,7 @@ def test_in_asyncio_a_mirror_needs_an_event_loop() -> None:
 def test_a_mirror_is_ready_only_once_each_partition_is() -> None:
     ready = []
     reading = MirrorReading(2, math.inf, WEEK, longest_wait=1.0, on_ready=lambda: ready.append(True))
-    asyncio.run(reading.reached(None, Partition(0, Keys()), 1.0))  # type: ignore[arg-type]
+    asyncio.run(reading.reached(None, Partition(0, Keys(), "0-1"), 1.0))  # type: ignore[arg-type]
     assert (reading.known_at, reading.old_at, ready) == (-math.inf, -math.inf, [])
-    asyncio.run(reading.reached(None, Partition(1, Keys()), 2.0))  # type: ignore[arg-type]
+    asyncio.run(reading.reached(None, Partition(1, Keys(), "0-1"), 2.0))  # type: ignore[arg-type]
     assert (reading.known_at, reading.old_at, ready) == (1.0, math.inf, [True])

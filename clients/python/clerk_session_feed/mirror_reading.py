@@ -24,6 +24,8 @@ REST: Final = 0.02
 """Seconds between news and the next read: with 1,000 events a second, 20 are read at once, for a tenth of the time."""
 FORGET_AT_ONCE: Final = 2000
 """Sessions that are looked at between two reads, for whether to forget them: a millisecond's work."""
+CLOCK_SECONDS: Final = 60.0
+"""Seconds by which the time of day may be set within an hour. Otherwise nothing is forgotten for another hour."""
 OPEN: Final = frozenset(status.encode() for status in OPEN_STATUSES)
 
 
@@ -46,21 +48,25 @@ class MirrorReading(Reading[None]):
         self, partitions: int, max_age: float, keep_ended: float, *, longest_wait: float, on_ready: Callable[[], None]
     ) -> None:
         """Begin with nothing. max_age, keep_ended, longest_wait: seconds. on_ready: called again and again."""
-        self.kept: list[dict[str, Kept]] = [{} for _ in range(partitions)]
+        self._tables = [Table(keep_ended) for _ in range(partitions)]
+        self.kept: list[dict[str, Kept]] = [table.kept for table in self._tables]
         self.known_at = self.old_at = -math.inf
         self.heard_at = [-math.inf] * partitions
         self.longest_wait = longest_wait
         self._max_age = max_age
         self._keep_ended = keep_ended
         self._on_ready = on_ready
-        self._tables = [Table(keep_ended) for _ in range(partitions)]
         self._growing: dict[int, Table] = {}
         """Tables for which the snapshots are being read."""
         self._known_at = [-math.inf] * partitions
+        self._was_ahead = [(0, 0)] * partitions
+        """`Partition.ahead_until` when all was last read."""
         self._unsure: list[set[str]] = [set() for _ in range(partitions)]
         """Sessions of which an entry did not say when they end."""
         self._forgetting: list[Iterator[str]] = [iter(()) for _ in range(partitions)]
         self._forget_at = [clock() + HOUR] * partitions
+        self._set_at = time() - clock()
+        """Differs later if somebody sets the time of day."""
         self._is_over = False
         self._lock = threading.Lock()
         """Held while the times are set: partitions on several nodes have a thread for each node."""
@@ -122,6 +128,10 @@ class MirrorReading(Reading[None]):
 
     async def reached(self, connection: Connection, partition: Partition, asked_at: float) -> None:
         number = partition.number
+        if self._is_ahead_of_stream(partition):
+            connection.compare_partitions_again()
+            partition.cursor = None
+            return
         await self._settle(connection, partition)
         if (table := self._growing.pop(number, None)) is not None:
             self._tables[number], self.kept[number] = table, table.kept
@@ -136,6 +146,16 @@ class MirrorReading(Reading[None]):
         if is_ready:
             self._on_ready()
         self._forget(number)
+
+    def _is_ahead_of_stream(self, partition: Partition) -> bool:
+        """Tell whether a session was read whose last event is not in the stream, for the first time.
+
+        It may be of a server that another has taken over from, without it: then it is gone when it is read again. If it
+        is still there, the stream was deleted, or the data moved to other partitions.
+        """
+        was_ahead, self._was_ahead[partition.number] = self._was_ahead[partition.number], partition.ahead_until
+        is_ahead = partition.ahead_until > (0, 0) and position(str(partition.cursor)) < partition.ahead_until
+        return is_ahead and partition.ahead_until != was_ahead
 
     async def _settle(self, connection: Connection, partition: Partition) -> None:
         """Look up when sessions end whose entries did not say so: they have no end, or OMIT_FIELDS hides it."""
@@ -156,7 +176,10 @@ class MirrorReading(Reading[None]):
             table.forget(batch, now)
         elif clock() >= self._forget_at[number]:
             self._forget_at[number] = clock() + HOUR
-            self._forgetting[number] = iter(list(table.kept))
+            set_at = time() - clock()
+            if abs(set_at - self._set_at) < CLOCK_SECONDS:  # else that time may be wrong, and what is forgotten is gone
+                self._forgetting[number] = iter(list(table.kept))
+            self._set_at = set_at
 
     def _table(self, partition: Partition) -> Table:
         return self._growing.get(partition.number) or self._tables[partition.number]

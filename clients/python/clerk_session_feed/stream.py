@@ -138,7 +138,10 @@ class Reading(abc.ABC, Generic[T]):
         return False
 
     async def reached(self, connection: Connection, partition: Partition, asked_at: float) -> None:
-        """Called when all is read that a partition had. asked_at: by transport.clock, when that was asked."""
+        """Called when all is read that a partition had; it may take the cursor away, to have the snapshots again.
+
+        asked_at: by transport.clock, when that was asked.
+        """
 
 
 class UpdateReading(Reading[SessionUpdate]):
@@ -183,19 +186,25 @@ async def follow(
         behind, is_idle = [], True
         for partition in awake:
             entries = await _read_on(connection, partition, resync=resync)
-            asked_at = connection.asked_at
-            for entry in map(partition.entry, entries):
-                partition.cursor, partition.is_entry, is_idle = entry.cursor, True, False
-                if entry.outcome != "applied" or not partition.is_known(entry):
-                    news = reading.entry(entry)
-                    if news is not None:
-                        yield news
+            asked_at, is_idle = connection.asked_at, is_idle and not entries
+            for item in _news(partition, entries, reading):
+                yield item
+            if partition.cursor is not None and len(entries) < BATCH:
+                await reading.reached(connection, partition, asked_at)
             if partition.cursor is None or len(entries) >= BATCH:
                 behind.append(partition)
-            else:
-                await reading.reached(connection, partition, asked_at)
         awake = behind or await _await_turn(connection, partitions, reading, is_idle=is_idle)
         awake += [each for each in partitions if each not in awake and reading.is_due(each)]
+
+
+def _news(partition: Partition, entries: Entries, reading: Reading[T]) -> Iterator[T]:
+    """Move the cursor from entry to entry; yield what is read of each that no snapshot had."""
+    for entry in map(partition.entry, entries):
+        partition.cursor, partition.is_entry = entry.cursor, True
+        if entry.outcome != "applied" or not partition.is_known(entry):
+            item = reading.entry(entry)
+            if item is not None:
+                yield item
 
 
 async def _await_turn(
@@ -292,6 +301,7 @@ async def _snapshots(connection: Connection, partition: Partition, reading: Read
     begun_at = position(partition.cursor) if partition.cursor else None
     seen: set[bytes] = set()
     partition.ahead.clear()
+    partition.ahead_until = (0, 0)
     reading.begin(partition)
     at, connections = b"0", connection.connections
     while True:
