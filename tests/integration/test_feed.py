@@ -28,6 +28,7 @@ from clerk_session_feed import (
     transport,
 )
 from clerk_session_feed.keys import partition_of
+from clerk_session_feed.stream import as_dict
 from support.clock import eventually
 from support.constants import DAY_MS, EVENTS_KEY, NOW_MS, ROOT, SESSION_KEY, USER_KEY
 from support.events import clerk_event
@@ -952,3 +953,23 @@ def test_a_program_that_uses_it_passes_a_strict_type_check(tmp_path: Path) -> No
 def test_a_position_that_is_none_is_that_of_the_snapshots(feed: Feed, relay: Relay) -> None:
     relay.take(clerk_event(), "msg_1")
     assert feed.follow({0: None}).next().is_snapshot
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["as this server", "as Redis 6.2"])
+def test_a_time_before_what_an_emptied_stream_had_is_lost(
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch, counts: bool
+) -> None:
+    """Also if it is read before there is an entry again: Redis 6.2 can't tell afterwards."""
+    if not counts:
+        monkeypatch.setattr(
+            stream,
+            "as_dict",
+            lambda reply: {name: each for name, each in as_dict(reply).items() if name != b"entries-added"},
+        )
+    first, _ = take_several(relay, "sess_1", "sess_2")
+    client.xtrim(EVENTS_KEY, maxlen=0, approximate=False)
+    waiting = feed.follow(str(int(first.partition("-")[0]) - 1)).begin()
+    eventually(lambda: waiting.done() or client.info("clients")["blocked_clients"])
+    take_several(relay, "sess_3")
+    with pytest.raises(CursorLostError):
+        waiting.result(30)

@@ -243,10 +243,13 @@ async def _read_on(connection: Connection, partition: Partition, *, resync: bool
             if "no such key" not in str(error):
                 raise
             entries, stream = [], []
-        is_first_seen = bool(entries) and entries[0][0].decode() == partition.first_seen
-        is_lost = bool(entries) and is_trimmed_past(
-            cursor, as_dict(stream), if_unknown=not is_first_seen, added_before=partition.added_before
-        )
+        info = as_dict(stream)
+        if entries:
+            is_first_seen = entries[0][0].decode() == partition.first_seen
+            before = partition.added_before
+            is_lost = is_trimmed_past(cursor, info, if_unknown=not is_first_seen, added_before=before)
+        else:  # Redis 6.2 can't tell, once there is an entry, that others came before it, and went
+            is_lost = cursor != START and _is_emptied_behind(cursor, info)
     if not is_lost:
         return entries
     if not resync:
@@ -254,6 +257,12 @@ async def _read_on(connection: Connection, partition: Partition, *, resync: bool
     connection.compare_partitions_again()
     partition.cursor = None
     return []
+
+
+def _is_emptied_behind(cursor: str, stream: dict[bytes, Any]) -> bool:
+    """Tell whether a stream that is empty had entries behind the cursor, if it does not count them."""
+    last = stream.get(b"last-generated-id", b"0-0").decode()
+    return b"entries-added" not in stream and position(last) > position(cursor)
 
 
 async def newest(ask: Callable[..., Awaitable[list[Any]]], events: str) -> str:
