@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from support.constants import NOW_MS, ROOT
+from support.documents import named_blocks
 from support.events import clerk_event
 from support.relay import run_relay
 
@@ -24,6 +26,7 @@ from service.dev.embedded import EmbeddedRedis
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = {"service": ROOT, "clerk_session_feed": ROOT / "clients" / "python"}
 """The folder of each package."""
+PLUGIN = "clerk_session_feed.pytest_plugin"
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -70,14 +73,24 @@ def make_environment(directory: Path) -> Path:
 @pytest.fixture(scope="module")
 def consumers_python(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the Python of an environment that has clerk-session-feed, and no more than that needs."""
-    directory = tmp_path_factory.mktemp("consumer")
+    return make_consumers_python(wheels, tmp_path_factory.mktemp("consumer"))
+
+
+@pytest.fixture(scope="module")
+def testers_python(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the Python of an environment that has pytest, too."""
+    return make_consumers_python(wheels, tmp_path_factory.mktemp("tester"), "pytest")
+
+
+def make_consumers_python(wheels: dict[str, Path], directory: Path, *more: str) -> Path:
+    """Make an environment with clerk-session-feed and other distributions, and no more than these need."""
     venv.create(directory / "venv", symlinks=os.name != "nt")
     python = directory / "venv" / "bin" / "python"
     pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
     run(*pip, "install", "--quiet", "--no-index", "--no-deps", wheels["clerk_session_feed"], cwd=directory)
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site_packages = Path(run(python, "-c", where, cwd=directory).strip())
-    for name in _needed("clerk-session-feed"):
+    for name in set(more).union(*map(_needed, ["clerk-session-feed", *more])):
         for top in {path.parts[0] for path in files(name) or () if path.parts[0] not in {"..", "__pycache__"}}:
             (site_packages / top).symlink_to(Path(str(distribution(name).locate_file(top))))
     return python
@@ -123,8 +136,7 @@ def test_a_consumer_needs_nothing_of_the_service(
     else:
         pytest.skip("FEED_FLOOR_PYTHON names no Python")
     program = shutil.copy(ROOT / "tests" / "support" / "consumer.py", tmp_path)
-    (tmp_path / "service").mkdir()
-    (tmp_path / "service" / "__init__.py").write_text("OWNER = 'the user'\n")
+    beside_a_service(tmp_path)
     with run_relay(own_redis.url) as relay:
         for session_id in ("sess_1", "sess_2"):
             relay.take(clerk_event(session_id=session_id, expire_at=None), f"msg_{session_id}")
@@ -135,6 +147,58 @@ def test_a_consumer_needs_nothing_of_the_service(
     assert printed["threads"] == printed["asyncio"]
     assert printed["threads"] == EXPECTED
     assert (printed["service"], printed["foreign"]) == ("the user", [])
+
+
+def beside_a_service(folder: Path) -> None:
+    """Put a package of the user's own into the folder, which has the name of ours."""
+    (folder / "service").mkdir()
+    (folder / "service" / "__init__.py").write_text("OWNER = 'the user'\n")
+
+
+def test_a_consumer_is_tested_with_what_is_installed(testers_python: Path, tmp_path: Path) -> None:
+    """As docs/testing.md does it: the fixtures are there without another word."""
+    beside_a_service(tmp_path)
+    for name, code in named_blocks(ROOT / "docs" / "testing.md", "python").items():
+        (tmp_path / name).write_text(code)
+
+    said = run(testers_python, "-m", "pytest", "-W", "error", "--color", "no", cwd=tmp_path)
+
+    assert re.search(r"^=+ 3 passed in ", said, re.MULTILINE), said
+
+
+@pytest.mark.parametrize(
+    ("files", "options"),
+    [
+        ({"conftest.py": f"pytest_plugins = [{PLUGIN!r}]\n"}, ()),
+        ({}, ("-p", PLUGIN)),
+        ({"conftest.py": "import clerk_session_feed.testing\n"}, ("-W", "error")),
+    ],
+    ids=["in a conftest.py", "on the command line", "beside an import"],
+)
+def test_the_plugin_may_be_named_as_well(
+    testers_python: Path, tmp_path: Path, files: dict[str, str], options: tuple[str, ...]
+) -> None:
+    test = "def test_it(session_feed):\n    session_feed.sign_in('user_1')\n"
+    for name, code in (files | {"test_it.py": test}).items():
+        (tmp_path / name).write_text(code)
+
+    assert " 1 passed in " in run(testers_python, "-m", "pytest", *options, cwd=tmp_path)
+
+
+def test_the_plugin_may_be_left_out(testers_python: Path, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("def test_it(session_feed):\n    pass\n")
+    left_out = ["-p", f"no:{PLUGIN}"]
+    code = f"import pytest, sys; sys.exit(pytest.main({left_out!r}) != pytest.ExitCode.TESTS_FAILED)"
+
+    assert "fixture 'session_feed' not found" in run(testers_python, "-c", code, cwd=tmp_path)
+
+
+def test_pytest_does_not_load_what_no_test_uses(testers_python: Path, tmp_path: Path) -> None:
+    loaded = "{'redis', 'pydantic', 'clerk_session_feed.testing'} & set(sys.modules)"
+    test = f"import sys\ndef test_it(pytestconfig):\n    assert pytestconfig.pluginmanager.has_plugin({PLUGIN!r})"
+    (tmp_path / "test_it.py").write_text(f"{test}\n    assert not {loaded}\n")
+
+    assert " 1 passed in " in run(testers_python, "-m", "pytest", cwd=tmp_path)
 
 
 @pytest.mark.parametrize(("package", "folder"), PACKAGES.items())

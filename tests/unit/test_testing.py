@@ -22,6 +22,7 @@ from clerk_session_feed import (
     MirrorTooOldError,
     SessionFeed,
     SessionUpdate,
+    transport,
 )
 from clerk_session_feed.models import SessionTask
 from clerk_session_feed.testing import AsyncMemorySessionFeed, MemorySessionFeed
@@ -34,6 +35,12 @@ from support.schemas import PUBLISHED, STREAMED, faults
 pytest_plugins = ["clerk_session_feed.pytest_plugin"]
 
 OVER = datetime.timedelta(seconds=-1)
+
+
+@pytest.fixture(autouse=True)
+def _waits_for_news_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that looks around after 20 s would find in the end what it has to be told at once."""
+    monkeypatch.setattr(transport, "BLOCK_MS", 600_000)
 
 
 @pytest.fixture(params=MEMORY_KINDS)
