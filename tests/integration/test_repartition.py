@@ -16,7 +16,7 @@ from support.constants import NOW_MS, ROOT
 from support.events import clerk_event
 from support.feeds import OpenFeed
 from support.partitions import fill, misplaced, portrait
-from support.redis_clients import contents
+from support.redis_clients import contents, counts_entries
 from support.relay import make_settings, run_relay
 from support.topologies import cluster_of
 
@@ -389,6 +389,8 @@ def test_a_cursor_from_before_is_lost(
 
 
 def test_who_begins_after_a_move_loses_nothing(open_feed: OpenFeed, own_redis: EmbeddedRedis, own_client: Any) -> None:
+    if not counts_entries(own_client):
+        pytest.skip("Redis 6.2 can't tell what came to empty streams before somebody waits at each: docs/feed.md")
     fill(own_redis.url, 1)
     sessions = len(portrait(own_client)[1]) - sum(
         ":" in key.removeprefix("session:") for key in portrait(own_client)[1]
