@@ -19,7 +19,7 @@ from support.onlookers import our_client
 from support.svix_sender import CONCURRENCY
 
 Fault = Callable[[Load], None]
-LOADING_MICROSECONDS: Final = 4_000_000
+LOADING_MICROSECONDS: Final = 2_000_000
 """How long a Redis loads, whatever it holds: the delay that it can be told is for each key."""
 
 
