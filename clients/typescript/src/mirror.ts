@@ -4,7 +4,7 @@ import { clock } from "./clock.js";
 import type { Connection } from "./connection.js";
 import { FeedClosedError, MirrorTooOldError, type OnReconnect } from "./errors.js";
 import { partitionOf } from "./keys.js";
-import { MirrorReading, isOpen } from "./mirror_reading.js";
+import { isOpen, mirrorReading } from "./mirror_reading.js";
 import { explain } from "./refusals.js";
 import { follow, type Partition } from "./stream.js";
 import type { LiveStatus, SessionUpdate } from "./update.js";
@@ -99,7 +99,7 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
   const { slots } = source;
   const count = slots.flat().length;
   const oldest = pastMaxAge === "allow" ? Infinity : maxAge;
-  const held = new MirrorReading(count, oldest, keepEnded, maxAge / 2, wake);
+  const held = mirrorReading(count, { maxAge: oldest, keepEnded, longestWait: maxAge / 2, onReady: wake });
   /** What looks whether the mirror is ready, or never will be. */
   const waiting = new Set<() => void>();
   /** By slot, since when Redis is away, and what was said last. Out of date once Redis was heard again. */
@@ -144,8 +144,7 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
     for (const look of waiting) look();
   }
 
-  const heardAt = (slot: number): number =>
-    Math.max(...(slots[slot] ?? []).map(({ number }) => held.heardAt[number] ?? 0));
+  const heardAt = (slot: number): number => held.heardAt(slots[slot] ?? []);
 
   function noteAway(slot: number, error: Error): void {
     const known = away.get(slot);
@@ -162,21 +161,21 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
       const seconds = ((clock() - longest.since) / 1000).toFixed(1);
       return `Redis is away since ${seconds} s: ${explain(longest.error)}`;
     }
-    const isFirst = held.knownAt === -Infinity;
-    const count = held.growing ?? (isFirst ? 0 : undefined);
+    const isFirst = held.knownAt() === -Infinity;
+    const count = held.growing() ?? (isFirst ? 0 : undefined);
     if (count !== undefined) {
       return `the sessions are ${isFirst ? "still" : "again, since the stream has lost its place,"} being read, ${count} so far`;
     }
     return "Redis does not answer, or this process had no time to look";
   }
 
-  const age = (): number => clock() - held.knownAt;
-  const isReady = (): boolean => held.knownAt > -Infinity && !isOver;
+  const age = (): number => clock() - held.knownAt();
+  const isReady = (): boolean => held.knownAt() > -Infinity && !isOver;
   const tooOld = (cause: unknown): MirrorTooOldError => new MirrorTooOldError(age(), maxAge, reason(), cause);
 
   /** What memory says, or Redis. */
   function answer<T>(known: () => T, ask: () => Promise<T>): T | Promise<T> {
-    if (!held.isTooOld) return known();
+    if (!held.isTooOld()) return known();
     if (isOver && !failure) throw new FeedClosedError("mirror");
     if (pastMaxAge === "ask") return ask();
     throw tooOld(failure);
@@ -190,7 +189,7 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
       return age();
     },
     get size() {
-      return held.open;
+      return held.size();
     },
     ready: ({ signal } = {}) =>
       new Promise((resolve, reject) => {

@@ -6,7 +6,7 @@ import type { Command, Connection } from "./connection.js";
 import { START, compareCursors } from "./cursors.js";
 import { UnreadableMessageError } from "./errors.js";
 import { HOUR_MS, Table, isLiveAt } from "./mirror_table.js";
-import type { Entry, Found, Partition, Reading } from "./stream.js";
+import { BATCH, type Found, type Partition, type Reading } from "./stream.js";
 import { published, type LiveStatus } from "./update.js";
 
 /** Of a session's hash. The last is the relay's own affair: where it is missing, `state` has the end. */
@@ -21,110 +21,90 @@ const CLOCK_MS = 60_000;
 /** Whether a session may be live, now or later. */
 export const isOpen = (status: string | null): boolean => status === "active" || status === "pending";
 
-/** Keeps a table of each partition, which the mirror looks into. Times are milliseconds. */
-export class MirrorReading implements Reading<never> {
-  readonly takesRepeats = true;
-  readonly rest = REST_MS;
-  /** When nothing was missing in any table, by `clock`; -Infinity before they are complete. */
-  knownAt = -Infinity;
-  /** When the tables are too old to answer from, by `clock`; -Infinity also after the end. */
-  #oldAt = -Infinity;
-  /** Before both of these, they are not too old. Each is quick to look at; a clock that was set, or sleep, parts them. */
-  #isYoungUntil = -Infinity;
-  #isYoungUntilTime = -Infinity;
-  /** When Redis was heard last, by `clock`, of each partition. */
-  readonly heardAt: number[];
+/** What a mirror keeps of a partition, and how far that was read. */
+class Part {
   /** What answers. A table is complete when it gets in here. While the snapshots are read, it grows elsewhere. */
-  readonly #tables: Table[];
-  readonly #growing = new Map<number, Table>();
-  readonly #knownAt: number[];
+  table: Table;
+  growing: Table | undefined;
+  /** When nothing was missing in the table, by `clock`; -Infinity before it is complete. */
+  knownAt = -Infinity;
+  /** When Redis was heard last, by `clock`. */
+  heardAt = -Infinity;
   /** Sessions of which an entry did not say when they end. */
-  readonly #unsure: Set<string>[];
-  readonly #forgetting: Iterator<string>[];
-  readonly #forgetAt: number[];
+  readonly unsure = new Set<string>();
+  /** Those of which nobody has looked yet whether to forget them. */
+  forgetting: Iterator<string> | undefined;
+  forgetAt = clock() + HOUR_MS;
   /** Differs later if somebody sets the time of day. */
-  #setAt = Date.now() - clock();
-  #isOver = false;
+  setAt = Date.now() - clock();
 
-  /** `onReady`: called again and again. */
-  constructor(
-    partitions: number,
-    readonly maxAge: number,
-    readonly keepEnded: number,
-    readonly longestWait: number,
-    readonly onReady: () => void,
-  ) {
-    const each = <T>(make: () => T): T[] => Array.from({ length: partitions }, make);
-    this.heardAt = each(() => -Infinity);
-    this.#knownAt = each(() => -Infinity);
-    this.#tables = each(() => new Table(keepEnded));
-    this.#unsure = each(() => new Set());
-    this.#forgetting = each(() => new Set<string>().values());
-    this.#forgetAt = each(() => clock() + HOUR_MS);
+  constructor(keepEnded: number) {
+    this.table = new Table(keepEnded);
   }
+}
 
+/** Keeps the tables that a mirror looks into. Times are milliseconds. */
+export interface MirrorReading extends Reading<never> {
+  /** When nothing was missing in any table, by `clock`; -Infinity before they are complete. */
+  knownAt(): number;
+  /** When Redis was heard last, by `clock`, of these partitions. */
+  heardAt(partitions: readonly Partition[]): number;
   /** Number of open sessions. */
-  get open(): number {
-    return this.#tables.reduce((sum, { open }) => sum + open, 0);
-  }
-
+  size(): number;
   /** Number of sessions that were read so far, while snapshots are read. */
-  get growing(): number | undefined {
-    const growing = [...this.#growing.values()];
-    return growing.length ? growing.reduce((sum, { kept }) => sum + kept.size, 0) : undefined;
-  }
-
-  get isTooOld(): boolean {
-    if (performance.now() < this.#isYoungUntil && Date.now() < this.#isYoungUntilTime) return false;
-    return !this.#lookAtClocks();
-  }
-
+  growing(): number | undefined;
+  /** Whether the tables are too old to answer from. */
+  isTooOld(): boolean;
   /** `number`: of the partition that the session would be in, if that is known. */
-  status(sessionId: string, number?: number): LiveStatus {
-    for (const table of number === undefined ? this.#tables : [this.#tables[number] as Table]) {
-      const kept = table.kept.get(sessionId);
-      if (kept !== undefined) return isLiveAt(kept, Date.now()) ? "live" : "ended";
-    }
-    return "unknown";
-  }
-
+  status(sessionId: string, number?: number): LiveStatus;
   /** Whose session it is, if it is open. */
-  userId(sessionId: string): string | null {
-    for (const table of this.#tables) {
-      const found = table.userId(sessionId);
-      if (found !== null) return found;
-    }
-    return null;
-  }
-
+  userId(sessionId: string): string | null;
   /** Lets nothing be answered any more. */
-  end(): void {
-    this.#isOver = true;
-    this.#oldAt = this.#isYoungUntil = -Infinity;
+  end(): void;
+}
+
+/** `onReady`: called again and again. */
+export function mirrorReading(
+  partitions: number,
+  {
+    maxAge,
+    keepEnded,
+    longestWait,
+    onReady,
+  }: { maxAge: number; keepEnded: number; longestWait: number; onReady(): void },
+): MirrorReading {
+  const parts = Array.from({ length: partitions }, () => new Part(keepEnded));
+  const partOf = ({ number }: Partition): Part => parts[number] as Part;
+  const knownAt = (): number => Math.min(...parts.map((part) => part.knownAt));
+  const tableOf = (part: Part): Table => part.growing ?? part.table;
+  /** When the tables are too old to answer from, by `clock`; -Infinity also after the end. */
+  let oldAt = -Infinity;
+  /** Before both of these, they are not too old. Each is quick to look at; sleep, or a clock that was set, parts them. */
+  let isYoungUntil = -Infinity;
+  let isYoungUntilTime = -Infinity;
+  let isOver = false;
+
+  /** Whether the tables are too old, by the clock that counts. */
+  function lookAtClock(): boolean {
+    const left = oldAt - clock();
+    isYoungUntil = performance.now() + left;
+    isYoungUntilTime = Date.now() + left;
+    return left <= 0;
   }
 
-  // What `follow` asks
-
-  begin(partition: Partition): void {
-    this.#growing.set(partition.number, new Table(this.keepEnded));
-    this.#unsure[partition.number]?.clear();
-    // Of a server that went away before all was read.
-    partition.ahead.clear();
-    partition.aheadUntil = START;
-  }
-
-  async found(connection: Connection, partition: Partition, keys: readonly string[]): Promise<Found<never>[]> {
-    const table = this.#tableOf(partition);
+  async function found(connection: Connection, partition: Partition, keys: readonly string[]): Promise<Found<never>[]> {
+    const part = partOf(partition);
+    const table = tableOf(part);
     const before = partition.keys.session("").length;
     const read = await connection.ask(...keys.map((key): Command => ["HMGET", key, ...FIELDS]));
-    this.heardAt[partition.number] = clock();
+    part.heardAt = clock();
     const stored = (read as (string | null)[][]).flatMap((fields, index) =>
       fields[0] == null ? [] : [{ key: keys[index] as string, fields }],
     );
     const elsewhere = stored.flatMap(({ key, fields }) => (fields[4] == null ? [key] : []));
     const ends = elsewhere.length ? await endsOf(connection, elsewhere) : undefined;
     const now = Date.now();
-    const found: Found<never>[] = [];
+    const sessions: Found<never>[] = [];
     for (const { key, fields } of stored) {
       const [live, status = null, userId, cursor, expireAt] = fields;
       if (userId == null || cursor == null) throw new UnreadableMessageError(`${key}: fields of its hash are missing`);
@@ -132,56 +112,18 @@ export class MirrorReading implements Reading<never> {
       if (end === undefined) continue; // the key expired between the two reads
       const sessionId = key.slice(before);
       table.put(sessionId, userId, end, isOpen(status), live === "1", now);
-      found.push({ sessionId, cursor });
+      sessions.push({ sessionId, cursor });
     }
-    return found;
-  }
-
-  entry(entry: Entry, partition: Partition): undefined {
-    if (entry.outcome !== "applied") return;
-    const { id, user_id, expire_at, status, live } = entry.update().session;
-    this.#tableOf(partition).put(id, user_id, expire_at, isOpen(status), live, Date.now());
-    // It has no end, or OMIT_FIELDS hides it.
-    if (expire_at === null) this.#unsure[partition.number]?.add(id);
-  }
-
-  isDue({ number }: Partition): boolean {
-    return clock() - (this.#knownAt[number] as number) > this.longestWait / 2;
-  }
-
-  async reached(connection: Connection, partition: Partition, askedAt: number): Promise<void> {
-    const { number } = partition;
-    if (compareCursors(partition.cursor as string, partition.aheadUntil) < 0) {
-      // A session was read that the end of the stream does not reach: another server has taken over, without it.
-      connection.comparePartitionsAgain();
-      partition.cursor = null;
-      return;
-    }
-    await this.#settle(connection, partition);
-    const table = this.#growing.get(number);
-    if (table) {
-      this.#growing.delete(number);
-      this.#tables[number] = table;
-      this.#forgetting[number] = new Set<string>().values();
-    }
-    this.heardAt[number] = clock();
-    this.#knownAt[number] = askedAt;
-    this.knownAt = Math.min(...this.#knownAt);
-    if (this.knownAt > -Infinity && !this.#isOver) {
-      this.#oldAt = this.knownAt + this.maxAge;
-      this.#lookAtClocks();
-      this.onReady();
-    }
-    this.#forget(number);
+    return sessions;
   }
 
   /** Looks up when sessions end whose entries did not say so. */
-  async #settle(connection: Connection, partition: Partition): Promise<void> {
-    const unsure = this.#unsure[partition.number] as Set<string>;
+  async function settle(connection: Connection, partition: Partition): Promise<void> {
+    const { unsure } = partOf(partition);
     while (unsure.size) {
-      const batch = [...unsure].slice(0, FORGET_AT_ONCE);
+      const batch = [...unsure].slice(0, BATCH);
       const keys = batch.map((sessionId) => partition.keys.session(sessionId));
-      for (const { sessionId, cursor } of await this.found(connection, partition, keys)) {
+      for (const { sessionId, cursor } of await found(connection, partition, keys)) {
         // It may be newer than the cursor. What comes of it up to there must not undo it.
         partition.note(sessionId, cursor, partition.cursor as string);
       }
@@ -190,38 +132,101 @@ export class MirrorReading implements Reading<never> {
   }
 
   /** Looks at some sessions, and once an hour begins to look at all. */
-  #forget(number: number): void {
-    const table = this.#tables[number] as Table;
-    const ids = this.#forgetting[number] as Iterator<string>;
+  function forget(part: Part): void {
+    const { table, forgetting } = part;
     const now = Date.now();
-    for (let left = Math.max(FORGET_AT_ONCE, table.kept.size / 500); left > 0; left--) {
-      const { value, done } = ids.next();
-      if (!done) {
+    if (forgetting) {
+      for (let left = Math.max(FORGET_AT_ONCE, table.kept.size / 500); left > 0; left--) {
+        const { value, done } = forgetting.next();
+        if (done) {
+          part.forgetting = undefined;
+          return;
+        }
         table.forget(value, now);
-        continue;
       }
-      const time = clock();
-      if (time < (this.#forgetAt[number] as number)) return;
-      this.#forgetAt[number] = time + HOUR_MS;
-      const setAt = now - time;
+    } else if (clock() >= part.forgetAt) {
+      part.forgetAt = clock() + HOUR_MS;
+      const setAt = now - clock();
       // Otherwise that time may be wrong, and what is forgotten is gone.
-      if (Math.abs(setAt - this.#setAt) < CLOCK_MS) this.#forgetting[number] = table.kept.keys();
-      this.#setAt = setAt;
-      return;
+      if (Math.abs(setAt - part.setAt) < CLOCK_MS) part.forgetting = table.kept.keys();
+      part.setAt = setAt;
     }
   }
 
-  #tableOf({ number }: Partition): Table {
-    return this.#growing.get(number) ?? (this.#tables[number] as Table);
-  }
+  return {
+    takesRepeats: true,
+    longestWait,
+    rest: REST_MS,
+    knownAt,
+    heardAt: (asked) => Math.max(...asked.map((partition) => partOf(partition).heardAt)),
+    size: () => parts.reduce((sum, { table }) => sum + table.open, 0),
+    growing() {
+      const growing = parts.flatMap((part) => part.growing ?? []);
+      return growing.length ? growing.reduce((sum, { kept }) => sum + kept.size, 0) : undefined;
+    },
+    isTooOld: () => !(performance.now() < isYoungUntil && Date.now() < isYoungUntilTime) && lookAtClock(),
+    status(sessionId, number) {
+      for (const { table } of number === undefined ? parts : [parts[number] as Part]) {
+        const kept = table.kept.get(sessionId);
+        if (kept !== undefined) return isLiveAt(kept, Date.now()) ? "live" : "ended";
+      }
+      return "unknown";
+    },
+    userId(sessionId) {
+      for (const { table } of parts) {
+        const userId = table.userId(sessionId);
+        if (userId !== null) return userId;
+      }
+      return null;
+    },
+    end() {
+      isOver = true;
+      oldAt = isYoungUntil = -Infinity;
+    },
 
-  /** Whether the tables are not too old yet. */
-  #lookAtClocks(): boolean {
-    const left = this.#oldAt - clock();
-    this.#isYoungUntil = performance.now() + left;
-    this.#isYoungUntilTime = Date.now() + left;
-    return left > 0;
-  }
+    begin(partition) {
+      const part = partOf(partition);
+      part.growing = new Table(keepEnded);
+      part.unsure.clear();
+      // Of a server that went away before all was read.
+      partition.ahead.clear();
+      partition.aheadUntil = START;
+    },
+    found,
+    entry(entry, partition) {
+      if (entry.outcome !== "applied") return undefined;
+      const { id, user_id, expire_at, status, live } = entry.update().session;
+      const part = partOf(partition);
+      tableOf(part).put(id, user_id, expire_at, isOpen(status), live, Date.now());
+      // It has no end, or OMIT_FIELDS hides it.
+      if (expire_at === null) part.unsure.add(id);
+      return undefined;
+    },
+    isDue: (partition) => clock() - partOf(partition).knownAt > longestWait / 2,
+    async reached(connection, partition, askedAt) {
+      if (compareCursors(partition.cursor as string, partition.aheadUntil) < 0) {
+        // A session was read that the end of the stream does not reach: another server has taken over, without it.
+        connection.comparePartitionsAgain();
+        partition.cursor = null;
+        return;
+      }
+      await settle(connection, partition);
+      const part = partOf(partition);
+      if (part.growing) {
+        part.table = part.growing;
+        part.growing = part.forgetting = undefined;
+      }
+      part.heardAt = clock();
+      part.knownAt = askedAt;
+      const known = knownAt();
+      if (known > -Infinity && !isOver) {
+        oldAt = known + maxAge;
+        lookAtClock();
+        onReady();
+      }
+      forget(part);
+    },
+  };
 }
 
 /** The ends of sessions by what their messages say, in Unix milliseconds, by key; without those that are gone. */

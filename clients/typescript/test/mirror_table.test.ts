@@ -2,7 +2,7 @@
 import { afterEach, beforeEach, expect, it, vi } from "vitest";
 import type { Connection } from "../src/connection.js";
 import { keysOf } from "../src/keys.js";
-import { MirrorReading } from "../src/mirror_reading.js";
+import { mirrorReading } from "../src/mirror_reading.js";
 import { MAX_KEPT_MS, Table, isLiveAt, type Kept } from "../src/mirror_table.js";
 import { Partition } from "../src/stream.js";
 
@@ -10,6 +10,7 @@ const NOW = 1_795_422_700_123;
 const HOUR = 3_600_000;
 const DAY = 86_400_000;
 const WEEK = 7 * DAY;
+const OPTIONS = { maxAge: 5000, keepEnded: WEEK, longestWait: 2500 };
 
 let table: Table;
 beforeEach(() => {
@@ -104,10 +105,10 @@ function kept(count: number): { clock: { now: number; set: number }; look: () =>
   vi.spyOn(Date, "now").mockImplementation(() => NOW + clock.now + clock.set);
   let held = 0;
   const growing = vi.spyOn(Table.prototype, "forget");
-  const reading = new MirrorReading(1, 5000, WEEK, 2500, () => undefined);
+  const reading = mirrorReading(1, { ...OPTIONS, onReady: () => undefined });
   const partition = new Partition(0, keysOf("{clerk}"));
   partition.goTo("1-1");
-  reading.begin(partition);
+  reading.begin?.(partition);
   const connection = {
     ask: async (...commands: unknown[]) => commands.map(() => ["0", "ended", "user_1", "1-1", `${NOW}`]),
   } as unknown as Connection;
@@ -116,7 +117,7 @@ function kept(count: number): { clock: { now: number; set: number }; look: () =>
     if (!held) await reading.found(connection, partition, keys);
     held ||= count;
     growing.mockClear();
-    await reading.reached(connection, partition, clock.now);
+    await reading.reached?.(connection, partition, clock.now);
     return growing.mock.calls.filter(([id]) => reading.status(id) === "unknown").length;
   };
   return { clock, look };
@@ -144,12 +145,12 @@ it("nothing is forgotten because somebody set the clock", async () => {
 
 it("a mirror is ready only once each partition is", async () => {
   const ready = vi.fn();
-  const reading = new MirrorReading(2, Infinity, WEEK, 1000, ready);
+  const reading = mirrorReading(2, { ...OPTIONS, maxAge: Infinity, onReady: ready });
   const partitions = [0, 1].map((number) => new Partition(number, keysOf("{clerk}")));
   for (const partition of partitions) partition.goTo("1-1");
   const connection = {} as Connection; // it is asked nothing
-  await reading.reached(connection, partitions[0] as Partition, 1);
-  expect([reading.knownAt, reading.isTooOld, ready.mock.calls.length]).toEqual([-Infinity, true, 0]);
-  await reading.reached(connection, partitions[1] as Partition, 2);
-  expect([reading.knownAt, reading.isTooOld, ready.mock.calls.length]).toEqual([1, false, 1]);
+  await reading.reached?.(connection, partitions[0] as Partition, 1);
+  expect([reading.knownAt(), reading.isTooOld(), ready.mock.calls.length]).toEqual([-Infinity, true, 0]);
+  await reading.reached?.(connection, partitions[1] as Partition, 2);
+  expect([reading.knownAt(), reading.isTooOld(), ready.mock.calls.length]).toEqual([1, false, 1]);
 });

@@ -66,8 +66,10 @@ export class Gate {
 
 /** What a SessionFeed takes in place of a client. `after`: is called with what its followers have sent, before they go on. */
 export class Wire {
-  /** Commands by which followers do not wait. */
+  /** What followers have sent. */
   readonly sent: Command[] = [];
+  /** What was sent for short reads, those together that make a round trip. */
+  readonly asked: Command[][] = [];
   before: (commands: readonly Command[]) => unknown = () => undefined;
   after: (commands: readonly Command[]) => unknown = () => undefined;
   /** To whom new connections lead. */
@@ -101,7 +103,16 @@ export class Wire {
       };
       return connection;
     };
-    return { ...access, follower };
+    const reader: Access["reader"] = (key) => {
+      const connection = access.reader(key);
+      const askTwice: Connection["askTwice"] = connection.askTwice.bind(connection);
+      connection.askTwice = (...commands) => {
+        this.asked.push(commands);
+        return askTwice(...commands);
+      };
+      return connection;
+    };
+    return { ...access, follower, reader };
   }
 
   /** Holds up the next response to a look at the hashes of sessions. */
