@@ -50,6 +50,8 @@ class Play(RedisSteps):
         self._all = drivers
         self._run = next(_RUNS)
         self._keys = Keys(channel=scenario.get("channel", "clerk:sessions"))
+        self._deadline = 0.0
+        """When a check of `_each` has to be done, by time.monotonic()."""
         self._processes: dict[str, str] = {}
         """Feeds and iterators that are in another process than the main one."""
         self._feeds: list[tuple[str, str]] = []
@@ -93,8 +95,9 @@ class Play(RedisSteps):
         return self._all.get(name, self._processes.get(of, "main"))
 
     def _each(self, check: Callable[[str], None]) -> None:
-        """Check each driver, and raise what is wrong with any."""
+        """Check each driver, and raise what is wrong with any. All of them together have PATIENCE."""
         failures = []
+        self._deadline = time.monotonic() + PATIENCE
         for name in self.names:
             try:
                 check(name)
@@ -103,6 +106,11 @@ class Play(RedisSteps):
             except FutureTimeoutError:
                 failures.append(f"{name}: no response")
         assert not failures, "\n".join(failures)
+
+    @property
+    def _left(self) -> float:
+        """Seconds that are left for a check of `_each`."""
+        return max(0.1, self._deadline - time.monotonic())
 
     # Feeds and iterators
 
@@ -137,7 +145,7 @@ class Play(RedisSteps):
     def do_close(self, feed: str) -> None:
         """Close a feed."""
         futures = {name: self._driver(name, feed).begin("close", feed=feed) for name in self.names}
-        self._each(lambda name: futures[name].result(PATIENCE))
+        self._each(lambda name: futures[name].result(self._left))
 
     def do_mirror(self, mirror: str, feed: str = "main", **options: Any) -> None:
         """Make a mirror."""
@@ -158,7 +166,7 @@ class Play(RedisSteps):
         ((kind, name_of),) = of.items()
         named = {kind: self._unique(name_of)}
         futures = {name: self._driver(name, name_of).begin(op, **named) for name in self.names}
-        self._each(lambda name: futures[name].result(PATIENCE))
+        self._each(lambda name: futures[name].result(self._left))
 
     def do_ask(
         self, method: str, arguments: list[Any], feed: str = "main", of: str | None = None, **expected: Any
@@ -176,7 +184,7 @@ class Play(RedisSteps):
             try:
                 if (name, feed) in self._early:
                     raise self._early[name, feed]
-                got = futures[name].result(PATIENCE)
+                got = futures[name].result(self._left)
             except DriverError as error:
                 self._check_error(error, expected.get("error"), name)
                 return
@@ -240,7 +248,7 @@ class Play(RedisSteps):
         if count is not None:
             self.do_begin(iterator, count)
             futures = {name: self._taking.pop((name, iterator))[1] for name in self.names}
-            self._each(lambda name: futures[name].result(PATIENCE))
+            self._each(lambda name: futures[name].result(self._left))
             return
         count = sum(len(expected.get(kind, [])) for kind in ("snapshots", "see"))
         self.do_begin(iterator, count + int("error" in expected or "ended" in expected))
@@ -260,7 +268,7 @@ class Play(RedisSteps):
         def check(name: str) -> None:
             before, future = self._taking.pop((name, iterator))
             try:
-                has_ended = future.result(PATIENCE)
+                has_ended = future.result(self._left)
             except FutureTimeoutError:
                 updates = self._driver(name, iterator).told(self._unique(iterator)).updates[before:]
                 self._taking[name, iterator] = before, future
@@ -328,7 +336,7 @@ class Play(RedisSteps):
                 return [update for each in iterators for update in driver.told(self._unique(each)).updates]
 
             with contextlib.suppress(AssertionError):
-                eventually(lambda: len(seen()) >= len(see), within=PATIENCE)
+                eventually(lambda: len(seen()) >= len(see), within=self._left)
             match_any_order(self._put(see, name), seen())
 
         self._each(check)
@@ -350,7 +358,7 @@ class Play(RedisSteps):
 
         def check(name: str) -> None:
             driver = self._driver(name, iterator)
-            assert driver.await_told(self._unique(iterator), is_enough), (
+            assert driver.await_told(self._unique(iterator), is_enough, self._left), (
                 f"told only {driver.told(self._unique(iterator)).reconnects}"
             )
 
@@ -366,7 +374,7 @@ class Play(RedisSteps):
 
         def check(name: str) -> None:
             with contextlib.suppress(AssertionError):
-                eventually(lambda: self._applied.keys() <= set(self._seen(name, iterators)), within=PATIENCE)
+                eventually(lambda: self._applied.keys() <= set(self._seen(name, iterators)), within=self._left)
             seen = self._seen(name, iterators)
             missed = sorted(self._applied.keys() - set(seen))
             assert not missed, f"missed {len(missed)} of {len(self._applied)}: {missed[:5]}"
@@ -387,7 +395,7 @@ class Play(RedisSteps):
 
         def check(name: str) -> None:
             with contextlib.suppress(AssertionError):
-                eventually(lambda: latest.items() <= set(self._seen(name, [iterator])), within=PATIENCE)
+                eventually(lambda: latest.items() <= set(self._seen(name, [iterator])), within=self._left)
             last: collections.Counter[str] = collections.Counter()
             for session, revision in self._seen(name, [iterator]):
                 assert revision > last[session], f"{session}: {revision} after {last[session]}"

@@ -116,7 +116,7 @@ class Driver:
             told = self._of(iterator)
             return Told(list(told.updates), list(told.reconnects))
 
-    def await_told(self, iterator: str, is_enough: Callable[[Told], bool], within: float = PATIENCE) -> bool:
+    def await_told(self, iterator: str, is_enough: Callable[[Told], bool], within: float) -> bool:
         """Wait until it has told enough; return False if it does not in time."""
         with self._changed:
             return self._changed.wait_for(lambda: is_enough(self._of(iterator)), within)
