@@ -11,6 +11,9 @@
 //
 // 401: there is no valid token, or the session has ended. 503: Redis can't say, and a request that can't be checked is
 // refused.
+//
+// A mirror has the state of all sessions in memory, so no request waits for Redis. When the mirror is not ready yet, or
+// may have missed something for more than five seconds, it asks Redis.
 import { clerkMiddleware, getAuth } from "@clerk/express";
 import { SessionFeed } from "clerk-session-feed";
 import { sessionGuard } from "clerk-session-feed/express";
@@ -29,10 +32,11 @@ const client = createClient({ url: REDIS_URL });
 client.on("error", ({ code, message }) => console.error(`Redis: ${message || code}; trying again …`));
 await client.connect();
 const feed = new SessionFeed(client); // one for all requests
+const mirror = feed.mirror({ pastMaxAge: "ask" });
 
 const app = express();
 app.use(clerkMiddleware({ authorizedParties: CLERK_AUTHORIZED_PARTIES.split(",") }));
-app.use(sessionGuard(feed)); // whoever has a session, has a live one behind this line
+app.use(sessionGuard(mirror)); // whoever has a session, has a live one behind this line
 app.get("/me", (request, response) => {
   const { userId, sessionId } = getAuth(request);
   if (userId) response.json({ session_id: sessionId });
@@ -45,6 +49,6 @@ const server = app.listen(Number(PORT), "127.0.0.1", () => {
 for (const signal of ["SIGINT", "SIGTERM"])
   process.once(signal, async () => {
     server.close();
-    await feed.close();
+    await feed.close(); // the mirror, too
     client.destroy();
   });

@@ -5,6 +5,7 @@ import { readFileSync } from "node:fs";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
 import { WebSocket } from "ws";
 import * as entry from "../src/index.js";
+import { memoryFeed } from "../src/testing.js";
 import { freePort, RedisServer } from "./support/redis.js";
 import { KEYS, signedIn } from "./support/clerk.js";
 import { Project, type Program } from "./support/project.js";
@@ -12,11 +13,11 @@ import { Relay } from "./support/relay.js";
 
 const README = readFileSync(new URL("../README.md", import.meta.url), "utf8");
 /** The README's programs. */
-const [CONSUMER, SOCKETS, TEST] = [...README.matchAll(/^```js\n(.*?)^```$/gms)].map(([, code]) => code as string) as [
-  string,
-  string,
-  string,
-];
+const [CONSUMER, MIRROR, SOCKETS, TEST] = [...README.matchAll(/^```js\n(.*?)^```$/gms)].map(
+  ([, code]) => code as string,
+) as [string, string, string, string];
+/** What other programs go on from: the consumer, up to where it has made the feed. */
+const BEGINNING = CONSUMER.slice(0, CONSUMER.indexOf("for await"));
 const EXAMPLE = readFileSync(new URL("../../../examples/express.mjs", import.meta.url), "utf8");
 
 let server: RedisServer;
@@ -81,6 +82,17 @@ describe("examples/express.mjs", () => {
     expect((await me("sess_1")).status).toBe(200);
   });
 
+  it("asks Redis nothing once it has read all", async () => {
+    await relay.apply({ id: "sess_1" });
+    expect(await status("sess_1")).toBe(200);
+    const asked = async () => /cmdstat_hmget:calls=(\d+)/.exec(await relay.redis.info("commandstats"))?.[1];
+    await eventually(async () => {
+      const before = await asked();
+      expect(await status("sess_1")).toBe(200);
+      expect(await asked()).toBe(before);
+    });
+  });
+
   it("refuses with 503 while Redis is away, and lets in again after that", async () => {
     await relay.apply({ id: "sess_1" });
     expect(await status("sess_1")).toBe(200);
@@ -114,10 +126,21 @@ describe("README.md", () => {
     expect(program.printed.stderr).toBe("");
   });
 
+  it("has a server that answers from memory", async () => {
+    await relay.apply({ id: "sess_1" });
+    project.write("server.mjs", BEGINNING + MIRROR);
+    const port = await freePort();
+    const environment = { ...CLERK, CLERK_JWT_KEY: KEYS.jwtKey, REDIS_URL: server.url, PORT: `${port}` };
+    project.start("server.mjs", environment);
+    const me = () => fetch(`http://127.0.0.1:${port}/me`, { headers: signedIn("sess_1") });
+    await eventually(async () => expect(await (await me()).json()).toEqual({ user_id: "user_1" }));
+    await relay.apply({ id: "sess_1", status: "ended" });
+    await eventually(async () => expect((await me()).status).toBe(401));
+  });
+
   it("has a server that closes the WebSocket of a session that ends", async () => {
     await relay.apply({ id: "sess_1" });
-    // It goes on where the consumer has made the feed.
-    project.write("sockets.mjs", CONSUMER.slice(0, CONSUMER.indexOf("for await")) + SOCKETS);
+    project.write("sockets.mjs", BEGINNING + SOCKETS);
     const port = await freePort();
     const environment = { ...CLERK, CLERK_JWT_KEY: KEYS.jwtKey, REDIS_URL: server.url, PORT: `${port}` };
     const program = project.start("sockets.mjs", environment);
@@ -152,6 +175,13 @@ describe("README.md", () => {
   it("lists every method of the feed", () => {
     const methods = Object.getOwnPropertyNames(entry.SessionFeed.prototype).filter((name) => name !== "constructor");
     expect(methods.filter((name) => !README.includes(`\`${name}(`))).toEqual([]);
+  });
+
+  it("lists all that a mirror has", async () => {
+    const { feed } = memoryFeed();
+    const names = Object.keys(feed.mirror());
+    await feed.close();
+    expect(names.filter((name) => !new RegExp(`^\\| .*\`${name}[\`(].*\\|`, "m").test(README))).toEqual([]);
   });
 
   it("lists every error", () => {
