@@ -117,7 +117,7 @@ class Consumer {
   /** Acknowledges what is done, and reads; resolves to the response, and the cursors that were read from. */
   async #read(blockMs: number): Promise<[[string, RawEntry[]][] | null, string[]]> {
     const { shares, group } = this;
-    const cursors = shares.map((share) => (share.isChecked && !share.hasPending ? ">" : "0"));
+    const cursors = shares.map((share) => share.cursor());
     const streams = shares.map(({ events }) => events);
     const limits = ["COUNT", this.#count, "BLOCK", blockMs] as const;
     const read: Command = ["XREADGROUP", "GROUP", group.name, group.consumer, ...limits, "STREAMS", ...streams, ...cursors];

@@ -50,6 +50,10 @@ export class Share {
   #checkedOn: number | undefined;
   /** The connection on which the group was made, where the stream had just ended. */
   #begunOn: number | undefined;
+  /** Behind this cursor entries were missed, as this consumer knows, wherever others move the group meanwhile. */
+  #missedBehind: string | undefined;
+  /** Where the group was when this consumer asked for new entries, and does not know yet what it missed before them. */
+  #readBehind: string | undefined;
   #hasJoined = false;
   /** The entry that this consumer handled last. */
   #last: string | undefined;
@@ -85,6 +89,13 @@ export class Share {
     this.#last = cursor;
   }
 
+  /** The cursor to read from: 0 for what is this consumer's already. */
+  cursor(): string {
+    if (!this.isChecked || this.hasPending) return "0";
+    this.#readBehind ??= this.delivered;
+    return ">";
+  }
+
   /** What the group lacks: itself, or entries that were trimmed before it got them. */
   async findGap(): Promise<Gap | undefined> {
     if (this.isChecked) return undefined;
@@ -105,11 +116,11 @@ export class Share {
     this.delivered = delivered;
     // Redis 6.2 can't tell what a stream that was empty got, and lost again, while nobody was there.
     const isUnknown = delivered !== NOTHING || this.#begunOn !== this.connection.connections;
-    if (!isTrimmedPast(delivered, stream, isUnknown)) {
+    if (this.#missedBehind === undefined && !isTrimmedPast(delivered, stream, isUnknown)) {
       this.#checkedOn = this.connection.connections;
       return undefined;
     }
-    if (!this.resync) throw new CursorLostError(delivered, this.partition.number);
+    if (!this.resync) throw new CursorLostError(this.#missedBehind ?? delivered, this.partition.number);
     this.connection.comparePartitionsAgain();
     // From before the snapshots: more may be trimmed while they are read.
     return { begin: await this.#newest(), hasSnapshots: true, hasGroup: true };
@@ -135,6 +146,7 @@ export class Share {
 
   /** Makes the group, or moves it behind what it can't get any more. The snapshots are handled by now. */
   async closeGap({ begin, hasSnapshots, hasGroup }: Gap): Promise<void> {
+    this.#missedBehind = this.#readBehind = undefined;
     if (hasSnapshots) this.#snapshotsAt = begin;
     if (hasGroup) return this.#setDelivered(begin);
     try {
@@ -153,8 +165,10 @@ export class Share {
 
   /** The entries of a response if this consumer may handle them; otherwise none, and it asks again. */
   async accept(entries: RawEntry[], isNew: boolean): Promise<RawEntry[]> {
-    const [first] = entries;
-    if (!first) {
+    // Of what is this consumer's already, a response that got lost may have had some: those are not looked at yet.
+    const isUnsure = ([id]: RawEntry): boolean => isNew || compareCursors(id, this.#readBehind ?? id) > 0;
+    const unsure = entries.find(isUnsure);
+    if (!entries.length) {
       this.hasPending &&= isNew;
     } else if (!isNew) {
       const trimmed = entries.filter(([, fields]) => !fields?.length).map(([id]) => id);
@@ -162,25 +176,28 @@ export class Share {
         await this.#giveUp(trimmed);
         return [];
       }
-    } else {
+    }
+    if (unsure) {
       const stream = await this.#stream();
-      if (this.isChecked && (await this.#wasMissedBefore(first[0], stream))) return [];
-      this.delivered = (entries.at(-1) as RawEntry)[0];
+      const known = isNew ? this.delivered : (this.#readBehind as string);
+      if (this.isChecked && (await this.#wasMissedBefore(unsure[0], known, stream))) return [];
     }
     // On another connection they may have become others': those that are still this consumer's come first there.
-    return this.isChecked ? entries : [];
+    if (!this.isChecked) return [];
+    if (unsure || !entries.length) this.#readBehind = undefined; // else more of its own come
+    if (isNew) this.delivered = entries.at(-1)?.[0] ?? this.delivered;
+    return entries;
   }
 
   /**
    * Whether entries in front of the first new one were trimmed before the group got them.
    *
    * If the stream still has an entry in front of it, the group had got that one. If not, the group goes back to where
-   * `findGap` finds what was trimmed.
+   * the next consumer finds what was trimmed, should this one die.
    */
-  async #wasMissedBefore(first: string, stream: Info): Promise<boolean> {
+  async #wasMissedBefore(first: string, known: string, stream: Info): Promise<boolean> {
     const kept = stream["first-entry"] as RawEntry | null | undefined;
     if (!kept || compareCursors(kept[0], first) < 0) return false;
-    let known = this.delivered;
     if (compareCursors(known, first) >= 0) {
       // Someone moved the group back, nobody knows how far.
       const before = BigInt(first.split("-")[0] as string) - 1n;
@@ -188,6 +205,7 @@ export class Share {
     }
     if (!isTrimmedPast(known, stream, known !== NOTHING)) return false;
     this.recheck();
+    this.#missedBehind = known;
     await this.#setDelivered(known);
     return true;
   }

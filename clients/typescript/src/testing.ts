@@ -27,7 +27,7 @@ export interface MemoryFeed {
   update(sessionId: string, fields: SessionFields): SessionUpdate;
   /** An event comes too late to change anything: that the session had begun. Iterators yield it with `stale` only. */
   late(sessionId: string): SessionUpdate;
-  /** Trims the stream to its last entries. With the next event, iterators that had not got the others are told. */
+  /** Trims the stream to its last entries. With the next event, iterators whose last one is gone are told so. */
   trim(keep?: number): void;
   /** Redis loses everything. */
   flush(): void;

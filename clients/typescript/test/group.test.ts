@@ -13,9 +13,12 @@ import {
 import type { Access } from "../src/connection.js";
 import { consume } from "../src/group.js";
 import { keysOf } from "../src/keys.js";
+import { MemoryRedis } from "../src/memory.js";
+import { memoryAccess } from "../src/memory_connection.js";
 import { Partition, type Updates } from "../src/stream.js";
 import { LIBRARIES, type Connected, type Library } from "./support/clients.js";
 import { EVENTS, calls, consumers, groups, pending, skewClock, watched } from "./support/groups.js";
+import { message } from "./support/messages.js";
 import { RedisServer } from "./support/redis.js";
 import { Relay } from "./support/relay.js";
 import { Collector, take } from "./support/updates.js";
@@ -39,7 +42,7 @@ beforeEach(async () => {
 afterEach(async () => {
   vi.restoreAllMocks();
   for (const feed of feeds) await feed.close();
-  await connected.close();
+  await connected?.close();
 });
 afterAll(async () => {
   relay.close();
@@ -397,6 +400,9 @@ describe("what Redis loses", () => {
     const seen = more ? [await more] : [];
     const left = what === "the group" ? [1, 2, 3, 4] : [3, 4];
     while (`${numbers(seen.filter(({ isSnapshot }) => !isSnapshot))}` !== `${left}`) seen.push(await next(updates));
+    // Where the stream is another one, nobody knows what the group has not got of the old one.
+    const held = sorted(seen.filter(({ isSnapshot }) => isSnapshot)).filter((number) => number < 3);
+    expect(held).toEqual(what === "the stream" ? [1, 2] : []);
   });
 
   it("another consumer may have made again: of what was trimmed before, the group had got everything", async () => {
@@ -422,10 +428,16 @@ describe("what Redis loses", () => {
 
   it("does not include a reply that got lost: Redis has given it to this consumer, which does not know", async () => {
     await beginSessions(1);
-    const updates = consumed({ after: "0-0" });
+    const cursors: unknown[] = [];
+    const access = watched(connected.client, (commands, send) => {
+      cursors.push(...commands.filter(([name]) => name === "XREADGROUP").map((command) => command.at(-1)));
+      return send(commands);
+    });
+    const updates = consumed({ feed: feedOf(access), after: "0-0" });
     await next(updates);
     const more = take(updates, 2);
     await expect.poll(blocked).toBe(1);
+    const before = cursors.length;
     const [[, fields]] = (await relay.redis.xrange(EVENTS, "-", "+")) as [[string, string[]]];
     const done = (await relay.redis
       .multi() // no moment in between for the consumer to ask again
@@ -436,6 +448,8 @@ describe("what Redis loses", () => {
       .exec()) as [unknown, unknown][];
     const [, [, second], [, third]] = done as [unknown, [null, string], [null, string]];
     expect((await more).map(({ cursor }) => cursor)).toEqual([second, third]);
+    // It does not wait for others before it asks for what it has.
+    expect(cursors[before]).toBe("0");
   });
 });
 
@@ -538,7 +552,7 @@ describe.each(["a server that counts", "a server as Redis 6.2"])("at %s, a group
   });
 
   it.each(["the same", "another"])("tells %s consumer of what was trimmed before anybody was done with it", async (name) => {
-    const [, second] = await beginSessions(1, 2, 3);
+    const [, second] = await beginSessions(1, 2, 3, 4);
     const first = consumed({ feed: feed(), name: "the same", after: "0-0" });
     await take(first, 2);
     await first.return();
@@ -548,13 +562,67 @@ describe.each(["a server that counts", "a server as Redis 6.2"])("at %s, a group
       await expect(next(updates)).rejects.toMatchObject({ name: "CursorLostError", cursor: second });
     }
     const updates = consumed({ feed: feed(), name, resync: true, claimAfter: 50 });
-    const missing = new Set(["3", "1*", "2*", "3*"]);
+    const missing = new Set(["4", "1*", "2*", "3*", "4*"]);
     const seen = (update: SessionUpdate): boolean => missing.delete(`${numberOf(update)}${update.isSnapshot ? "*" : ""}`);
     while (missing.size) seen(await next(updates));
-    await beginSessions(4);
-    while (numberOf(await next(updates)) !== 4);
+    await beginSessions(5);
+    while (numberOf(await next(updates)) !== 5);
     void updates.next();
     await acknowledged();
+  });
+
+  it("has what was trimmed given up before it is taken over, as that makes Redis forget it", async () => {
+    await beginSessions(1, 2, 3);
+    const first = consumed({ feed: feed(), name: "first", after: "0-0" });
+    await take(first, 2);
+    await first.return();
+    await relay.trim(1);
+    const sent: string[] = [];
+    const noting = feed(async ([name]) => void sent.push(name));
+    await expect(next(consumed({ feed: noting, name: "other", claimAfter: 50 }))).rejects.toBeInstanceOf(CursorLostError);
+    expect(sent).toContain("XPENDING");
+    expect(sent).not.toContain("XAUTOCLAIM");
+  });
+
+  it("is told of what is trimmed in the moment in which it is taken over", async () => {
+    const [, second] = await beginSessions(1, 2, 3);
+    const first = consumed({ feed: feed(), name: "first", after: "0-0" });
+    await take(first, 2);
+    await first.return();
+    const trims = feed(async ([name]) => void (name === "XAUTOCLAIM" && (await relay.trim(1))));
+    const updates = consumed({ feed: trims, name: "other", claimAfter: 50 });
+    await expect(next(updates)).rejects.toMatchObject({ name: "CursorLostError", cursor: second });
+  });
+
+  it("stays as far back as another consumer has moved it", async () => {
+    const [first] = await beginSessions(1, 2, 3, 4);
+    const updates = consumed({ feed: feed(), after: "0-0" });
+    await take(updates, 3);
+    await updates.return();
+    const moves = feed(async ([name]) => {
+      if (name !== "XREADGROUP") return;
+      await relay.redis.multi().xtrim(EVENTS, "MAXLEN", 1).xgroup("SETID", EVENTS, "group", first).exec();
+    });
+    await expect(next(consumed({ feed: moves }))).rejects.toMatchObject({ name: "CursorLostError", cursor: first });
+  });
+
+  it("is told of what was trimmed before what was in a reply that got lost", async () => {
+    const [first] = await beginSessions(1);
+    const updates = consumed({ feed: feed(), after: "0-0" });
+    await next(updates);
+    const more = next(updates);
+    await acknowledged();
+    await expect.poll(blocked).toBe(1);
+    const [[, fields]] = (await relay.redis.xrange(EVENTS, "-", "+")) as [[string, string[]]];
+    await relay.redis
+      .multi()
+      .call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+      .xadd(EVENTS, "*", ...fields)
+      .xadd(EVENTS, "*", ...fields)
+      .xtrim(EVENTS, "MAXLEN", 1)
+      .xreadgroup("GROUP", "group", "name", "COUNT", 1, "STREAMS", EVENTS, ">")
+      .exec();
+    await expect(more).rejects.toMatchObject({ name: "CursorLostError", cursor: first });
   });
 
   it("leaves what was trimmed to the next consumer if one dies over it", async () => {
@@ -680,6 +748,20 @@ describe("consumers that nobody uses", () => {
     expect(await consumers(relay.redis)).toEqual(["silent", "stays"]);
   });
 
+  it("do not include one that only waits, as it reads what it has, which shows that it lives", async () => {
+    await beginSessions(1);
+    await relay.redis.xgroup("CREATE", EVENTS, "group", "0");
+    const sent: Command[] = [];
+    const updates = staying(60_000, async (command) => void sent.push(command));
+    await next(updates);
+    goOn(updates);
+    const looksAt = (): number => sent.findIndex((command) => command[1] === "CONSUMERS");
+    await expect.poll(looksAt).toBeGreaterThan(0);
+    const reads = (): Command[] => sent.slice(looksAt()).filter(([name]) => name === "XREADGROUP");
+    await expect.poll(() => reads().length).toBeGreaterThanOrEqual(2);
+    expect(reads().map((command) => command.at(-1)).slice(0, 2)).toEqual(["0", ">"]);
+  });
+
   it("lose nothing if they wake in the moment of their removal", async () => {
     const [first] = await beginSessions(1);
     await relay.redis.xgroup("CREATE", EVENTS, "group", first);
@@ -720,6 +802,32 @@ describe("consumers that nobody uses", () => {
     expect(numberOf(await more)).toBe(2);
     await other.close();
   });
+});
+
+it("two consumers that find the same gap at once both make up for it", async () => {
+  // Over what stands for Redis, where both go on in step: neither may undo what the other needs.
+  const redis = new MemoryRedis();
+  const ids = ["1-0", "2-0", "3-0"];
+  for (const cursor of ids) {
+    const id = `sess_${cursor[0]}`;
+    redis.hashes.set(`{clerk}:session:${id}`, { state: message({ id, cursor }) });
+    redis.add(EVENTS, cursor, ["outcome", "applied", "session_id", id, "message", message({ id })]);
+  }
+  const feed = feedOf(memoryAccess(redis));
+  const collectors: Collector[] = [];
+  for (const name of ["one", "other"]) {
+    collectors.push(new Collector(consumed({ feed, name, after: "0-0", resync: true })));
+    await redis.idle();
+  }
+  // As if a third had found more trimmed, and died.
+  const stream = redis.streams.get(EVENTS);
+  if (stream) stream.entries = stream.entries.slice(-1);
+  redis.run(["XGROUP", "SETID", EVENTS, "group", "1-0"]);
+  await redis.idle();
+  const held = collectors.map(({ updates }) => sorted(updates.filter(({ isSnapshot }) => isSnapshot)));
+  expect(held).toContainEqual([1, 2, 3]);
+  expect(redis.run(["XPENDING", EVENTS, "group", "IDLE", 0, "-", "+", 10])).toEqual([]);
+  await feed.close();
 });
 
 describe("where XREADGROUP does not wait, a consumer", () => {
