@@ -43,7 +43,7 @@ async function connect({ kind, hosts, master, username, password }) {
       : kind === "cluster"
         ? redis.createCluster({ rootNodes: nodes.map((socket) => ({ socket })), defaults: login })
         : redis.createClient({ socket: { host, port }, ...login });
-  // node-redis 5 tries for ever with a wrong password. Whoever listens knows.
+  // node-redis tries for ever with a wrong password. Whoever listens knows.
   const failed = new Promise((_, reject) => client.once("error", reject));
   client.on("error", ignore);
   try {
