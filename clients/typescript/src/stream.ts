@@ -217,8 +217,12 @@ async function readOn(
     } catch (error) {
       if (!isMissing(error)) throw error;
     }
+    const info = asObject(stream);
     const isFirstSeen = entries[0]?.[0] === partition.firstSeen;
-    isLost = entries.length > 0 && isTrimmedPast(cursor, asObject(stream), !isFirstSeen, partition.addedBefore);
+    isLost = entries.length
+      ? isTrimmedPast(cursor, info, !isFirstSeen, partition.addedBefore)
+      : // Redis 6.2 can't tell, once there is an entry, that others came before it, and went.
+        cursor !== START && isEmptiedBehind(cursor, info);
   }
   if (!isLost) return { entries, askedAt };
   if (!resync) throw new CursorLostError(cursor, partition.number);
@@ -226,6 +230,10 @@ async function readOn(
   partition.cursor = null;
   return { entries: [], askedAt };
 }
+
+/** Whether a stream that is empty had entries behind the cursor, if it does not count them. */
+const isEmptiedBehind = (cursor: string, stream: Info): boolean =>
+  stream["entries-added"] === undefined && compareCursors(String(stream["last-generated-id"] ?? START), cursor) > 0;
 
 /** The cursor at the end of a stream. `ask`: `ask` or `askTwice` of a connection. */
 export async function newest(ask: Connection["ask"], events: string): Promise<string> {

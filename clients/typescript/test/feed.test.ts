@@ -1,7 +1,9 @@
 // A feed over each client library, at a real redis-server.
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { CursorLostError, FeedClosedError, PartitionsError, SessionFeed, type FeedOptions } from "../src/index.js";
+import type { Reply } from "../src/connection.js";
 import { LIBRARIES, type Connected } from "./support/clients.js";
+import { watched } from "./support/groups.js";
 import { RedisServer } from "./support/redis.js";
 import { Relay } from "./support/relay.js";
 import { Collector, briefly, take } from "./support/updates.js";
@@ -162,6 +164,26 @@ describe.each(LIBRARIES)("$name", (library) => {
       const error = await new Collector(feedOf().follow({ after: lost })).done;
       expect(error).toBeInstanceOf(CursorLostError);
       expect(error).toMatchObject({ cursor: lost, partition: 0 });
+    });
+
+    it.each(["as this server", "as Redis 6.2"])("%s, is told that a stream was emptied behind it", async (as) => {
+      const first = await relay.apply({ id: "sess_1" });
+      await relay.trim(0);
+      const access = watched(connected.client, async (commands, send) => {
+        const responses = await send(commands);
+        if (as === "as this server") return responses;
+        return responses.map((response, index) => {
+          if (commands[index]?.[1] !== "STREAM") return response;
+          const flat = response as Reply[];
+          return flat.filter((_, at) => flat[at - (at % 2)] !== "entries-added"); // that version does not count
+        });
+      });
+      const feed = new SessionFeed(access);
+      feeds.push(feed);
+      const collector = new Collector(feed.follow({ after: String(Number(first.split("-")[0]) - 1) }));
+      await Promise.race([collector.done, waitsForNews()]);
+      await relay.apply({ id: "sess_2" });
+      expect(await collector.done).toBeInstanceOf(CursorLostError);
     });
 
     it("begins again with the snapshots if it is told to", async () => {
