@@ -81,6 +81,18 @@ it("tells where the group has to go back to, if one wakes in the moment of its r
   expect(names()).toEqual(["last"]);
 });
 
+it("goes back, too, if nobody knows what one had, as the reply got lost", async () => {
+  read("silent");
+  vi.advanceTimersByTime(DAY + 1);
+  const execute: Connection["execute"] = connection.execute.bind(connection);
+  connection.execute = async (...commands) => {
+    const responses = await execute(...commands);
+    if (commands[0]?.includes("DELCONSUMER")) throw new Error("Connection is closed.");
+    return responses;
+  };
+  expect(await unused.remove()).toBe("0-0");
+});
+
 it("is given up where a right is missing", async () => {
   connection.execute = () => Promise.reject(new Error("NOPERM this user has no permissions to run the 'xinfo' command"));
   expect(await unused.remove()).toBeUndefined();
