@@ -1,5 +1,9 @@
 import { afterEach, beforeEach, expect, it, vi } from "vitest";
 import { clock } from "../src/clock.js";
+import type { Connection } from "../src/connection.js";
+import { keysOf } from "../src/keys.js";
+import { mirrorReading } from "../src/mirror_reading.js";
+import { Partition } from "../src/stream.js";
 
 const system = vi.hoisted(() => ({ uptime: 1000 as number | undefined }));
 vi.mock("node:os", () => ({
@@ -42,4 +46,20 @@ it("takes no rounded seconds for sleep", () => {
 it("goes on where nobody says how long the machine has been running", () => {
   system.uptime = undefined;
   expect(pass(50)).toBe(50);
+});
+
+it("tells a mirror that the machine has slept, and not that somebody has set the time of day", async () => {
+  system.uptime = 1000;
+  let set = 1_795_422_700_000;
+  vi.spyOn(Date, "now").mockImplementation(() => set);
+  const reading = mirrorReading(1, { maxAge: 5000, keepEnded: 0, longestWait: 2500, onReady: () => undefined });
+  const partition = new Partition(0, keysOf("{clerk}"));
+  partition.goTo("1-1");
+  await reading.reached?.({} as Connection, partition, clock());
+  expect(reading.isTooOld()).toBe(false);
+  set += 3_600_000;
+  expect([reading.isTooOld(), reading.isTooOld()]).toEqual([false, false]);
+  set += 3_600_000;
+  system.uptime += 3600;
+  expect([reading.isTooOld(), reading.isTooOld()]).toEqual([true, true]);
 });

@@ -1,7 +1,8 @@
 // Sentinel and Cluster, with a failover, over each client library at the same time.
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
-import { SessionFeed } from "../src/index.js";
+import { SessionFeed, type Mirror } from "../src/index.js";
 import { LIBRARIES, type Connected } from "./support/clients.js";
+import { told } from "./support/mirrors.js";
 import { Relay } from "./support/relay.js";
 import { ClusterServers, Watched } from "./support/topologies.js";
 import { Collector, briefly } from "./support/updates.js";
@@ -11,6 +12,7 @@ interface Seen {
   readonly feed: SessionFeed;
   readonly follower: Collector;
   readonly subscriber: Collector;
+  readonly mirror: Mirror;
   readonly reconnects: string[];
   statusAfter?: string;
 }
@@ -21,7 +23,8 @@ const begin = (client: Connected): Seen => {
   const onReconnect = ({ message }: Error): number => reconnects.push(message);
   const follower = new Collector(feed.follow({ onReconnect }));
   const subscriber = new Collector(feed.subscribe({ onReconnect: () => undefined }));
-  return { client, feed, follower, subscriber, reconnects };
+  const mirror = feed.mirror({ onReconnect: () => undefined });
+  return { client, feed, follower, subscriber, reconnects, mirror };
 };
 
 const WHAT_FOLLOWERS_SEE = ["sess_1 active 1*", "sess_1 active 2", "sess_1 ended 3"];
@@ -53,7 +56,11 @@ describe.each([
     const relay = new Relay(before);
     await relay.apply({ id: "sess_1" });
     for (const library of LIBRARIES) seen.set(library.name, begin(await open(library, ports)));
-    for (const { follower } of seen.values()) await follower.has(1);
+    for (const { follower, mirror } of seen.values()) {
+      await follower.has(1);
+      await mirror.ready();
+      expect(mirror.status("sess_1")).toBe("live");
+    }
     await relay.apply({ id: "sess_1" });
     for (const { follower } of seen.values()) await follower.has(2);
     expect(await relay.redis.wait(1, 10_000)).toBe(1);
@@ -66,6 +73,9 @@ describe.each([
       await each.follower.has(3);
       const ask = async (): Promise<string> => (each.statusAfter = await each.feed.status("sess_1").catch(String));
       await vi.waitFor(async () => expect(`${name} ${await ask()}`).toBe(`${name} ended`), { timeout: 30_000 });
+      await vi.waitFor(() => expect(`${name} ${told(each.mirror, "sess_1")}`).toBe(`${name} ended`), {
+        timeout: 30_000,
+      });
     }
     // A subscriber may connect after the first message.
     for (let number = 1; [...seen.values()].some(({ subscriber }) => !ofTheNew(subscriber)); number++) {
@@ -92,6 +102,10 @@ describe.each([
       expect(briefly(follower.updates).slice(0, 3)).toEqual(WHAT_FOLLOWERS_SEE);
       expect(follower.error).toBeUndefined();
       expect(reconnects.length).toBeGreaterThan(0);
+    });
+
+    it("is mirrored through it", () => {
+      expect(told((seen.get(name) as Seen).mirror, "sess_1")).toBe("ended");
     });
 
     it("is asked where the data is now", () => {

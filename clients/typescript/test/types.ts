@@ -4,7 +4,16 @@ import { Cluster as Cluster6, Redis as Redis6 } from "ioredis6";
 import { Cluster as ValkeyCluster, Redis as Valkey } from "iovalkey";
 import * as redis5 from "redis5";
 import * as redis6 from "redis6";
-import { SessionFeed, type SessionUpdate, type Status } from "../src/index.js";
+import { sessionGuard } from "../src/guards/express.js";
+import {
+  SessionFeed,
+  type AskingMirror,
+  type LiveStatus,
+  type Mirror,
+  type PastMaxAge,
+  type SessionUpdate,
+  type Status,
+} from "../src/index.js";
 
 const sentinels = { name: "main", sentinelRootNodes: [] };
 
@@ -48,4 +57,19 @@ export async function fields(feed: SessionFeed): Promise<unknown[]> {
   }
   const cursors: Record<number, string> = await feed.now();
   return [told, cursors, feed.follow({ after: cursors })];
+}
+
+/** What a mirror's answers are to its user. */
+export async function mirrors(feed: SessionFeed, pastMaxAge: PastMaxAge): Promise<unknown[]> {
+  const mirror: Mirror = feed.mirror({ maxAge: 1000, pastMaxAge: "allow" });
+  const status: LiveStatus = feed.mirror().status("sess_1", null);
+  const user: string | null = mirror.userId("sess_1");
+  const asking: AskingMirror = feed.mirror({ pastMaxAge: "ask" });
+  const asked: LiveStatus = await asking.status("sess_1");
+  const some: AskingMirror = mirror;
+  // @ts-expect-error it may be a promise
+  const isLive: boolean = asking.isLive("sess_1");
+  // @ts-expect-error it may be a promise
+  const maybe: LiveStatus = feed.mirror({ pastMaxAge }).status("sess_1");
+  return [status, user, asked, some.age, isLive, maybe, sessionGuard(mirror), sessionGuard(asking)];
 }
