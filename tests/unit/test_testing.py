@@ -359,7 +359,7 @@ def test_a_group_is_told_that_the_stream_was_trimmed_before_it_got_all(feed: Mem
 
 @contextlib.contextmanager
 def mirrored(feed: MemoryFeed, **options: Any) -> Iterator[Mirror]:
-    mirror = Mirror(feed, **options)
+    mirror = Mirror(feed, max_age=600.0, **options)  # however long a busy machine keeps its thread waiting
     try:
         yield mirror
     finally:
@@ -536,7 +536,7 @@ def test_loops_in_many_threads_get_all_that_many_threads_let_happen(session_feed
         thread.start()
     for thread in writers:
         thread.join(PATIENCE)
-    session_feed.wait_until_idle(len(readers))
+    session_feed.wait_until_idle(len(readers), 2 * PATIENCE)
     session_feed.finish()
     for thread in readers:
         thread.join(PATIENCE)
