@@ -42,7 +42,7 @@ class Mirror:
     def catch_up(self) -> None:
         """Wait until it knows all that has happened by now."""
         now = transport.clock()
-        eventually(lambda: self.mirror._kept.known_at > now)
+        eventually(lambda: self.mirror._reading.known_at > now)
 
     def close(self) -> None:
         self._feed.do(self.mirror.close)

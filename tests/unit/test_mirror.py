@@ -10,7 +10,8 @@ import pytest
 from clerk_session_feed import AsyncSessionFeed, FeedClosedError, FeedError, MirrorTooOldError, SessionFeed
 from clerk_session_feed.keys import Keys
 from clerk_session_feed.mirror_reading import MirrorReading
-from clerk_session_feed.mirror_table import MAX_KEPT, Table, ends_at
+from clerk_session_feed.mirror_table import HOUR, MAX_KEPT, NOT_YET, Table
+from clerk_session_feed.mirror_table import end_of as exact_end
 from clerk_session_feed.stream import Partition
 from support.constants import NO_REDIS, NOW_S
 
@@ -29,10 +30,7 @@ def put(table: Table, session_id: str = "sess_1", *, end: float = NOW_S + DAY, s
 
 
 def end_of(table: Table, session_id: str = "sess_1") -> float:
-    kept = table.kept[session_id]
-    assert isinstance(kept, bytes)
-    end: float = ends_at(kept)[0]
-    return end
+    return exact_end(table.exact[session_id])
 
 
 # What is kept
@@ -55,6 +53,21 @@ def test_the_end_of_a_pending_session_is_in_the_past_whatever_the_time_is(table:
         assert end_of(table) == -end
 
 
+def test_sessions_are_live_for_sure_until_the_hour_in_which_they_end(table: Table) -> None:
+    for number, end in enumerate((NOW_S + DAY + 0.001, NOW_S + DAY + 1)):
+        put(table, f"sess_{number}", end=end)
+        assert table.kept[f"sess_{number}"] <= end < table.kept[f"sess_{number}"] + HOUR
+        assert table.is_live_at(f"sess_{number}", end - 0.001)
+        assert not table.is_live_at(f"sess_{number}", end)
+    assert table.kept["sess_0"] is table.kept["sess_1"]
+
+
+def test_a_pending_session_is_live_at_no_time(table: Table) -> None:
+    put(table, status="pending")
+    assert table.kept["sess_1"] == NOT_YET
+    assert not table.is_live_at("sess_1", NOW_S)
+
+
 def test_of_a_session_that_ended_no_user_is_kept(table: Table) -> None:
     put(table, status="revoked")
     assert table.user_id("sess_1") is None
@@ -71,11 +84,11 @@ def test_open_sessions_are_counted_once(table: Table) -> None:
     put(table, "sess_1", end=math.inf)
     put(table, "sess_2", status="pending")
     put(table, "sess_3", status="ended")
-    assert table.open == 2
+    assert len(table.exact) == 2
     put(table, "sess_2", status="removed")
-    assert table.open == 1
+    assert len(table.exact) == 1
     put(table, "sess_2")
-    assert table.open == 2
+    assert len(table.exact) == 2
 
 
 # What is forgotten
@@ -99,8 +112,8 @@ def test_a_session_that_ended_is_kept_for_as_long_as_by_the_relay_and_an_hour_at
 def test_a_session_whose_end_passed_is_kept_as_one_that_ended(table: Table, status: str) -> None:
     put(table, status=status)
     table.forget(["sess_1"], NOW_S + DAY)
-    assert isinstance(table.kept["sess_1"], int)
-    assert table.open == 0
+    assert table.kept["sess_1"] < 0
+    assert len(table.exact) == 0
     table.forget(["sess_1"], NOW_S + DAY + WEEK)
     assert "sess_1" in table.kept
     table.forget(["sess_1"], NOW_S + DAY + WEEK + 3600)
@@ -135,7 +148,7 @@ def test_all_sessions_are_looked_at_in_parts_once_an_hour(clock: Clock) -> None:
 
     def look() -> int:
         asyncio.run(reading.reached(None, partition, clock.now))  # type: ignore[arg-type]  # it asks nothing
-        return len(reading.kept[0])
+        return len(reading.tables[0].kept)
 
     assert look() == 5000
     clock.now = 500 * DAY
@@ -150,7 +163,7 @@ def test_nothing_is_forgotten_in_an_hour_in_which_the_clock_was_set(clock: Clock
     def look() -> list[str]:
         for _ in range(2):
             asyncio.run(reading.reached(None, partition, clock.now))  # type: ignore[arg-type]  # it asks nothing
-        return list(reading.kept[0])
+        return list(reading.tables[0].kept)
 
     clock.wrong_by, clock.now = 500 * DAY, 3600.0
     assert look() == ["sess_1"]

@@ -1,7 +1,7 @@
 """Mirrors: the state of all sessions in memory, for answers without a round trip that know how old they are.
 
-A long module, since each method stands twice, for threads and for asyncio, and some a third time: with
-past_max_age="ask", what answers in asyncio has to be awaited.
+A long module, since what begins and ends a mirror stands twice, for threads and for asyncio. So does what answers: with
+past_max_age="ask", it has to be awaited in asyncio.
 """
 
 import asyncio
@@ -21,7 +21,6 @@ from clerk_session_feed.connections import explain
 from clerk_session_feed.errors import FeedClosedError, FeedError, MirrorTooOldError
 from clerk_session_feed.keys import partition_of
 from clerk_session_feed.mirror_reading import MirrorReading
-from clerk_session_feed.mirror_table import ends_at
 from clerk_session_feed.models import OPEN_STATUSES, LiveStatus
 from clerk_session_feed.stream import Partition, follow
 from clerk_session_feed.transport import AsyncConnection, BlockingConnection, OnReconnect, clock, run
@@ -83,21 +82,21 @@ class _Mirror(Generic[C]):
         self._ready: Any = self._event()
         self._count = sum(map(len, slots))
         max_age = math.inf if options.past_max_age == "allow" else options.max_age
-        self._kept = MirrorReading(
+        self._reading = MirrorReading(
             self._count, max_age, options.keep_ended, longest_wait=options.max_age / 2, on_ready=self._ready.set
         )
         self._slots = slots
         self._connections: list[C] = [
             made
             for number, slot in enumerate(slots)
-            for made in connect([slot], self._noting(number), self._kept.longest_wait)
+            for made in connect([slot], self._noting(number), self._reading.longest_wait)
         ]
         pairs = zip(self._connections, slots, strict=True)
         self._workers = [connection.start(self._keep, connection, slot) for connection, slot in pairs]
 
     def __len__(self) -> int:
         """Return the number of open sessions: `active` or `pending`. It takes an hour to notice that one expired."""
-        return self._kept.open
+        return self._reading.open
 
     def __bool__(self) -> bool:
         """Return True, also without any session."""
@@ -106,18 +105,18 @@ class _Mirror(Generic[C]):
     @property
     def age(self) -> float:
         """Seconds since the mirror last knew that it had missed nothing; inf before it is ready."""
-        return clock() - self._kept.known_at
+        return clock() - self._reading.known_at
 
     @property
     def is_ready(self) -> bool:
         """Whether it has read the state of all sessions, and still follows. It may be too old nevertheless."""
-        return self._kept.known_at > -math.inf and not self._is_over
+        return self._reading.known_at > -math.inf and not self._is_over
 
     # What happens in the threads, or tasks
 
     async def _keep(self, connection: C, slot: list[Partition]) -> None:
         try:
-            async with contextlib.aclosing(follow(connection, slot, reading=self._kept, resync=True)) as nothing:
+            async with contextlib.aclosing(follow(connection, slot, reading=self._reading, resync=True)) as nothing:
                 async for _ in nothing:
                     pass
         except FeedClosedError:
@@ -141,34 +140,32 @@ class _Mirror(Generic[C]):
         return note
 
     def _heard_at(self, slot: int) -> float:
-        return max(self._kept.heard_at[partition.number] for partition in self._slots[slot])
+        return max(self._reading.heard_at[partition.number] for partition in self._slots[slot])
 
     def _end(self) -> None:
         self._is_over = True
-        self._kept.end()
+        self._reading.end()
         self._ready.set()
 
     # Answers
 
-    def _held_status(self, session_id: str, user_id: str | None) -> LiveStatus | None:
-        """Return what memory says; None if it is too old."""
-        kept = self._kept
-        if clock() >= kept.old_at:
-            return None
-        tables = kept.kept
+    def _held_status(self, session_id: str, user_id: str | None) -> LiveStatus:
+        """Return what memory says, whatever its age."""
+        tables, now = self._reading.tables, time()
         if user_id is not None and self._count > 1:
             tables = [tables[partition_of(user_id, self._count)]]
         try:
             for table in tables:
-                if (state := table.get(session_id)) is not None:
-                    return "live" if isinstance(state, bytes) and ends_at(state)[0] > time() else "ended"
+                if (until := table.kept.get(session_id)) is not None:
+                    is_live = until > now or (until >= 0 and table.is_live_at(session_id, now))
+                    return "live" if is_live else "ended"
         except TypeError:  # a claim of a token can be anything, also what is no key of a dict
             pass
         return "unknown"
 
     @property
     def _is_too_old(self) -> bool:
-        return clock() >= self._kept.old_at
+        return clock() >= self._reading.old_at
 
     @property
     def _may_ask(self) -> bool:
@@ -203,13 +200,60 @@ class _Mirror(Generic[C]):
         if away:
             since, error = min(away, key=lambda each: each[0])
             return f"Redis is away since {clock() - since:.1f} s: {explain(error)}"
-        if (count := self._kept.growing) is not None:
-            again = "again, since the stream has lost its place" if self._kept.known_at > -math.inf else "still"
+        if (count := self._reading.growing) is not None:
+            again = "again, since the stream has lost its place" if self._reading.known_at > -math.inf else "still"
             return f"the sessions are {again} being read, {count} so far"
         return "Redis does not answer, or this process had no time to look"
 
 
-class Mirror(_Mirror[BlockingConnection]):
+class _Answering(_Mirror[C]):
+    """What answers without being awaited."""
+
+    def status(self, session_id: str, user_id: str | None = None) -> LiveStatus:
+        """Tell what `SessionFeed.status` would have told at most max_age ago, from memory.
+
+        An `expire_at` that has passed since counts, as it does there.
+
+        Args:
+            session_id: Clerk's id of the session.
+            user_id: Whose session it is, if that is known; of use with partitions only.
+
+        Raises:
+            MirrorTooOldError: If the mirror is older than max_age, and may not ask; or was never ready; or has ended.
+                Its `__cause__` is the error that ended it.
+            FeedClosedError: If the mirror is closed.
+            redis.RedisError: With past_max_age="ask": if Redis can't say.
+        """
+        reading = self._reading
+        if clock() >= reading.old_at:
+            return self._ask_status_or_refuse(session_id, user_id)
+        # What nearly every question gets, without a further call.
+        try:
+            until = reading.only.get(session_id)
+        except TypeError:
+            return "unknown"
+        if until is not None and until > time():
+            return "live"
+        return self._held_status(session_id, user_id)
+
+    def is_live(self, session_id: str, user_id: str | None = None) -> bool:
+        """Tell whether the session's `status` is `live`. Arguments and errors are those of `status`."""
+        return self.status(session_id, user_id) == "live"
+
+    def user_id(self, session_id: str) -> str | None:
+        """Return the user of an open session (`active` or `pending`); None for any other. Raises like `status`."""
+        if self._is_too_old:
+            return self._ask_user_or_refuse(session_id)
+        return self._reading.user_id(session_id)
+
+    def _ask_status_or_refuse(self, session_id: str, user_id: str | None) -> LiveStatus:  # noqa: ARG002
+        raise self._refusal()
+
+    def _ask_user_or_refuse(self, session_id: str) -> str | None:  # noqa: ARG002
+        raise self._refusal()
+
+
+class Mirror(_Answering[BlockingConnection]):
     """The state of all sessions in memory, kept up to date by a thread: `SessionFeed.mirror` returns it.
 
         with feed.mirror() as mirror:
@@ -248,37 +292,13 @@ class Mirror(_Mirror[BlockingConnection]):
         self._ready.wait(timeout)
         self._refuse_unready()
 
-    def status(self, session_id: str, user_id: str | None = None) -> LiveStatus:
-        """Tell what `SessionFeed.status` would have told at most max_age ago, from memory.
-
-        An `expire_at` that has passed since counts, as it does there.
-
-        Args:
-            session_id: Clerk's id of the session.
-            user_id: Whose session it is, if that is known; of use with partitions only.
-
-        Raises:
-            MirrorTooOldError: If the mirror is older than max_age, and may not ask; or was never ready; or has ended.
-                Its `__cause__` is the error that ended it.
-            FeedClosedError: If the mirror is closed.
-            redis.RedisError: With past_max_age="ask": if Redis can't say.
-        """
-        held = self._held_status(session_id, user_id)
-        if held is not None:
-            return held
+    def _ask_status_or_refuse(self, session_id: str, user_id: str | None) -> LiveStatus:
         if not self._may_ask:
             raise self._refusal()
         asked: LiveStatus = self._ask_status(session_id, user_id)
         return asked
 
-    def is_live(self, session_id: str, user_id: str | None = None) -> bool:
-        """Tell whether the session's `status` is `live`. Arguments and errors are those of `status`."""
-        return self.status(session_id, user_id) == "live"
-
-    def user_id(self, session_id: str) -> str | None:
-        """Return the user of an open session (`active` or `pending`); None for any other. Raises like `status`."""
-        if not self._is_too_old:
-            return self._kept.user_id(session_id)
+    def _ask_user_or_refuse(self, session_id: str) -> str | None:
         if not self._may_ask:
             raise self._refusal()
         return _user_of(self._ask_state(session_id))
@@ -309,29 +329,12 @@ class _AsyncMirror(_Mirror[AsyncConnection]):
         self._refuse_unready()
 
 
-class AsyncMirror(_AsyncMirror):
+class AsyncMirror(_AsyncMirror, _Answering[AsyncConnection]):
     """The methods of `Mirror`, for asyncio. They are described there.
 
     It belongs to the event loop in which it began: a task of that loop follows. What answers is not awaited, and may
     be called anywhere: `mirror.status("sess_…")`.
     """
-
-    def status(self, session_id: str, user_id: str | None = None) -> LiveStatus:
-        """See `Mirror.status`."""
-        held = self._held_status(session_id, user_id)
-        if held is None:
-            raise self._refusal()
-        return held
-
-    def is_live(self, session_id: str, user_id: str | None = None) -> bool:
-        """See `Mirror.is_live`."""
-        return self.status(session_id, user_id) == "live"
-
-    def user_id(self, session_id: str) -> str | None:
-        """See `Mirror.user_id`."""
-        if self._is_too_old:
-            raise self._refusal()
-        return self._kept.user_id(session_id)
 
 
 class AsyncAskingMirror(_AsyncMirror):
@@ -339,9 +342,8 @@ class AsyncAskingMirror(_AsyncMirror):
 
     async def status(self, session_id: str, user_id: str | None = None) -> LiveStatus:
         """See `Mirror.status`."""
-        held = self._held_status(session_id, user_id)
-        if held is not None:
-            return held
+        if not self._is_too_old:
+            return self._held_status(session_id, user_id)
         if not self._may_ask:
             raise self._refusal()
         asked: LiveStatus = await self._ask_status(session_id, user_id)
@@ -354,7 +356,7 @@ class AsyncAskingMirror(_AsyncMirror):
     async def user_id(self, session_id: str) -> str | None:
         """See `Mirror.user_id`."""
         if not self._is_too_old:
-            return self._kept.user_id(session_id)
+            return self._reading.user_id(session_id)
         if not self._may_ask:
             raise self._refusal()
         return _user_of(await self._ask_state(session_id))

@@ -12,7 +12,7 @@ from typing import Final
 
 from clerk_session_feed.cursors import position
 from clerk_session_feed.errors import UnreadableMessageError
-from clerk_session_feed.mirror_table import HOUR, Kept, Table
+from clerk_session_feed.mirror_table import HOUR, Table
 from clerk_session_feed.models import OPEN_STATUSES
 from clerk_session_feed.stream import Entry, Found, Partition, Reading
 from clerk_session_feed.transport import Connection, clock
@@ -35,7 +35,8 @@ class MirrorReading(Reading[None]):
     A table is complete when it gets in here. While the snapshots are read, it grows elsewhere.
 
     Attributes:
-        kept: What each table has: `Table.kept`.
+        tables: One for each partition.
+        only: What the table has, if there is one partition: `Table.kept`; else nothing.
         known_at: When nothing was missing in any of them, by `clock`; -inf before they are complete.
         old_at: When they are too old to answer from; -inf also after the end.
         heard_at: When Redis last answered, of each partition.
@@ -48,8 +49,8 @@ class MirrorReading(Reading[None]):
         self, partitions: int, max_age: float, keep_ended: float, *, longest_wait: float, on_ready: Callable[[], None]
     ) -> None:
         """Begin with nothing. max_age, keep_ended, longest_wait: seconds. on_ready: called again and again."""
-        self._tables = [Table(keep_ended) for _ in range(partitions)]
-        self.kept: list[dict[str, Kept]] = [table.kept for table in self._tables]
+        self.tables = [Table(keep_ended) for _ in range(partitions)]
+        self.only: dict[str, float] = {}
         self.known_at = self.old_at = -math.inf
         self.heard_at = [-math.inf] * partitions
         self.longest_wait = longest_wait
@@ -74,7 +75,7 @@ class MirrorReading(Reading[None]):
     @property
     def open(self) -> int:
         """Number of open sessions."""
-        return sum(table.open for table in self._tables)
+        return sum(len(table.exact) for table in self.tables)
 
     @property
     def growing(self) -> int | None:
@@ -83,7 +84,7 @@ class MirrorReading(Reading[None]):
 
     def user_id(self, session_id: str) -> str | None:
         """Return whose session it is, if it is open."""
-        return next(filter(None, (table.user_id(session_id) for table in self._tables)), None)
+        return next(filter(None, (table.user_id(session_id) for table in self.tables)), None)
 
     def end(self) -> None:
         """Answer nothing any more."""
@@ -134,7 +135,8 @@ class MirrorReading(Reading[None]):
             return
         await self._settle(connection, partition)
         if (table := self._growing.pop(number, None)) is not None:
-            self._tables[number], self.kept[number] = table, table.kept
+            self.tables[number] = table
+            self.only = table.kept if len(self.tables) == 1 else {}
             self._forgetting[number] = iter(())
         with self._lock:
             self.heard_at[number] = clock()
@@ -170,7 +172,7 @@ class MirrorReading(Reading[None]):
 
     def _forget(self, number: int) -> None:
         """Look at some sessions, and once an hour begin to look at all."""
-        table, now = self._tables[number], time()
+        table, now = self.tables[number], time()
         batch = list(islice(self._forgetting[number], max(FORGET_AT_ONCE, len(table.kept) // 500)))
         if batch:
             table.forget(batch, now)
@@ -182,7 +184,7 @@ class MirrorReading(Reading[None]):
             self._set_at = set_at
 
     def _table(self, partition: Partition) -> Table:
-        return self._growing.get(partition.number) or self._tables[partition.number]
+        return self._growing.get(partition.number) or self.tables[partition.number]
 
 
 async def _ends(connection: Connection, keys: Sequence[bytes]) -> dict[bytes, float]:
