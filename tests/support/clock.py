@@ -3,7 +3,6 @@
 import bisect
 import contextlib
 import datetime
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -41,8 +40,10 @@ class Metronome:
 
     def delay(self, began: float, ended: float) -> float:
         """Return the longest delay of a beat that ended in or just after this time."""
-        since = itertools.islice(self._beats, bisect.bisect_left(self._beats, (began,)), None)
-        return max((late for _, late in itertools.takewhile(lambda beat: beat[0] - beat[1] <= ended, since)), default=0.0)
+        longest, index = 0.0, bisect.bisect_left(self._beats, (began,))
+        while index < len(self._beats) and (beat := self._beats[index])[0] - beat[1] <= ended:
+            longest, index = max(longest, beat[1]), index + 1
+        return longest
 
     def delays(self) -> float:
         """Return the sum of all delays."""
