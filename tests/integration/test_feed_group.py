@@ -11,11 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import redis
 from clerk_session_feed import CursorLostError, SessionUpdate, UnreadableMessageError, transport, unused
 from clerk_session_feed import group as group_rules
 from clerk_session_feed import shares as share_rules
 from clerk_session_feed.cursors import NOTHING
 from clerk_session_feed.stream import as_dict
+from redis.exceptions import NoPermissionError, ReadOnlyError
 from support.children import started
 from support.clock import eventually
 from support.constants import EVENTS_KEY, NOW_MS
@@ -72,6 +74,18 @@ def groups(client: Any) -> list[str]:
 
 def trim(client: Any, length: int) -> None:
     client.xtrim(EVENTS_KEY, maxlen=length, approximate=False)
+
+
+def before_each_command(monkeypatch: pytest.MonkeyPatch, call: Callable[[transport.Command], None]) -> None:
+    """Call something with each command that a feed is about to send."""
+    execute = transport.Connection.execute
+
+    async def call_and_execute(self: Any, *commands: transport.Command) -> list[Any]:
+        for command in commands:
+            call(command)
+        return await execute(self, *commands)
+
+    monkeypatch.setattr(transport.Connection, "execute", call_and_execute)
 
 
 # Where a group begins, and goes on
@@ -453,14 +467,25 @@ def test_what_was_in_a_reply_that_got_lost_comes_next(
         updates = open_feed(own_redis.url).consume(after="0-0", on_reconnect=Reconnects(monkeypatch))
         updates.next()
         waiting = updates.begin()
-        eventually(lambda: own_client.info("clients")["blocked_clients"] == 1)
-        with own_client.pipeline() as pipeline:  # no moment in between for the consumer to ask again
-            pipeline.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-            for number in (2, 3):
-                pipeline.xadd(EVENTS_KEY, own_client.xrange(EVENTS_KEY)[0][1] | {"session_id": str(number)})
-            pipeline.xreadgroup("group", "name", {EVENTS_KEY: ">"}, count=1)
-            _, second, third, _ = pipeline.execute()
+        second, third = lose_a_reply(own_client, left=3)
         assert [update.cursor for update in [*waiting.result(30), updates.next()]] == [second, third]
+
+
+def lose_a_reply(client: Any, *, left: int) -> tuple[str, str]:
+    """Cut off a consumer that waits, and let Redis give it the first of two further entries that is left.
+
+    left: how many entries the stream keeps. Returns the cursors of the two.
+    """
+    eventually(lambda: pending(client) == 0 and client.info("clients")["blocked_clients"] == 1)
+    ((_, fields),) = client.xrange(EVENTS_KEY)
+    with client.pipeline() as pipeline:  # no moment in between for the consumer to ask again
+        pipeline.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        for number in (2, 3):
+            pipeline.xadd(EVENTS_KEY, fields | {"session_id": str(number)})
+        pipeline.xtrim(EVENTS_KEY, maxlen=left, approximate=False)
+        pipeline.xreadgroup("group", "name", {EVENTS_KEY: ">"}, count=1)
+        _, second, third, _, _ = pipeline.execute()
+    return second, third
 
 
 # Trimmed
@@ -585,6 +610,58 @@ def test_what_is_trimmed_just_before_it_is_read_is_not_missed(
     for _ in range(2):
         with pytest.raises(CursorLostError, match=first):
             feed.consume(after=first).next()
+
+
+def test_what_was_trimmed_is_not_missed_although_another_consumer_moves_the_group_on(
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one reads between two steps of this one: it has moved the group back, and looks where the group is."""
+    first, *_ = begin_sessions(relay, 1, 2, 3, 4)
+    moved_back = Event()
+
+    def meanwhile(command: transport.Command) -> None:
+        if command[0] == "XREADGROUP":
+            trim(client, 1)
+        elif command[:2] == ("XGROUP", "SETID"):
+            moved_back.set()
+        elif command[:2] == ("XINFO", "GROUPS") and moved_back.is_set():
+            client.xreadgroup("group", "other", {EVENTS_KEY: ">"})
+
+    before_each_command(monkeypatch, meanwhile)
+    with pytest.raises(CursorLostError, match=first):
+        feed.consume(after=first).next()
+    assert moved_back.is_set()
+
+
+@pytest.mark.usefixtures("counting")
+def test_what_was_trimmed_in_front_of_a_reply_that_got_lost_is_not_missed(
+    own_redis: EmbeddedRedis, own_client: Any, open_feed: OpenFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With that reply, Redis has moved the group past what was trimmed."""
+    with run_relay(own_redis.url) as relay:
+        (first,) = begin_sessions(relay, 1)
+    updates = open_feed(own_redis.url).consume(after="0-0", on_reconnect=Reconnects(monkeypatch))
+    updates.next()
+    waiting = updates.begin()
+    lose_a_reply(own_client, left=1)
+    with pytest.raises(CursorLostError, match=first):
+        waiting.result(30)
+
+
+def test_snapshots_come_once_for_what_was_trimmed_in_front_of_a_reply_that_got_lost(
+    own_redis: EmbeddedRedis, own_client: Any, open_feed: OpenFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with run_relay(own_redis.url) as relay:
+        begin_sessions(relay, 1)
+        reconnects = Reconnects(monkeypatch)
+        updates = open_feed(own_redis.url).consume(after="0-0", resync=True, on_reconnect=reconnects)
+        updates.next()
+        waiting = updates.begin(2)
+        _, third = lose_a_reply(own_client, left=1)
+        held, given = waiting.result(30)
+        assert (held.is_snapshot, given.is_snapshot, given.cursor) == (True, False, third)
+        begin_sessions(relay, 2)
+        assert numbers(updates.take(1)) == [2]
 
 
 @pytest.mark.parametrize("who", ["the same", "another"])
@@ -780,6 +857,35 @@ def test_nothing_is_lost_if_a_consumer_wakes_in_the_moment_of_its_removal(
     assert consumers(client) == ["stays"]
 
 
+@pytest.mark.usefixtures("forgets_soon")
+@pytest.mark.parametrize(
+    "error", [ReadOnlyError("You can't write against a read only replica."), NoPermissionError("no permissions")]
+)
+def test_nothing_is_lost_if_removing_the_next_consumer_fails(
+    feed: Feed, relay: Relay, client: Any, monkeypatch: pytest.MonkeyPatch, error: redis.RedisError
+) -> None:
+    """The first one wakes in the moment of its removal, as above."""
+    (first,) = begin_sessions(relay, 1)
+    client.xgroup_create(EVENTS_KEY, "group", id=first)
+    for name in ("silent 1", "silent 2"):
+        client.xgroup_createconsumer(EVENTS_KEY, "group", name)
+    eventually(lambda: all(each["idle"] > 1000 for each in client.xinfo_consumers(EVENTS_KEY, "group")))
+    removed: list[str] = []
+
+    def wake_or_fail(command: transport.Command) -> None:
+        if "DELCONSUMER" not in command or len(removed) == 2:
+            return
+        removed.append(command[-1])
+        if len(removed) == 2:
+            raise error
+        begin_sessions(relay, 2, 3)
+        assert client.xreadgroup("group", command[-1], {EVENTS_KEY: ">"})
+
+    before_each_command(monkeypatch, wake_or_fail)
+    assert numbers(feed.consume(name="stays", claim_after=0.1).take(2)) == [2, 3]
+    assert removed == ["silent 1", "silent 2"]
+
+
 def test_who_may_not_remove_consumers_consumes_all_the_same(
     own_redis: EmbeddedRedis, own_client: Any, open_feed: OpenFeed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -840,13 +946,7 @@ def test_where_xreadgroup_does_not_wait_xread_does(
 ) -> None:
     """With fakeredis. Otherwise it would ask again and again, without a pause."""
     sent: list[str] = []
-    execute = transport.Connection.execute
-
-    async def noting(self: Any, *commands: Any) -> list[Any]:
-        sent.extend(command[0] for command in commands)
-        return await execute(self, *commands)
-
-    monkeypatch.setattr(transport.Connection, "execute", noting)
+    before_each_command(monkeypatch, lambda command: sent.append(command[0]))
     with client_of(stand_in.url) as client:
         client.flushall()
     # The stand-in hangs up after an error, such as that there is no stream yet.

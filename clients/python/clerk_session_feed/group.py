@@ -105,7 +105,7 @@ class _Consumer:
 
     async def _read(self, block_ms: int) -> tuple[Any, list[str]]:
         """Acknowledge what is done, and read; return the response, and the cursors that were read from."""
-        cursors = [">" if share.is_checked and not share.has_pending else "0" for share in self._shares]
+        cursors = [share.cursor() for share in self._shares]
         read = ("XREADGROUP", "GROUP", self._group.name, self._group.consumer, "COUNT", self._count, "BLOCK", block_ms)
         command = (*read, "STREAMS", *(share.events for share in self._shares), *cursors)
         try:

@@ -84,6 +84,10 @@ class Share:
         """The connection, by its number, on which the group was found to lack nothing."""
         self._begun_on: int | None = None
         """The connection on which the group was made, where the stream had just ended."""
+        self._missed_behind: str | None = None
+        """The cursor behind which entries were missed, as this consumer knows, wherever others move the group."""
+        self._read_behind: str | None = None
+        """Where the group was when new entries were asked for, until it is known whether some in front were missed."""
         self._has_joined = False
         self._last: str | None = None
         """The entry that this consumer handled last."""
@@ -107,6 +111,13 @@ class Share:
         self.done.append(cursor)
         self._last = cursor
 
+    def cursor(self) -> str:
+        """Return the cursor to read from: 0 for what is this consumer's already."""
+        if not self.is_checked or self.has_pending:
+            return "0"
+        self._read_behind = self._read_behind or self.delivered
+        return ">"
+
     async def find_gap(self) -> Gap | None:
         """Return what the group lacks: itself, or entries that were trimmed before it got them."""
         if self.is_checked:
@@ -127,11 +138,11 @@ class Share:
         self.delivered = delivered
         # Redis 6.2 can't tell what a stream that was empty got, and lost again, while nobody was there.
         is_unknown = delivered != NOTHING or self._begun_on != self._connection.connections
-        if not is_trimmed_past(delivered, as_dict(stream), if_unknown=is_unknown):
+        if self._missed_behind is None and not is_trimmed_past(delivered, as_dict(stream), if_unknown=is_unknown):
             self._checked_on = self._connection.connections
             return None
         if not self._resync:
-            raise CursorLostError(self.delivered, self.partition.number)
+            raise CursorLostError(self._missed_behind or delivered, self.partition.number)
         self._connection.compare_partitions_again()
         # From before the snapshots: more may be trimmed while they are read.
         return Gap(await newest(self._ask, self.events), has_snapshots=True, has_group=True)
@@ -154,6 +165,7 @@ class Share:
 
     async def close_gap(self, gap: Gap) -> None:
         """Make the group, or move it behind what it can't get any more. The snapshots are handled by now."""
+        self._missed_behind = self._read_behind = None
         if gap.has_snapshots:
             self._snapshots_at = position(gap.begin)
         if gap.has_group:
@@ -182,35 +194,45 @@ class Share:
 
         is_new: the group had not got them before.
         """
+        # Of what is this consumer's already, some may come from a response that got lost: that is new, too.
+        known = self.delivered if is_new else self._read_behind
+        ids = [entry_id.decode() for entry_id, _ in entries]
+        first = next((each for each in ids if is_new or (known and position(each) > position(known))), None)
         if not entries:
             self.has_pending &= is_new
-        elif not is_new:
-            if trimmed := [entry_id for entry_id, fields in entries if not fields]:
-                await self._give_up(trimmed)
-                return []
-        else:
+        elif not is_new and (trimmed := [entry_id for entry_id, fields in entries if not fields]):
+            await self._give_up(trimmed)
+            return []
+        if first and known:
             (stream,) = await self._ask(("XINFO", "STREAM", self.events))
-            if self.is_checked and await self._was_missed_before(entries[0][0].decode(), as_dict(stream)):
+            if self.is_checked and await self._was_missed_before(first, known, as_dict(stream)):
                 return []
-            self.delivered = entries[-1][0].decode()
         # On another connection they may have become others': those that are still this consumer's come first there.
-        return entries if self.is_checked else []
+        if not self.is_checked:
+            return []
+        if first or not entries:  # else there may be more of its own
+            self._read_behind = None
+        if is_new and entries:
+            self.delivered = ids[-1]
+        return entries
 
-    async def _was_missed_before(self, first: str, stream: dict[bytes, Any]) -> bool:
+    async def _was_missed_before(self, first: str, known: str, stream: dict[bytes, Any]) -> bool:
         """Tell whether entries in front of the first new one were trimmed before the group got them.
 
         If the stream still has an entry in front of it, the group had got that one. If not, the group goes back to
-        where `find_gap` finds what was trimmed.
+        where the next consumer finds what was trimmed, if this one dies.
+
+        known: a cursor up to which the group had got entries.
         """
         kept = stream.get(b"first-entry")
         if not kept or position(kept[0].decode()) < position(first):
             return False
-        known = self.delivered
         if position(known) >= position(first):  # someone moved the group back, nobody knows how far
             known = f"{max(position(first)[0] - 1, 0)}-2"
         if not is_trimmed_past(known, stream, if_unknown=known != NOTHING):
             return False
         self.recheck()
+        self._missed_behind = known
         await self._set_delivered(known)
         return True
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 import redis
 from redis.exceptions import NoPermissionError
 
+from clerk_session_feed.refusals import may_pass
 from clerk_session_feed.stream import as_dict
 from clerk_session_feed.transport import Connection
 
@@ -53,6 +54,8 @@ class UnusedConsumers:
         of others: none was due soon.)
         """
         soon_ms = math.ceil(self._claim_after * 500)
+        removed: list[str] = []
+        back: str | None = None
         try:
             soon, groups, consumers = await self._connection.execute(
                 ("XPENDING", self._events, self._group, "IDLE", soon_ms, "-", "+", 1),
@@ -62,14 +65,15 @@ class UnusedConsumers:
             if soon:
                 return None
             self._looks_at = time.monotonic() + LOOK_EVERY
-            names = self._unused(consumers)
-            dropped = [await self._drop(name) for name in names]
+            for name in self._unused(consumers):
+                if await self._drop(name):
+                    back = delivered_in(groups, self._group)
+                removed.append(name)
         except redis.RedisError as error:  # whatever it is, the group can do without this
             self._looks_at = math.inf if isinstance(error, NoPermissionError) else time.monotonic() + LOOK_EVERY
-            return None
-        if names:
-            log.info("Removed from the consumer group %s, since nobody uses them: %s", self._group, ", ".join(names))
-        return delivered_in(groups, self._group) if any(dropped) else None
+        if removed:
+            log.info("Removed from the consumer group %s, since nobody uses them: %s", self._group, ", ".join(removed))
+        return back
 
     def _unused(self, consumers: Sequence[Any]) -> list[str]:
         unused_ms = max(UNUSED_SECONDS, 10 * self._claim_after) * 1000
@@ -80,6 +84,8 @@ class UnusedConsumers:
         """Remove a consumer; return whether entries that it had may have been dropped."""
         try:
             (dropped,) = await self._connection.execute(("XGROUP", "DELCONSUMER", self._events, self._group, name))
-        except (redis.ConnectionError, redis.TimeoutError):
+        except redis.RedisError as error:
+            if not may_pass(error):
+                raise
             return True  # nobody knows
         return bool(dropped)
