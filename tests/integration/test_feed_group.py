@@ -1,5 +1,6 @@
 """Consumer groups: each update at least once, whoever dies and whatever Redis loses."""
 
+import asyncio
 import contextlib
 import re
 import sys
@@ -17,6 +18,7 @@ from clerk_session_feed import group as group_rules
 from clerk_session_feed import shares as share_rules
 from clerk_session_feed.cursors import NOTHING
 from clerk_session_feed.stream import as_dict
+from clerk_session_feed.testing import AsyncMemorySessionFeed
 from redis.exceptions import NoPermissionError, ReadOnlyError
 from support.children import started
 from support.clock import eventually
@@ -631,6 +633,39 @@ def test_what_was_trimmed_is_not_missed_although_another_consumer_moves_the_grou
     with pytest.raises(CursorLostError, match=first):
         feed.consume(after=first).next()
     assert moved_back.is_set()
+
+
+def test_consumers_that_find_the_same_gap_in_step_all_go_on() -> None:
+    """Over a feed in memory, where the three take turns. Each moves the group back, and then finds it moved on."""
+
+    async def main() -> None:
+        feed, may_go_on = AsyncMemorySessionFeed(), asyncio.Event()
+        taken: asyncio.Queue[SessionUpdate] = asyncio.Queue()
+
+        async def work(name: str) -> None:
+            async for update in feed.consume("group", name, after="0-0", resync=True):
+                taken.put_nowait(update)
+                await may_go_on.wait()
+
+        work_of_all = asyncio.gather(*map(work, ("one", "two", "three")))
+        await feed.wait_until_idle(3)
+        for _ in range(3):  # each consumer takes one, and is at work
+            feed.sign_in("user_1")
+            await taken.get()
+        feed.sign_in("user_1", session_id="sess_trimmed")
+        feed.sign_in("user_1")
+        feed.trim(1)
+        may_go_on.set()
+        await feed.wait_until_idle(3)
+        held = [
+            update.session.id for update in (taken.get_nowait() for _ in range(taken.qsize())) if update.is_snapshot
+        ]
+        assert "sess_trimmed" in held
+        assert feed.pending("group") == 0
+        await feed.close()
+        await work_of_all
+
+    asyncio.run(main())
 
 
 @pytest.mark.usefixtures("counting")
