@@ -18,7 +18,7 @@ from clerk_session_feed.stream import Entry, Found, Partition, Reading
 from clerk_session_feed.transport import Connection, clock
 from clerk_session_feed.updates import published
 
-FIELDS: Final = ("live", "status", "user_id", "cursor", "_expire_at")
+FIELDS: Final = (b"live", b"status", b"user_id", b"cursor", b"_expire_at")
 """Of a session's hash. The last is the relay's own affair: where it is missing, `state` has the end."""
 REST: Final = 0.02
 """Seconds between news and the next read: with 1,000 events a second, 20 are read at once, for a tenth of the time."""
