@@ -104,6 +104,9 @@ class Mover:
             moving = [name for name in moving if not there[name].value]
         expiry = _ask(source, lambda pipe: [pipe.zscore(source.keys.expiry, name) for name in moving])
         revokes = _ask(source, lambda pipe: [pipe.zscore(source.keys.revokes, name) for name in moving])
+        both = [state.value for name in moving for state in (here[name], there[name]) if merges]
+        sets = [key for state in both for key in _sets_of(target, state)]
+        ttls = dict(zip(sets, _ask(target, lambda pipe: [pipe.pttl(key) for key in sets]), strict=True))
 
         def queue(pipe: Any) -> None:
             for name, ends_at, ordered_at in zip(moving, expiry, revokes, strict=True):
@@ -117,7 +120,10 @@ class Mover:
                     pipe.zadd(target.keys.revokes, {name: ordered_at}, nx=True)
                     pipe.pexpire(target.keys.revokes, MARK_TTL_MS)
                 if other:
-                    _index(pipe, target, name, merged, (session, other))
+                    for set_key in _index(pipe, target, name, merged, (session, other)):
+                        # It may be new; and Redis 6.2 can't be told to lengthen a TTL only.
+                        ttls[set_key] = _longer(ttls[set_key], _longer(here[name].ttl_ms, there[name].ttl_ms))
+                        pipe.pexpire(set_key, ttls[set_key])
                 elif ends_at is not None:
                     pipe.zadd(target.keys.expiry, {name: ends_at})
 
@@ -203,22 +209,30 @@ def _ask(place: Place, queue: Callable[[Any], object]) -> list[Any]:
     return replies
 
 
-def _index(pipe: Any, place: Place, name: bytes, session: Fields, states: Iterable[Fields]) -> None:
-    """Put a session, of which there were two states, into the sets where the merged one belongs, and no other."""
+def _index(pipe: Any, place: Place, name: bytes, session: Fields, states: Iterable[Fields]) -> list[str]:
+    """Put a session, of which there were two states, into the sets where the merged one belongs, and no other.
+
+    Return the user's set that it is in now, if any.
+    """
     end = session.get(b"_expire_at", b"")
     is_open, is_live = session.get(b"status") in _OPEN, session.get(b"live") == b"1"
     sets = {place.keys.expiry: is_open and end != b""}
-    for user in {each.get(b"user_id", b"") for each in states}:
-        user_id, is_users = user.decode(errors="replace"), user == session[b"user_id"]
-        sets[place.keys.user_sessions(user_id)] = is_users and is_live
-        sets[place.keys.user_pending(user_id)] = is_users and is_open and not is_live
+    for state in states:
+        is_users = state.get(b"user_id") == session[b"user_id"]
+        live, pending = _sets_of(place, state)
+        sets |= {live: is_users and is_live, pending: is_users and is_open and not is_live}
     for key, has_it in sets.items():
         if has_it:
             pipe.zadd(key, {name: end or "+inf"})
-            if key != place.keys.expiry:  # the set may be new, and Redis 6.2 can't set a TTL only where there is none
-                pipe.pexpire(key, MARK_TTL_MS)
         else:
             pipe.zrem(key, name)
+    return [key for key, has_it in sets.items() if has_it and key != place.keys.expiry]
+
+
+def _sets_of(place: Place, state: Fields) -> tuple[str, str]:
+    """Return the keys of the sets of a session's user: of the live sessions, and of the pending ones."""
+    user_id = state.get(b"user_id", b"").decode(errors="replace")
+    return place.keys.user_sessions(user_id), place.keys.user_pending(user_id)
 
 
 def _longer(one: int, other: int) -> int:

@@ -43,7 +43,9 @@ def move(redis_url: str, to: int, was: int | None = None, **settings: Any) -> Mo
 def assert_same(after: Any, before: Any) -> None:
     assert after[0] == before[0]
     assert after[1].keys() == before[1].keys()
-    assert all(abs(after[1][key] - before[1][key]) < TTL_MS for key in before[1])
+    assert [
+        (key, after[1][key], before[1][key]) for key in before[1] if abs(after[1][key] - before[1][key]) >= TTL_MS
+    ] == []
 
 
 class KilledError(BaseException):

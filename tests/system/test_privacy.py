@@ -372,7 +372,7 @@ def test_each_line_of_the_log_is_one_that_the_service_wrote(story: Story) -> Non
     assert ended == {"msg_user_gone": 1, "msg_user_banned": 1}
     assert {line["logger"] for line in said} <= {
         *("service.access", "service.server", "service.server.bridge", "service.server.processes"),
-        *("service.store.pipeline", "asyncio"),
+        *("service.store.pipeline", "service.telemetry.log", "asyncio"),
     }
     assert sum(line["event"] == "delivery" for line in said) == deliveries_counted(story)
 
