@@ -1,5 +1,6 @@
 // What a mirror keeps of sessions, and for how long; before anything connects.
 import { afterEach, beforeEach, expect, it, vi } from "vitest";
+import { clock } from "../src/clock.js";
 import type { Connection } from "../src/connection.js";
 import { keysOf } from "../src/keys.js";
 import { mirrorReading } from "../src/mirror_reading.js";
@@ -153,4 +154,24 @@ it("a mirror is ready only once each partition is", async () => {
   expect([reading.knownAt(), reading.isTooOld(), ready.mock.calls.length]).toEqual([-Infinity, true, 0]);
   await reading.reached?.(connection, partitions[1] as Partition, 2);
   expect([reading.knownAt(), reading.isTooOld(), ready.mock.calls.length]).toEqual([1, false, 1]);
+});
+
+it("a mirror that has ended is not younger for what is still read", async () => {
+  const reading = mirrorReading(1, { ...OPTIONS, onReady: () => undefined });
+  const partition = new Partition(0, keysOf("{clerk}"));
+  partition.goTo("1-1");
+  await reading.reached?.({} as Connection, partition, clock());
+  expect(reading.isTooOld()).toBe(false);
+  reading.end();
+  await reading.reached?.({} as Connection, partition, clock());
+  expect(reading.isTooOld()).toBe(true);
+});
+
+it("a session that is forgotten between two looks at it is not there", async () => {
+  const reading = mirrorReading(1, { ...OPTIONS, onReady: () => undefined });
+  const partition = new Partition(0, keysOf("{clerk}"));
+  const ask = async (...commands: string[][]) =>
+    commands.map(([, , field]) => (field === "state" ? [null] : ["1", "active", "user_1", "1-1", null]));
+  const found = await reading.found({ ask } as unknown as Connection, partition, ["{clerk}:session:sess_1"]);
+  expect([[...found], reading.status("sess_1")]).toEqual([[], "unknown"]);
 });
