@@ -104,25 +104,26 @@ class Mover:
             moving = [name for name in moving if not there[name].value]
         expiry = _ask(source, lambda pipe: [pipe.zscore(source.keys.expiry, name) for name in moving])
         revokes = _ask(source, lambda pipe: [pipe.zscore(source.keys.revokes, name) for name in moving])
-        both = [state.value for name in moving for state in (here[name], there[name]) if merges]
-        sets = [key for state in both for key in _sets_of(target, state)]
+        merging = moving if merges else []
+        sets = [key for name in merging for each in (here, there) for key in _sets_of(target, each[name].value)]
         ttls = dict(zip(sets, _ask(target, lambda pipe: [pipe.pttl(key) for key in sets]), strict=True))
 
         def queue(pipe: Any) -> None:
             for name, ends_at, ordered_at in zip(moving, expiry, revokes, strict=True):
                 key, session, other = _session_key(target, name), here[name].value, there[name].value
                 merged = merged_session(session, other) if other else session
+                ttl_ms = _longer(here[name].ttl_ms, there[name].ttl_ms)
                 user_key = target.keys.user_sessions(merged[b"user_id"].decode())
                 pipe.delete(key)
                 pipe.hset(key, mapping=merged | {b"_user_key": user_key.encode()})
-                pipe.pexpire(key, _longer(here[name].ttl_ms, there[name].ttl_ms))
+                pipe.pexpire(key, ttl_ms)
                 if ordered_at is not None:
                     pipe.zadd(target.keys.revokes, {name: ordered_at}, nx=True)
                     pipe.pexpire(target.keys.revokes, MARK_TTL_MS)
                 if other:
                     for set_key in _index(pipe, target, name, merged, (session, other)):
                         # It may be new; and Redis 6.2 can't be told to lengthen a TTL only.
-                        ttls[set_key] = _longer(ttls[set_key], _longer(here[name].ttl_ms, there[name].ttl_ms))
+                        ttls[set_key] = _longer(ttls[set_key], ttl_ms)
                         pipe.pexpire(set_key, ttls[set_key])
                 elif ends_at is not None:
                     pipe.zadd(target.keys.expiry, {name: ends_at})
@@ -210,10 +211,7 @@ def _ask(place: Place, queue: Callable[[Any], object]) -> list[Any]:
 
 
 def _index(pipe: Any, place: Place, name: bytes, session: Fields, states: Iterable[Fields]) -> list[str]:
-    """Put a session, of which there were two states, into the sets where the merged one belongs, and no other.
-
-    Return the user's set that it is in now, if any.
-    """
+    """Put a session that was stored twice into the sets where it belongs, and no other; return its user's, if any."""
     end = session.get(b"_expire_at", b"")
     is_open, is_live = session.get(b"status") in _OPEN, session.get(b"live") == b"1"
     sets = {place.keys.expiry: is_open and end != b""}
