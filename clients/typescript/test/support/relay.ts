@@ -11,6 +11,28 @@ export interface Applied {
   expireAt?: number | null;
 }
 
+/**
+ * Nobody sees an entry without the state that it led to: the relay's script, too, does all of it at once.
+ *
+ * KEYS: the stream, the session, the user's sessions. ARGV: what the entry has; state, status, live, revision, end.
+ */
+const APPLY = `
+local outcome, id, user, entry, state, status, live, revision, expire_at = unpack(ARGV)
+local cursor = redis.call('XADD', KEYS[1], '*', 'outcome', outcome, 'session_id', id, 'user_id', user, 'message', entry)
+if outcome == 'applied' then
+  state = state:gsub('CURSOR', cursor)
+  redis.call('HSET', KEYS[2], 'state', state, 'status', status, 'live', live, 'user_id', user, 'revision', revision,
+    'cursor', cursor, '_expire_at', expire_at)
+  if live == '1' then
+    redis.call('ZADD', KEYS[3], expire_at == '' and '+inf' or expire_at, id)
+  else
+    redis.call('ZREM', KEYS[3], id)
+  end
+  redis.call('PUBLISH', 'clerk:sessions', state)
+  redis.call('PUBLISH', 'clerk:sessions:user:' .. user, state)
+end
+return cursor`;
+
 /** What stands for the relay. `partitions`: how many it divides its data into. */
 export class Relay {
   readonly redis: Redis;
@@ -43,26 +65,13 @@ export class Relay {
     const isApplied = outcome === "applied";
     const revision = isApplied ? (this.revisions.get(id) ?? 0) + 1 : null;
     const entry = message({ id, userId, status, revision, expireAt });
-    const fields = ["outcome", outcome, "session_id", id, "user_id", userId, "message", entry];
-    const cursor = (await this.redis.xadd(keys.events, "*", ...fields)) as string;
-    if (isApplied) {
-      this.revisions.set(id, revision as number);
-      const state = message({ id, userId, status, revision, expireAt, cursor });
-      const live = status === "active" ? "1" : "0";
-      const common = { state, status, live, user_id: userId };
-      const stored = { ...common, revision: `${revision}`, cursor, _expire_at: `${expireAt ?? ""}` };
-      const users = keys.userSessions(userId);
-      await this.redis
-        .multi()
-        .hset(keys.session(id), stored)
-        [live === "1" ? "zadd" : "zrem"](
-          users,
-          ...((live === "1" ? [`${expireAt ?? "+inf"}`, id] : [id]) as [string, string]),
-        )
-        .publish("clerk:sessions", state)
-        .publish(`clerk:sessions:user:${userId}`, state)
-        .exec();
-    }
+    const names = [keys.events, keys.session(id), keys.userSessions(userId)];
+    const common = [outcome, id, userId, entry];
+    const state = isApplied ? message({ id, userId, status, revision, expireAt, cursor: "CURSOR" }) : "";
+    const live = status === "active" ? "1" : "0";
+    const stored = [state, status, live, `${revision}`, `${expireAt ?? ""}`];
+    const cursor = (await this.redis.eval(APPLY, names.length, ...names, ...common, ...stored)) as string;
+    if (isApplied) this.revisions.set(id, revision as number);
     return cursor;
   }
 
