@@ -5,7 +5,7 @@ import { clock } from "./clock.js";
 import type { Command, Connection } from "./connection.js";
 import { START, compareCursors } from "./cursors.js";
 import { UnreadableMessageError } from "./errors.js";
-import { HOUR_MS, Table, isLiveAt } from "./mirror_table.js";
+import { HOUR_MS, Table, isLiveAt, userOf, type Kept } from "./mirror_table.js";
 import { BATCH, type Found, type Partition, type Reading } from "./stream.js";
 import { published, type LiveStatus } from "./update.js";
 
@@ -30,8 +30,8 @@ class Part {
   knownAt = -Infinity;
   /** When Redis was heard last, by `clock`. */
   heardAt = -Infinity;
-  /** Sessions of which an entry did not say when they end. */
-  readonly unsure = new Set<string>();
+  /** Sessions of which an entry did not say when they end, and its cursor. */
+  readonly unsure = new Map<string, string>();
   /** Those of which nobody has looked yet whether to forget them. */
   forgetting: Iterator<string> | undefined;
   forgetAt = clock() + HOUR_MS;
@@ -77,6 +77,15 @@ export function mirrorReading(
   const partOf = ({ number }: Partition): Part => parts[number] as Part;
   const knownAt = (): number => Math.min(...parts.map((part) => part.knownAt));
   const tableOf = (part: Part): Table => part.growing ?? part.table;
+  /** What is kept of a session. */
+  function find(sessionId: string, number?: number): Kept | undefined {
+    for (const { table } of number === undefined ? parts : [parts[number] as Part]) {
+      const kept = table.kept.get(sessionId);
+      if (kept !== undefined) return kept;
+    }
+    return undefined;
+  }
+
   /** When the tables are too old to answer from, by `clock`; -Infinity also after the end. */
   let oldAt = -Infinity;
   /** Before both of these, they are not too old. Each is quick to look at; sleep, or a clock that was set, parts them. */
@@ -111,6 +120,8 @@ export function mirrorReading(
       const end = expireAt == null ? ends?.get(key) : expireAt === "" ? null : Number(expireAt);
       if (end === undefined) continue; // the key expired between the two reads
       const sessionId = key.slice(before);
+      // Of a server that does not have the entry.
+      if (compareCursors(cursor, part.unsure.get(sessionId) ?? START) < 0) continue;
       table.put(sessionId, userId, end, isOpen(status), live === "1", now);
       sessions.push({ sessionId, cursor });
     }
@@ -121,7 +132,7 @@ export function mirrorReading(
   async function settle(connection: Connection, partition: Partition): Promise<void> {
     const { unsure } = partOf(partition);
     while (unsure.size) {
-      const batch = [...unsure].slice(0, BATCH);
+      const batch = [...unsure.keys()].slice(0, BATCH);
       const keys = batch.map((sessionId) => partition.keys.session(sessionId));
       for (const { sessionId, cursor } of await found(connection, partition, keys)) {
         // It may be newer than the cursor. What comes of it up to there must not undo it.
@@ -160,25 +171,17 @@ export function mirrorReading(
     knownAt,
     heardAt: (asked) => Math.max(...asked.map((partition) => partOf(partition).heardAt)),
     size: () => parts.reduce((sum, { table }) => sum + table.open, 0),
-    growing() {
-      const growing = parts.flatMap((part) => part.growing ?? []);
-      return growing.length ? growing.reduce((sum, { kept }) => sum + kept.size, 0) : undefined;
-    },
+    growing: () =>
+      parts.reduce<number | undefined>(
+        (sum, { growing }) => (growing ? (sum ?? 0) + growing.kept.size : sum),
+        undefined,
+      ),
     isTooOld: () => !(performance.now() < isYoungUntil && Date.now() < isYoungUntilTime) && lookAtClock(),
     status(sessionId, number) {
-      for (const { table } of number === undefined ? parts : [parts[number] as Part]) {
-        const kept = table.kept.get(sessionId);
-        if (kept !== undefined) return isLiveAt(kept, Date.now()) ? "live" : "ended";
-      }
-      return "unknown";
+      const kept = find(sessionId, number);
+      return kept === undefined ? "unknown" : isLiveAt(kept, Date.now()) ? "live" : "ended";
     },
-    userId(sessionId) {
-      for (const { table } of parts) {
-        const userId = table.userId(sessionId);
-        if (userId !== null) return userId;
-      }
-      return null;
-    },
+    userId: (sessionId) => userOf(find(sessionId)),
     end() {
       isOver = true;
       oldAt = isYoungUntil = -Infinity;
@@ -199,7 +202,7 @@ export function mirrorReading(
       const part = partOf(partition);
       tableOf(part).put(id, user_id, expire_at, isOpen(status), live, Date.now());
       // It has no end, or OMIT_FIELDS hides it.
-      if (expire_at === null) part.unsure.add(id);
+      if (expire_at === null) part.unsure.set(id, entry.cursor);
       return undefined;
     },
     isDue: (partition) => clock() - partOf(partition).knownAt > longestWait / 2,

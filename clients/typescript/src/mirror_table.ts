@@ -36,6 +36,10 @@ const copied = (text: string): string => Buffer.from(text, "latin1").toString("l
 /** Whether a session is live; `now`: Unix milliseconds. */
 export const isLiveAt = (kept: Kept, now: number): boolean => typeof kept === "string" && bitsOf(kept) - LIVE > now;
 
+/** Whose session it is, if it is open. */
+export const userOf = (kept: Kept | undefined): string | null =>
+  typeof kept === "string" ? kept.slice(END_LENGTH) : null;
+
 /** Sessions by their ids. Times are Unix milliseconds. */
 export class Table {
   readonly kept = new Map<string, Kept>();
@@ -58,12 +62,6 @@ export class Table {
     this.open++;
     const bits = Math.min(end ?? NONE, NONE) + (isLive ? LIVE : 0);
     kept.set(id, copied(textOf(bits) + userId));
-  }
-
-  /** Whose session it is, if it is open. */
-  userId(sessionId: string): string | null {
-    const kept = this.kept.get(sessionId);
-    return typeof kept === "string" ? kept.slice(END_LENGTH) : null;
   }
 
   /** Drops a session that ended long ago, and keeps less of one whose end has passed. */

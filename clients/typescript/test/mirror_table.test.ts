@@ -4,8 +4,9 @@ import { clock } from "../src/clock.js";
 import type { Connection } from "../src/connection.js";
 import { keysOf } from "../src/keys.js";
 import { mirrorReading } from "../src/mirror_reading.js";
-import { MAX_KEPT_MS, Table, isLiveAt, type Kept } from "../src/mirror_table.js";
+import { MAX_KEPT_MS, Table, isLiveAt, userOf, type Kept } from "../src/mirror_table.js";
 import { Partition } from "../src/stream.js";
+import { message } from "./support/messages.js";
 
 const NOW = 1_795_422_700_123;
 const HOUR = 3_600_000;
@@ -26,11 +27,12 @@ const put = (id: string, { end = (NOW + DAY) as number | null, status = "active"
   into.put(id, "user_1", end, isOpen, status === "active", NOW);
 };
 const isLive = (id: string, now: number): boolean => isLiveAt(table.kept.get(id) as Kept, now);
+const whose = (id: string): string | null => userOf(table.kept.get(id));
 const isKept = (id: string): boolean => table.kept.has(id);
 
 it.each([1, 255, 256, NOW, 2 ** 40, 2 ** 46 + 1])("a session is live until its end: %d", (end) => {
   put("sess_1", { end });
-  expect([isLive("sess_1", end - 1), isLive("sess_1", end), table.userId("sess_1")]).toEqual([true, false, "user_1"]);
+  expect([isLive("sess_1", end - 1), isLive("sess_1", end), whose("sess_1")]).toEqual([true, false, "user_1"]);
 });
 
 it.each([null, Number.MAX_SAFE_INTEGER])(
@@ -44,18 +46,18 @@ it.each([null, Number.MAX_SAFE_INTEGER])(
 
 it.each([NOW + DAY, null])("a pending session is not live whatever the time is, and has a user: %d", (end) => {
   put("sess_1", { end, status: "pending" });
-  expect([isLive("sess_1", 0), isLive("sess_1", NOW), table.userId("sess_1")]).toEqual([false, false, "user_1"]);
+  expect([isLive("sess_1", 0), isLive("sess_1", NOW), whose("sess_1")]).toEqual([false, false, "user_1"]);
 });
 
 it("of a session that ended, no user is kept", () => {
   put("sess_1", { status: "revoked" });
-  expect([table.userId("sess_1"), isLive("sess_1", 0)]).toEqual([null, false]);
+  expect([whose("sess_1"), isLive("sess_1", 0)]).toEqual([null, false]);
 });
 
 it("of a user whose id is as long as it may be, all is kept", () => {
   const user = "u".repeat(128);
   table.put("s".repeat(128), user, null, true, true, NOW);
-  expect(table.userId("s".repeat(128))).toBe(user);
+  expect(whose("s".repeat(128))).toBe(user);
 });
 
 it("open sessions are counted once", () => {
@@ -174,4 +176,15 @@ it("a session that is forgotten between two looks at it is not there", async () 
     commands.map(([, , field]) => (field === "state" ? [null] : ["1", "active", "user_1", "1-1", null]));
   const found = await reading.found({ ask } as unknown as Connection, partition, ["{clerk}:session:sess_1"]);
   expect([[...found], reading.status("sess_1")]).toEqual([[], "unknown"]);
+});
+
+it("a hash that is older than the entry on whose account it is read does not undo that", async () => {
+  const reading = mirrorReading(1, { ...OPTIONS, onReady: () => undefined });
+  const partition = new Partition(0, keysOf("{clerk}"));
+  partition.goTo("2-1");
+  const json = message({ id: "sess_1", status: "ended", revision: 2 });
+  reading.entry(partition.entry(["2-1", ["outcome", "applied", "session_id", "sess_1", "message", json]]), partition);
+  const ask = async (...commands: string[][]) => commands.map(() => ["1", "active", "user_1", "1-1", ""]);
+  await reading.reached?.({ ask } as unknown as Connection, partition, clock());
+  expect(reading.status("sess_1")).toBe("ended");
 });
