@@ -450,7 +450,7 @@ def test_partitions_move_between_the_nodes_of_a_cluster(cluster: tuple[str, Any]
 
 def test_on_a_cluster_all_of_what_is_not_marked_is_found(cluster: tuple[str, Any]) -> None:
     url, client = cluster
-    fill(url, 16)
+    fill(url, 5)
     client.delete("{clerk}:partitions")
     before = portrait(client)
 
