@@ -174,8 +174,9 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
   const tooOld = (cause: unknown): MirrorTooOldError => new MirrorTooOldError(age(), maxAge, reason(), cause);
 
   /** What memory says, or Redis. */
-  function answer<T>(known: () => T, ask: () => Promise<T>): T | Promise<T> {
-    if (!held.isTooOld()) return known();
+  function answer<T>(known: (now: number) => T, ask: () => Promise<T>): T | Promise<T> {
+    const now = Date.now();
+    if (!held.isTooOld(now)) return known(now);
     if (isOver && !failure) throw new FeedClosedError("mirror");
     if (pastMaxAge === "ask") return ask();
     throw tooOld(failure);
@@ -206,7 +207,7 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
       }),
     status: (sessionId, userId) =>
       answer(
-        () => held.status(sessionId, userId == null || count === 1 ? undefined : partitionOf(userId, count)),
+        (now) => held.status(sessionId, now, userId == null || count === 1 ? undefined : partitionOf(userId, count)),
         () => source.status(sessionId, userId),
       ),
     isLive(sessionId, userId) {

@@ -5,6 +5,7 @@ import { clock } from "./clock.js";
 import type { Command, Connection } from "./connection.js";
 import { START, compareCursors } from "./cursors.js";
 import { UnreadableMessageError } from "./errors.js";
+import { isId } from "./keys.js";
 import { HOUR_MS, Table, isLiveAt, userOf, type Kept } from "./mirror_table.js";
 import { BATCH, type Found, type Partition, type Reading } from "./stream.js";
 import { published, type LiveStatus } from "./update.js";
@@ -53,10 +54,10 @@ export interface MirrorReading extends Reading<never> {
   size(): number;
   /** Number of sessions that were read so far, while snapshots are read. */
   growing(): number | undefined;
-  /** Whether the tables are too old to answer from. */
-  isTooOld(): boolean;
+  /** Whether the tables are too old to answer from. `now`, here and below: the time of day. */
+  isTooOld(now: number): boolean;
   /** `number`: of the partition that the session would be in, if that is known. */
-  status(sessionId: string, number?: number): LiveStatus;
+  status(sessionId: string, now: number, number?: number): LiveStatus;
   /** Whose session it is, if it is open. */
   userId(sessionId: string): string | null;
   /** Lets nothing be answered any more. */
@@ -120,8 +121,8 @@ export function mirrorReading(
       const end = expireAt == null ? ends?.get(key) : expireAt === "" ? null : Number(expireAt);
       if (end === undefined) continue; // the key expired between the two reads
       const sessionId = key.slice(before);
-      // Of a server that does not have the entry.
-      if (compareCursors(cursor, part.unsure.get(sessionId) ?? START) < 0) continue;
+      // Not the relay's; or of a server that does not have the entry.
+      if (!isId(sessionId) || compareCursors(cursor, part.unsure.get(sessionId) ?? START) < 0) continue;
       table.put(sessionId, userId, end, isOpen(status), live === "1", now);
       sessions.push({ sessionId, cursor });
     }
@@ -176,10 +177,10 @@ export function mirrorReading(
         (sum, { growing }) => (growing ? (sum ?? 0) + growing.kept.size : sum),
         undefined,
       ),
-    isTooOld: () => !(performance.now() < isYoungUntil && Date.now() < isYoungUntilTime) && lookAtClock(),
-    status(sessionId, number) {
+    isTooOld: (now) => !(performance.now() < isYoungUntil && now < isYoungUntilTime) && lookAtClock(),
+    status(sessionId, now, number) {
       const kept = find(sessionId, number);
-      return kept === undefined ? "unknown" : isLiveAt(kept, Date.now()) ? "live" : "ended";
+      return kept === undefined ? "unknown" : isLiveAt(kept, now) ? "live" : "ended";
     },
     userId: (sessionId) => userOf(find(sessionId)),
     end() {

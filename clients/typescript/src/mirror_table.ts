@@ -18,20 +18,17 @@ const LIVE = 2 ** 47;
 const NONE = LIVE - 1;
 const END_LENGTH = 6;
 
-const textOf = (bits: number): string => {
-  let text = "";
-  for (let place = END_LENGTH - 1; place >= 0; place--)
-    text += String.fromCharCode(Math.floor(bits / 256 ** place) % 256);
-  return text;
-};
 const bitsOf = (kept: string): number => {
   let bits = 0;
   for (let at = 0; at < END_LENGTH; at++) bits = bits * 256 + kept.charCodeAt(at);
   return bits;
 };
 
-/** V8 keeps what a text was cut out of, and what it was joined from. The copy stands alone. */
-const copied = (text: string): string => Buffer.from(text, "latin1").toString("latin1");
+/** Longer than an id and what comes before it: docs/contract.md, section 7. */
+const scratch = Buffer.alloc(256);
+
+/** A text by itself, behind what is in front of it. V8 keeps what a text was cut out of, and what it was joined from. */
+const copied = (text: string, at = 0): string => scratch.toString("latin1", 0, at + scratch.write(text, at, "latin1"));
 
 /** Whether a session is live; `now`: Unix milliseconds. */
 export const isLiveAt = (kept: Kept, now: number): boolean => typeof kept === "string" && bitsOf(kept) - LIVE > now;
@@ -60,8 +57,8 @@ export class Table {
       return;
     }
     this.open++;
-    const bits = Math.min(end ?? NONE, NONE) + (isLive ? LIVE : 0);
-    kept.set(id, copied(textOf(bits) + userId));
+    scratch.writeUIntBE(Math.min(end ?? NONE, NONE) + (isLive ? LIVE : 0), 0, END_LENGTH);
+    kept.set(id, copied(userId, END_LENGTH));
   }
 
   /** Drops a session that ended long ago, and keeps less of one whose end has passed. */

@@ -121,7 +121,7 @@ function kept(count: number): { clock: { now: number; set: number }; look: () =>
     held ||= count;
     growing.mockClear();
     await reading.reached?.(connection, partition, clock.now);
-    return growing.mock.calls.filter(([id]) => reading.status(id) === "unknown").length;
+    return growing.mock.calls.filter(([id]) => reading.status(id, NOW) === "unknown").length;
   };
   return { clock, look };
 }
@@ -153,9 +153,9 @@ it("a mirror is ready only once each partition is", async () => {
   for (const partition of partitions) partition.goTo("1-1");
   const connection = {} as Connection; // it is asked nothing
   await reading.reached?.(connection, partitions[0] as Partition, 1);
-  expect([reading.knownAt(), reading.isTooOld(), ready.mock.calls.length]).toEqual([-Infinity, true, 0]);
+  expect([reading.knownAt(), reading.isTooOld(Date.now()), ready.mock.calls.length]).toEqual([-Infinity, true, 0]);
   await reading.reached?.(connection, partitions[1] as Partition, 2);
-  expect([reading.knownAt(), reading.isTooOld(), ready.mock.calls.length]).toEqual([1, false, 1]);
+  expect([reading.knownAt(), reading.isTooOld(Date.now()), ready.mock.calls.length]).toEqual([1, false, 1]);
 });
 
 it("a mirror that has ended is not younger for what is still read", async () => {
@@ -163,10 +163,10 @@ it("a mirror that has ended is not younger for what is still read", async () => 
   const partition = new Partition(0, keysOf("{clerk}"));
   partition.goTo("1-1");
   await reading.reached?.({} as Connection, partition, clock());
-  expect(reading.isTooOld()).toBe(false);
+  expect(reading.isTooOld(Date.now())).toBe(false);
   reading.end();
   await reading.reached?.({} as Connection, partition, clock());
-  expect(reading.isTooOld()).toBe(true);
+  expect(reading.isTooOld(Date.now())).toBe(true);
 });
 
 it("a session that is forgotten between two looks at it is not there", async () => {
@@ -175,7 +175,7 @@ it("a session that is forgotten between two looks at it is not there", async () 
   const ask = async (...commands: string[][]) =>
     commands.map(([, , field]) => (field === "state" ? [null] : ["1", "active", "user_1", "1-1", null]));
   const found = await reading.found({ ask } as unknown as Connection, partition, ["{clerk}:session:sess_1"]);
-  expect([[...found], reading.status("sess_1")]).toEqual([[], "unknown"]);
+  expect([[...found], reading.status("sess_1", NOW)]).toEqual([[], "unknown"]);
 });
 
 it("a hash that is older than the entry on whose account it is read does not undo that", async () => {
@@ -186,5 +186,13 @@ it("a hash that is older than the entry on whose account it is read does not und
   reading.entry(partition.entry(["2-1", ["outcome", "applied", "session_id", "sess_1", "message", json]]), partition);
   const ask = async (...commands: string[][]) => commands.map(() => ["1", "active", "user_1", "1-1", ""]);
   await reading.reached?.({ ask } as unknown as Connection, partition, clock());
-  expect(reading.status("sess_1")).toBe("ended");
+  expect(reading.status("sess_1", NOW)).toBe("ended");
+});
+
+it("a key that is no session's is not taken for one", async () => {
+  const reading = mirrorReading(1, { ...OPTIONS, onReady: () => undefined });
+  const partition = new Partition(0, keysOf("{clerk}"));
+  const ask = async (...commands: string[][]) => commands.map(() => ["1", "active", "user_1", "1-1", ""]);
+  await reading.found({ ask } as unknown as Connection, partition, ["{clerk}:session:sess_\u0131"]);
+  expect(reading.status("sess_1", NOW)).toBe("unknown"); // \u0131 ends in the byte of "1"
 });
