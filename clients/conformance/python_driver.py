@@ -2,6 +2,8 @@
 
 python python_driver.py threads     SessionFeed
 python python_driver.py asyncio     AsyncSessionFeed
+
+A long module, since it is one program for both feeds, and a driver is to be read from top to bottom.
 """
 # ruff: noqa: INP001  # a program, and no package
 

@@ -1,6 +1,7 @@
 """What a mirror keeps of sessions, and what it says when it can't answer; before anything connects."""
 
 import asyncio
+import json
 import math
 import pickle
 import threading
@@ -13,7 +14,7 @@ from clerk_session_feed.mirror_reading import MirrorReading
 from clerk_session_feed.mirror_table import HOUR, MAX_KEPT, NOT_YET, Table
 from clerk_session_feed.mirror_table import end_of as exact_end
 from clerk_session_feed.stream import Partition
-from support.constants import NO_REDIS, NOW_S
+from support.constants import NO_REDIS, NOW_S, ROOT
 
 DAY = 86_400.0
 WEEK = 7 * DAY
@@ -218,3 +219,36 @@ def test_a_mirror_is_ready_only_once_each_partition_is() -> None:
     assert (reading.known_at, reading.old_at, ready) == (-math.inf, -math.inf, [])
     asyncio.run(reading.reached(None, Partition(1, Keys(), "0-1"), 2.0))  # type: ignore[arg-type]
     assert (reading.known_at, reading.old_at, ready) == (1.0, math.inf, [True])
+
+
+# Another server than the one that was read from
+
+
+def test_what_only_a_former_server_had_makes_no_entry_of_the_next_one_known() -> None:
+    reading = MirrorReading(1, 5.0, WEEK, longest_wait=2.5, on_ready=lambda: None)
+    partition = Partition(0, Keys(), "1-0")
+    reading.begin(partition)
+    partition.note("sess_1", (9, 0), (1, 0))
+    entry = partition.entry((b"5-0", [b"outcome", b"applied", b"session_id", b"sess_1"]))
+    assert partition.is_known(entry)
+
+    reading.begin(partition)  # the SCAN begins again
+
+    assert not partition.is_known(entry)
+
+
+def test_a_hash_that_is_older_than_the_entry_on_whose_account_it_is_read_does_not_undo_that() -> None:
+    class Server:
+        async def ask(self, *commands: Any) -> list[list[bytes]]:
+            return [[b"1", b"active", b"user_1", b"1-1", b""] for _ in commands]
+
+    reading = MirrorReading(1, 5.0, WEEK, longest_wait=2.5, on_ready=lambda: None)
+    partition = Partition(0, Keys(), "2-1")
+    message = json.loads((ROOT / "clients/conformance/message.json").read_text())
+    message["session"] |= {"status": "ended", "live": False, "expire_at": None}
+    fields = [b"outcome", b"applied", b"session_id", b"sess_1", b"message", json.dumps(message).encode()]
+    reading.entry(partition.entry((b"2-1", fields)))
+
+    asyncio.run(reading.reached(Server(), partition, 1.0))  # type: ignore[arg-type]
+
+    assert reading.tables[0].kept["sess_1"] < 0  # it ended

@@ -62,8 +62,8 @@ class MirrorReading(Reading[None]):
         self._known_at = [-math.inf] * partitions
         self._was_ahead = [(0, 0)] * partitions
         """`Partition.ahead_until` when all was last read."""
-        self._unsure: list[set[str]] = [set() for _ in range(partitions)]
-        """Sessions of which an entry did not say when they end."""
+        self._unsure: list[dict[str, tuple[int, int]]] = [{} for _ in range(partitions)]
+        """Sessions of which an entry did not say when they end, and its position."""
         self._forgetting: list[Iterator[str]] = [iter(()) for _ in range(partitions)]
         self._forget_at = [clock() + HOUR] * partitions
         self._set_at = time() - clock()
@@ -97,6 +97,9 @@ class MirrorReading(Reading[None]):
     def begin(self, partition: Partition) -> None:
         self._growing[partition.number] = Table(self._keep_ended)
         self._unsure[partition.number].clear()
+        # Of a server that went away before all was read.
+        partition.ahead.clear()
+        partition.ahead_until = (0, 0)
 
     async def found(self, connection: Connection, partition: Partition, keys: Sequence[bytes]) -> Iterable[Found[None]]:
         table, now, before = self._table(partition), time(), len(partition.keys.session(""))
@@ -104,13 +107,15 @@ class MirrorReading(Reading[None]):
         self.heard_at[partition.number] = clock()
         stored = [(key, values) for key, values in states if values[0] is not None]
         ends = await _ends(connection, [key for key, values in stored if values[-1] is None])
-        found = []
+        found, unsure = [], self._unsure[partition.number]
         for key, (live, status, user_id, cursor, expire_at) in stored:
             if user_id is None or cursor is None:
                 raise UnreadableMessageError(f"{key.decode(errors='replace')}: fields of its hash are missing")
             end = ends.get(key) if expire_at is None else int(expire_at) / 1000 if expire_at else math.inf
+            session_id, is_open = key[before:].decode(errors="replace"), status in OPEN
+            if unsure and position(cursor.decode()) < unsure.get(session_id, (0, 0)):
+                continue  # it is of a server that does not have the entry
             if end is not None:
-                session_id, is_open = key[before:].decode(errors="replace"), status in OPEN
                 table.put(session_id, user_id.decode(), end, is_open=is_open, is_live=live == b"1", now=now)
                 found.append(Found(session_id, cursor.decode(), None))
         return found
@@ -122,7 +127,7 @@ class MirrorReading(Reading[None]):
         table, end, is_open = self._table(entry.partition), _seconds(session.expire_at), session.status in OPEN_STATUSES
         table.put(session.id, session.user_id, end, is_open=is_open, is_live=session.live, now=time())
         if session.expire_at is None:
-            self._unsure[entry.partition.number].add(session.id)
+            self._unsure[entry.partition.number][session.id] = position(entry.cursor)
 
     def is_due(self, partition: Partition) -> bool:
         return clock() - self._known_at[partition.number] > self.longest_wait / 2
@@ -168,7 +173,8 @@ class MirrorReading(Reading[None]):
             for found in await self.found(connection, partition, keys):
                 # It may be newer than the cursor. What comes of it up to there must not undo it.
                 partition.note(found.session_id, position(found.cursor), at)
-            unsure.difference_update(batch)
+            for session_id in batch:
+                del unsure[session_id]
 
     def _forget(self, number: int) -> None:
         """Look at some sessions, and once an hour begin to look at all."""
