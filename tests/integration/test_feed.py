@@ -46,11 +46,6 @@ def relay_redis(real_redis: EmbeddedRedis) -> EmbeddedRedis:
     return real_redis
 
 
-@pytest.fixture
-def feed(open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any) -> Feed:
-    return open_feed(relay_redis.url)
-
-
 @pytest.fixture(autouse=True)
 def _now(monkeypatch: pytest.MonkeyPatch) -> None:
     """The feed's clock shows the frozen time of the events."""

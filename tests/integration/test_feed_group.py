@@ -39,11 +39,6 @@ def relay_redis(real_redis: EmbeddedRedis) -> EmbeddedRedis:
     return real_redis
 
 
-@pytest.fixture
-def feed(open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any) -> Feed:
-    return open_feed(relay_redis.url)
-
-
 def begin_sessions(relay: Relay, *numbers: int) -> list[str]:
     """Let each session begin; return the cursors."""
     return [str(relay.take(clerk_event(session_id=f"sess_{number}"), f"msg_{number}").cursor) for number in numbers]

@@ -54,11 +54,6 @@ def relay_redis(real_redis: EmbeddedRedis) -> EmbeddedRedis:
     return real_redis
 
 
-@pytest.fixture
-def feed(open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any) -> Feed:
-    return open_feed(relay_redis.url)
-
-
 @pytest.fixture(autouse=True)
 def _now(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of feeds and mirrors shows the frozen time of the events; and they look often, if there is no news."""

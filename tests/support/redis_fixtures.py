@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from service.dev.embedded import EmbeddedRedis, run_stand_in
-from support.feeds import KINDS, OpenFeed, feeds
+from support.feeds import KINDS, Feed, OpenFeed, feeds
 from support.redis_clients import (
     assert_messages_keep_to_the_schema,
     assert_sessions_and_users_expire,
@@ -27,6 +27,7 @@ __all__ = [
     "any_client",
     "any_redis",
     "client",
+    "feed",
     "lasting_client",
     "open_feed",
     "own_client",
@@ -139,3 +140,9 @@ def open_feed(request: pytest.FixtureRequest) -> Iterator[OpenFeed]:
     """Open a SessionFeed, and in another run of the test an AsyncSessionFeed; they are closed afterwards."""
     with feeds(KINDS[request.param]) as open_feed:
         yield open_feed
+
+
+@pytest.fixture
+def feed(open_feed: OpenFeed, relay_redis: EmbeddedRedis, client: Any) -> Feed:
+    """One of each kind, on the Redis of `relay`, which is empty."""
+    return open_feed(relay_redis.url)
