@@ -336,7 +336,7 @@ def test_another_consumer_takes_over_what_is_not_acknowledged_in_time(feed: Memo
 def test_a_group_that_redis_lost_gets_what_happens_next(feed: MemoryFeed, session_id: str) -> None:
     updates = feed.consume(after="0-0")
     updates.next()
-    news = waiting(feed, updates.begin(2))
+    news = waiting(feed, updates.begin())
     feed.feed.flush()
     ended = feed.feed.end(session_id)
     taken = news.result(PATIENCE)
