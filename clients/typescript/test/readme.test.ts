@@ -1,5 +1,5 @@
-// What the README says is true, and its programs and examples/express.mjs run in a project of a user's own, beside a
-// real Redis.
+// What the README and docs/typescript.md say is true, and their programs and examples/express.mjs run in a project of a
+// user's own, beside a real Redis.
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
@@ -12,10 +12,11 @@ import { Project, type Program } from "./support/project.js";
 import { Relay } from "./support/relay.js";
 
 const README = readFileSync(new URL("../README.md", import.meta.url), "utf8");
-/** The README's programs. */
-const [CONSUMER, MIRROR, SOCKETS, TEST] = [...README.matchAll(/^```js\n(.*?)^```$/gms)].map(
-  ([, code]) => code as string,
-) as [string, string, string, string];
+const DOCUMENT = readFileSync(new URL("../../../docs/typescript.md", import.meta.url), "utf8");
+const programs = (text: string): string[] =>
+  [...text.matchAll(/^```js\n(.*?)^```$/gms)].map(([, code]) => code as string);
+const [CONSUMER] = programs(README) as [string];
+const [MIRROR, SOCKETS, TEST] = programs(DOCUMENT) as [string, string, string];
 /** What other programs go on from: the consumer, up to where it has made the feed. */
 const BEGINNING = CONSUMER.slice(0, CONSUMER.indexOf("for await"));
 const EXAMPLE = readFileSync(new URL("../../../examples/express.mjs", import.meta.url), "utf8");
@@ -115,6 +116,8 @@ it("examples/express.mjs says in one line which setting is missing", async () =>
   expect(program.printed.stderr).toMatch(/^CLERK_AUTHORIZED_PARTIES: is missing;.*\n$/);
 });
 
+const methods = () => Object.getOwnPropertyNames(entry.SessionFeed.prototype).filter((name) => name !== "constructor");
+
 describe("README.md", () => {
   it("has a consumer that prints each state, then each change", async () => {
     await relay.apply({ id: "sess_1" });
@@ -126,6 +129,12 @@ describe("README.md", () => {
     expect(program.printed.stderr).toBe("");
   });
 
+  it("lists every method of the feed", () => {
+    expect(methods().filter((name) => !README.includes(`\`${name}(`))).toEqual([]);
+  });
+});
+
+describe("docs/typescript.md", () => {
   it("has a server that answers from memory", async () => {
     await relay.apply({ id: "sess_1" });
     project.write("server.mjs", BEGINNING + MIRROR);
@@ -173,26 +182,25 @@ describe("README.md", () => {
   });
 
   it("lists every method of the feed", () => {
-    const methods = Object.getOwnPropertyNames(entry.SessionFeed.prototype).filter((name) => name !== "constructor");
-    expect(methods.filter((name) => !README.includes(`\`${name}(`))).toEqual([]);
+    expect(methods().filter((name) => !DOCUMENT.includes(`\`${name}(`))).toEqual([]);
   });
 
   it("lists all that a mirror has", async () => {
     const { feed } = memoryFeed();
     const names = Object.keys(feed.mirror());
     await feed.close();
-    expect(names.filter((name) => !new RegExp(`^\\| .*\`${name}[\`(].*\\|`, "m").test(README))).toEqual([]);
+    expect(names.filter((name) => !new RegExp(`^\\| .*\`${name}[\`(].*\\|`, "m").test(DOCUMENT))).toEqual([]);
   });
 
   it("lists every error", () => {
     const errors = Object.keys(entry).filter((name) => name.endsWith("Error"));
-    expect(errors.filter((name) => !README.includes(`\`${name}\``))).toEqual([]);
+    expect(errors.filter((name) => !DOCUMENT.includes(`\`${name}\``))).toEqual([]);
   });
 
   it("names every entry point, and no other", async () => {
     const { default: manifest } = await import("../package.json", { with: { type: "json" } });
     const paths = Object.keys(manifest.exports).map((path) => path.replace(/^\./, manifest.name));
-    const named = new Set(README.match(/\bclerk-session-feed\/\w+/g));
+    const named = new Set(DOCUMENT.match(/\bclerk-session-feed\/\w+/g));
     expect([...named].filter((path) => !paths.includes(path))).toEqual([]);
     expect(paths.filter((path) => /\/\w+$/.test(path) && !named.has(path))).toEqual([]);
   });
