@@ -13,17 +13,17 @@ import * as reads from "./reads.js";
 import { Partition, follow, subscribe, updateReading } from "./stream.js";
 import type { LiveStatus, SessionUpdate, Updates } from "./update.js";
 
-/** A client of `redis` (node-redis 5 or 6), `ioredis` (5 or 6) or `iovalkey`; also for Sentinel and for a cluster. */
+/** A client of `redis` (node-redis 5 or 6), `ioredis` (5 or 6) or `iovalkey`. */
 export type RedisClient =
   | { duplicate(...overrides: any[]): unknown }
   // node-redis' pools, and the sentinels' client of its version 5
   | { readonly totalClients: number }
   | { getMasterNode(): unknown };
 
-/** Where to begin: behind a cursor; behind one for each partition, by its number; without: with the snapshots. */
+/** A cursor; with partitions, one for each, by its number. */
 export type After = string | Readonly<Record<number, string | null>>;
 
-/** The settings of the relay that differ from their defaults: docs/contract.md, section 2. */
+/** The settings of the relay that differ from their defaults. */
 export interface FeedOptions {
   /** REDIS_KEY_PREFIX; `{clerk}` by default. */
   prefix?: string;
@@ -39,15 +39,12 @@ export interface FeedOptions {
 export interface IteratorOptions {
   /** Ends the iterator quietly, also while it waits. */
   signal?: AbortSignal;
-  /** Called with the error before each new attempt to connect; without it, the error is a warning on the console. */
+  /** Called with the error before each new attempt to connect. Default: `console.warn`. */
   onReconnect?: OnReconnect;
 }
 
 export interface FollowOptions extends IteratorOptions {
-  /**
-   * A cursor (`SessionUpdate.position`), to begin behind it; "0-0", to begin with all that the stream holds. With
-   * partitions, `{ [number]: cursor }`.
-   */
+  /** A `position` of an update, to go on behind it; "0-0", for all that the stream holds. */
   after?: After;
   /** Yield events, too, that came too late to change anything. */
   stale?: boolean;
@@ -56,10 +53,7 @@ export interface FollowOptions extends IteratorOptions {
 }
 
 export interface ConsumeOptions extends FollowOptions {
-  /**
-   * Milliseconds after which what a consumer has not acknowledged goes to another; at least twice what the loop's body
-   * ever takes; 60,000 by default. Below 40,000, waiting takes more commands.
-   */
+  /** Milliseconds until others get what this one has not done: twice what the body may take; 60,000 by default. */
   claimAfter?: number;
 }
 
@@ -79,11 +73,8 @@ type Rules = (connection: Connection, partitions: readonly Partition[]) => Updat
  *       console.log(update.session.user_id, update.session.status, update.isLive);
  *     }
  *
- * Short reads go over the client; each iterator has a connection of its own.
- *
- * The iterators survive restarts and failovers of Redis and connect again. They throw errors of the Redis client only
- * for what another attempt can't help: a wrong password, a missing right. Short reads throw them, too, while Redis is
- * away.
+ * Iterators survive restarts and failovers of Redis, and throw errors of the Redis client only where another attempt
+ * can't help. Short reads throw them, too, while Redis is away.
  */
 export class SessionFeed {
   readonly #access: Access;
@@ -121,13 +112,7 @@ export class SessionFeed {
     await Promise.all([...this.#readers.values()].map((reader) => reader.close()));
   }
 
-  /**
-   * What was applied to the session last; null if nothing is stored of it.
-   *
-   * `userId`: whose session it is, if that is known. With partitions, it saves asking all of them.
-   *
-   * Throws an UnreadableMessageError if another version of the relay has written it, and errors of the Redis client.
-   */
+  /** What was applied to the session last; null if nothing is stored. With partitions, `userId` saves asking all. */
   async get(sessionId: string, userId?: string | null): Promise<SessionUpdate | null> {
     return reads.get(this.#sources(userId), sessionId);
   }
@@ -138,14 +123,11 @@ export class SessionFeed {
   }
 
   /**
-   * Whether the session is live, in one round trip (on a cluster, one for each partition that is asked).
+   * Whether the session is live, in one round trip.
    *
    * - `live`: it is active and has not expired.
-   * - `ended`: it is stored and not live. It ended or expired, or it is `pending`: Clerk does not let the user in
-   *   before some tasks are done.
-   * - `unknown`: nothing is stored of it. It began a moment ago and its webhook is on the way, or it began before the
-   *   relay received webhooks, or it ended so long ago that it was forgotten; or there can be no session with such an
-   *   id. docs/feed.md says what to do.
+   * - `ended`: it is stored and not live; `pending` counts as that, too.
+   * - `unknown`: nothing is stored of it; its webhook may be on the way. docs/feed.md says what to do.
    */
   async status(sessionId: string, userId?: string | null): Promise<LiveStatus> {
     return reads.status(this.#sources(userId), sessionId);
@@ -168,14 +150,11 @@ export class SessionFeed {
   }
 
   /**
-   * Yields every applied update, in the order of the stream, until the feed is closed or the signal is aborted.
+   * Yields every applied update, in the order of the stream, each once, until the feed is closed.
    *
-   * Without `after`, the state of each session comes first (`isSnapshot`), also of sessions that ended, then what has
-   * happened since: nothing is left out, and nothing of it comes twice.
+   * Without `after`, the state of each session comes first (`isSnapshot`), also of those that ended.
    *
-   * Throws a RangeError if `after` is no cursor, and a FeedClosedError if the feed is closed already. The iterator
-   * throws a CursorLostError if the stream was trimmed past what was read last, or Redis lost it; an
-   * UnreadableMessageError; errors of the Redis client that another attempt can't help.
+   * The iterator throws a CursorLostError if the stream was trimmed past what was read last, or Redis lost it.
    */
   follow(options: FollowOptions = {}): Updates {
     const { after, stale = false, resync = false } = options;
@@ -186,17 +165,10 @@ export class SessionFeed {
   /**
    * Yields this consumer's share of what the group gets: each update at least once, whoever dies.
    *
-   * An update counts as done when the next one is asked for, after the loop's body. Who leaves the loop in the body gets
-   * it again. What is done is acknowledged together: with the next read, after a second at the latest if the body is
-   * quick, and when the iterator ends. After a crash, what was done since comes again. Between the consumers of a group
-   * there is no order: an older update of a session may come after a newer one. Compare them with `compareCursors`.
+   * An update is done when the next one is asked for. After a crash, what was done in the last second may come again.
+   * Between consumers there is no order: an older update of a session may come after a newer one (`compareCursors`).
    *
-   * A group that Redis lost is made again, and gets all that the stream holds.
-   *
-   * `name`: this consumer's name, the same after a restart. One that is not used for a day (or ten times `claimAfter`,
-   * if that is longer) leaves the group. `after`: where the group begins if it does not exist.
-   *
-   * Throws like `follow`, and a RangeError if a name is empty, or `claimAfter` is no time.
+   * `name`: this consumer's, the same after a restart. `after`: where the group begins if it does not exist.
    */
   consume(group: string, name: string, options: ConsumeOptions = {}): Updates {
     const { after, stale = false, resync = false, claimAfter = 60_000 } = options;
@@ -212,11 +184,7 @@ export class SessionFeed {
     return this.#begin(undefined, options, (connection) => subscribe(connection, channel), true);
   }
 
-  /**
-   * Keeps the state of all sessions in memory, and returns what answers from there; it begins at once.
-   *
-   * Throws a RangeError if an option can't be used, and a FeedClosedError if the feed is closed already.
-   */
+  /** Keeps the state of all sessions in memory, from now on, and returns what answers from there. */
   mirror(options?: MirrorOptions & { pastMaxAge?: "raise" | "allow" }): Mirror;
   /** With `pastMaxAge: "ask"`, what answers may be a promise. */
   mirror(options: MirrorOptions): AskingMirror;
@@ -256,7 +224,7 @@ export class SessionFeed {
       const connection = this.#connect(partitions, onReconnect);
       return { connection, updates: rules(connection, partitions) };
     });
-    return merge(followers, this.#open, signal);
+    return merge(followers, this.#open, signal, () => this.#isClosed);
   }
 
   /** Partitions, those together that one connection serves. */

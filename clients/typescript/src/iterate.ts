@@ -30,9 +30,14 @@ export async function* untilClosed({ connection, updates }: Follower): Updates {
  * One iterator over all, which yields updates as they come.
  *
  * When it is left, or the signal is aborted, the connections are closed at once, and not when Redis has responded.
- * `open`: gets what closes them, as long as the iterator runs.
+ * `open`: gets what closes them, as long as the iterator runs. `isOver`: whether that was closed before it began.
  */
-export function merge(followers: readonly Follower[], open: Set<() => Promise<void>>, signal?: AbortSignal): Updates {
+export function merge(
+  followers: readonly Follower[],
+  open: Set<() => Promise<void>>,
+  signal?: AbortSignal,
+  isOver = (): boolean => false,
+): Updates {
   const close = async (): Promise<void> => {
     await Promise.all(followers.map(({ connection }) => connection.close()));
   };
@@ -50,7 +55,7 @@ export function merge(followers: readonly Follower[], open: Set<() => Promise<vo
     open.add(close);
     signal?.addEventListener("abort", onAbort);
     try {
-      if (signal?.aborted) await close();
+      if (signal?.aborted || isOver()) await close();
       yield* mergeAll(
         followers.map(({ connection, updates }) => ({ connection, updates: untilClosed({ connection, updates }) })),
       );

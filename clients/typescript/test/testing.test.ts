@@ -34,7 +34,12 @@ describe("what happens to a session", () => {
     expect(await memory.feed.status("sess_1")).toBe("live");
     const update = memory[what]("sess_1");
     expect(update.event.type).toBe(`session.${status}`);
-    expect(update).toMatchObject({ revision: 2, previousStatus: "active", isLive: false, session: { status, live: false } });
+    expect(update).toMatchObject({
+      revision: 2,
+      previousStatus: "active",
+      isLive: false,
+      session: { status, live: false },
+    });
     expect(await memory.feed.status("sess_1")).toBe("ended");
     expect(await memory.feed.get("sess_1")).toEqual(update);
   });
@@ -74,7 +79,8 @@ describe("what happens to a session", () => {
     memory.signIn("user_1", { id: "sess_2", expire_at: Date.now() + 60_000 });
     memory.signIn("user_1", { id: "sess_3", expire_at: null });
     memory.signIn("user_2", { id: "sess_4" });
-    const live = async (): Promise<string[]> => (await memory.feed.liveSessions("user_1")).map(({ session }) => session.id);
+    const live = async (): Promise<string[]> =>
+      (await memory.feed.liveSessions("user_1")).map(({ session }) => session.id);
     expect(await live()).toEqual(["sess_2", "sess_1", "sess_3"]);
     memory.end("sess_1");
     expect(await live()).toEqual(["sess_2", "sess_3"]);
@@ -199,7 +205,9 @@ describe("a group", () => {
   });
 
   it("is shared by its consumers", async () => {
-    const collectors = ["one", "other"].map((name) => new Collector(memory.feed.consume("group", name, { after: "0-0" })));
+    const collectors = ["one", "other"].map(
+      (name) => new Collector(memory.feed.consume("group", name, { after: "0-0" })),
+    );
     await memory.idle();
     for (let number = 0; number < 4; number++) {
       memory.signIn("user_1");
@@ -238,7 +246,9 @@ describe("a group", () => {
     const feeds = ["gone", "stays"].map((name) => ({ name, feed: new SessionFeed(memoryAccess(redis) as never) }));
     for (const { name, feed } of feeds) void feed.consume("group", name, { after: "0-0" }).next();
     await redis.idle();
-    const names = (): string[] => [...(redis.streams.get("{clerk}:events")?.groups.get("group")?.consumers.keys() ?? [])];
+    const names = (): string[] => [
+      ...(redis.streams.get("{clerk}:events")?.groups.get("group")?.consumers.keys() ?? []),
+    ];
     expect(names()).toEqual(["gone", "stays"]);
     await feeds[0]?.feed.close();
     const hour = 3_600_000;
@@ -301,6 +311,13 @@ it("ends iterators when the feed is closed, or a signal is aborted", async () =>
   expect(await aborted.done).toBeUndefined();
   await memory.feed.close();
   expect(await closed.done).toBeUndefined();
+});
+
+it.each(["follow", "subscribe"] as const)("ends an iterator that begins after the feed was closed: %s", async (how) => {
+  memory.signIn("user_1");
+  const updates = memory.feed[how]();
+  await memory.feed.close();
+  expect(await updates.next()).toEqual({ done: true, value: undefined });
 });
 
 it("divides its sessions into partitions, as the relay does", async () => {
