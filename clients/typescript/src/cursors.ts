@@ -1,6 +1,10 @@
-/** The cursor before everything that the stream holds, whatever was trimmed. */
+/** The cursor before everything that the stream holds, whatever was trimmed. @internal */
 export const START = "0-0";
-/** The cursor of a stream that was empty. No entry has it. Unlike with START, what is trimmed behind it was missed. */
+/**
+ * The cursor of a stream that was empty. No entry has it. Unlike with START, what is trimmed behind it was missed.
+ *
+ * @internal
+ */
 export const NOTHING = "0-1";
 
 const MAX_PART = 2n ** 64n - 1n;
@@ -9,6 +13,8 @@ const MAX_PART = 2n ** 64n - 1n;
  * The cursor, without leading zeros; for a time alone (Unix milliseconds), the one before all entries of that time.
  *
  * Throws a RangeError if it is neither.
+ *
+ * @internal
  */
 export function wholeCursor(cursor: string): string {
   const found = /^(\d{1,20})(?:-(\d{1,20}))?$/.exec(cursor);
@@ -31,5 +37,5 @@ export function compareCursors(a: string, b: string): number {
 // Redis writes numbers of up to 64 bits without leading zeros: of two, the longer is the greater.
 const compareDigits = (a: string, b: string): number => a.length - b.length || (a < b ? -1 : a > b ? 1 : 0);
 
-/** The greater of two cursors. */
+/** The greater of two cursors. @internal */
 export const later = (a: string, b: string): string => (compareCursors(a, b) < 0 ? b : a);

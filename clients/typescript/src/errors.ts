@@ -1,32 +1,23 @@
 /** Called with the error before each new attempt to connect. */
 export type OnReconnect = (error: Error) => void;
 
-/** What a feed throws, besides the errors of the Redis client, which are passed on as they are. */
+/** What a feed throws, besides the errors of the Redis client. */
 export class FeedError extends Error {
   override name = "FeedError";
 }
 
-/**
- * The stream does not hold the cursor's entry any more, so entries behind it may be missing, too.
- *
- * It was trimmed past it (STREAM_MAXLEN), or Redis lost it. What was missed is in the snapshots.
- */
+/** The stream was trimmed past the cursor (STREAM_MAXLEN), or Redis lost it. What was missed is in the snapshots. */
 export class CursorLostError extends FeedError {
   override name = "CursorLostError";
   constructor(
     readonly cursor: string,
-    /** The number of the partition whose stream it was. */
     readonly partition: number,
   ) {
     super(`The stream was trimmed past ${cursor}, or Redis lost it: begin again from the snapshots.`);
   }
 }
 
-/**
- * The data is divided into another number of partitions than the feed's, or is just being moved to one.
- *
- * The text is one line, and says what to do.
- */
+/** The data has another number of partitions than the feed, or is just being moved to one. The text says what to do. */
 export class PartitionsError extends FeedError {
   override name = "PartitionsError";
   constructor(
@@ -60,11 +51,9 @@ export class NoResponseError extends FeedError {
 export class MirrorTooOldError extends FeedError {
   override name = "MirrorTooOldError";
   constructor(
-    /** Milliseconds since the mirror last knew that it had missed nothing; Infinity before it has read all sessions. */
+    /** Milliseconds; Infinity before it has read all sessions. */
     readonly age: number,
-    /** Milliseconds, as the mirror was told. */
     readonly maxAge: number,
-    /** Why, in some words. */
     readonly reason: string,
     cause?: unknown,
   ) {

@@ -67,11 +67,7 @@ type Rules = (connection: Connection, partitions: readonly Partition[]) => Updat
 /**
  * Reads the state of sessions, and follows what happens to them.
  *
- *     const feed = new SessionFeed(client);
- *     if (await feed.isLive("sess_…")) …
- *     for await (const update of feed.follow()) {
- *       console.log(update.session.user_id, update.session.status, update.isLive);
- *     }
+ *     for await (const update of new SessionFeed(client).follow()) …
  *
  * Iterators survive restarts and failovers of Redis, and throw errors of the Redis client only where another attempt
  * can't help. Short reads throw them, too, while Redis is away.
@@ -86,7 +82,7 @@ export class SessionFeed {
   readonly #open = new Set<() => Promise<void>>();
   #isClosed = false;
 
-  /** Makes a feed; it connects when it is first used. The client stays the caller's to close. */
+  /** Makes a feed; it connects when it is first used. */
   constructor(client: RedisClient, options?: FeedOptions);
   /** @internal */
   constructor(client: Access, options?: FeedOptions);
@@ -105,7 +101,7 @@ export class SessionFeed {
     this.#slots = this.#partitions.map(({ keys }) => this.#access.slot(keys.events));
   }
 
-  /** Disconnects what the feed has connected; the client stays open. Iterators end, also those that wait. */
+  /** Ends iterators and mirrors, and disconnects what the feed has connected. The client stays open. */
   async close(): Promise<void> {
     this.#isClosed = true;
     await Promise.all([...this.#open].map((close) => close()));
@@ -117,7 +113,7 @@ export class SessionFeed {
     return reads.get(this.#sources(userId), sessionId);
   }
 
-  /** Whether the session's `status` is `live`. False also means that nothing is stored of the session. */
+  /** Whether the session's `status` is `live`. */
   async isLive(sessionId: string, userId?: string | null): Promise<boolean> {
     return (await this.status(sessionId, userId)) === "live";
   }
@@ -133,18 +129,18 @@ export class SessionFeed {
     return reads.status(this.#sources(userId), sessionId);
   }
 
-  /** The user's sessions that are live now, the first to expire first. */
+  /** The user's live sessions, the first to expire first. */
   async liveSessions(userId: string): Promise<SessionUpdate[]> {
     const [source] = this.#sources(userId);
     return reads.liveSessions(source as reads.Source, userId);
   }
 
-  /** What the stream still holds about the session, stale events too. Reads the whole stream. */
+  /** What the stream still holds about the session. Reads the whole stream. */
   async history(sessionId: string, userId?: string | null): Promise<SessionUpdate[]> {
     return reads.history(this.#sources(userId), sessionId);
   }
 
-  /** The cursor at the end of each partition: `follow({ after: await feed.now() })` yields what comes later. */
+  /** The cursor at the end of each partition, for `follow({ after })`. */
   async now(): Promise<Record<number, string>> {
     return reads.now(this.#sources());
   }
@@ -177,7 +173,7 @@ export class SessionFeed {
     return this.#begin(after, options, rules);
   }
 
-  /** Yields what is published from now on, for all users or for one; what comes during a cut is lost. */
+  /** Yields what is published from now on; what comes while Redis is away is lost. */
   subscribe(options: SubscribeOptions = {}): Updates {
     const { userId } = options;
     const channel = userId === undefined ? this.#channel : `${this.#channel}:user:${userId}`;

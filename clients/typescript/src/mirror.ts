@@ -13,45 +13,33 @@ import type { LiveStatus, SessionUpdate } from "./update.js";
 export type PastMaxAge = "raise" | "ask" | "allow";
 
 export interface MirrorOptions {
-  /** Milliseconds that an answer may be old; 5000 by default. Redis is asked twice in that time, if there is no news. */
+  /** Milliseconds that an answer may be old; 5000 by default. */
   maxAge?: number;
-  /**
-   * What becomes of a question when the mirror is older: `raise` a MirrorTooOldError, the default; `ask` Redis; `allow`
-   * any age, once the mirror was ready.
-   */
+  /** When it is older: `raise` a MirrorTooOldError (the default), `ask` Redis, or `allow` any age once it was ready. */
   pastMaxAge?: PastMaxAge;
-  /** Milliseconds that the ids of sessions are kept after their end: SESSION_RETENTION of the relay; 7 days by default. */
+  /** Milliseconds that ids are kept after a session's end: the relay's SESSION_RETENTION; 7 days by default. */
   keepEnded?: number;
   /** Closes the mirror. */
   signal?: AbortSignal;
-  /** Called with the error before each new attempt to connect; without it, the error is a warning on the console. */
+  /** Called with the error before each new attempt to connect. Default: `console.warn`. */
   onReconnect?: OnReconnect;
 }
 
-/**
- * A `Mirror` with `pastMaxAge: "ask"`: what answers returns a promise if Redis has to be asked. `await` takes both.
- *
- * The promise rejects like that of the feed's method if Redis can't say.
- */
+/** A `Mirror` with `pastMaxAge: "ask"`: what answers returns a promise if Redis has to be asked. */
 export interface AskingMirror {
-  /** Whether it has read the state of all sessions, and still follows. It may be too old nevertheless. */
+  /** Whether it has read the state of all sessions, and still follows. */
   readonly isReady: boolean;
   /** Milliseconds since it last knew that it had missed nothing; Infinity before it is ready. */
   readonly age: number;
-  /** Number of open sessions: `active` or `pending`. It takes an hour to notice that one expired. */
+  /** Number of open sessions: `active` or `pending`. */
   readonly size: number;
-  /**
-   * Resolves as soon as the state of all sessions has been read.
-   *
-   * Rejects with what ended the mirror; with a MirrorTooOldError, whose text says why it takes so long, if the signal is
-   * aborted before.
-   */
+  /** Resolves as soon as the state of all sessions has been read. Rejects if the mirror ends, or `signal` is aborted. */
   ready(options?: { signal?: AbortSignal }): Promise<void>;
-  /** What `SessionFeed.status` would have said at most `maxAge` ago. `userId`: of use with partitions only. */
+  /** What the feed's `status` would have said at most `maxAge` ago. */
   status(sessionId: string, userId?: string | null): LiveStatus | Promise<LiveStatus>;
   /** Whether the session's `status` is `live`. */
   isLive(sessionId: string, userId?: string | null): boolean | Promise<boolean>;
-  /** The user of an open session (`active` or `pending`); null for any other. */
+  /** The user of an open session; null for any other. */
   userId(sessionId: string): string | null | Promise<string | null>;
   /** Stops following. */
   close(): Promise<void>;
@@ -61,12 +49,7 @@ export interface AskingMirror {
 /**
  * The state of all sessions in memory, kept up to date in the background.
  *
- *     const mirror = feed.mirror();
- *     await mirror.ready();
- *     if (mirror.isLive("sess_…")) …
- *
- * What answers throws a MirrorTooOldError if the mirror is older than `maxAge`, or was never ready, or has ended by an
- * error, its `cause`. A closed mirror throws a FeedClosedError.
+ * What answers throws a MirrorTooOldError if it is older than `maxAge`, was never ready, or has ended by an error.
  */
 export interface Mirror extends AskingMirror {
   status(sessionId: string, userId?: string | null): LiveStatus;

@@ -23,21 +23,21 @@ export interface MemoryFeed {
   revoke(sessionId: string): SessionUpdate;
   /** The session expires: its `expire_at` is now, unless it has passed already. */
   expire(sessionId: string): SessionUpdate;
-  /** Something else changes, as the relay learns from Clerk's Backend API: `{ status: "active" }` of a pending one. */
+  /** Something else changes: `{ status: "active" }` of a pending one, say. */
   update(sessionId: string, fields: SessionFields): SessionUpdate;
-  /** An event comes too late to change anything: that the session had begun. Iterators yield it with `stale` only. */
+  /** An event comes too late to change anything. Iterators yield it with `stale` only. */
   late(sessionId: string): SessionUpdate;
-  /** Trims the stream to its last entries. With the next event, iterators whose last one is gone are told so. */
+  /** Trims the stream to its last entries. With the next event, iterators whose last one is gone throw. */
   trim(keep?: number): void;
   /** Redis loses everything. */
   flush(): void;
-  /** Redis is away until `restore`: short reads throw the error; iterators tell `onReconnect`, and wait. */
+  /** Redis is away until `restore`. */
   fail(error?: Error): void;
   /** Redis is back. */
   restore(): void;
   /** How many updates the consumers of a group have got and not acknowledged yet. */
   pending(group: string): number;
-  /** Resolves when every loop over the feed that has begun is through with all that happened, and waits for more. */
+  /** Resolves when every loop that has begun is through with all that happened, and waits for more. */
   idle(): Promise<void>;
 }
 

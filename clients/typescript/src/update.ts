@@ -2,7 +2,7 @@ import { UnreadableMessageError } from "./errors.js";
 import { isId } from "./keys.js";
 import type { Event, Session, Status } from "./messages.js";
 
-/** The state of a session, and the event that led to it: docs/contract.md, section 4. Times are Unix milliseconds. */
+/** The state of a session, and the event that led to it. Times are Unix milliseconds. */
 export class SessionUpdate {
   /** `stale`: it came too late to change anything. */
   declare readonly outcome: "applied" | "stale";
@@ -13,19 +13,19 @@ export class SessionUpdate {
   declare readonly previousStatus: Status | null;
   declare readonly event: Event;
   declare readonly session: Session;
-  /** The stream that its cursor belongs to; always 0 unless the relay has PARTITIONS. */
+  /** The stream that its cursor belongs to; 0 unless the relay has PARTITIONS. */
   declare readonly partition: number;
   /** It is the state stored when the feed began, and not news. */
   declare readonly isSnapshot: boolean;
   /** The message itself, as it was published. */
   declare readonly json: string;
 
-  /** Made by a feed. */
+  /** Made by a feed. @internal */
   constructor(fields: Omit<SessionUpdate, "position" | "isLive">) {
     Object.assign(this, fields);
   }
 
-  /** Where `follow({ after })` goes on; null for a snapshot, since snapshots have no order. */
+  /** Where `follow({ after })` goes on; null for a snapshot. */
   get position(): string | null {
     return this.isSnapshot ? null : this.cursor;
   }
@@ -47,13 +47,15 @@ export type Updates = AsyncGenerator<SessionUpdate, void, undefined>;
  * What was published, or is stored as a session's state.
  *
  * `where`: the channel or the key that it is from, for the UnreadableMessageError which it may throw.
+ *
+ * @internal
  */
 export function published(json: string, where: string, partition = 0, isSnapshot = false): SessionUpdate {
   const { read, ...common } = parse(json, where, false);
   return new SessionUpdate({ ...common, outcome: "applied", cursor: read.cursor, json, partition, isSnapshot });
 }
 
-/** The update in an entry of the stream. Throws like `published`. */
+/** The update in an entry of the stream. Throws like `published`. @internal */
 export function streamed(
   json: string,
   where: string,

@@ -2,7 +2,7 @@ import { requestChecker, type GuardOptions, type StatusSource } from "./guard.js
 
 export type { GuardOptions, OnError, RequestAuth, StatusSource } from "./guard.js";
 
-/** What the guard uses of a response: that of Express, Connect or `node:http`. */
+/** What the guard uses of a response. */
 export interface ResponseLike {
   statusCode: number;
   setHeader(name: string, value: string): unknown;
@@ -14,10 +14,7 @@ export interface ResponseLike {
  *
  *     app.use(clerkMiddleware(), sessionGuard(feed));
  *
- * A request without a session passes. 401: the session has ended. 503: Redis can't tell.
- *
- * @param source - A `SessionFeed`, or its mirror.
- * @param options - See `GuardOptions`. `auth` is `request.auth()`, as `clerkMiddleware` sets it, if left out.
+ * 401: the session has ended. 503: Redis can't tell. `source`: a feed, or its mirror.
  */
 export const sessionGuard = <Request = any>(source: StatusSource, options: GuardOptions<Request> = {}) => {
   const check = requestChecker(

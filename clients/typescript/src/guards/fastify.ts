@@ -2,7 +2,7 @@ import { requestChecker, type GuardOptions, type StatusSource } from "./guard.js
 
 export type { GuardOptions, OnError, RequestAuth, StatusSource } from "./guard.js";
 
-/** What the guard uses of Fastify's reply. */
+/** What the guard uses of a reply. */
 export interface ReplyLike {
   code(status: number): ReplyLike;
   headers(headers: Record<string, string>): ReplyLike;
@@ -15,10 +15,7 @@ export interface ReplyLike {
  *     app.register(clerkPlugin);
  *     app.addHook("preHandler", sessionGuard(feed)); // or for one route: { preHandler: sessionGuard(feed) }
  *
- * A request without a session passes. 401: the session has ended. 503: Redis can't tell.
- *
- * @param source - A `SessionFeed`, or its mirror.
- * @param options - See `GuardOptions`. `auth` is `request.auth`, as `clerkPlugin` sets it, if left out.
+ * 401: the session has ended. 503: Redis can't tell. `source`: a feed, or its mirror.
  */
 export const sessionGuard = <Request = any>(source: StatusSource, options: GuardOptions<Request> = {}) => {
   const check = requestChecker(

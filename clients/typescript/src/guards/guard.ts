@@ -9,13 +9,13 @@ export interface StatusSource {
 
 /** Of whom a request is, as Clerk's `auth()` tells it. */
 export interface RequestAuth {
-  /** Clerk's id of the session; null or undefined if the request has none. */
+  /** Null or undefined if the request has none. */
   readonly sessionId?: string | null | undefined;
-  /** Clerk's id of the user. With partitions, it saves asking all of them. */
+  /** With partitions, it saves asking all of them. */
   readonly userId?: string | null | undefined;
-  /** The claims of the session's token. Their `exp` and `iat` tell how long it is valid. */
+  /** Their `exp` and `iat` tell how long the token is valid. */
   readonly sessionClaims?: object | null | undefined;
-  /** What kind of token the request has, where Clerk tells it: machine tokens have no session. */
+  /** The kind of token: machine tokens have no session. */
   readonly tokenType?: string | null | undefined;
 }
 
@@ -24,15 +24,9 @@ export type OnError = "refuse" | "allow" | ((error: unknown) => "refuse" | "allo
 
 /** How to treat requests whose session is neither live nor ended. */
 export interface CheckOptions {
-  /**
-   * Lets in a session of which nothing is stored (`unknown`), since its token was verified and is valid for a minute.
-   * Default: true. A token that is valid for longer is not trusted.
-   */
+  /** Lets in an `unknown` session, unless its token is valid for longer than a minute. Default: true. */
   trustToken?: boolean | undefined;
-  /**
-   * What to do where the status can't be told: `refuse` (503, the default), `allow`, or a function that gets the error
-   * and returns one of the two. Without a function, `console.warn` tells the first error of each outage.
-   */
+  /** `refuse` (503, the default), `allow`, or a function that decides. Without one, `console.warn` tells of outages. */
   onError?: OnError | undefined;
 }
 
@@ -42,7 +36,7 @@ export interface GuardOptions<Request> extends CheckOptions {
   auth?: ((request: Request) => RequestAuth | null | undefined | Promise<RequestAuth | null | undefined>) | undefined;
 }
 
-/** The response to a request that is refused. */
+/** The response to a request that is refused. @internal */
 export interface Refusal {
   readonly status: 401 | 503;
   readonly headers: Record<string, string>;
@@ -72,7 +66,11 @@ const NO_SESSION = unauthorized("session_missing", "The token names a user, but 
 const UNAVAILABLE = "It is unknown whether the session is live";
 const CAN_NOT_TELL = refusal(503, "Service unavailable", "status_unavailable", UNAVAILABLE, ["Retry-After", "1"]);
 
-/** Calls `onError`; or, for its other values, warns of the first error after a success, and returns what to do. */
+/**
+ * Calls `onError`; or, for its other values, warns of the first error after a success, and returns what to do.
+ *
+ * @internal
+ */
 export const outages = (onError: OnError = "refuse") => {
   let isTold = false;
   return {
@@ -88,7 +86,7 @@ export const outages = (onError: OnError = "refuse") => {
   };
 };
 
-/** Makes a function that resolves to the refusal of who is not let in. */
+/** Makes a function that resolves to the refusal of who is not let in. @internal */
 export const checker = (source: StatusSource, { trustToken = true, onError }: CheckOptions = {}) => {
   if (typeof source?.status !== "function") throw new TypeError("A guard needs a SessionFeed or its mirror");
   const { failed, worked } = outages(onError);
@@ -109,7 +107,7 @@ export const checker = (source: StatusSource, { trustToken = true, onError }: Ch
   };
 };
 
-/** The same for requests; `found` returns what Clerk's middleware left in a request. */
+/** The same for requests; `found` returns what Clerk's middleware left in a request. @internal */
 export const requestChecker = <Request>(
   source: StatusSource,
   options: GuardOptions<Request>,
@@ -129,7 +127,7 @@ export const requestChecker = <Request>(
   };
 };
 
-/** Throws for what can't be Clerk's: to take it for a request without a session would let in everybody. */
+/** Throws for what can't be Clerk's: to take it for a request without a session would let in everybody. @internal */
 export const asAuth = (auth: unknown, advice: string): RequestAuth => {
   const isAuth = typeof auth === "object" && auth !== null && ("sessionId" in auth || "tokenType" in auth);
   const { sessionId = null } = (isAuth ? auth : {}) as RequestAuth;

@@ -7,10 +7,7 @@ export type { GuardOptions, OnError, RequestAuth, StatusSource } from "./guard.j
  *
  *     app.use(clerkMiddleware(), sessionGuard(feed));
  *
- * A request without a session passes. 401: the session has ended. 503: Redis can't tell.
- *
- * @param source - A `SessionFeed`, or its mirror.
- * @param options - See `GuardOptions`. `auth` is `getAuth(c)` of `@clerk/hono` (or `@hono/clerk-auth`), if left out.
+ * 401: the session has ended. 503: Redis can't tell. `source`: a feed, or its mirror.
  */
 export const sessionGuard = <Context = any>(source: StatusSource, options: GuardOptions<Context> = {}) => {
   const check = requestChecker(

@@ -6,17 +6,13 @@ export type { CheckOptions, OnError, RequestAuth, StatusSource } from "./guard.j
 export type Auth = () => RequestAuth | Promise<RequestAuth>;
 
 /**
- * Makes a function that resolves to the response to who is not let in, or to undefined. For `proxy.ts`, and wherever
- * you write the `return` yourself:
+ * Makes a function that resolves to the response to who is not let in, or to undefined:
  *
  *     const check = sessionCheck(feed);
  *     export default clerkMiddleware((auth) => check(auth)); // proxy.ts
  *
- * A request without a session passes. 401: the session has ended. 503: Redis can't tell. It needs the Node runtime,
- * which `proxy.ts` has; a `middleware.ts` has it with `export const config = { runtime: "nodejs" }`.
- *
- * @param source - A `SessionFeed`, or its mirror.
- * @param options - See `CheckOptions`.
+ * 401: the session has ended. 503: Redis can't tell. `source`: a feed, or its mirror. It needs the Node runtime, which
+ * `proxy.ts` has; a `middleware.ts` has it with `export const config = { runtime: "nodejs" }`.
  */
 export const sessionCheck = (source: StatusSource, options: CheckOptions = {}) => {
   const check = checker(source, options);
@@ -31,9 +27,6 @@ export const sessionCheck = (source: StatusSource, options: CheckOptions = {}) =
  *
  *     const guard = sessionGuard(feed, { auth }); // auth of @clerk/nextjs/server
  *     export const GET = guard(async (request) => Response.json(…));
- *
- * @param source - A `SessionFeed`, or its mirror.
- * @param options - `auth`, and see `CheckOptions`.
  */
 export const sessionGuard = (source: StatusSource, { auth, ...options }: CheckOptions & { auth: Auth }) => {
   const check = sessionCheck(source, options);

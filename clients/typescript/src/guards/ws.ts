@@ -2,7 +2,7 @@ import { CursorLostError } from "../errors.js";
 import type { SessionFeed } from "../feed.js";
 import { outages } from "./guard.js";
 
-/** A WebSocket: that of `ws`, or anything that can be closed with a code and a reason. */
+/** A WebSocket of `ws`, or whatever else can be closed with a code and a reason. */
 export interface SocketLike {
   close(code: number, reason: string): unknown;
   /** 2 and 3: it is closing or closed. */
@@ -16,27 +16,23 @@ export interface SocketLike {
   terminate?(): unknown;
 }
 
-/** The options of `sessionSockets`. */
 export interface SocketOptions {
   /** The code of sockets whose session is not live. Default: 4401. */
   code?: number;
-  /** Lets in a session of which nothing is stored: right if you verified the client's token. Default: true. */
+  /** Lets in an `unknown` session: right if you verified the client's token. Default: true. */
   trustToken?: boolean;
-  /** Called before each new attempt to connect to Redis; see `SessionFeed.follow`. */
+  /** As in `SessionFeed.follow`. */
   onReconnect?: (error: Error) => void;
-  /** Called with what made it close sockets with 1013. Default: `console.warn`, once for each outage. */
+  /** Called with what made it close sockets with 1013. Default: `console.warn`. */
   onError?: (error: unknown) => void;
 }
 
-/** The open sockets of sessions; see `sessionSockets`. */
 export interface SessionSockets {
   /**
    * Lists a socket, then checks its session. Call it as soon as the socket is open, before anything is awaited.
    *
-   * @param sessionId - Clerk's id of the session: the claim `sid` of a token that you verified. Without it (tokens of
-   *   JWT templates have none), the socket is closed.
-   * @param userId - Clerk's id of the user. With partitions, it saves asking all of them.
-   * @returns Whether the socket may be used. If not, it is closed.
+   * `sessionId`, `userId`: the claims `sid` and `sub` of a token that you verified. Resolves to whether the socket may
+   * be used; if not, it is closed.
    */
   add(socket: SocketLike, sessionId: string | null | undefined, userId?: string | null): Promise<boolean>;
   /** Forgets a socket, and leaves it open. */
@@ -56,20 +52,12 @@ const AT_ONCE = 100;
  * Closes WebSockets as soon as their session ends (code 4401), and at once where it has ended already.
  *
  *     const sockets = sessionSockets(feed);
- *     server.on("connection", async (socket, request) => {
- *       const { sid, sub } = request.claims; // of the token that you verified, before the handshake
- *       if (!(await sockets.add(socket, sid, sub))) return;
- *       socket.on("message", (data) => socket.readyState === socket.OPEN && …);
- *     });
+ *     if (await sockets.add(socket, claims.sid, claims.sub)) socket.on("message", …);
  *
- * Sockets stay open while Redis is away, and an end in between is noticed afterwards. Where it can't be told whether a
- * session is live, its sockets are closed with 1013 (try again later): if Redis does not respond when one is added, if
- * the feed can't be followed any longer, or if updates were lost and with them the session.
+ * Sockets stay open while Redis is away. Where it can't be told whether a session is live, they are closed with 1013:
+ * if Redis does not respond when one is added, the feed can't be followed any longer, or a session was lost.
  *
  * Of sessions that expire, it learns if `session-relay expire` runs.
- *
- * @param feed - A `SessionFeed`. It is followed from the first socket on.
- * @param options - See `SocketOptions`.
  */
 export const sessionSockets = (
   feed: Pick<SessionFeed, "follow" | "now" | "status">,
