@@ -39,7 +39,9 @@ try {
     compress: { target: "es2022" },
     mangle: { toplevel: true, keepNames: { class: true, function: false } },
   };
-  await bundle.write({ dir: made, format: "es", chunkFileNames: "[name].js", minify });
+  // One file for all that several entries need: a guard is not used without a feed.
+  const codeSplitting = { groups: [{ name: "feed", test: /src\/(?!testing|memory|guards\/(?!guard))/ }] };
+  await bundle.write({ dir: made, format: "es", chunkFileNames: "[name].js", minify, codeSplitting });
   rmSync(join(root, "dist"), { recursive: true, force: true });
   renameSync(made, join(root, "dist"));
 } finally {

@@ -6,8 +6,8 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 
-/** Bytes that the JavaScript of all subpaths may have, compressed. The declarations and the README come on top. */
-const LIMIT = 20_000;
+/** Bytes that the package may have as it is published. Two thirds of them are JavaScript, which is minified. */
+const LIMIT = 31_000;
 const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8"));
 const root = fileURLToPath(new URL("..", import.meta.url));
 const run = (command, ...options) =>
@@ -22,23 +22,16 @@ try {
   const tarball = join(directory, `clerk-session-feed-${version}.tgz`);
   run("publint", tarball, "--strict");
   run("attw", tarball, "--profile", "esm-only");
+  const { size } = statSync(tarball);
   const names = readdirSync(join(root, "dist"), { recursive: true });
-  const gzipped = (end) =>
-    gzipSync(
-      names
-        .filter((name) => name.endsWith(end))
-        .map((name) => readFileSync(join(root, "dist", name), "utf8"))
-        .join("\n"),
-      {
-        level: 9,
-      },
-    ).length;
-  const script = gzipped(".js");
-  console.log(
-    `packed: ${statSync(tarball).size} bytes, of which JavaScript ${script}, declarations ${gzipped(".d.ts")}`,
-  );
-  if (script > LIMIT) {
-    console.error(`The JavaScript has more than ${LIMIT} bytes.`);
+  const gzipped = (end) => {
+    const files = names.filter((name) => name.endsWith(end));
+    const text = files.map((name) => readFileSync(join(root, "dist", name), "utf8")).join("\n");
+    return gzipSync(text, { level: 9 }).length;
+  };
+  console.log(`packed: ${size} bytes, of which JavaScript ${gzipped(".js")}, declarations ${gzipped(".d.ts")}`);
+  if (size > LIMIT) {
+    console.error(`The package has more than ${LIMIT} bytes.`);
     process.exitCode = 1;
   }
 } finally {
