@@ -31,6 +31,8 @@ class Part {
   knownAt = -Infinity;
   /** When Redis was heard last, by `clock`. */
   heardAt = -Infinity;
+  /** The partition's `aheadUntil` when all was last read. */
+  wasAheadUntil = START;
   /** Sessions of which an entry did not say when they end, and its cursor. */
   readonly unsure = new Map<string, string>();
   /** Those of which nobody has looked yet whether to forget them. */
@@ -208,14 +210,18 @@ export function mirrorReading(
     },
     isDue: (partition) => clock() - partOf(partition).knownAt > longestWait / 2,
     async reached(connection, partition, askedAt) {
-      if (compareCursors(partition.cursor as string, partition.aheadUntil) < 0) {
-        // A session was read that the end of the stream does not reach: another server has taken over, without it.
+      const part = partOf(partition);
+      const { aheadUntil } = partition;
+      const isNew = aheadUntil !== part.wasAheadUntil;
+      part.wasAheadUntil = aheadUntil;
+      // A session was read whose last event the stream does not have. Another server may have taken over, without it:
+      // then it is gone when it is read again. If it is still there, the stream was deleted, or the data was moved.
+      if (isNew && compareCursors(partition.cursor as string, aheadUntil) < 0) {
         connection.comparePartitionsAgain();
         partition.cursor = null;
         return;
       }
       await settle(connection, partition);
-      const part = partOf(partition);
       if (part.growing) {
         part.table = part.growing;
         part.growing = part.forgetting = undefined;

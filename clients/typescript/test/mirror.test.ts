@@ -213,6 +213,18 @@ describe("its answer", () => {
     expect(mirror.status("sess_1")).toBe("ended");
   });
 
+  it("reads sessions twice, and no more, whose events are not in the stream: it was deleted", async () => {
+    await applyAll(["sess_1", "sess_2"]);
+    await relay.redis.del(EVENTS);
+    const wire = new Wire(connected.client);
+    const mirror = await mirrored(feedOf(wire.access()));
+    expect(mirror.status("sess_1")).toBe("live");
+    expect(wire.sent.filter(([name]) => name === "SCAN").length).toBe(2);
+    await relay.apply({ id: "sess_1", status: "ended" });
+    await eventually(() => expect(mirror.status("sess_1")).toBe("ended"));
+    expect(mirror.status("sess_2")).toBe("live");
+  });
+
   it("is right in the order of the stream: of those that end, none comes back", async () => {
     const ids = Array.from({ length: 100 }, (_, number) => `sess_${number}`);
     await applyAll(ids);
