@@ -206,6 +206,11 @@ def test_the_error_is_one_of_the_feed_and_survives_being_handed_to_another_proce
     assert str(error) == "The mirror is 7.2 s old, and max_age is 5 s: why."
 
 
+@pytest.mark.parametrize("age", [7.25, math.inf])
+def test_a_reason_that_ends_with_a_full_stop_gets_no_other(age: float) -> None:
+    assert str(MirrorTooOldError(age, 5.0, "Connection refused.")).endswith(": Connection refused.")
+
+
 def test_in_asyncio_a_mirror_needs_an_event_loop() -> None:
     feed = AsyncSessionFeed.from_url(NO_REDIS)
     with pytest.raises(RuntimeError, match="no running event loop"):

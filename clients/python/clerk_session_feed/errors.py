@@ -44,9 +44,10 @@ class MirrorTooOldError(FeedError):
         self.reason = reason
 
     def __str__(self) -> str:
+        reason = self.reason.removesuffix(".")  # what Redis says may end with a full stop
         if self.age == math.inf:
-            return f"The mirror is not ready: {self.reason}."
-        return f"The mirror is {self.age:.1f} s old, and max_age is {self.max_age:g} s: {self.reason}."
+            return f"The mirror is not ready: {reason}."
+        return f"The mirror is {self.age:.1f} s old, and max_age is {self.max_age:g} s: {reason}."
 
 
 class FeedClosedError(FeedError):

@@ -58,6 +58,7 @@ export class MirrorTooOldError extends FeedError {
     cause?: unknown,
   ) {
     const old = age === Infinity ? "not ready" : `${(age / 1000).toFixed(1)} s old, and maxAge is ${maxAge / 1000} s`;
-    super(`The mirror is ${old}: ${reason}.`, cause === undefined ? undefined : { cause });
+    // What Redis says may end with a full stop.
+    super(`The mirror is ${old}: ${reason.replace(/\.$/, "")}.`, cause === undefined ? undefined : { cause });
   }
 }

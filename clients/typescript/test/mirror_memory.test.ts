@@ -77,3 +77,8 @@ it("keeps young while a test lets fake time pass", async () => {
   expect(mirror.status("sess_1")).toBe("live");
   expect(mirror.age).toBeLessThanOrEqual(2500);
 });
+
+it.each([7000, Infinity])("its error ends with one full stop, whatever Redis says: %d", (age) => {
+  const { message } = new MirrorTooOldError(age, 5000, "it has ended, since WRONGPASS user is disabled.");
+  expect(message).toMatch(/: it has ended, since WRONGPASS user is disabled\.$/);
+});
