@@ -13,7 +13,10 @@ export const eventually = (check: () => unknown): Promise<void> =>
 /** Waits until the mirror knows all that has happened by now. */
 export async function catchUp(mirror: AskingMirror): Promise<void> {
   const now = performance.now();
-  await eventually(() => expect(mirror.age).toBeLessThan(performance.now() - now));
+  await eventually(() => {
+    const past = performance.now() - now; // before `age` is read: held up in between, an older one would do
+    expect(mirror.age).toBeLessThan(past);
+  });
 }
 
 /** What it says of a session; `too old` if it says nothing. */
