@@ -36,7 +36,6 @@ export function accessTo(driver: Driver, options: AccessOptions): Access {
 
 interface Subscription {
   readonly link: Link;
-  readonly received: string[];
   wake(error?: Error): void;
 }
 
@@ -51,6 +50,8 @@ class RedisConnection implements Connection {
   #isClosed = false;
   #link: Promise<Link> | undefined;
   #subscription: Subscription | undefined;
+  /** Messages that have come and were not taken yet, over Links that were lost, too. */
+  readonly #received: string[] = [];
   /** The connection, by its number, on which the number of partitions was compared; when to do it again. */
   #comparedOn = 0;
   #compareAt = 0;
@@ -131,10 +132,12 @@ class RedisConnection implements Connection {
     const timeout = this.options.timeout + LOCATE_MS;
     return within({ timeout, signal: NEVER, onEnd: () => undefined }, timeout, async (opening) => {
       const link = await this.driver.open(key, opening);
+      const close = (): void => link.close();
+      opening.signal.addEventListener("abort", close); // else whoever does not respond keeps it open
       try {
         return settled(await link.send(commands));
       } finally {
-        link.close();
+        close();
       }
     });
   }
@@ -147,24 +150,22 @@ class RedisConnection implements Connection {
     const { timeout } = this.options;
     const link = await this.#connected();
     if (this.#subscription?.link !== link) {
-      const made: Subscription = { link, received: [], wake: () => undefined };
-      this.#subscription = made;
+      this.#subscription = { link, wake: () => undefined };
       const onMessage = (message: string): void => {
-        made.received.push(message);
-        made.wake();
+        this.#received.push(message);
+        this.#subscription?.wake();
       };
       await this.#limited(() => link.subscribe(channel, onMessage), timeout);
     }
     const subscription = this.#subscription;
-    const { received } = subscription;
-    if (!received.length) {
+    if (!this.#received.length) {
       const news = new Promise<boolean>((resolve, reject) => {
         subscription.wake = (error) => (error ? reject(error) : resolve(true));
       });
       // The response to a PING tells a channel on which nothing happens from a dead connection.
       if (!(await this.#limited(() => news, BLOCK_MS, false))) await this.#limited(() => link.ping(), timeout);
     }
-    return received.shift() ?? null;
+    return this.#received.shift() ?? null;
   }
 
   async pause(milliseconds: number): Promise<void> {
@@ -228,7 +229,9 @@ class RedisConnection implements Connection {
     let found: Reply[] = [];
     const { connections } = this;
     try {
-      found = await (this.#isWholeElsewhere ? this.#executeApart(layout, commands) : this.#send(link, commands));
+      found = await (this.#isWholeElsewhere
+        ? this.#limited(() => this.#executeApart(layout, commands), this.options.timeout + LOCATE_MS)
+        : this.#send(link, commands));
     } catch (error) {
       // A right that earlier versions did not need; or a node that the commands don't need.
       if (error instanceof FeedClosedError || (mayPass(error) && !this.#isWholeElsewhere)) throw error;

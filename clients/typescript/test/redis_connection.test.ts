@@ -185,6 +185,17 @@ describe("a connection", () => {
   });
 });
 
+describe("a connection of its own", () => {
+  it("is closed when the server does not respond", async () => {
+    const driver = new FakeDriver(never);
+    const failed = expect(driver.connection().executeApart(["XACK", "s", "g", "1-1"])).rejects.toThrow(NoResponseError);
+    await vi.advanceTimersByTimeAsync(10_000);
+    await failed;
+    expect(driver.opened).toHaveLength(1);
+    expect(driver.closed).toEqual(driver.opened);
+  });
+});
+
 describe("the number of partitions", () => {
   const marks = (driver: FakeDriver): number => driver.sent.filter(([first]) => first?.[0] === "HMGET").length;
 
@@ -210,6 +221,18 @@ describe("the number of partitions", () => {
     await driver.connection().ask(["PING"]);
     expect(driver.opened).toHaveLength(2);
     expect(driver.closed).toHaveLength(1);
+  });
+
+  it("is not waited for when the connection is closed", async () => {
+    const driver = new FakeDriver(undefined, (key) => (key === "{clerk}:partitions" ? 1 : 2));
+    const opened = driver.open;
+    driver.open = (key, opening) =>
+      key === "{clerk}:partitions" ? new Promise(() => undefined) : opened(key, opening);
+    const connection = driver.connection();
+    const failed = expect(connection.ask(["PING"])).rejects.toBeInstanceOf(FeedClosedError);
+    await vi.advanceTimersByTimeAsync(1);
+    await connection.close();
+    await failed;
   });
 });
 
@@ -248,5 +271,25 @@ describe("a subscription", () => {
     driver.publish("a message");
     expect(await received).toBe("a message");
     expect(told.map(({ message }) => message)).toEqual(["it was cut"]);
+  });
+
+  it("that is cut loses nothing of what had come, whoever is slow to take it", async () => {
+    const driver = new FakeDriver(() => "PONG");
+    const connection = driver.connection();
+    const first = connection.receive("clerk:sessions");
+    await vi.advanceTimersByTimeAsync(1);
+    for (const message of ["1", "2", "3"]) driver.publish(message);
+    expect(await first).toBe("1");
+    driver.opening?.onEnd(new Error("it was cut"));
+    const second = connection.receive("clerk:sessions");
+    await vi.advanceTimersByTimeAsync(200);
+    driver.publish("4");
+    const others = [
+      await second,
+      await connection.receive("clerk:sessions"),
+      await connection.receive("clerk:sessions"),
+    ];
+    expect(others).toEqual(["2", "3", "4"]);
+    expect(driver.opened).toHaveLength(2);
   });
 });
