@@ -39,7 +39,7 @@ def _summary(update: SessionUpdate) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis", style="dim" if is_stale else "")
     text.append(utc(update.event.occurred_at), "dim").append("  ")
     text.append(f"{printable(update.event.type):<17}").append("  ")
-    return text.append(f"{update.session.status} (stale)" if is_stale else change(update))
+    return text.append(f"{printable(update.session.status)} (stale)" if is_stale else change(update))
 
 
 def change(update: SessionUpdate) -> Text:
@@ -47,8 +47,8 @@ def change(update: SessionUpdate) -> Text:
     status = update.session.status
     text = Text()
     if update.previous_status:
-        text.append(f"{update.previous_status} → ", "dim")
-    text.append(status, STATUS_STYLES.get(status, "red"))
+        text.append(f"{printable(update.previous_status)} → ", "dim")
+    text.append(printable(status), STATUS_STYLES.get(status, "red"))
     return text.append(" (live)" if update.session.live else " (not live)", "dim")
 
 

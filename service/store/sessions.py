@@ -79,7 +79,7 @@ class SessionStore(PartitionedStore):
         return NewState(
             session_id=session.id,
             user_id=session.user_id,
-            status=session.status,
+            status=session.status,  # type: ignore[arg-type]  # Clerk's: `normalize` lets no other pass
             live=session.live,
             expire_at_ms=session.expire_at,
             created_at_ms=session.created_at,

@@ -36,7 +36,9 @@ ExpiryId = Annotated[str, Field(strict=True, pattern=r"^exp_[A-Za-z0-9_-]{1,128}
 Actor = Annotated[
     dict[str, Any], Field(json_schema_extra={"properties": {"sub": {"type": "string"}}, "required": ["sub"]})
 ]
-# Later versions of the relay add to these two. Consumers take any text; the schema tells what this version publishes.
+# Later versions of the relay add to these. Consumers take any text; the schema tells what this version publishes.
+AnyStatus = Annotated[str, Field(strict=True, json_schema_extra={"enum": list(get_args(Status))})]
+AnyText = Annotated[str, Field(strict=True, json_schema_extra={"maxLength": MAX_TEXT})]
 EventType = Annotated[
     str,
     Field(
@@ -52,22 +54,22 @@ Source = Annotated[str, Field(strict=True, json_schema_extra={"enum": ["clerk", 
 class SessionActivity:
     """Where, and with what, the session was last used. What is not known is null."""
 
-    object: Text | None
-    id: Text | None
-    device_type: Text | None
+    object: AnyText | None
+    id: AnyText | None
+    device_type: AnyText | None
     is_mobile: Flag | None
-    browser_name: Text | None
-    browser_version: Text | None
-    ip_address: Text | None
-    city: Text | None
-    country: Text | None
+    browser_name: AnyText | None
+    browser_version: AnyText | None
+    ip_address: AnyText | None
+    city: AnyText | None
+    country: AnyText | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SessionTask:
     """What the user still has to do."""
 
-    key: Text
+    key: AnyText
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,7 @@ class Session:
     # Where the relay writes a Session, this is JSON already, an orjson.Fragment: it never looks into it.
     actor: Actor | None
     """Who impersonates the user: `sub`, and whatever else came with it."""
-    status: Status
+    status: AnyStatus
     live: Flag
     """Active and not past `expire_at`, at the moment of publishing."""
     last_active_organization_id: Id | None
@@ -99,8 +101,8 @@ class Session:
 class HttpRequest:
     """Where the user's request came from; published only with PUBLISH_HTTP_REQUEST."""
 
-    client_ip: Text | None
-    user_agent: Text | None
+    client_ip: AnyText | None
+    user_agent: AnyText | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +136,7 @@ class SessionMessage:
     """The id of the event's entry in the stream."""
     revision: Revision
     """Counts the states applied to the session."""
-    previous_status: Status | None
+    previous_status: AnyStatus | None
     """Null for the session's first state."""
     event: EventWithRequest | Event
     session: Session
@@ -147,6 +149,6 @@ class StreamMessage:
     schema_version: Literal[1] = SCHEMA_VERSION
     cursor: None
     revision: Revision | None
-    previous_status: Status | None
+    previous_status: AnyStatus | None
     event: EventWithRequest | Event
     session: Session

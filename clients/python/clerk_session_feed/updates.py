@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from clerk_session_feed import lenient_json
 from clerk_session_feed.errors import UnreadableMessageError
-from clerk_session_feed.models import Event, Session, SessionMessage, Status, StreamMessage
+from clerk_session_feed.models import SCHEMA_VERSION, Event, Session, SessionMessage, StreamMessage
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class SessionUpdate:
     """The id of its entry in the stream."""
     revision: int | None
     """Counts the states applied to the session, from 1; None for a stale event."""
-    previous_status: Status | None
+    previous_status: str | None
     event: Event
     """An `EventWithRequest`, if the relay has PUBLISH_HTTP_REQUEST."""
     session: Session
@@ -82,7 +82,12 @@ def streamed(message: bytes, where: str, *, cursor: str, outcome: Any, partition
 
 def _read(kind: type, message: bytes, where: str) -> Any:
     try:
-        return _reader(kind).validate_python(lenient_json.loads(message))
+        value = lenient_json.loads(message)
+        if isinstance(value, dict):
+            version = value.get("schema_version")  # the dataclass has a default, and takes `true` for 1
+            if type(version) is not int or version != SCHEMA_VERSION:
+                raise UnreadableMessageError(f"{where}: schema_version: Input should be {SCHEMA_VERSION}")
+        return _reader(kind).validate_python(value)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = ".".join(map(str, fault["loc"]))

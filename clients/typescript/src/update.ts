@@ -68,6 +68,59 @@ export function streamed(
   return new SessionUpdate({ ...common, outcome, cursor, json: complete, partition, isSnapshot: false });
 }
 
+type Check = (value: any) => boolean;
+type Shape = Record<string, Check>;
+
+/** The id of a stream entry, as Redis writes it. */
+const CURSOR = /^(0|[1-9]\d{0,19})-(0|[1-9]\d{0,19})$/;
+const isText: Check = (value) => typeof value === "string";
+const isFlag: Check = (value) => typeof value === "boolean";
+const isTime: Check = (value) => Number.isInteger(value) && value >= 0 && value <= 1e14;
+const isRevision: Check = (value) => Number.isInteger(value) && value > 0;
+const orNull =
+  (is: Check): Check =>
+  (value) =>
+    value === null || is(value);
+/** Whether it is an object of that shape; it may have other keys, too. */
+const hasShape =
+  (shape: Shape): Check =>
+  (value) =>
+    typeof value === "object" &&
+    value !== null &&
+    !Array.isArray(value) &&
+    Object.entries(shape).every(([field, is]) => is(value[field]));
+
+// What models.py of the client for Python says: the same of every message. A later version may add keys, and texts.
+const ACTIVITY: Shape = { is_mobile: orNull(isFlag) };
+for (const field of "object id device_type browser_name browser_version ip_address city country".split(" ")) {
+  ACTIVITY[field] = orNull(isText);
+}
+const EVENT: Shape = {
+  // An expiry's is longer than others: `exp_<session id>_<expire_at>`.
+  id: (value) => isText(value) && /^([\w-]{1,128}|exp_[\w-]{1,128}_\d{1,15})$/.test(value),
+  type: (value) => isText(value) && [...value].length <= 128,
+  source: isText,
+  occurred_at: isTime,
+  instance_id: orNull(isId),
+};
+const SESSION: Shape = {
+  object: (value = "session") => value === "session",
+  id: isId,
+  user_id: isId,
+  client_id: orNull(isId),
+  actor: orNull(hasShape({})),
+  status: isText,
+  live: isFlag,
+  last_active_organization_id: orNull(isId),
+  last_active_at: orNull(isTime),
+  latest_activity: orNull(hasShape(ACTIVITY)),
+  expire_at: orNull(isTime),
+  abandon_at: orNull(isTime),
+  updated_at: orNull(isTime),
+  created_at: orNull(isTime),
+  tasks: (value) => Array.isArray(value) && value.every(hasShape({ key: isText })),
+};
+
 type Checked = Pick<SessionUpdate, "revision" | "previousStatus" | "event" | "session">;
 
 /** Checks what the feed and its users rely on. Other keys are kept, and other values are tolerated. */
@@ -78,27 +131,15 @@ function parse(json: string, where: string, isEntry: boolean): Checked & { read:
   } catch {
     throw new UnreadableMessageError(`${where}: it is no JSON`);
   }
-  const need = (field: string, isGood: unknown): void => {
+  const need = (field: string, isGood: boolean): void => {
     if (!isGood) throw new UnreadableMessageError(`${where}: ${field}: is not as this version knows it`);
   };
   const { event, session, revision, previous_status: previousStatus } = read ?? {};
-  const isText = (value: unknown): boolean => typeof value === "string";
-  const isTime = (value: unknown): boolean => Number.isSafeInteger(value) && (value as number) >= 0;
   need("schema_version", read?.schema_version === 1);
-  need("cursor", isEntry ? read.cursor === null : isText(read.cursor) && /^\d{1,20}-\d{1,20}$/.test(read.cursor));
-  need("revision", (isEntry && revision === null) || (isTime(revision) && revision > 0));
-  need("previous_status", previousStatus === null || isText(previousStatus));
-  need("event.id", isText(event?.id) && /^[\w-]{1,150}$/.test(event.id));
-  need("event.type", isText(event.type) && event.type.length <= 128);
-  need("event.source", isText(event.source));
-  need("event.occurred_at", isTime(event.occurred_at));
-  for (const field of ["id", "user_id"]) need(`session.${field}`, isId(session?.[field]));
-  need("session.status", isText(session.status));
-  need("session.live", typeof session.live === "boolean");
-  for (const field of ["expire_at", "abandon_at", "updated_at", "created_at", "last_active_at"]) {
-    need(`session.${field}`, session[field] === null || isTime(session[field]));
-  }
-  need("session.tasks", Array.isArray(session.tasks));
-  need("session.actor", session.actor === null || typeof session.actor === "object");
+  need("cursor", isEntry ? read.cursor === null : isText(read.cursor) && CURSOR.test(read.cursor));
+  need("revision", (isEntry && revision === null) || isRevision(revision));
+  need("previous_status", orNull(isText)(previousStatus));
+  for (const [field, is] of Object.entries(EVENT)) need(`event.${field}`, is(event?.[field]));
+  for (const [field, is] of Object.entries(SESSION)) need(`session.${field}`, is(session?.[field]));
   return { read, revision, previousStatus, event, session };
 }

@@ -10,9 +10,20 @@ const SCHEMA = new URL("../../../docs/schema/session-message.schema.json", impor
 const { examples } = JSON.parse(readFileSync(SCHEMA, "utf8")) as { examples: [Record<string, any>] };
 const [EXAMPLE] = examples;
 
+const shared = (name: string): any =>
+  JSON.parse(readFileSync(new URL(`../../conformance/${name}.json`, import.meta.url), "utf8"));
+/** The client for Python has the same: tests/unit/test_updates.py. */
+const MESSAGES = shared("messages") as Record<"read" | "unreadable", Record<string, unknown>[]> & {
+  unreadable_without: string[];
+};
+
 /** The schema's example with other values: `{ "session.status": "new" }`. */
-function changed(values: Record<string, unknown>): string {
-  const message = structuredClone(EXAMPLE);
+const changed = (values: Record<string, unknown>): string => withValues(EXAMPLE, values);
+/** The message of the conformance suite, likewise. */
+const made = (values: Record<string, unknown>): string => withValues(shared("message"), { cursor: "7-0", ...values });
+
+function withValues(of: Record<string, any>, values: Record<string, unknown>): string {
+  const message = structuredClone(of);
   for (const [path, value] of Object.entries(values)) {
     const [first = "", second] = path.split(".");
     if (second === undefined) message[first] = value;
@@ -39,44 +50,26 @@ describe("a message", () => {
     });
   });
 
-  it.each([
-    { "event.source": "of a later version" },
-    { "event.type": "user.renamed" },
-    { "session.status": "of a later version" },
-    { "event.later": { key: [1] } },
-    { later: true },
-    { "session.later": null },
-    { previous_status: null },
-    { "session.updated_at": null },
-  ])("of a later version is read: %j", (values) => {
-    expect(JSON.parse(published(changed(values), "a key").json)).toMatchObject(JSON.parse(changed(values)));
+  it.each(MESSAGES.read)("of a later version is read: %j", (values) => {
+    const json = made(values);
+    const { event, session, cursor, revision, previousStatus } = published(json, "a key");
+    const read = { event, session, cursor, revision, previous_status: previousStatus };
+    expect(JSON.parse(json)).toMatchObject(read);
+    const entry = streamed(made({ ...values, cursor: null }), "the stream", "8-0", "applied", 0);
+    expect(entry.session).toEqual(session);
   });
 
-  it.each([
-    ["schema_version", 2],
-    ["schema_version", undefined],
-    ["cursor", null],
-    ["cursor", "1"],
-    ["revision", 0],
-    ["revision", null],
-    ["previous_status", 1],
-    ["event", null],
-    ["event.source", null],
-    ["event.type", "t".repeat(129)],
-    ["event.id", "a b"],
-    ["event.occurred_at", "now"],
-    ["session", undefined],
-    ["session.id", ""],
-    ["session.user_id", 5],
-    ["session.status", null],
-    ["session.live", "true"],
-    ["session.expire_at", "later"],
-    ["session.expire_at", 1.5],
-    ["session.tasks", null],
-  ])("without a usable %s is unreadable: %j", (field, value) => {
-    const read = (): unknown => published(changed({ [field]: value }), "the key");
+  it.each(MESSAGES.unreadable)("of another kind is unreadable: %j", (values) => {
+    const [field = ""] = Object.keys(values);
+    const read = (): unknown => published(made(values), "the key");
     expect(read).toThrow(UnreadableMessageError);
-    expect(read).toThrow(new RegExp(`^the key: ${field.replace(/^(event|session)$/, "$1\\.")}`));
+    expect(read).toThrow(new RegExp(`^the key: ${field}`));
+  });
+
+  it.each(MESSAGES.unreadable_without)("without %s is unreadable", (field) => {
+    const read = (): unknown => published(made({ [field]: undefined }), "the key");
+    expect(read).toThrow(UnreadableMessageError);
+    expect(read).toThrow(new RegExp(`^the key: ${field}`));
   });
 
   it.each(["", "{", "null", "[]", "5", '"text"'])("is not %j", (json) => {

@@ -43,7 +43,7 @@ class MemoryRelay:
             message = StreamMessage(
                 cursor=None,
                 revision=None if is_stale else int(before.get("revision", b"0")) + 1,
-                previous_status=None if is_stale or not before else before["status"].decode(),  # type: ignore[arg-type]
+                previous_status=None if is_stale or not before else before["status"].decode(),
                 event=event,
                 session=dataclasses.replace(session, live=is_live),
             )
