@@ -35,6 +35,22 @@ def test_a_time_alone_is_the_cursor_before_all_entries_of_that_time(time: str, b
     assert whole_cursor(time) == before
 
 
+@pytest.mark.parametrize(
+    ("given", "whole"),
+    [
+        ("1795422761000-7", "1795422761000-7"),
+        ("00017-0", "17-0"),
+        ("07-010", "7-10"),
+        ("0-0001", "0-1"),
+        ("00", "0-0"),
+        ("007", "6-18446744073709551615"),
+        ("18446744073709551615-18446744073709551615", "18446744073709551615-18446744073709551615"),
+    ],
+)
+def test_a_cursor_is_spelt_as_redis_does(given: str, whole: str) -> None:
+    assert whole_cursor(given) == whole
+
+
 def test_a_setting_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="STREAM_MAXLEN"):
         SessionFeed.from_url("redis://127.0.0.1:1/0", stream_maxlen=1)  # type: ignore[call-arg]

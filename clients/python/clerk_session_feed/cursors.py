@@ -15,17 +15,19 @@ MAX_PART: Final = 2**64 - 1
 
 
 def whole_cursor(cursor: str) -> str:
-    """Return the cursor; for a time alone (Unix milliseconds), the one before all entries of that time.
+    """Return the cursor without leading zeros; for a time alone (Unix milliseconds), the one before all of that time.
 
     Raises:
         ValueError: If it is neither.
     """
     parts = re.fullmatch(r"([0-9]{1,20})(?:-([0-9]{1,20}))?", cursor)
-    if parts is None or any(int(part or 0) > MAX_PART for part in parts.groups()):
+    numbers = [int(part) for part in parts.groups() if part is not None] if parts else []
+    if not numbers or max(numbers) > MAX_PART:
         raise ValueError(f"{cursor!r} is no cursor like 1795422761000-0")
+    ms = numbers[0]
     if "-" in cursor:
-        return cursor
-    return f"{int(cursor) - 1}-{MAX_PART}" if int(cursor) else START
+        return f"{ms}-{numbers[1]}"
+    return f"{ms - 1}-{MAX_PART}" if ms else START
 
 
 def position(cursor: str) -> tuple[int, int]:

@@ -70,7 +70,7 @@ class Partition:
     def go_to(self, cursor: str) -> None:
         """Raises ValueError if it is no cursor."""
         self.cursor = whole_cursor(cursor)
-        self.is_entry = "-" in cursor and cursor not in {START, NOTHING}
+        self.is_entry = "-" in cursor and self.cursor not in {START, NOTHING}
         self.added_before = 0
 
     def go_to_end(self, stream: dict[bytes, Any]) -> None:

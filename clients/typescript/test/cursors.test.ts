@@ -19,9 +19,16 @@ describe("cursors", () => {
     expect(later("9-0", "10-0")).toBe("10-0");
   });
 
-  it("are made whole", () => {
-    expect(wholeCursor("1795422761000-7")).toBe("1795422761000-7");
-    expect(wholeCursor("007-01")).toBe("7-1");
+  it.each([
+    ["1795422761000-7", "1795422761000-7"],
+    ["00017-0", "17-0"],
+    ["07-010", "7-10"],
+    ["0-0001", "0-1"],
+    ["00", "0-0"],
+    ["007", "6-18446744073709551615"],
+    ["18446744073709551615-18446744073709551615", "18446744073709551615-18446744073709551615"],
+  ])("are spelt as Redis does: %s", (given, whole) => {
+    expect(wholeCursor(given)).toBe(whole);
   });
 
   it("of a time alone are the one before all entries of that time", () => {
