@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from clerk_session_feed.connections import connect, connect_async
 from support.clock import eventually
 from support.connecting import asked_in_a_loop, outcome_of_a_delivery
 from support.events import clerk_event
-from support.feeds import OpenFeed
+from support.feeds import PATIENCE, OpenFeed
 from support.network import unused_port
 from support.redis_clients import client_of
 from support.redis_servers import scripted_redis
@@ -195,3 +197,49 @@ def test_several_may_ask_for_the_primary_at_once() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert errors == []
+
+
+# What another thread closes
+
+
+def test_a_socket_that_another_thread_closes_keeps_its_number_until_nobody_waits_for_it_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Any] = []
+    over = threading.Event()
+
+    def hang(_: list[bytes]) -> None:
+        over.wait()
+
+    def wait() -> None:
+        with contextlib.suppress(Exception):  # redis-py may raise anything
+            client.execute_command("PING")
+
+    with scripted_redis(hang) as server:
+        client: Any = connect(server.url, wait=600.0, on_connect=made.append)
+        thread = threading.Thread(target=wait)
+        thread.start()
+        eventually(lambda: server.commands)
+        own = made[0]._sock
+        number, file = own.fileno(), os.fstat(own.fileno())
+
+        with monkeypatch.context() as asleep:
+            asleep.setattr(socket.socket, "shutdown", lambda *_: None)  # the thread is not awake yet
+            client.close()
+            assert os.path.samestat(os.fstat(number), file)
+        over.set()
+
+        own.shutdown(socket.SHUT_RDWR)
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        assert own.fileno() == -1
+
+
+def test_a_connection_that_nobody_waits_for_is_closed_at_once() -> None:
+    made: list[Any] = []
+    with scripted_redis(lambda _: b"+OK") as server:
+        client: Any = connect(server.url, on_connect=made.append)
+        client.execute_command("PING")
+        own = made[0]._sock
+        client.close()
+        assert own.fileno() == -1

@@ -68,7 +68,8 @@ def connect(
 
     def make(target: RedisUrl) -> redis.Redis:
         options, locate = _options(target, key, tls_verify, timeout, wait)
-        options["connection_class"] = _located(_Located, options["connection_class"], locate)
+        kind = type("AwaitedConnection", (_Awaited, options["connection_class"]), {})
+        options["connection_class"] = _located(_Located, kind, locate)
         return _client(options, on_connect)
 
     return _made(make, _parse(url))
@@ -255,6 +256,52 @@ def _client(options: dict[str, Any], on_connect: OnConnect | None = None) -> red
     # Connects to nothing yet, but refuses options that it does not know.
     pool.connection_class(**pool.connection_kwargs)
     return redis.Redis.from_pool(pool)  # closing it closes the connections
+
+
+class _Awaited:
+    """A connection that another thread may close while one waits for a response.
+
+    redis-py shuts its socket down, which wakes the thread that waits, and closes it at once. What the program opens
+    next gets the same number. If it does so before that thread looks at its socket again, the thread goes on to wait
+    for the other one, for as long as it may wait. A file over the socket keeps the number until the thread is back.
+    https://docs.python.org/3/library/socket.html#socket.socket.close
+
+    It overrides a private method, as `_Located` does.
+    """
+
+    _sock: Any
+    _kept: Any = None
+    """The file, without which the socket would be closed."""
+    _is_awaited = False
+
+    def _connect(self) -> Any:
+        connected = super()._connect()  # type: ignore[misc]  # of the connection that this is mixed into
+        self._kept = connected.makefile("rb", buffering=0)
+        return connected
+
+    def can_read(self, *arguments: Any, **options: Any) -> Any:
+        return self._await(super().can_read, *arguments, **options)  # type: ignore[misc]
+
+    def read_response(self, *arguments: Any, **options: Any) -> Any:
+        return self._await(super().read_response, *arguments, **options)  # type: ignore[misc]
+
+    def disconnect(self, *arguments: Any, **options: Any) -> None:
+        super().disconnect(*arguments, **options)  # type: ignore[misc]
+        if not self._is_awaited:
+            self._let_go()
+
+    def _await(self, read: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        self._is_awaited = True
+        try:
+            return read(*arguments, **options)
+        finally:
+            self._is_awaited = False
+            if self._sock is None:  # it was closed meanwhile
+                self._let_go()
+
+    def _let_go(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
 
 
 class _Located:
