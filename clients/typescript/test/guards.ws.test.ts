@@ -220,6 +220,16 @@ describe("the end of a session", () => {
     feed.set("sess_next", "ended");
     await eventually(() => expect(closings(socket)).toEqual([4401]));
   });
+
+  it("listens to a socket once, however often that moves", async () => {
+    const socket = { ...plain(), addEventListener: vi.fn() };
+    const sockets = socketsOf();
+    await sockets.add(socket, "sess_live");
+    sockets.delete(socket);
+    await sockets.add(socket, "sess_live");
+    await sockets.add(socket, "sess_next");
+    expect(socket.addEventListener).toHaveBeenCalledTimes(1);
+  });
 });
 
 describe("where updates were lost", () => {

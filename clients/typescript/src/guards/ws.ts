@@ -66,6 +66,8 @@ export const sessionSockets = (
   // By session, each socket with its user's id.
   const sessions = new Map<string, Map<SocketLike, string | undefined>>();
   const sessionOf = new WeakMap<SocketLike, string>();
+  // Those that tell when they close.
+  const heard = new WeakSet<SocketLike>();
   const end = new AbortController();
   const { failed, worked } = outages(onError && ((error) => (onError(error), "refuse")));
   let watching: Promise<void> | undefined;
@@ -150,7 +152,8 @@ export const sessionSockets = (
       const sockets = sessions.get(sessionId) ?? new Map();
       sessions.set(sessionId, sockets.set(socket, userId ?? undefined));
       sessionOf.set(socket, sessionId);
-      socket.addEventListener?.("close", () => forget(socket));
+      if (!heard.has(socket)) socket.addEventListener?.("close", () => forget(socket));
+      heard.add(socket);
       const isPaused = socket.pause && socket.resume;
       if (isPaused) socket.pause?.();
       try {
