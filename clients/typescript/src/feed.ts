@@ -44,8 +44,8 @@ export interface IteratorOptions {
 }
 
 export interface FollowOptions extends IteratorOptions {
-  /** A `position` of an update, to go on behind it; "0-0", for all that the stream holds. */
-  after?: After;
+  /** To go on behind it: an update's `position`; "0-0", for all that the stream holds. Null: the snapshots come first. */
+  after?: After | null;
   /** Yield events, too, that came too late to change anything. */
   stale?: boolean;
   /** Begin again with the snapshots, instead of throwing a CursorLostError. */
@@ -212,7 +212,7 @@ export class SessionFeed {
   }
 
   /** What the rules yield for all slots of a cluster, each over a connection of its own. */
-  #begin(after: After | undefined, options: IteratorOptions, rules: Rules, isOne = false): Updates {
+  #begin(after: After | null | undefined, options: IteratorOptions, rules: Rules, isOne = false): Updates {
     if (this.#isClosed) throw new FeedClosedError();
     const { signal, onReconnect = warn } = options;
     const placed = this.#placed(after);
@@ -236,7 +236,7 @@ export class SessionFeed {
   readonly #connect = (partitions: readonly Partition[], onReconnect: OnReconnect): Connection =>
     this.#access.follower((partitions[0] as Partition).keys.events, { onReconnect });
 
-  #placed(after: After | undefined): Partition[] {
+  #placed(after: After | null | undefined): Partition[] {
     const partitions = this.#partitions.map(({ number, keys }) => new Partition(number, keys));
     if (typeof after === "string") {
       if (partitions.length > 1 && after.includes("-") && after !== START) {
@@ -244,7 +244,7 @@ export class SessionFeed {
       }
       for (const partition of partitions) partition.goTo(after);
     }
-    for (const [number, cursor] of typeof after === "object" ? Object.entries(after) : []) {
+    for (const [number, cursor] of typeof after === "object" ? Object.entries(after ?? {}) : []) {
       const partition = partitions[Number(number)];
       if (!partition) throw new RangeError(`There is no partition ${number}.`);
       if (cursor !== null) partition.goTo(cursor as string);

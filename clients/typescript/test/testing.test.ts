@@ -50,6 +50,7 @@ describe("what happens to a session", () => {
     const [snapshot] = await take(memory.feed.follow(), 1);
     expect(snapshot).toEqual({ ...ended, isSnapshot: true });
     expect(snapshot?.position).toBeNull();
+    expect(await take(memory.feed.follow({ after: snapshot?.position ?? null }), 1)).toEqual([snapshot]);
     expect(await memory.feed.history("sess_1")).toEqual([signedIn, ended]);
     expect(await memory.feed.now()).toEqual({ 0: ended.cursor });
   });
