@@ -6,9 +6,9 @@ from typing import Any, Final, Self
 
 import orjson
 from clerk_session_feed import lenient_json
-from clerk_session_feed.models import ID, OPEN_STATUSES, SCHEMA_VERSION, Event, Status
+from clerk_session_feed.models import ID, OPEN_STATUSES, SCHEMA_VERSION, STATUSES, Event, Status
 
-from service.models import TERMINAL, NewState, OrderKey
+from service.models import OPEN, TERMINAL, NewState, OrderKey
 
 STORED_FIELDS: Final = ("state", "cursor", "status", "user_id", "_expire_at", "_order")
 """Fields of a session's hash that `StoredState.read` takes."""
@@ -56,8 +56,11 @@ class StoredState:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is active or pending; it may have passed its `expire_at`."""
-        return self.status in OPEN_STATUSES
+        """Whether it is active or pending; it may have passed its `expire_at`.
+
+        Of a status that only a later version knows, which was here before a rollback, the order tells.
+        """
+        return self.status in OPEN_STATUSES or (self.status not in STATUSES and self.order.terminal == OPEN)
 
     @property
     def is_final(self) -> bool:

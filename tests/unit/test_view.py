@@ -97,7 +97,7 @@ def test_a_line_lets_no_status_of_a_later_version_steer_the_terminal() -> None:
     content = dataclasses.replace(content, session=dataclasses.replace(content.session, status=HOSTILE))
     assert plain(view.line(content)).count("[bold red]Oslo[/] :smile:") == 2
     for outcome in ("applied", "stale"):
-        assert plain(view.line(dataclasses.replace(content, outcome=outcome))).isprintable()  # type: ignore[arg-type]
+        assert plain(view.line(dataclasses.replace(content, outcome=outcome))).isprintable()
 
 
 # A change
