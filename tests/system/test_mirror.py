@@ -166,6 +166,12 @@ def refusal(mirror):
             return str(error)
         time.sleep(0.01)
 
+def unready(mirror):
+    try:
+        mirror.wait_until_ready()
+    except TimeoutError as error:
+        return str(error)
+
 def answer(mirror):
     while True:
         try:
@@ -178,6 +184,7 @@ with SessionFeed.from_url(sys.argv[1]) as feed:
     mirror.wait_until_ready(30)
     if os.fork() == 0:
         print("child:", refusal(mirror), flush=True)
+        print("ready:", mirror.is_ready, unready(mirror), flush=True)
         with feed.mirror() as own:
             own.wait_until_ready(30)
             print("own:", answer(own), flush=True)
@@ -192,7 +199,9 @@ def test_in_a_forked_process_a_mirror_grows_old_and_says_why(own_redis: Embedded
         take(relay, clerk_event(expire_at=None), "msg_1")
     with started([sys.executable, "-c", FORKING, own_redis.url], tmp_path) as program:
         assert program.end() == 0, program.stderr
-        child, own, parent = program.stdout.splitlines()
+        child, ready, own, parent = program.stdout.splitlines()
+    why = "this process was forked from the one that follows: make a mirror in each process."
     assert child.startswith("child: The mirror is ")
-    assert child.endswith("this process was forked from the one that follows: make a mirror in each process.")
+    assert child.endswith(why)
+    assert ready == f"ready: False The mirror is not ready: {why}"
     assert (own, parent) == ("own: live", "parent: live")

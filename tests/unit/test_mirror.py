@@ -4,16 +4,19 @@ import asyncio
 import json
 import math
 import pickle
+import re
 import threading
 from typing import Any
 
 import pytest
-from clerk_session_feed import AsyncSessionFeed, FeedClosedError, FeedError, MirrorTooOldError, SessionFeed
+import redis
+from clerk_session_feed import AsyncSessionFeed, FeedClosedError, FeedError, MirrorTooOldError, SessionFeed, transport
 from clerk_session_feed.keys import Keys
 from clerk_session_feed.mirror_reading import MirrorReading
 from clerk_session_feed.mirror_table import HOUR, MAX_KEPT, NOT_YET, Table
 from clerk_session_feed.mirror_table import end_of as exact_end
 from clerk_session_feed.stream import Partition
+from clerk_session_feed.testing import MemorySessionFeed
 from support.constants import NO_REDIS, NOW_S, ROOT
 
 DAY = 86_400.0
@@ -224,6 +227,33 @@ def test_a_mirror_is_ready_only_once_each_partition_is() -> None:
     assert (reading.known_at, reading.old_at, ready) == (-math.inf, -math.inf, [])
     asyncio.run(reading.reached(None, Partition(1, Keys(), "0-1"), 2.0))  # type: ignore[arg-type]
     assert (reading.known_at, reading.old_at, ready) == (1.0, math.inf, [True])
+
+
+# Questions while other threads are at work
+
+
+def test_what_is_being_read_may_be_counted_while_another_partition_begins() -> None:
+    class Growing:
+        @property
+        def kept(self) -> dict[str, float]:
+            reading.begin(Partition(1, Keys()))
+            return {"sess_1": NOT_YET}
+
+    reading = MirrorReading(2, 5.0, WEEK, longest_wait=2.5, on_ready=lambda: None)
+    reading._growing[0] = Growing()  # type: ignore[assignment]
+    assert reading.growing == 1
+
+
+def test_why_it_is_too_old_may_be_asked_while_another_connection_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    with MemorySessionFeed() as feed, feed.mirror() as mirror:
+
+        def heard_at(slot: int) -> float:
+            mirror._away.setdefault(slot + 1, (transport.clock(), redis.ConnectionError("away")))
+            return -math.inf
+
+        mirror._away[0] = (transport.clock(), redis.ConnectionError("away"))
+        monkeypatch.setattr(mirror, "_heard_at", heard_at)
+        assert re.fullmatch(r"Redis is away since \d\.\d s: away", mirror._reason())
 
 
 # Another server than the one that was read from

@@ -110,7 +110,7 @@ class _Mirror(Generic[C]):
     @property
     def is_ready(self) -> bool:
         """Whether it has read the state of all sessions, and still follows. It may be too old nevertheless."""
-        return self._reading.known_at > -math.inf and not self._is_over
+        return self._reading.known_at > -math.inf and not self._is_over and not self._is_forked
 
     # What happens in the threads, or tasks
 
@@ -175,6 +175,10 @@ class _Mirror(Generic[C]):
     def _is_closed(self) -> bool:
         return self._is_over and self._error is None
 
+    @property
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._pid
+
     def _refusal(self) -> FeedError:
         """Return what tells why memory can't say."""
         if self._is_closed:
@@ -194,9 +198,9 @@ class _Mirror(Generic[C]):
     def _reason(self) -> str:
         if self._error is not None:
             return f"it has ended, since {explain(self._error)}"
-        if os.getpid() != self._pid:
+        if self._is_forked:
             return "this process was forked from the one that follows: make a mirror in each process"
-        away = [(since, error) for slot, (since, error) in self._away.items() if since > self._heard_at(slot)]
+        away = [(since, error) for slot, (since, error) in list(self._away.items()) if since > self._heard_at(slot)]
         if away:
             since, error = min(away, key=lambda each: each[0])
             return f"Redis is away since {clock() - since:.1f} s: {explain(error)}"
@@ -284,12 +288,13 @@ class Mirror(_Answering[BlockingConnection]):
             timeout: Seconds to wait at most; None: however long it takes.
 
         Raises:
-            TimeoutError: If it takes longer; the text says why.
+            TimeoutError: If it takes longer, or this process was forked from the one that follows; the text says why.
             FeedClosedError: If the mirror is closed.
             redis.RedisError: If another attempt can't help.
             FeedError: Another of `SessionFeed.follow`'s, which ended it.
         """
-        self._ready.wait(timeout)
+        if not self._is_forked:  # else nothing comes
+            self._ready.wait(timeout)
         self._refuse_unready()
 
     def _ask_status_or_refuse(self, session_id: str, user_id: str | None) -> LiveStatus:
@@ -324,7 +329,7 @@ class _AsyncMirror(_Mirror[AsyncConnection]):
     async def wait_until_ready(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # as for threads
         """See `Mirror.wait_until_ready`."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(0 if self._is_forked else timeout):
                 await self._ready.wait()
         self._refuse_unready()
 

@@ -80,7 +80,8 @@ class MirrorReading(Reading[None]):
     @property
     def growing(self) -> int | None:
         """Number of sessions that were read so far, while snapshots are read."""
-        return sum(len(table.kept) for table in self._growing.values()) if self._growing else None
+        growing = list(self._growing.values())  # others may begin meanwhile
+        return sum(len(table.kept) for table in growing) if growing else None
 
     def user_id(self, session_id: str) -> str | None:
         """Return whose session it is, if it is open."""
