@@ -44,7 +44,7 @@ export interface IteratorOptions {
 }
 
 export interface FollowOptions extends IteratorOptions {
-  /** To go on behind it: an update's `position`; "0-0", for all that the stream holds. Null: the snapshots come first. */
+  /** To go on behind it: an update's `position`; "0-0" for all that the stream holds. Null: the snapshots come first. */
   after?: After | null;
   /** Yield events, too, that came too late to change anything. */
   stale?: boolean;

@@ -11,8 +11,8 @@ const LASTING_CODES = new RegExp(
     "|no such key|The XGROUP subcommand requires the key to exist)",
 );
 const FLAWS = new RegExp(
-  "^protocol error|syntax error|wrong kind of value|unknown (sub)?command|(wrong|too many)( number of)? arguments" +
-    "|is not (valid|an? (valid )?(integer|float))|out of range|invalid (stream|db)",
+  "^protocol error|syntax error|^unbalanced .* list|wrong kind of value|unknown (sub)?command" +
+    "|(wrong|too many)( number of)? arguments|is not (valid|an? (valid )?(integer|float))|out of range|invalid (stream|db)",
   "i",
 );
 const PASSING_WORDS = new RegExp(
@@ -23,11 +23,13 @@ const PASSING_WORDS = new RegExp(
     "( is| are)? (currently )?(not |un)available",
   "i",
 );
+/** A command of those that a feed sends, where it is not also a word of every day. */
+const NAME = "\\b(x\\w+|scan|hmget|subscribe)\\b";
 const END =
-  "(?=\\W*$|:? ?['\"`(]|\\. (see|contact|upgrade)\\b" +
-  "| (for (this|the|your|normal)|to|in (this|your|cluster)|on (this|your)|with this)\\b" +
+  `(?=\\W*$|:? ?['"\`(]|: ?${NAME}\\W*$|\\. (see|contact|upgrade)\\b` +
+  "| (for (this|the|your|normal)|to|in (this|your|cluster|serverless)|on (this|your)|with this)\\b" +
   "| by (the |this |your |an? )?(polic|acl|rule|admin|proxy|server|provider|configuration|plan))";
-const COMMAND = "\\b(sub)?command\\b|\\boperation\\b|['\"`]?\\bx\\w+['\"`]?";
+const COMMAND = `\\b(sub)?command\\b|\\boperation\\b|['"\`]?${NAME}['"\`]?`;
 const LACKS = new RegExp(
   "\\b(unknown|unsupport(ed)?|invalid|illegal|unrecogni[sz]ed|undefined|unimplemented|disallowed|forbidden|disabled" +
     "|no such) (\\w+ ){0,2}(sub)?command\\b" +
@@ -47,8 +49,9 @@ const FROM_SCRIPT = /not allowed from script/i;
 const OTHER_RIGHTS = new RegExp(
   `(\\bno|insufficient|lacks?|missing) (the |any )?(permission|access|right|privilege)s?|permission den(y|ied)${END}` +
     `|unauthori[sz]ed${END}|\\bnot in (the )?(white|allow)-?list|\\buser\\b.{0,20} disabled${END}` +
-    "|(invalid|wrong|incorrect|bad) (user|pass|auth|credential)|no password is set|without any password" +
-    `|\\bauth\\w* (is )?(failed|failure|required)${END}`,
+    "|(invalid|wrong|incorrect|bad) (user|pass|auth|credential)|password mismatch|no password is set" +
+    "|without any password|\\b(not |un)authenticated\\b|\\brequires? auth" +
+    `|\\b(auth\\w*|login) (is )?(failed|failure|required)${END}`,
   "i",
 );
 

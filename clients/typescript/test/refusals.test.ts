@@ -23,6 +23,22 @@ describe("what a server says", () => {
     expect(mayPass(reply(words))).toBe(false);
   });
 
+  // As in Python: another attempt with the same password, or the same command, would be made for ever.
+  it.each([
+    "login failed",
+    "unauthenticated",
+    "not authenticated",
+    "requires authentication",
+    "password mismatch",
+    "Unbalanced 'xread' list of streams: for each stream key an ID, '+', or '$' must be specified.",
+    "command not supported in serverless mode",
+    "not allowed: SCAN",
+    "SCAN is not available",
+    "HMGET is disabled",
+  ])("stays wrong, in the words of a proxy: %s", (words) => {
+    expect(mayPass(reply(words))).toBe(false);
+  });
+
   it("is told without the arguments of a command that is not known", () => {
     const error = reply("unknown command 'AUTH', with args beginning with: 'secret' ");
     expect(explain(error)).toBe("unknown command 'AUTH'");
