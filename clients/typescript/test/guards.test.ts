@@ -183,6 +183,15 @@ describe.each([
     expect((await get(url)).status).toBe(401);
   });
 
+  it("refuses a user without a session, whoever says so, but for machine tokens", async () => {
+    for (const sessionId of [null, undefined]) {
+      const url = await start(source, { auth: () => ({ sessionId, userId: "user_1" }) });
+      expect((await get(url)).status).toBe(401);
+    }
+    const url = await start(source, { auth: () => ({ sessionId: null, userId: "user_1", tokenType: "api_key" }) });
+    expect((await get(url)).status).toBe(200);
+  });
+
   it.each([{ sid: "sess_ended" }, { sessionId: 7 }, "sess_ended"])("lets nobody in whose auth is %j", async (auth) => {
     const url = await start(source, { auth: () => auth as RequestAuth });
     expect((await get(url)).status).toBe(500);

@@ -15,7 +15,7 @@ export interface RequestAuth {
   readonly userId?: string | null | undefined;
   /** Their `exp` and `iat` tell how long the token is valid. */
   readonly sessionClaims?: object | null | undefined;
-  /** The kind of token: machine tokens have no session. */
+  /** The kind of token; default: `session_token`. Machine tokens have no session. */
   readonly tokenType?: string | null | undefined;
 }
 
@@ -92,7 +92,8 @@ export const checker = (source: StatusSource, { trustToken = true, onError }: Ch
   const { failed, worked } = outages(onError);
   return async ({ sessionId, userId, sessionClaims, tokenType }: RequestAuth): Promise<Refusal | undefined> => {
     // Clerk's middleware takes tokens of JWT templates for sessions, though they have no `sid` and live for years.
-    if (sessionId == null && userId != null && tokenType === "session_token") return NO_SESSION;
+    const isOfSession = (tokenType ?? "session_token") === "session_token";
+    if (sessionId == null && userId != null && isOfSession) return NO_SESSION;
     if (sessionId == null) return undefined; // whether that is allowed, is the application's business
     let status: LiveStatus;
     try {
