@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import datetime
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -359,7 +360,8 @@ def test_a_group_is_told_that_the_stream_was_trimmed_before_it_got_all(feed: Mem
 
 @contextlib.contextmanager
 def mirrored(feed: MemoryFeed, **options: Any) -> Iterator[Mirror]:
-    mirror = Mirror(feed, max_age=600.0, **options)  # however long a busy machine keeps its thread waiting
+    # However long a busy machine keeps its thread waiting.
+    mirror = Mirror(feed, **{"max_age": 600.0} | options)
     try:
         yield mirror
     finally:
@@ -381,13 +383,25 @@ def test_a_mirror_that_begins_while_redis_is_away_is_too_old(feed: MemoryFeed) -
         mirror.status("sess_1")
 
 
-def test_a_mirror_goes_on_where_loops_finish(feed: MemoryFeed, session_id: str) -> None:
-    with mirrored(feed) as mirror:
+@pytest.mark.parametrize("max_age", [600.0, math.inf])
+def test_a_mirror_goes_on_where_loops_finish(feed: MemoryFeed, session_id: str, max_age: float) -> None:
+    with mirrored(feed, max_age=max_age) as mirror:
         mirror.wait()
         feed.feed.finish()
         feed.feed.end(session_id)
         feed.wait_until_idle()
         assert mirror.status(session_id) == "ended"
+
+
+def test_in_asyncio_nothing_of_a_closed_mirror_goes_on() -> None:
+    async def use(wait: float) -> set[Any]:
+        async with AsyncMemorySessionFeed() as feed:
+            async with feed.mirror() as mirror:
+                with contextlib.suppress(TimeoutError):
+                    await mirror.wait_until_ready(wait)
+            return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert [asyncio.run(use(wait)) for wait in (PATIENCE, 0.0)] == [set(), set()]
 
 
 # How a test waits for its loops, and ends them

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final, Generic, Literal, Self, TypeVar
 
 import redis
 
+from clerk_session_feed import transport
 from clerk_session_feed.connections import explain
 from clerk_session_feed.errors import FeedClosedError, FeedError, MirrorTooOldError
 from clerk_session_feed.keys import partition_of
@@ -82,8 +83,9 @@ class _Mirror(Generic[C]):
         self._ready: Any = self._event()
         self._count = sum(map(len, slots))
         max_age = math.inf if options.past_max_age == "allow" else options.max_age
+        longest_wait = min(options.max_age / 2, transport.BLOCK_MS / 1000)
         self._reading = MirrorReading(
-            self._count, max_age, options.keep_ended, longest_wait=options.max_age / 2, on_ready=self._ready.set
+            self._count, max_age, options.keep_ended, longest_wait=longest_wait, on_ready=self._ready.set
         )
         self._slots = slots
         self._connections: list[C] = [
@@ -321,10 +323,14 @@ class _AsyncMirror(_Mirror[AsyncConnection]):
         await self.close()
 
     async def close(self) -> None:
-        """See `Mirror.close`."""
+        """See `Mirror.close`. The tasks have ended then, too, if it is awaited in their event loop."""
         self._end()
         for connection in self._connections:
             await connection.close()
+        here = asyncio.get_running_loop()
+        for task in [each for each in self._workers if each.get_loop() is here]:
+            task.cancel()  # it may be connecting, which takes a while to fail
+            await asyncio.wait([task])
 
     async def wait_until_ready(self, timeout: float | None = None) -> None:  # noqa: ASYNC109  # as for threads
         """See `Mirror.wait_until_ready`."""
