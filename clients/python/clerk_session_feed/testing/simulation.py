@@ -23,8 +23,8 @@ WEEK: Final = datetime.timedelta(days=7)
 MONTH_MS: Final = 30 * 86_400_000
 NEWS: Final = (*("status", "client_id", "expire_at", "abandon_at", "actor", "last_active_organization_id", "tasks"),)
 """Fields whose change makes `reconcile` write a state: docs/contract.md, section 10."""
-REFUSED: Final = redis.ConnectionError("Error 111 connecting to memory:6379. Connection refused.")
-"""What redis-py raises while no Redis is there."""
+REFUSED: Final = "Error 111 connecting to memory:6379. Connection refused."
+"""What redis-py says while no Redis is there."""
 
 
 class SessionFields(TypedDict, total=False):
@@ -197,9 +197,7 @@ class Simulation:
             error: What redis-py raises; None: a refused connection.
         """
         with self._memory.lock:
-            self._memory.failure = error or redis.ConnectionError(
-                "Error 111 connecting to memory:6379. Connection refused."
-            )
+            self._memory.failure = error or redis.ConnectionError(REFUSED)
             self._memory.wake()
 
     def restore(self) -> None:
