@@ -184,7 +184,7 @@ describe.each([
   });
 
   it("refuses a user without a session, whoever says so, but for machine tokens", async () => {
-    for (const sessionId of [null, undefined]) {
+    for (const sessionId of [null, undefined, ""]) {
       const url = await start(source, { auth: () => ({ sessionId, userId: "user_1" }) });
       expect((await get(url)).status).toBe(401);
     }

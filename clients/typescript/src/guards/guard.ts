@@ -93,8 +93,8 @@ export const checker = (source: StatusSource, { trustToken = true, onError }: Ch
   return async ({ sessionId, userId, sessionClaims, tokenType }: RequestAuth): Promise<Refusal | undefined> => {
     // Clerk's middleware takes tokens of JWT templates for sessions, though they have no `sid` and live for years.
     const isOfSession = (tokenType ?? "session_token") === "session_token";
-    if (sessionId == null && userId != null && isOfSession) return NO_SESSION;
-    if (sessionId == null) return undefined; // whether that is allowed, is the application's business
+    if (!sessionId && userId && isOfSession) return NO_SESSION;
+    if (!sessionId) return undefined; // whether that is allowed, is the application's business
     let status: LiveStatus;
     try {
       status = await source.status(sessionId, userId ?? undefined);
