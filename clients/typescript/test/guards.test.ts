@@ -186,7 +186,8 @@ describe.each([
   it("refuses a user without a session, whoever says so, but for machine tokens", async () => {
     for (const sessionId of [null, undefined, ""]) {
       const url = await start(source, { auth: () => ({ sessionId, userId: "user_1" }) });
-      expect((await get(url)).status).toBe(401);
+      const response = await get(url);
+      expect([response.status, ((await response.json()) as { code: string }).code]).toEqual([401, "session_missing"]);
     }
     const url = await start(source, { auth: () => ({ sessionId: null, userId: "user_1", tokenType: "api_key" }) });
     expect((await get(url)).status).toBe(200);
