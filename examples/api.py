@@ -40,7 +40,8 @@ SHORT_LIVED = 60
 
 @contextlib.asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    async with FEED, FEED.mirror(past_max_age="ask") as mirror:
+    # FEED stays open: under a test client, an application begins again and again.
+    async with FEED.mirror(past_max_age="ask") as mirror:
         yield {"mirror": mirror}
 
 

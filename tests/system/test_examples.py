@@ -73,7 +73,7 @@ def asleep(program: Program) -> Iterator[None]:
 NOWHERE: Final = "redis://127.0.0.1:1"
 GATEWAY: Final = [EXAMPLES / "gateway.py"]
 MIRROR: Final = [EXAMPLES / "mirror.py", "sessions.db", "one"]
-API: Final = ["-m", "uvicorn", "--app-dir", EXAMPLES, "--port", "0", "api:app"]
+API: Final[list[str | Path]] = ["-m", "uvicorn", "--app-dir", EXAMPLES, "--port", "0", "api:app"]
 
 
 @pytest.mark.parametrize(
@@ -300,9 +300,8 @@ def clerk() -> Signer:
 
 @contextlib.contextmanager
 def run_api(redis_url: str, directory: Path, public_key: str) -> Iterator[httpx.Client]:
-    command = [*PYTHON, "-m", "uvicorn", "--app-dir", EXAMPLES, "--port", "0", "api:app"]
     settings = {"CLERK_JWT_KEY": public_key, "CLERK_AUTHORIZED_PARTIES": f"https://example.com,{ORIGIN}"}
-    with started(command, directory, {"REDIS_URL": redis_url, **settings}) as program:
+    with started([*PYTHON, *API], directory, {"REDIS_URL": redis_url, **settings}) as program:
         url = program.wait_for(r"http://\S+", stream="stderr")[0]
         with httpx.Client(base_url=url, timeout=30) as client:
             yield client
@@ -323,6 +322,25 @@ def refusal(api: httpx.Client, token: str) -> httpx.Response:
     """Wait until a request is refused, and return the response to the next one."""
     eventually(lambda: ask(api, token).status_code != 200)
     return ask(api, token)
+
+
+BEGIN_TWICE: Final = """
+import asyncio, api
+
+async def begin():
+    async with api.app.router.lifespan_context(api.app) as state:
+        await state["mirror"].wait_until_ready(30)
+        return await api.FEED.status("sess_1"), await state["mirror"].status("sess_1")
+
+print(asyncio.run(begin()), asyncio.run(begin()))
+"""
+
+
+def test_the_api_may_begin_again_as_under_a_test_client(own_redis: EmbeddedRedis, tmp_path: Path) -> None:
+    settings = {"CLERK_JWT_KEY": "key", "CLERK_AUTHORIZED_PARTIES": ORIGIN, "PYTHONPATH": str(EXAMPLES)}
+    with started([*PYTHON, "-c", BEGIN_TWICE], tmp_path, {"REDIS_URL": own_redis.url, **settings}) as program:
+        assert (program.end(), program.stderr) == (0, "")
+        assert program.stdout == "('unknown', 'unknown') ('unknown', 'unknown')\n"
 
 
 def test_the_api_answers_until_the_session_is_revoked(
