@@ -363,6 +363,18 @@ describe("with partitions", () => {
     await eventually(() => expect(told(mirror, "sess_1")).toBe("too old"));
     expect(refusal(() => mirror.status("sess_1")).cause).toBeInstanceOf(PartitionsError);
   });
+
+  it("that are made another number while it reads end it, since what it read is not in the stream", async () => {
+    await relay.apply({ id: "sess_1" });
+    await relay.redis.del(EVENTS);
+    const wire = new Wire(connected.client);
+    const gate = wire.holdSnapshots();
+    const mirror = mirrorOf(feedOf(wire.access()));
+    await gate.reached;
+    await relay.mark("3");
+    gate.open();
+    await expect(mirror.ready()).rejects.toBeInstanceOf(PartitionsError);
+  });
 });
 
 describe("its age", () => {
@@ -689,6 +701,26 @@ describe("its end", () => {
     expect(() => mirror.status("sess_1")).toThrow(FeedClosedError);
     await eventually(async () => expect(await connections()).toBe(0));
     expect(getEventListeners(controller.signal, "abort")).toEqual([]);
+  });
+
+  it("leaves nothing of it with its feed", async () => {
+    const access = new Wire(connected.client).access();
+    let closings = 0;
+    const follower: Access["follower"] = (key, options) => {
+      const connection = access.follower(key, options);
+      const close = connection.close.bind(connection);
+      connection.close = async () => {
+        closings++;
+        await close();
+      };
+      return connection;
+    };
+    const feed = feedOf({ ...access, follower });
+    const mirror = await mirrored(feed);
+    await mirror.close();
+    const before = closings;
+    await feed.close();
+    expect([before > 0, closings]).toEqual([true, before]);
   });
 
   it("is at once if the signal is aborted already, and told to who waits", async () => {
