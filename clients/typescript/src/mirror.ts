@@ -1,7 +1,7 @@
 // Mirrors: the state of all sessions in memory, for answers without a round trip that know how old they are.
 import { asError } from "./clients/link.js";
 import { clock } from "./clock.js";
-import type { Connection } from "./connection.js";
+import { BLOCK_MS, type Connection } from "./connection.js";
 import { FeedClosedError, MirrorTooOldError, type OnReconnect } from "./errors.js";
 import { partitionOf } from "./keys.js";
 import { isOpen, mirrorReading } from "./mirror_reading.js";
@@ -82,7 +82,8 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
   const { slots } = source;
   const count = slots.flat().length;
   const oldest = pastMaxAge === "allow" ? Infinity : maxAge;
-  const held = mirrorReading(count, { maxAge: oldest, keepEnded, longestWait: maxAge / 2, onReady: wake });
+  const longestWait = Math.min(maxAge / 2, BLOCK_MS);
+  const held = mirrorReading(count, { maxAge: oldest, keepEnded, longestWait, onReady: wake });
   /** What looks whether the mirror is ready, or never will be. */
   const waiting = new Set<() => void>();
   /** By slot, since when Redis is away, and what was said last. Out of date once Redis was heard again. */

@@ -376,3 +376,11 @@ it("works with faked timers", async () => {
   await memory.idle();
   expect(collector.updates).toEqual([update]);
 });
+
+it("lets a mirror look around at a stream without entries, whatever its maxAge is", async () => {
+  vi.useFakeTimers();
+  const mirror = memory.feed.mirror({ maxAge: Infinity });
+  await mirror.ready();
+  await vi.advanceTimersByTimeAsync(100_000);
+  expect(mirror.age).toBeLessThan(30_000);
+});
