@@ -25,6 +25,7 @@ from clerk_session_feed import (
     SessionUpdate,
     transport,
 )
+from clerk_session_feed.mirror_reading import MirrorReading
 from clerk_session_feed.models import SessionTask
 from clerk_session_feed.testing import AsyncMemorySessionFeed, MemorySessionFeed
 from redis.exceptions import NoPermissionError
@@ -381,6 +382,22 @@ def test_a_mirror_that_begins_while_redis_is_away_is_too_old(feed: MemoryFeed) -
     feed.feed.fail()
     with mirrored(feed, on_reconnect=lambda _: None) as mirror, pytest.raises(MirrorTooOldError):
         mirror.status("sess_1")
+
+
+def test_a_mirror_that_has_just_read_something_is_told_that_redis_is_away(
+    feed: MemoryFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[redis.RedisError] = []
+
+    def fail(*_: Any) -> None:
+        feed.feed.fail()
+
+    monkeypatch.setattr(MirrorReading, "entry", fail)
+    with mirrored(feed, on_reconnect=told.append) as mirror:
+        mirror.wait()
+        sign_in(feed)
+        feed.wait_until_idle()
+        assert len(told) == 1
 
 
 @pytest.mark.parametrize("max_age", [600.0, math.inf])

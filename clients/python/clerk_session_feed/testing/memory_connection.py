@@ -44,7 +44,8 @@ class _OverMemory(Connection):
         super().__init__(settings, key, longest_wait=longest_wait, **options)
 
     async def pause(self, seconds: float) -> None:  # noqa: ARG002  # tests need not wait
-        await self._call(self._client.wait_until_restored)
+        if not self._client.is_connected:  # else no command has failed: it is a rest between two
+            await self._call(self._client.wait_until_restored)
 
 
 class BlockingMemoryConnection(_OverMemory, BlockingConnection):
@@ -76,6 +77,7 @@ class _Client:
     Attributes:
         follows: It is an iterator's.
         is_endless: It goes on waiting where others finish.
+        is_connected: Nothing has failed since the last command.
     """
 
     follows = False
@@ -87,7 +89,7 @@ class _Client:
         self.connection_pool = self
         self._wait = wait
         self._on_connect = on_connect
-        self._is_connected = self._has_begun = self._is_closed = False
+        self.is_connected = self._has_begun = self._is_closed = False
 
     async def execute_command(self, *command: Any) -> Any:
         """Return the response to a command."""
@@ -115,7 +117,7 @@ class _Client:
 
     async def disconnect(self, *, inuse_connections: bool) -> None:  # noqa: ARG002
         """Count the next command as the first on another connection."""
-        self._is_connected = False
+        self.is_connected = False
 
     async def aclose(self) -> None:
         """End, and let whoever waits stop."""
@@ -127,10 +129,10 @@ class _Client:
         if self.follows and not self._has_begun:
             self._has_begun = True
             self.memory.begin(self)
-        if not self._is_connected:
+        if not self.is_connected:
             if self._on_connect is not None:
                 self._on_connect(self)
-            self._is_connected = True
+            self.is_connected = True
 
     def check(self) -> None:
         """Raise what a command raises now, whatever it is."""
