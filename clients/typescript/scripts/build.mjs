@@ -23,7 +23,18 @@ function needed(file, found = new Set()) {
   return found;
 }
 
-// Whoever builds, or reads dist, at the same time gets all of one build.
+/** Renames a folder; returns false if there is none, or something is in its place. */
+function move(from, to) {
+  try {
+    renameSync(from, to);
+    return true;
+  } catch (error) {
+    if (["ENOENT", "ENOTEMPTY", "EEXIST"].includes(error.code)) return false;
+    throw error;
+  }
+}
+
+// Others may build, or read dist, at the same time: what is there is all of one build.
 const made = mkdtempSync(join(root, "dist-"));
 try {
   const options = ["-p", "tsconfig.build.json", "--outDir", made, "--declaration", "--emitDeclarationOnly"];
@@ -42,8 +53,9 @@ try {
   // The guards for requests load nothing of the feed: they are of use with another source, and where Node is not.
   const codeSplitting = { groups: [{ name: "feed", test: /src\/(?!testing|memory|guards)/ }] };
   await bundle.write({ dir: made, format: "es", chunkFileNames: "[name].js", minify, codeSplitting });
-  rmSync(join(root, "dist"), { recursive: true, force: true });
-  renameSync(made, join(root, "dist"));
+  const dist = join(root, "dist");
+  const former = `${made}-former`;
+  while (!move(made, dist)) if (move(dist, former)) rmSync(former, { recursive: true });
 } finally {
   rmSync(made, { recursive: true, force: true });
 }
