@@ -1,8 +1,10 @@
 """A feed with another number of PARTITIONS than the data: it says so, and finds nothing that is none."""
 
+import contextlib
 from typing import Any
 
 import pytest
+import redis
 from clerk_session_feed import CursorLostError, FeedError, PartitionsError, RedisError, transport
 from support.clock import eventually
 from support.constants import NOW_MS
@@ -220,3 +222,31 @@ def test_on_a_cluster_another_node_is_asked(redis_binary: str, open_feed: OpenFe
         with pytest.raises(PartitionsError, match=f"the data has {was}: set"):
             open_feed(cluster.url, partitions=is_).follow().next()
         assert open_feed(cluster.url, partitions=was).get("sess_1", "user_1") is not None
+
+
+def test_on_a_cluster_a_node_that_was_away_is_asked_again_soon(
+    redis_binary: str, open_feed: OpenFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert transport.AWAY_SECONDS == 10
+    monkeypatch.setattr(transport, "AWAY_SECONDS", 0.0)
+    ask = transport.Connection.execute_apart
+    asked = []
+
+    async def is_away(self: Any, *commands: Any, **options: Any) -> Any:
+        asked.append(commands)
+        raise redis.ConnectionError("Connection refused.")
+
+    with cluster_of(redis_binary, replicas=0) as cluster:
+        take_some(cluster.url, 2)
+        for number in range(8):  # of these, some are on the node that tells
+            monkeypatch.setattr(transport.Connection, "execute_apart", is_away)
+            feed = open_feed(cluster.url, partitions=8)
+            asked.clear()
+            with contextlib.suppress(PartitionsError):
+                feed.is_live(f"sess_{number}", f"user_{number}")
+            if asked:
+                break
+        assert asked
+        monkeypatch.setattr(transport.Connection, "execute_apart", ask)
+        with pytest.raises(PartitionsError, match="the data has 2: set"):
+            feed.is_live(f"sess_{number}", f"user_{number}")

@@ -47,6 +47,8 @@ CANCEL_SECONDS: Final = 0.1
 """Seconds between two attempts to cancel what waits for Redis."""
 PARTITIONS_SECONDS: Final = 600.0
 """Seconds after which the number of partitions is compared again: nothing else tells of a change where none comes."""
+AWAY_SECONDS: Final = 10.0
+"""Seconds after which it is compared again if the node of a cluster that could have told was away."""
 
 # It goes on while the machine sleeps, as `time.monotonic` does not on Linux and macOS.
 _SLEEPLESS: Final = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
@@ -183,22 +185,25 @@ class Connection(abc.ABC):
         commands: list[Command] = [("HMGET", self._whole.layout, FIELD)]
         if self._partitions > 1:  # data of one partition has no mark, unless it was moved
             commands.append(("XREVRANGE", self._whole.events, "+", "-", "COUNT", 1))
+        found, seconds = [], PARTITIONS_SECONDS
         try:
             if self._is_whole_elsewhere:
                 found = await self.execute_apart(*commands, key=self._whole.layout)
             else:
                 found = await self._send(*commands)
         except redis.RedisError as error:
-            if may_pass(error) and not self._is_whole_elsewhere:
-                raise
-            found = []  # a right that earlier versions did not need; or a node that the commands don't need
+            # What can't pass is a right that earlier versions did not need.
+            if may_pass(error):
+                if not self._is_whole_elsewhere:
+                    raise
+                seconds = AWAY_SECONDS  # a node that the commands don't need
         mark = next(iter(found[0] or ()), None) if found else None
         if mark is None and any(found[1:]):
             mark = b"1"
         if mark is not None and (move := Move.read(mark.decode(errors="replace"))):
             raise MovingError(self._partitions, move)
         refuse_other_number(self._partitions, mark)
-        self._compared_on, self._compare_at = self.connections, time.monotonic() + PARTITIONS_SECONDS
+        self._compared_on, self._compare_at = self.connections, time.monotonic() + seconds
 
     async def _send(self, *commands: Command) -> list[Any]:
         # Not with a blocking pool of redis-py: that of version 5 loses connections when a task is cancelled.
