@@ -17,6 +17,8 @@ const LONGEST_REFUSED_PAUSE = 10_000;
 const LOCATE_MS = 2500;
 /** Milliseconds after which the number of partitions is compared again: where nothing comes, nothing else tells. */
 const PARTITIONS_MS = 600_000;
+/** Milliseconds after which it is compared again if the node of a cluster that could have told was away. */
+const AWAY_MS = 10_000;
 
 /** The settings of a feed that its connections need. */
 export interface AccessOptions {
@@ -227,19 +229,22 @@ class RedisConnection implements Connection {
     // Data of one partition has no mark, unless it was moved.
     if (partitions > 1) commands.push(["XREVRANGE", events, "+", "-", "COUNT", 1]);
     let found: Reply[] = [];
+    let after = PARTITIONS_MS;
     const { connections } = this;
     try {
       found = await (this.#isWholeElsewhere
         ? this.#limited(() => this.#executeApart(layout, commands), this.options.timeout + LOCATE_MS)
         : this.#send(link, commands));
     } catch (error) {
-      // A right that earlier versions did not need; or a node that the commands don't need.
-      if (error instanceof FeedClosedError || (mayPass(error) && !this.#isWholeElsewhere)) throw error;
+      // What can't pass is a right that earlier versions did not need.
+      const isAway = mayPass(error);
+      if (error instanceof FeedClosedError || (isAway && !this.#isWholeElsewhere)) throw error;
+      if (isAway) after = AWAY_MS; // a node that the commands don't need
     }
     const [marks, entries] = found as [(string | null)[]?, Reply[]?];
     refuseOtherNumber(partitions, marks?.[0] ?? (entries?.length ? "1" : null));
     this.#comparedOn = connections;
-    this.#compareAt = performance.now() + PARTITIONS_MS;
+    this.#compareAt = performance.now() + after;
   }
 
   /** What `work` resolves to, or `otherwise` if it takes too long; without one, it fails then. */

@@ -223,6 +223,22 @@ describe("the number of partitions", () => {
     expect(driver.closed).toHaveLength(1);
   });
 
+  it("is asked for again after ten seconds, if the node that tells was away", async () => {
+    const driver = new FakeDriver(undefined, (key) => (key === "{clerk}:partitions" ? 1 : 2));
+    const opened = driver.open;
+    let asked = 0;
+    driver.open = (key, opening) => {
+      if (key !== "{clerk}:partitions") return opened(key, opening);
+      return asked++ ? opened(key, opening) : Promise.reject(new Error("connect ECONNREFUSED"));
+    };
+    const connection = driver.connection();
+    for (const expected of [1, 1, 2, 2]) {
+      await connection.ask(["PING"]);
+      expect(asked).toBe(expected);
+      await vi.advanceTimersByTimeAsync(6000);
+    }
+  });
+
   it("is not waited for when the connection is closed", async () => {
     const driver = new FakeDriver(undefined, (key) => (key === "{clerk}:partitions" ? 1 : 2));
     const opened = driver.open;
