@@ -254,6 +254,17 @@ describe("where updates were lost", () => {
     feed.tell(new CursorLostError("1-0", 0));
     await eventually(() => expect(closings(socket)).toEqual([1013]));
   });
+
+  it("looks no more than once a second, though the place is lost at once, again and again", async () => {
+    vi.useFakeTimers();
+    onTestFinished(() => void vi.useRealTimers());
+    const follow = vi.spyOn(feed, "follow").mockImplementation(async function* () {
+      if (follow.mock.calls.length < 100) throw new CursorLostError("0-1", 0);
+    });
+    await socketsOf().add(plain(), "sess_live");
+    await vi.advanceTimersByTimeAsync(4500);
+    expect(follow).toHaveBeenCalledTimes(5);
+  });
 });
 
 describe("where the feed can't be followed", () => {

@@ -45,6 +45,8 @@ const GOING_AWAY = 1001;
 const TRY_AGAIN_LATER = 1013;
 // Milliseconds that a client has to close in turn: until then, `ws` still delivers what it sends.
 const CLOSING = 2_000;
+// Milliseconds before the feed is followed again. At Redis 6.2, the place in a stream that was emptied is lost at once.
+const PAUSE = 1_000;
 // Sessions whose status is asked for side by side.
 const AT_ONCE = 100;
 
@@ -122,6 +124,7 @@ export const sessionSockets = (
           if (!(error instanceof CursorLostError)) throw error;
           after = await feed.now();
           await checkAll();
+          await new Promise((resolve) => setTimeout(resolve, PAUSE).unref());
         }
       }
     } catch (error) {
