@@ -154,8 +154,7 @@ const operations = {
   close_mirror: ({ mirror }) => mirrors.get(mirror).close(),
 };
 
-const can = ["abort", ...("mirror" in SessionFeed.prototype ? ["mirror"] : [])];
-emit({ ready: `typescript-${library}`, can });
+emit({ ready: `typescript-${library}`, can: ["abort", "mirror"] });
 createInterface({ input: process.stdin })
   .on("line", async (line) => {
     const { id, op, ...request } = JSON.parse(line);

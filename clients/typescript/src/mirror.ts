@@ -83,7 +83,7 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
   const count = slots.flat().length;
   const oldest = pastMaxAge === "allow" ? Infinity : maxAge;
   const longestWait = Math.min(maxAge / 2, BLOCK_MS);
-  const held = mirrorReading(count, { maxAge: oldest, keepEnded, longestWait, onReady: wake });
+  const reading = mirrorReading(count, { maxAge: oldest, keepEnded, longestWait, onReady: wake });
   /** What looks whether the mirror is ready, or never will be. */
   const waiting = new Set<() => void>();
   /** By slot, since when Redis is away, and what was said last. Out of date once Redis was heard again. */
@@ -100,7 +100,7 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
 
   async function keep(connection: Connection, slot: readonly Partition[]): Promise<void> {
     try {
-      await follow(connection, slot, held, true).next();
+      await follow(connection, slot, reading, true).next();
     } catch (error) {
       if (!isOver && !(error instanceof FeedClosedError)) {
         failure = asError(error);
@@ -112,7 +112,7 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
 
   async function end(): Promise<void> {
     isOver = true;
-    held.end();
+    reading.end();
     source.open.delete(close);
     signal?.removeEventListener("abort", close);
     wake();
@@ -128,7 +128,7 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
     for (const look of waiting) look();
   }
 
-  const heardAt = (slot: number): number => held.heardAt(slots[slot] ?? []);
+  const heardAt = (slot: number): number => reading.heardAt(slots[slot] ?? []);
 
   function noteAway(slot: number, error: Error): void {
     const known = away.get(slot);
@@ -145,22 +145,22 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
       const seconds = ((clock() - longest.since) / 1000).toFixed(1);
       return `Redis is away since ${seconds} s: ${explain(longest.error)}`;
     }
-    const isFirst = held.knownAt() === -Infinity;
-    const count = held.growing() ?? (isFirst ? 0 : undefined);
+    const isFirst = reading.knownAt() === -Infinity;
+    const count = reading.growing() ?? (isFirst ? 0 : undefined);
     if (count !== undefined) {
       return `the sessions are ${isFirst ? "still" : "again, since the stream has lost its place,"} being read, ${count} so far`;
     }
     return "Redis does not answer, or this process had no time to look";
   }
 
-  const age = (): number => clock() - held.knownAt();
-  const isReady = (): boolean => held.knownAt() > -Infinity && !isOver;
+  const age = (): number => clock() - reading.knownAt();
+  const isReady = (): boolean => reading.knownAt() > -Infinity && !isOver;
   const tooOld = (cause: unknown): MirrorTooOldError => new MirrorTooOldError(age(), maxAge, reason(), cause);
 
   /** What memory says, or Redis. */
   function answer<T>(known: (now: number) => T, ask: () => Promise<T>): T | Promise<T> {
     const now = Date.now();
-    if (!held.isTooOld(now)) return known(now);
+    if (!reading.isTooOld(now)) return known(now);
     if (isOver && !failure) throw new FeedClosedError("mirror");
     if (pastMaxAge === "ask") return ask();
     throw tooOld(failure);
@@ -174,7 +174,7 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
       return age();
     },
     get size() {
-      return held.size();
+      return reading.size();
     },
     ready: ({ signal } = {}) =>
       new Promise((resolve, reject) => {
@@ -191,7 +191,7 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
       }),
     status: (sessionId, userId) =>
       answer(
-        (now) => held.status(sessionId, now, userId == null || count === 1 ? undefined : partitionOf(userId, count)),
+        (now) => reading.status(sessionId, now, userId == null || count === 1 ? undefined : partitionOf(userId, count)),
         () => source.status(sessionId, userId),
       ),
     isLive(sessionId, userId) {
@@ -200,7 +200,7 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
     },
     userId: (sessionId) =>
       answer(
-        () => held.userId(sessionId),
+        () => reading.userId(sessionId),
         async () => {
           const session = (await source.get(sessionId))?.session;
           return session && isOpen(session.status) ? session.user_id : null;
