@@ -2,28 +2,13 @@
 import { createClientPool as createClientPool5 } from "redis5";
 import { createClientPool as createClientPool6, createClient } from "redis6";
 import { Redis } from "ioredis6";
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { FeedError, SessionFeed, type RedisClient } from "../src/index.js";
 import { LIBRARIES } from "./support/clients.js";
-import { RedisServer } from "./support/redis.js";
-import { Relay } from "./support/relay.js";
+import { relay, server, useRelay } from "./support/relayed.js";
 import { Collector, briefly } from "./support/updates.js";
 
-let server: RedisServer;
-let relay: Relay;
-
-beforeAll(async () => {
-  server = await RedisServer.start();
-  relay = new Relay(server.port);
-});
-beforeEach(async () => {
-  await relay.redis.flushall();
-  relay.revisions.clear();
-});
-afterAll(async () => {
-  relay.close();
-  await server.stop();
-});
+useRelay();
 
 /** Options by which a client's own commands fail early, change their keys, or have other types. */
 const IOREDIS = {

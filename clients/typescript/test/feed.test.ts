@@ -1,43 +1,17 @@
 // A feed over each client library, at a real redis-server.
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
-import { CursorLostError, FeedClosedError, PartitionsError, SessionFeed, type FeedOptions } from "../src/index.js";
+import { describe, expect, it } from "vitest";
+import { CursorLostError, FeedClosedError, PartitionsError, SessionFeed } from "../src/index.js";
 import type { Reply } from "../src/connection.js";
-import { LIBRARIES, type Connected } from "./support/clients.js";
+import { LIBRARIES } from "./support/clients.js";
 import { watched } from "./support/groups.js";
-import { RedisServer } from "./support/redis.js";
 import { Relay } from "./support/relay.js";
+import { connected, feedOf, feeds, relay, server, useClient, useRelay } from "./support/relayed.js";
 import { Collector, briefly, take } from "./support/updates.js";
 
+useRelay();
+
 describe.each(LIBRARIES)("$name", (library) => {
-  let server: RedisServer;
-  let relay: Relay;
-  let connected: Connected;
-  let feeds: SessionFeed[];
-
-  const feedOf = (options?: FeedOptions, client = connected.client): SessionFeed => {
-    const feed = new SessionFeed(client, options);
-    feeds.push(feed);
-    return feed;
-  };
-
-  beforeAll(async () => {
-    server = await RedisServer.start();
-    relay = new Relay(server.port);
-  });
-  beforeEach(async () => {
-    await relay.redis.flushall();
-    relay.revisions.clear();
-    connected = await library.server(server.port);
-    feeds = [];
-  });
-  afterEach(async () => {
-    for (const feed of feeds) await feed.close();
-    await connected.close();
-  });
-  afterAll(async () => {
-    relay.close();
-    await server.stop();
-  });
+  useClient(library);
 
   describe("short reads", () => {
     it("tell whether a session is live, over or not known", async () => {
@@ -84,7 +58,7 @@ describe.each(LIBRARIES)("$name", (library) => {
     });
 
     it("fail after `timeout` while Redis does not respond", async () => {
-      const feed = feedOf({ timeout: 200 });
+      const feed = feedOf(connected.client, { timeout: 200 });
       await feed.status("sess_1");
       process.kill(server.pid, "SIGSTOP");
       try {
@@ -219,7 +193,9 @@ describe.each(LIBRARIES)("$name", (library) => {
     it("waits for a server that accepts connections, but does not respond", async () => {
       const reconnects: string[] = [];
       process.kill(server.pid, "SIGSTOP");
-      const updates = feedOf({ timeout: 300 }).follow({ onReconnect: ({ message }) => reconnects.push(message) });
+      const updates = feedOf(connected.client, { timeout: 300 }).follow({
+        onReconnect: ({ message }) => reconnects.push(message),
+      });
       const next = updates.next();
       try {
         await expect.poll(() => reconnects.length, { timeout: 20_000 }).toBeGreaterThan(0);
@@ -277,7 +253,7 @@ describe.each(LIBRARIES)("$name", (library) => {
       const secret = (username: string): object => ({ username, password: "secret", enableReadyCheck: false });
       for (const username of ["reader", "nobody"]) {
         const other = await library.server(server.port, secret(username));
-        const collector = new Collector(feedOf({}, other.client).follow());
+        const collector = new Collector(feedOf(other.client).follow());
         if (username === "reader") expect(briefly(await collector.has(1))).toEqual(["sess_1 active 1*"]);
         else expect(String(await collector.done)).toContain("NOPERM");
         await feeds.pop()?.close();
@@ -289,7 +265,7 @@ describe.each(LIBRARIES)("$name", (library) => {
       await relay.redis.call("ACL", "SETUSER", "locked", "reset", "on", ">secret", "~*", "+@all");
       const other = await library.server(server.port, { username: "locked", password: "secret" });
       await relay.redis.call("ACL", "SETUSER", "locked", "resetpass", ">another");
-      const error = await new Collector(feedOf({}, other.client).follow()).done;
+      const error = await new Collector(feedOf(other.client).follow()).done;
       expect(String(error)).toContain("WRONGPASS");
       await other.close();
     });
@@ -327,7 +303,7 @@ describe.each(LIBRARIES)("$name", (library) => {
       const parted = new Relay(server.port, 4);
       const ids = Array.from({ length: 8 }, (_, number) => `sess_${number}`);
       for (const id of ids) await parted.apply({ id, userId: `user_${id}` });
-      const feed = feedOf({ partitions: 4 });
+      const feed = feedOf(connected.client, { partitions: 4 });
       expect((await take(feed.follow(), 8)).map(({ session }) => session.id).sort()).toEqual(ids);
       const after = await feed.now();
       for (const id of ids) await parted.apply({ id, userId: `user_${id}`, status: "ended" });
@@ -342,13 +318,17 @@ describe.each(LIBRARIES)("$name", (library) => {
     it("of another number are an error that says what to do", async () => {
       await relay.mark("8");
       await expect(feedOf().status("sess_1")).rejects.toThrow("set partitions: 8");
-      expect(await new Collector(feedOf({ partitions: 4 }).follow()).done).toBeInstanceOf(PartitionsError);
+      expect(await new Collector(feedOf(connected.client, { partitions: 4 }).follow()).done).toBeInstanceOf(
+        PartitionsError,
+      );
     });
 
     it("that are being moved are waited for", async () => {
       await relay.mark("1>8@1795422761000");
       const reconnects: string[] = [];
-      const updates = feedOf({ partitions: 8 }).follow({ onReconnect: ({ message }) => reconnects.push(message) });
+      const updates = feedOf(connected.client, { partitions: 8 }).follow({
+        onReconnect: ({ message }) => reconnects.push(message),
+      });
       const next = updates.next();
       await expect.poll(() => reconnects.join()).toContain("moved from 1 partitions to 8");
       await relay.mark("8");

@@ -1,11 +1,10 @@
 // What a consumer that waits costs: some providers bill each command.
 import { Redis } from "ioredis6";
-import { afterAll, afterEach, beforeAll, beforeEach, expect, it, vi } from "vitest";
+import { afterEach, beforeEach, expect, it, vi } from "vitest";
 import { BLOCK_MS } from "../src/connection.js";
 import { SessionFeed } from "../src/index.js";
 import { calls } from "./support/groups.js";
-import { RedisServer } from "./support/redis.js";
-import { Relay } from "./support/relay.js";
+import { relay, server, useRelay } from "./support/relayed.js";
 import { take } from "./support/updates.js";
 
 // The times that matter are 400 times shorter than those that programs have.
@@ -16,26 +15,16 @@ vi.mock("../src/connection.js", async (original) => ({ ...(await original<object
 
 const MONTH_MS = 30 * 86_400_000;
 
-let server: RedisServer;
-let relay: Relay;
 let client: Redis;
 let feed: SessionFeed;
-beforeAll(async () => {
-  server = await RedisServer.start();
-  relay = new Relay(server.port);
-});
+useRelay();
 beforeEach(async () => {
-  await relay.redis.flushall();
   await relay.redis.config("RESETSTAT");
   client = new Redis({ host: "127.0.0.1", port: server.port });
 });
 afterEach(async () => {
   await feed.close();
   client.disconnect();
-});
-afterAll(async () => {
-  relay.close();
-  await server.stop();
 });
 
 const reads = async (): Promise<number> => (await calls(relay.redis))["xreadgroup"] ?? 0;

@@ -1,5 +1,5 @@
 // Consumer groups: each update at least once, whoever dies and whatever Redis loses. At a real redis-server.
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import type { Command } from "../src/connection.js";
 import { NOTHING } from "../src/cursors.js";
 import {
@@ -7,56 +7,22 @@ import {
   SessionFeed,
   UnreadableMessageError,
   type ConsumeOptions,
-  type RedisClient,
   type SessionUpdate,
 } from "../src/index.js";
-import type { Access } from "../src/connection.js";
 import { consume } from "../src/group.js";
 import { keysOf } from "../src/keys.js";
 import { Partition, type Updates } from "../src/stream.js";
-import { LIBRARIES, type Connected, type Library } from "./support/clients.js";
+import { LIBRARIES, type Library } from "./support/clients.js";
 import { EVENTS, calls, consumers, groups, pending, skewClock, watched } from "./support/groups.js";
-import { RedisServer } from "./support/redis.js";
 import { Relay } from "./support/relay.js";
+import { connected, feedOf, feeds, relay, server, useClient, useRelay } from "./support/relayed.js";
 import { Collector, take } from "./support/updates.js";
 
-let server: RedisServer;
-let relay: Relay;
-let connected: Connected;
-let feeds: SessionFeed[];
 /** Its reconnections are no warnings: tests cause them. */
 const onReconnect = (): void => undefined;
 
-beforeAll(async () => {
-  server = await RedisServer.start();
-  relay = new Relay(server.port);
-});
-beforeEach(async () => {
-  await relay.redis.flushall();
-  relay.revisions.clear();
-  feeds = [];
-});
-afterEach(async () => {
-  vi.restoreAllMocks();
-  for (const feed of feeds) await feed.close();
-  await connected.close();
-});
-afterAll(async () => {
-  relay.close();
-  await server.stop();
-});
-
-const opens = (library: Library): void => {
-  beforeEach(async () => {
-    connected = await library.server(server.port);
-  });
-};
-
-function feedOf(client: RedisClient | Access = connected.client, partitions = 1): SessionFeed {
-  const feed = new SessionFeed(client as RedisClient, { partitions });
-  feeds.push(feed);
-  return feed;
-}
+useRelay();
+afterEach(() => void vi.restoreAllMocks());
 
 const consumed = (options: ConsumeOptions & { group?: string; name?: string; feed?: SessionFeed } = {}): Updates => {
   const { group = "group", name = "name", feed = feedOf(), ...others } = options;
@@ -81,7 +47,7 @@ const blocked = async (): Promise<number> => {
 };
 
 describe.each(LIBRARIES)("over $name, a consumer", (library) => {
-  opens(library);
+  useClient(library);
 
   it("begins with the state of every session, then gets what happens", async () => {
     await beginSessions(1, 2);
@@ -138,7 +104,7 @@ describe.each(LIBRARIES)("over $name, a consumer", (library) => {
   it("reads all partitions", async () => {
     const parted = new Relay(server.port, 4);
     const users = Array.from({ length: 12 }, (_, number) => `user_${number}`);
-    const updates = consumed({ feed: feedOf(connected.client, 4), after: "0-0" });
+    const updates = consumed({ feed: feedOf(connected.client, { partitions: 4 }), after: "0-0" });
     for (const user of users) await parted.apply({ id: `sess_of_${user}`, userId: user });
     const seen = await take(updates, 12);
     expect(seen.map(({ session }) => session.user_id).sort()).toEqual([...users].sort());
@@ -154,7 +120,7 @@ describe.each(LIBRARIES)("over $name, a consumer", (library) => {
 });
 
 describe("a group", () => {
-  opens(LIBRARIES[3] as Library);
+  useClient(LIBRARIES[3] as Library);
 
   it("whose consumer dies in the snapshots leaves them to the next", async () => {
     await beginSessions(1, 2, 3);
@@ -229,7 +195,7 @@ describe("a group", () => {
 });
 
 describe("what is done", () => {
-  opens(LIBRARIES[3] as Library);
+  useClient(LIBRARIES[3] as Library);
 
   it("takes few commands to acknowledge, at a thousand updates", async () => {
     await beginSessions(1);
@@ -266,7 +232,8 @@ describe("what is done", () => {
   it("does not come again when the loop fails", async () => {
     await beginSessions(1, 2);
     const loop = async (): Promise<void> => {
-      for await (const update of consumed({ after: "0-0" })) if (numberOf(update) === 2) throw new Error("the loop's own");
+      for await (const update of consumed({ after: "0-0" }))
+        if (numberOf(update) === 2) throw new Error("the loop's own");
     };
     await expect(loop()).rejects.toThrow("the loop's own");
     await beginSessions(3);
@@ -326,7 +293,7 @@ describe("what is done", () => {
 });
 
 describe("several consumers", () => {
-  opens(LIBRARIES[3] as Library);
+  useClient(LIBRARIES[3] as Library);
 
   it("of a group share the stream", async () => {
     await beginSessions(...Array.from({ length: 20 }, (_, number) => number + 10));
@@ -370,7 +337,7 @@ describe("several consumers", () => {
 });
 
 describe("what Redis loses", () => {
-  opens(LIBRARIES[3] as Library);
+  useClient(LIBRARIES[3] as Library);
   beforeEach(() => void vi.spyOn(console, "warn").mockImplementation(() => undefined));
 
   const losses: Record<string, () => Promise<unknown>> = {
@@ -452,7 +419,7 @@ describe("what Redis loses", () => {
 
 /** A server that counts what a stream ever got; or not, as Redis 6.2. */
 describe.each(["a server that counts", "a server as Redis 6.2"])("at %s, a group", (which) => {
-  opens(LIBRARIES[3] as Library);
+  useClient(LIBRARIES[3] as Library);
   const counts = which === "a server that counts";
 
   /** `sent`: called before each command that a test is interested in. */
@@ -562,25 +529,29 @@ describe.each(["a server that counts", "a server as Redis 6.2"])("at %s, a group
     expect(isBack).toBe(true);
   });
 
-  it.each(["the same", "another"])("tells %s consumer of what was trimmed before anybody was done with it", async (name) => {
-    const [, second] = await beginSessions(1, 2, 3, 4);
-    const first = consumed({ feed: feed(), name: "the same", after: "0-0" });
-    await take(first, 2);
-    await first.return();
-    await relay.trim(1);
-    for (let time = 0; time < 2; time++) {
-      const updates = consumed({ feed: feed(), name, claimAfter: 50 });
-      await expect(next(updates)).rejects.toMatchObject({ name: "CursorLostError", cursor: second });
-    }
-    const updates = consumed({ feed: feed(), name, resync: true, claimAfter: 50 });
-    const missing = new Set(["4", "1*", "2*", "3*", "4*"]);
-    const seen = (update: SessionUpdate): boolean => missing.delete(`${numberOf(update)}${update.isSnapshot ? "*" : ""}`);
-    while (missing.size) seen(await next(updates));
-    await beginSessions(5);
-    while (numberOf(await next(updates)) !== 5);
-    void updates.next();
-    await acknowledged();
-  });
+  it.each(["the same", "another"])(
+    "tells %s consumer of what was trimmed before anybody was done with it",
+    async (name) => {
+      const [, second] = await beginSessions(1, 2, 3, 4);
+      const first = consumed({ feed: feed(), name: "the same", after: "0-0" });
+      await take(first, 2);
+      await first.return();
+      await relay.trim(1);
+      for (let time = 0; time < 2; time++) {
+        const updates = consumed({ feed: feed(), name, claimAfter: 50 });
+        await expect(next(updates)).rejects.toMatchObject({ name: "CursorLostError", cursor: second });
+      }
+      const updates = consumed({ feed: feed(), name, resync: true, claimAfter: 50 });
+      const missing = new Set(["4", "1*", "2*", "3*", "4*"]);
+      const seen = (update: SessionUpdate): boolean =>
+        missing.delete(`${numberOf(update)}${update.isSnapshot ? "*" : ""}`);
+      while (missing.size) seen(await next(updates));
+      await beginSessions(5);
+      while (numberOf(await next(updates)) !== 5);
+      void updates.next();
+      await acknowledged();
+    },
+  );
 
   it("has what was trimmed given up before it is taken over, as that makes Redis forget it", async () => {
     await beginSessions(1, 2, 3);
@@ -590,7 +561,9 @@ describe.each(["a server that counts", "a server as Redis 6.2"])("at %s, a group
     await relay.trim(1);
     const sent: string[] = [];
     const noting = feed(async ([name]) => void sent.push(name));
-    await expect(next(consumed({ feed: noting, name: "other", claimAfter: 50 }))).rejects.toBeInstanceOf(CursorLostError);
+    await expect(next(consumed({ feed: noting, name: "other", claimAfter: 50 }))).rejects.toBeInstanceOf(
+      CursorLostError,
+    );
     expect(sent).toContain("XPENDING");
     expect(sent).not.toContain("XAUTOCLAIM");
   });
@@ -717,7 +690,7 @@ describe.each(["a server that counts", "a server as Redis 6.2"])("at %s, a group
 });
 
 describe("consumers that nobody uses", () => {
-  opens(LIBRARIES[3] as Library);
+  useClient(LIBRARIES[3] as Library);
 
   /** A consumer for which others count as unused after 100 ms, and which looks for them as often. */
   function staying(claimAfter: number, sent: (command: Command) => Promise<void> = async () => undefined): Updates {
@@ -729,7 +702,7 @@ describe("consumers that nobody uses", () => {
     const partition = new Partition(0, keysOf("{clerk}"));
     const group = { name: "group", consumer: "stays", claimAfter, unusedAfter: 100, lookEvery: 100 };
     const updates = consume(connection, [partition], group, { stale: false, resync: false });
-    feeds.push({ close: () => connection.close() } as SessionFeed);
+    feeds.push(connection);
     return updates;
   }
 
@@ -788,7 +761,11 @@ describe("consumers that nobody uses", () => {
     await expect.poll(looksAt).toBeGreaterThan(0);
     const reads = (): Command[] => sent.slice(looksAt()).filter(([name]) => name === "XREADGROUP");
     await expect.poll(() => reads().length).toBeGreaterThanOrEqual(2);
-    expect(reads().map((command) => command.at(-1)).slice(0, 2)).toEqual(["0", ">"]);
+    expect(
+      reads()
+        .map((command) => command.at(-1))
+        .slice(0, 2),
+    ).toEqual(["0", ">"]);
   });
 
   it("lose nothing if they wake in the moment of their removal", async () => {
@@ -834,7 +811,7 @@ describe("consumers that nobody uses", () => {
 });
 
 describe("where XREADGROUP does not wait, a consumer", () => {
-  opens(LIBRARIES[3] as Library);
+  useClient(LIBRARIES[3] as Library);
 
   it("waits with XREAD", async () => {
     const sent: string[] = [];

@@ -2,7 +2,7 @@
 // real redis-server. A long module, since all of it shares how mirrors are made, and what is done to Redis.
 import { getEventListeners } from "node:events";
 import { setTimeout as sleep } from "node:timers/promises";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import type { Access } from "../src/connection.js";
 import {
   FeedClosedError,
@@ -11,10 +11,8 @@ import {
   SessionFeed,
   UnreadableMessageError,
   type AskingMirror,
-  type FeedOptions,
   type Mirror,
   type MirrorOptions,
-  type RedisClient,
 } from "../src/index.js";
 import { LIBRARIES, type Connected, type Library } from "./support/clients.js";
 import { skewClock } from "./support/groups.js";
@@ -22,47 +20,24 @@ import { message } from "./support/messages.js";
 import { Gate, Wire, catchUp, eventually, refusal, skewTime, told } from "./support/mirrors.js";
 import { RedisServer, freePort } from "./support/redis.js";
 import { Relay } from "./support/relay.js";
+import { connected, feedOf, feeds, relay, server, useClient, useRelay } from "./support/relayed.js";
 
 const IOREDIS = LIBRARIES.find(({ name }) => name === "ioredis 6") as Library;
 const EVENTS = "{clerk}:events";
 const DAY = 86_400_000;
 const IDS = Array.from({ length: 12 }, (_, number) => `sess_${number}`);
 
-let server: RedisServer;
-let relay: Relay;
-let connected: Connected;
-let feeds: SessionFeed[];
 let reconnects: string[];
 let warnings: unknown[];
 
-beforeAll(async () => {
-  server = await RedisServer.start();
-  relay = new Relay(server.port);
-});
-beforeEach(async () => {
-  await relay.redis.flushall();
-  relay.revisions.clear();
-  connected = await IOREDIS.server(server.port);
-  feeds = [];
+useRelay();
+useClient(IOREDIS);
+beforeEach(() => {
   reconnects = [];
   warnings = [];
   vi.spyOn(console, "warn").mockImplementation((text) => warnings.push(text));
 });
-afterEach(async () => {
-  vi.restoreAllMocks();
-  for (const feed of feeds) await feed.close();
-  await connected.close();
-});
-afterAll(async () => {
-  relay.close();
-  await server.stop();
-});
-
-function feedOf(client: RedisClient | Access = connected.client, options?: FeedOptions): SessionFeed {
-  const feed = new SessionFeed(client as RedisClient, options);
-  feeds.push(feed);
-  return feed;
-}
+afterEach(() => void vi.restoreAllMocks());
 
 type Answering = MirrorOptions & { pastMaxAge?: "raise" | "allow" };
 
