@@ -56,7 +56,8 @@ for (const [name, { make, ask, connect, end }] of Object.entries(libraries)) {
   const again = new Promise((resolve) => client.once("ready", resolve));
   await ask(copy, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes");
   await again;
-  console.log(`${name}: selected ${selected}, connected again ${await database(client)}, duplicate ${await database(copy)}`);
+  const [later, copied] = [await database(client), await database(copy)];
+  console.log(`${name}: selected ${selected}, connected again ${later}, duplicate ${copied}`);
   end(client);
   end(copy);
 }
