@@ -28,6 +28,12 @@ def table() -> Table:
     return Table(WEEK)
 
 
+@pytest.fixture
+def reading() -> MirrorReading:
+    """What reads for a mirror of one partition."""
+    return MirrorReading(1, 5.0, WEEK, longest_wait=2.5, on_ready=lambda: None)
+
+
 def put(table: Table, session_id: str = "sess_1", *, end: float = NOW_S + DAY, status: str = "active") -> None:
     is_open = status in {"active", "pending"}
     table.put(session_id, "user_1", end, is_open=is_open, is_live=status == "active", now=NOW_S)
@@ -143,8 +149,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_all_sessions_are_looked_at_in_parts_once_an_hour(clock: Clock) -> None:
-    reading = MirrorReading(1, 5.0, WEEK, longest_wait=2.5, on_ready=lambda: None)
+def test_all_sessions_are_looked_at_in_parts_once_an_hour(clock: Clock, reading: MirrorReading) -> None:
     partition = Partition(0, Keys(), "0-1")
     reading.begin(partition)
     for number in range(5000):
@@ -159,8 +164,7 @@ def test_all_sessions_are_looked_at_in_parts_once_an_hour(clock: Clock) -> None:
     assert [look() for _ in range(5)] == [5000, 3000, 1000, 0, 0]
 
 
-def test_nothing_is_forgotten_in_an_hour_in_which_the_clock_was_set(clock: Clock) -> None:
-    reading = MirrorReading(1, 5.0, WEEK, longest_wait=2.5, on_ready=lambda: None)
+def test_nothing_is_forgotten_in_an_hour_in_which_the_clock_was_set(clock: Clock, reading: MirrorReading) -> None:
     partition = Partition(0, Keys(), "0-1")
     put(reading._table(partition))
 
@@ -233,13 +237,14 @@ def test_a_mirror_is_ready_only_once_each_partition_is() -> None:
 
 
 def test_what_is_being_read_may_be_counted_while_another_partition_begins() -> None:
+    reading = MirrorReading(2, 5.0, WEEK, longest_wait=2.5, on_ready=lambda: None)
+
     class Growing:
         @property
         def kept(self) -> dict[str, float]:
             reading.begin(Partition(1, Keys()))
             return {"sess_1": NOT_YET}
 
-    reading = MirrorReading(2, 5.0, WEEK, longest_wait=2.5, on_ready=lambda: None)
     reading._growing[0] = Growing()  # type: ignore[assignment]
     assert reading.growing == 1
 
@@ -259,8 +264,7 @@ def test_why_it_is_too_old_may_be_asked_while_another_connection_is_lost(monkeyp
 # Another server than the one that was read from
 
 
-def test_what_only_a_former_server_had_makes_no_entry_of_the_next_one_known() -> None:
-    reading = MirrorReading(1, 5.0, WEEK, longest_wait=2.5, on_ready=lambda: None)
+def test_what_only_a_former_server_had_makes_no_entry_of_the_next_one_known(reading: MirrorReading) -> None:
     partition = Partition(0, Keys(), "1-0")
     reading.begin(partition)
     partition.note("sess_1", (9, 0), (1, 0))
@@ -272,12 +276,13 @@ def test_what_only_a_former_server_had_makes_no_entry_of_the_next_one_known() ->
     assert not partition.is_known(entry)
 
 
-def test_a_hash_that_is_older_than_the_entry_on_whose_account_it_is_read_does_not_undo_that() -> None:
+def test_a_hash_that_is_older_than_the_entry_on_whose_account_it_is_read_does_not_undo_that(
+    reading: MirrorReading,
+) -> None:
     class Server:
         async def ask(self, *commands: Any) -> list[list[bytes]]:
             return [[b"1", b"active", b"user_1", b"1-1", b""] for _ in commands]
 
-    reading = MirrorReading(1, 5.0, WEEK, longest_wait=2.5, on_ready=lambda: None)
     partition = Partition(0, Keys(), "2-1")
     message = json.loads((ROOT / "clients/conformance/message.json").read_text())
     message["session"] |= {"status": "ended", "live": False, "expire_at": None}

@@ -48,14 +48,18 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("text", MISSING_RIGHTS.values(), ids=MISSING_RIGHTS)
-def test_each_version_has_its_words_for_a_missing_right(text: str) -> None:
-    assert is_missing_right(redis.ResponseError(text))
-
-
-@pytest.mark.parametrize("text", ["this user has no permissions to run the 'hset' command", "in words to come"])
-def test_redis_own_code_is_a_missing_right_whatever_it_says(text: str) -> None:
-    assert is_missing_right(NoPermissionError(text))
+@pytest.mark.parametrize(
+    "error",
+    [
+        *map(redis.ResponseError, MISSING_RIGHTS.values()),
+        # By Redis' own code, whatever it says.
+        NoPermissionError("this user has no permissions to run the 'hset' command"),
+        NoPermissionError("in words to come"),
+    ],
+    ids=[*MISSING_RIGHTS, "a code", "a code, in words to come"],
+)
+def test_each_version_has_its_words_for_a_missing_right(error: redis.RedisError) -> None:
+    assert is_missing_right(error)
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=str)
@@ -144,29 +148,23 @@ def test_what_passes_or_is_about_something_else_is_no_lack_of_a_command(error: r
     assert not has_no_command(error)
 
 
-UNKNOWN_SCRIPTS = [
-    "NOSCRIPT No matching script. Please use EVAL.",
-    "No matching script. Please use EVAL.",
-    "script does not exist",
-    "Script not found",
-    "unknown script",
-    "unknown command 'EVALSHA', with args beginning with: '0000' ",
-    "this proxy doesn't support EVALSHA",
-]
-KNOWN_SCRIPTS = [
-    "Error running script (call to f_0000): @user_script:1: unknown command 'XINFO'",
-    "Unknown Redis command called from script script: 0000, on @user_script:1.",
-    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
-    "max requests limit exceeded",
-    "NOPERM this user has no permissions to run the 'evalsha' command",
-]
+IS_SCRIPT_UNKNOWN = {
+    "NOSCRIPT No matching script. Please use EVAL.": True,
+    "No matching script. Please use EVAL.": True,
+    "script does not exist": True,
+    "Script not found": True,
+    "unknown script": True,
+    "unknown command 'EVALSHA', with args beginning with: '0000' ": True,
+    "this proxy doesn't support EVALSHA": True,
+    # One that fails, or that may not be run.
+    "Error running script (call to f_0000): @user_script:1: unknown command 'XINFO'": False,
+    "Unknown Redis command called from script script: 0000, on @user_script:1.": False,
+    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.": False,
+    "max requests limit exceeded": False,
+    "NOPERM this user has no permissions to run the 'evalsha' command": False,
+}
 
 
-@pytest.mark.parametrize("said", UNKNOWN_SCRIPTS)
-def test_each_server_has_its_words_for_a_script_that_it_does_not_know(said: str) -> None:
-    assert is_script_unknown(redis.ResponseError(said))
-
-
-@pytest.mark.parametrize("said", KNOWN_SCRIPTS)
-def test_a_script_that_fails_or_that_may_not_be_run_is_not_unknown(said: str) -> None:
-    assert not is_script_unknown(redis.ResponseError(said))
+@pytest.mark.parametrize(("said", "is_unknown"), IS_SCRIPT_UNKNOWN.items())
+def test_each_server_has_its_words_for_a_script_that_it_does_not_know(said: str, is_unknown: bool) -> None:
+    assert is_script_unknown(redis.ResponseError(said)) is is_unknown
