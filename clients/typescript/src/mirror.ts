@@ -1,4 +1,5 @@
 // Mirrors: the state of all sessions in memory, for answers without a round trip that know how old they are.
+/// <reference lib="esnext.disposable" preserve="true" />
 import { asError } from "./clients/link.js";
 import { clock } from "./clock.js";
 import { BLOCK_MS, type Connection } from "./connection.js";
