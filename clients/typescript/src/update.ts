@@ -69,7 +69,8 @@ export function streamed(
 }
 
 type Check = (value: any) => boolean;
-type Shape = Record<string, Check>;
+/** What the fields of an object have to be. */
+type Shape = [field: string, is: Check][];
 
 /** The id of a stream entry, as Redis writes it. */
 const CURSOR = /^(0|[1-9]\d{0,19})-(0|[1-9]\d{0,19})$/;
@@ -88,27 +89,35 @@ const hasShape =
     typeof value === "object" &&
     value !== null &&
     !Array.isArray(value) &&
-    Object.entries(shape).every(([field, is]) => is(value[field]));
+    shape.every(([field, is]) => is(value[field]));
 
 // What models.py of the client for Python says: the same of every message. A later version may add keys, and texts.
-const ACTIVITY: Shape = { is_mobile: orNull(isFlag) };
-for (const field of "object id device_type browser_name browser_version ip_address city country".split(" ")) {
-  ACTIVITY[field] = orNull(isText);
-}
-const EVENT: Shape = {
+const ACTIVITY: Shape = [
+  "object",
+  "id",
+  "device_type",
+  "browser_name",
+  "browser_version",
+  "ip_address",
+  "city",
+  "country",
+].map((field) => [field, orNull(isText)]);
+ACTIVITY.push(["is_mobile", orNull(isFlag)]);
+const isTask = hasShape([["key", isText]]);
+const EVENT: Shape = Object.entries({
   // An expiry's is longer than others: `exp_<session id>_<expire_at>`.
   id: (value) => isText(value) && /^([\w-]{1,128}|exp_[\w-]{1,128}_\d{1,15})$/.test(value),
-  type: (value) => isText(value) && [...value].length <= 128,
+  type: (value) => isText(value) && (value.length <= 128 || [...value].length <= 128),
   source: isText,
   occurred_at: isTime,
   instance_id: orNull(isId),
-};
-const SESSION: Shape = {
+});
+const SESSION: Shape = Object.entries({
   object: (value = "session") => value === "session",
   id: isId,
   user_id: isId,
   client_id: orNull(isId),
-  actor: orNull(hasShape({})),
+  actor: orNull(hasShape([])),
   status: isText,
   live: isFlag,
   last_active_organization_id: orNull(isId),
@@ -118,8 +127,8 @@ const SESSION: Shape = {
   abandon_at: orNull(isTime),
   updated_at: orNull(isTime),
   created_at: orNull(isTime),
-  tasks: (value) => Array.isArray(value) && value.every(hasShape({ key: isText })),
-};
+  tasks: (value) => Array.isArray(value) && value.every(isTask),
+});
 
 type Checked = Pick<SessionUpdate, "revision" | "previousStatus" | "event" | "session">;
 
@@ -131,15 +140,15 @@ function parse(json: string, where: string, isEntry: boolean): Checked & { read:
   } catch {
     throw new UnreadableMessageError(`${where}: it is no JSON`);
   }
-  const need = (field: string, isGood: boolean): void => {
-    if (!isGood) throw new UnreadableMessageError(`${where}: ${field}: is not as this version knows it`);
+  const need = (isGood: boolean, field: string, of = ""): void => {
+    if (!isGood) throw new UnreadableMessageError(`${where}: ${of}${field}: is not as this version knows it`);
   };
   const { event, session, revision, previous_status: previousStatus } = read ?? {};
-  need("schema_version", read?.schema_version === 1);
-  need("cursor", isEntry ? read.cursor === null : isText(read.cursor) && CURSOR.test(read.cursor));
-  need("revision", (isEntry && revision === null) || isRevision(revision));
-  need("previous_status", orNull(isText)(previousStatus));
-  for (const [field, is] of Object.entries(EVENT)) need(`event.${field}`, is(event?.[field]));
-  for (const [field, is] of Object.entries(SESSION)) need(`session.${field}`, is(session?.[field]));
+  need(read?.schema_version === 1, "schema_version");
+  need(isEntry ? read.cursor === null : isText(read.cursor) && CURSOR.test(read.cursor), "cursor");
+  need((isEntry && revision === null) || isRevision(revision), "revision");
+  need(previousStatus === null || isText(previousStatus), "previous_status");
+  for (const [field, is] of EVENT) need(is(event?.[field]), field, "event.");
+  for (const [field, is] of SESSION) need(is(session?.[field]), field, "session.");
   return { read, revision, previousStatus, event, session };
 }
