@@ -374,5 +374,6 @@ class AsyncAskingMirror(_AsyncMirror):
 
 
 def _user_of(update: SessionUpdate | None) -> str | None:
-    is_open = update is not None and update.session.status in OPEN_STATUSES
-    return update.session.user_id if update is not None and is_open else None
+    if update is None or not (update.session.live or update.session.status in OPEN_STATUSES):
+        return None
+    return update.session.user_id

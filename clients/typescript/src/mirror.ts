@@ -204,7 +204,7 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
         () => reading.userId(sessionId),
         async () => {
           const session = (await source.get(sessionId))?.session;
-          return session && isOpen(session.status) ? session.user_id : null;
+          return session && (session.live || isOpen(session.status)) ? session.user_id : null;
         },
       ),
     close,
