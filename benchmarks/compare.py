@@ -1,9 +1,7 @@
 """The service against what one would otherwise write: `make bench`. The result: docs/benchmarks.md."""
 
 import dataclasses
-import json
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ import click
 
 from benchmarks import builds, deliveries, measure, processes, report
 from benchmarks.measure import Round, Store
-from benchmarks.processes import ROOT, VoidError
+from benchmarks.processes import BUN, NODE_MODULES, ROOT, VoidError
 from service.dev import simulator
 
 
@@ -23,6 +21,8 @@ class Contender:
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    npm_packages: tuple[str, ...] = ()
+    """It is left out where one of these is missing; what pip installs has to be there."""
 
 
 def _procfile(root: Path = ROOT) -> tuple[str, ...]:
@@ -33,6 +33,10 @@ def _procfile(root: Path = ROOT) -> tuple[str, ...]:
 
 def _python(arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", *arguments.split())
+
+
+def _javascript(program: str, file: str) -> tuple[str, ...]:
+    return (program, str(ROOT / "benchmarks" / "contenders" / file))
 
 
 THIS: Final = Contender(report.THIS, _procfile(), {"WEB_CONCURRENCY": "1"})
@@ -54,9 +58,11 @@ CONTENDERS: Final = (
     ),
     Contender(
         "(c) Fastify, Node",
-        ("node", str(ROOT / "benchmarks" / "contenders" / "fastify.mjs")),
+        _javascript("node", "fastify.mjs"),
         {"NODE_ENV": "production"},
+        ("fastify", "ioredis", "svix"),
     ),
+    Contender("(d) Bun", _javascript(BUN, "bun.mjs"), {"NODE_ENV": "production"}, ("bun", "svix")),
 )
 
 
@@ -156,13 +162,20 @@ def main(
         report.write("compare", [image, "", *shown, "", "```", *drawn, "```", "", *described])
 
 
-def available() -> list[Contender]:
+def available(node_modules: Path = NODE_MODULES) -> list[Contender]:
     """Return the contenders that can run here; say which can't."""
-    pinned = json.loads((ROOT / "benchmarks" / "package.json").read_text())["dependencies"]
-    if shutil.which("node") and all((ROOT / "benchmarks" / "node_modules" / name).exists() for name in pinned):
-        return list(CONTENDERS)
-    click.echo("(c) is left out: it needs Node and npm (apt-get install nodejs npm; make bench).", err=True)
-    return [each for each in CONTENDERS if each.command[0] != "node"]
+    there = []
+    for each in CONTENDERS:
+        missing = [name for name in each.npm_packages if not (node_modules / name).exists()]
+        if missing:
+            reason = f"npm has not installed {', '.join(missing)} (apt-get install nodejs npm; make bench)"
+        elif each.npm_packages and not processes.can_run(each.command[0]):
+            reason = f"{each.command[0]} does not run here"
+        else:
+            there.append(each)
+            continue
+        click.echo(f"{each.name} is left out: {reason}.", err=True)
+    return there
 
 
 def builds_against(revision: str) -> list[Contender]:

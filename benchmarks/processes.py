@@ -17,6 +17,10 @@ import click
 ROOT: Final = Path(__file__).parents[1]
 START_SECONDS: Final = 20
 
+NODE_MODULES: Final = ROOT / "benchmarks" / "node_modules"
+"""What `make bench` installs from npm, if it is there; Bun is one of its packages."""
+BUN: Final = str(NODE_MODULES / ".bin" / "bun")
+
 CORES: Final = sorted(os.sched_getaffinity(0))
 """The first is the server's, the last for wrk, Redis and the benchmark itself."""
 
@@ -39,6 +43,14 @@ class Server:
     def worker_bytes(self) -> int:
         """Resident memory of that of its processes which did most."""
         return busiest_bytes(self.pid)
+
+
+def can_run(program: str) -> bool:
+    """Tell whether a program says its version. What npm installs for Bun fails at that if npm may not run scripts."""
+    try:
+        return subprocess.run([program, "--version"], capture_output=True, check=False).returncode == 0  # noqa: S603
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from typing import Final
 import click
 
 from benchmarks.measure import Growth, Round
-from benchmarks.processes import CORES, ROOT
+from benchmarks.processes import BUN, CORES, ROOT, can_run
 
 DOCS: Final = ROOT / "docs" / "benchmarks.md"
 THIS: Final = "this service"
@@ -245,7 +245,7 @@ class Surroundings:
         if len(CORES) == 1:
             yield "The server shared its only core with wrk and Redis."
         yield f"Other programs had {others:.0%} of the machine meanwhile."
-        yield f"{_python()}; {_packages()}; {_node()}Redis {redis_version}, {_wrk()}."
+        yield f"{_python()}; {_packages()}; {_node()}{_bun()}Redis {redis_version}, {_wrk()}."
 
 
 def _machine_seconds() -> tuple[float, float]:
@@ -304,6 +304,10 @@ def _node() -> str:
     pinned = json.loads((ROOT / "benchmarks" / "package.json").read_text())["dependencies"]
     packages = ", ".join(f"{name} {number}" for name, number in pinned.items())
     return f"Node {_output('node', '--version').removeprefix('v')}, {packages}; "
+
+
+def _bun() -> str:
+    return f"Bun {_output(BUN, '--version')}; " if can_run(BUN) else ""
 
 
 def _wrk() -> str:

@@ -6,7 +6,6 @@ import importlib
 import itertools
 import json
 import os
-import shutil
 import socketserver
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from support.relay import Relay, run_relay
 
 from benchmarks import builds, compare, deliveries, growth, measure, open_loop, processes
 from benchmarks.measure import Store
-from benchmarks.processes import ROOT, Server, VoidError
+from benchmarks.processes import Server, VoidError
 from service.dev import simulator
 from service.dev.embedded import EmbeddedRedis
 
@@ -75,10 +74,10 @@ def fastapi_uvicorn(_: Path) -> Iterator[Post]:
 
 
 @contextlib.contextmanager
-def fastify(folder: Path) -> Iterator[Post]:
-    if shutil.which("node") is None or not (ROOT / "benchmarks" / "node_modules").exists():
-        pytest.skip("needs Node, and what `make bench` installs")
-    contender = next(each for each in compare.CONTENDERS if each.command[0] == "node")
+def _program(name: str, folder: Path) -> Iterator[Post]:
+    contender = next((each for each in compare.available() if each.name == name), None)
+    if contender is None:
+        pytest.skip("needs what `make bench` installs")
     environment = {name: os.environ[name] for name in ("CLERK_WEBHOOK_SIGNING_SECRET", "REDIS_URL")}
     with processes.running(contender.command, environment, folder) as server:
 
@@ -89,7 +88,11 @@ def fastify(folder: Path) -> Iterator[Post]:
         yield post
 
 
-@pytest.fixture(params=[flask_gunicorn, fastapi_uvicorn, fastify])
+fastify = partial(_program, "(c) Fastify, Node")
+bun = partial(_program, "(d) Bun")
+
+
+@pytest.fixture(params=[flask_gunicorn, fastapi_uvicorn, fastify, bun], ids=["flask", "fastapi", "fastify", "bun"])
 def contender(
     request: pytest.FixtureRequest, real_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Post]:
@@ -116,6 +119,7 @@ def test_a_contender_writes_what_the_service_writes_and_refuses_what_is_forged(
 
     with client_of(real_redis.url) as client, run_relay(real_redis.url, now_ms=now_ms()) as relay:
         client.flushall()
+        client.script_flush()
         forged = contender(body + b" ", headers)
         assert (forged[0], client.dbsize()) == (400, 0)
 
@@ -125,6 +129,27 @@ def test_a_contender_writes_what_the_service_writes_and_refuses_what_is_forged(
 
         relay.take(body, headers["svix-id"])
         assert written == _states(client)
+
+
+def test_a_contender_whose_program_does_not_run_is_left_out_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made(name: str, script: str) -> compare.Contender:
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        return compare.Contender(name, (str(program),), npm_packages=("bun",))
+
+    (tmp_path / "bun").mkdir()
+    good, placeholder = made("good", "echo 1.4.5"), made("placeholder", "exit 1")
+    foreign = made("foreign", "")
+    Path(foreign.command[0]).write_bytes(b"\x7fELF")
+    monkeypatch.setattr(compare, "CONTENDERS", (placeholder, good, foreign))
+
+    assert compare.available(tmp_path) == [good]
+
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(" is left out: ")[0] for line in said] == ["placeholder", "foreign"]
 
 
 # Builds

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 from support.constants import SECRET
 
-from benchmarks import deliveries, measure, report
+from benchmarks import compare, deliveries, measure, processes, report
 from benchmarks.measure import Round, Saturated, Steady
 from service.clerk.signature import Verifier
 
@@ -25,6 +26,27 @@ def test_deliveries_are_genuine_distinct_and_of_the_sizes_asked_for(tmp_path: Pa
         ids |= {verifier.verify(headers, body).id, event["data"]["id"], event["data"]["user"]["id"]}
         assert 2_000 <= len(body) == int(headers["content-length"]) <= 3_000
     assert len(ids) == 40 * 3
+
+
+def test_without_npm_the_contenders_in_javascript_are_left_out_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [each.name for each in compare.available(tmp_path)] == [
+        *("this service", "(a) Flask, gunicorn", "(b) FastAPI, uvicorn")
+    ]
+
+    fastify, bun = capsys.readouterr().err.splitlines()
+    assert fastify.startswith("(c) Fastify, Node is left out: npm has not installed fastify, ioredis, svix (")
+    assert bun.startswith("(d) Bun is left out: npm has not installed bun, svix (")
+
+
+def test_what_the_contenders_need_of_npm_is_pinned() -> None:
+    package = json.loads((processes.NODE_MODULES.parent / "package.json").read_text())
+
+    pinned = package["dependencies"] | package["optionalDependencies"]
+
+    assert {name for each in compare.CONTENDERS for name in each.npm_packages} == set(pinned)
+    assert all(re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+", version) for version in pinned.values())
 
 
 def a_round(**figures: float) -> Round:
