@@ -55,34 +55,24 @@ if marked and marked ~= partitions then
 end
 
 local message_field = '_message:' .. message_id
-local FIELDS = {
-  'state', 'status', 'live', 'user_id', 'revision', 'cursor', '_order', '_expire_at', '_user_key', '_base',
-}
-
-local values = redis.call('HMGET', session_key, message_field, unpack(FIELDS))
-local seen = table.remove(values, 1)
+local session_ttl = redis.call('PTTL', session_key) -- -2 if nothing is stored
+-- `was_…`: of the stored state.
+local seen, was_state, was_status, was_live, was_user_id, was_revision, was_cursor, was_order, was_expire_at,
+  was_user_key, was_base
+if session_ttl ~= -2 then
+  seen, was_state, was_status, was_live, was_user_id, was_revision, was_cursor, was_order, was_expire_at,
+    was_user_key, was_base = unpack(redis.call('HMGET', session_key, message_field, 'state', 'status', 'live', 'user_id',
+      'revision', 'cursor', '_order', '_expire_at', '_user_key', '_base'))
+end
 if seen then
   if confirm == '1' then
-    local left = redis.call('PTTL', session_key)
-    redis.call('PEXPIRE', session_key, left > 0 and left or retention_ms)
+    redis.call('PEXPIRE', session_key, session_ttl > 0 and session_ttl or retention_ms)
   end
   local cursor, revision, first_digest = string.match(seen, '^(%S+) (%d*) (%x*)$')
   return { 'duplicate', cursor, revision, body_digest == first_digest and '' or 'other_body' }
 end
-
-local stored
-if values[1] then
-  stored = {}
-  for i, field in ipairs(FIELDS) do
-    stored[field] = values[i] or nil
-  end
-end
-if from_cursor ~= '' and from_cursor ~= (stored and stored.cursor or 'absent') then
+if from_cursor ~= '' and from_cursor ~= (was_state and was_cursor or 'absent') then
   return { 'superseded', '', '', '' }
-end
-
-local function is_open(status)
-  return status == 'active' or status == 'pending'
 end
 
 -- `<` on strings follows the server's locale; this does not.
@@ -108,113 +98,39 @@ local function is_after(a, b)
   return is_after_bytewise(x[5], y[5])
 end
 
--- What has to be answered if the user is gone and the state is open; else nil.
-local function user_gone()
-  if not is_open(status) then
-    return nil
-  end
+local is_live, is_open = live == '1', status == 'active' or status == 'pending'
+local was_open = was_status == 'active' or was_status == 'pending'
+
+local gone -- what has to be answered if the user is gone, and an open state would be applied
+if is_open and redis.call('EXISTS', gone_key) == 1 then
   local deleted, deleted_at, banned, banned_at =
     unpack(redis.call('HMGET', gone_key, 'deleted', 'deleted_at', 'banned', 'banned_at'))
   if deleted then
-    return { 'user_gone', 'removed', deleted_at, deleted }
+    gone = { 'user_gone', 'removed', deleted_at, deleted }
   elseif banned and (created_at == '' or tonumber(created_at) <= tonumber(banned_at)) then
-    return { 'user_gone', 'revoked', banned_at, banned }
+    gone = { 'user_gone', 'revoked', banned_at, banned }
   end
 end
 
-local gone = user_gone()
-
-local function is_newer()
-  if not stored then
-    return true
-  end
-  if order_key == stored._order then -- two states that the same event about their user ended
-    return base ~= '' and stored._base and is_after(base, stored._base)
-  end
-  if stored._base and is_open(status) then
-    local place = string.sub(stored._order, 1, 2)
-    local is_expiry = place == '0 ' and stored.status == 'expired'
-    local voids_expiry = is_expiry and (expire_at == '' or tonumber(expire_at) > tonumber(stored._expire_at))
+local applied
+if not was_state then
+  applied = true
+elseif order_key == was_order then -- two states that the same event about their user ended
+  applied = base ~= '' and was_base and is_after(base, was_base)
+else
+  local compared = was_order
+  if was_base and is_open then
+    local place = string.sub(was_order, 1, 2)
+    local is_expiry = place == '0 ' and was_status == 'expired'
+    local voids_expiry = is_expiry and (expire_at == '' or tonumber(expire_at) > tonumber(was_expire_at))
     if voids_expiry or gone and place == '1 ' then -- or both are ended by what was said about their user
-      return is_after(order_key, stored._base)
+      compared = was_base
     end
   end
-  return is_after(order_key, stored._order)
+  applied = is_after(order_key, compared)
 end
-
-local applied = is_newer()
 if applied and gone then
   return gone
-end
-
-local function message(cursor, revision, previous_status)
-  return '{"schema_version":1,"cursor":' .. (cursor and '"' .. cursor .. '"' or 'null')
-    .. ',"revision":' .. (revision or 'null')
-    .. ',"previous_status":' .. (previous_status and '"' .. previous_status .. '"' or 'null')
-    .. message_tail
-end
-
-local function pending_key_of(state)
-  return (string.gsub(state._user_key, ':sessions$', ':pending'))
-end
-
--- The commands that make the three sorted sets agree with a state.
-local function index(state)
-  local is_live, end_at = state.live == '1', state._expire_at
-  local function set(key, has_it)
-    return has_it and { 'ZADD', key, end_at == '' and '+inf' or end_at, session_id } or { 'ZREM', key, session_id }
-  end
-  return
-    set(state._user_key, is_live),
-    set(pending_key_of(state), is_open(state.status) and not is_live),
-    set(expiry_key, is_open(state.status) and end_at ~= '')
-end
-
-local function set_state(state)
-  local command = { 'HSET', session_key }
-  for _, field in ipairs(FIELDS) do
-    if state[field] then
-      command[#command + 1] = field
-      command[#command + 1] = state[field]
-    end
-  end
-  return command
-end
-
--- The error as later versions word it: Redis 6.2 puts the place in the script before it, and has no code for a
--- lack of rights.
-local function plain_error(reply)
-  local no_right = string.match(reply.err, '@user_script: %d+: (The user executing the script .*)$')
-  return redis.error_reply(
-    no_right and 'NOPERM ' .. no_right or string.match(reply.err, ': %-(%u+ .*)$') or reply.err)
-end
-
--- Appends the event to the stream, then runs the commands that `plan(cursor)` returns. Second, it returns a function
--- that returns the commands which undo them: they are run if one fails. Returns the cursor, or the error.
-local function write(revision, previous_status, plan)
-  local is_new_stream = redis.call('EXISTS', events_key) == 0
-  -- This comes first: Redis refuses it when memory is short, but would not refuse a command that frees memory.
-  local cursor = redis.pcall('XADD', events_key, 'MAXLEN', '~', stream_maxlen, '*',
-    'outcome', revision and 'applied' or 'stale', 'session_id', session_id, 'user_id', user_id,
-    'message', message(nil, revision, previous_status))
-  if type(cursor) == 'table' and cursor.err then
-    return plain_error(cursor)
-  end
-  local commands, undo = plan(cursor)
-  for _, command in ipairs(commands) do
-    local reply = redis.pcall(unpack(command))
-    if type(reply) == 'table' and reply.err then
-      redis.pcall('XDEL', events_key, cursor)
-      if is_new_stream then
-        redis.pcall('DEL', events_key)
-      end
-      for _, undoing in ipairs(undo()) do
-        redis.pcall(unpack(undoing))
-      end
-      return plain_error(reply)
-    end
-  end
-  return cursor
 end
 
 -- A message can't be unpublished, and undoing takes rights too. So the script asks for all rights now. Redis 6.2
@@ -233,92 +149,127 @@ if redis.acl_check_cmd then
   end
 end
 
-local session_ttl = redis.call('PTTL', session_key)
-
-if not applied then
-  if keeps_stale == '0' then
-    return { 'stale', '', '', '' }
-  end
-  local cursor = write(nil, nil, function(cursor)
-    local commands = { { 'HSET', session_key, message_field, cursor .. '  ' .. body_digest } }
-    -- The id of a late event has to outlast the sender's retries.
-    if session_ttl < retention_ms then
-      commands[2] = { 'PEXPIRE', session_key, retention_ms }
-    end
-    return commands, function()
-      return { { 'HDEL', session_key, message_field } }
-    end
-  end)
-  return cursor.err and cursor or { 'stale', cursor, '', '' }
+if not applied and keeps_stale == '0' then
+  return { 'stale', '', '', '' }
 end
 
-local revision = string.format('%d', (stored and tonumber(stored.revision) or 0) + 1)
-local is_users_other = stored and stored._user_key ~= user_key
 -- Nearly all sessions are never in the set of pending ones, so it is left out where it can't matter.
-local is_pending = is_open(status) and live == '0'
-local was_pending = stored and is_open(stored.status) and stored.live == '0'
-local ttls = { [session_key] = session_ttl, [user_key] = redis.call('PTTL', user_key) }
-if is_pending or was_pending then
-  ttls[pending_key] = redis.call('PTTL', pending_key)
-end
-if is_users_other then
-  for _, key in ipairs({ stored._user_key, pending_key_of(stored) }) do
-    ttls[key] = redis.call('PTTL', key)
-  end
+local is_pending, was_pending = is_open and not is_live, was_open and was_live == '0'
+local is_users_other = was_state and was_user_key ~= user_key
+local was_pending_key = was_state and string.gsub(was_user_key, ':sessions$', ':pending')
+-- For undoing, and since a user's set lasts as long as the longest of its sessions.
+local user_ttl = redis.call('PTTL', user_key)
+local pending_ttl = (is_pending or was_pending) and redis.call('PTTL', pending_key) or -2
+local was_user_ttl = is_users_other and redis.call('PTTL', was_user_key) or -2
+local was_pending_ttl = is_users_other and redis.call('PTTL', was_pending_key) or -2
+
+-- Lua allocates memory for each local of the script that a function in it uses. So what every event does is one
+-- sequence, and these functions get what they need as arguments.
+
+local function error_of(reply)
+  return type(reply) == 'table' and reply.err
 end
 
-local cursor = write(revision, stored and stored.status, function(cursor)
-  local published = message(cursor, revision, stored and stored.status)
-  local state = {
-    state = published, status = status, live = live, user_id = user_id, revision = revision,
-    cursor = cursor, _order = order_key, _expire_at = expire_at, _user_key = user_key,
-    _base = base ~= '' and base or nil,
-  }
-  local in_user_set, in_pending_set, in_expiry_set = index(state)
-  local commands = {
-    set_state(state),
-    { 'HSET', session_key, message_field, cursor .. ' ' .. revision .. ' ' .. body_digest },
-    { 'PEXPIRE', session_key, ttl_ms },
-    in_user_set,
-    in_expiry_set,
-  }
-  if is_pending or was_pending then
-    commands[#commands + 1] = in_pending_set
+-- Puts a session into a sorted set, or takes it out.
+local function index(key, session_id, has_it, end_at)
+  if has_it then
+    return error_of(redis.pcall('ZADD', key, end_at == '' and '+inf' or end_at, session_id))
   end
-  if stored and stored._base and not state._base then
-    commands[#commands + 1] = { 'HDEL', session_key, '_base' }
-  end
-  if is_users_other then
-    commands[#commands + 1] = { 'ZREM', stored._user_key, session_id }
-    commands[#commands + 1] = { 'ZREM', pending_key_of(stored), session_id }
-  end
-  -- A user's set lasts as long as the longest of its sessions.
-  if is_open(status) then
-    local key = live == '1' and user_key or pending_key
-    if ttls[key] < ttl_ms then
-      commands[#commands + 1] = { 'PEXPIRE', key, ttl_ms }
-    end
-  end
-  commands[#commands + 1] = { 'PUBLISH', user_channel, published }
-  commands[#commands + 1] = { 'PUBLISH', channel, published }
+  return error_of(redis.pcall('ZREM', key, session_id))
+end
 
-  return commands, function()
-    local undo = {
-      { 'ZREM', user_key, session_id }, { 'ZREM', pending_key, session_id }, { 'ZREM', expiry_key, session_id },
+-- The error as later versions word it: Redis 6.2 puts the place in the script before it, and has no code for a
+-- lack of rights.
+local function plain_error(text)
+  local no_right = string.match(text, '@user_script: %d+: (The user executing the script .*)$')
+  return redis.error_reply(no_right and 'NOPERM ' .. no_right or string.match(text, ': %-(%u+ .*)$') or text)
+end
+
+local revision = applied and string.format('%d', (was_state and tonumber(was_revision) or 0) + 1) or ''
+local after_cursor = ',"revision":' .. (applied and revision or 'null')
+  .. ',"previous_status":' .. (applied and was_state and '"' .. was_status .. '"' or 'null')
+local outcome = applied and 'applied' or 'stale'
+local entry = '{"schema_version":1,"cursor":null' .. after_cursor .. message_tail
+
+-- This comes first: Redis refuses it when memory is short, but would not refuse a command that frees memory.
+local cursor = redis.pcall('XADD', events_key, 'NOMKSTREAM', 'MAXLEN', '~', stream_maxlen, '*',
+  'outcome', outcome, 'session_id', session_id, 'user_id', user_id, 'message', entry)
+local is_new_stream = not cursor
+if is_new_stream then
+  cursor = redis.pcall('XADD', events_key, '*',
+    'outcome', outcome, 'session_id', session_id, 'user_id', user_id, 'message', entry)
+end
+if error_of(cursor) then
+  return plain_error(cursor.err)
+end
+
+local failure -- the error of the first command that fails: no other is run after it
+local seen_now = cursor .. ' ' .. revision .. ' ' .. body_digest
+if applied then
+  local published = '{"schema_version":1,"cursor":"' .. cursor .. '"' .. after_cursor .. message_tail
+  local set_key, set_ttl = user_key, user_ttl
+  if is_pending then
+    set_key, set_ttl = pending_key, pending_ttl
+  end
+  failure = error_of(redis.pcall('HSET', session_key, 'state', published, 'status', status, 'live', live,
+      'user_id', user_id, 'revision', revision, 'cursor', cursor, '_order', order_key, '_expire_at', expire_at,
+      '_user_key', user_key, message_field, seen_now))
+    or base ~= '' and error_of(redis.pcall('HSET', session_key, '_base', base))
+    or base == '' and was_base and error_of(redis.pcall('HDEL', session_key, '_base'))
+    or index(user_key, session_id, is_live, expire_at)
+    or index(expiry_key, session_id, is_open and expire_at ~= '', expire_at)
+    or (is_pending or was_pending) and index(pending_key, session_id, is_pending, expire_at)
+    or is_users_other and (index(was_user_key, session_id, false) or index(was_pending_key, session_id, false))
+    or error_of(redis.pcall('PEXPIRE', session_key, ttl_ms))
+    or is_open and set_ttl < ttl_ms and error_of(redis.pcall('PEXPIRE', set_key, ttl_ms))
+    or error_of(redis.pcall('PUBLISH', user_channel, published))
+    or error_of(redis.pcall('PUBLISH', channel, published))
+else
+  failure = error_of(redis.pcall('HSET', session_key, message_field, seen_now))
+    -- The id of a late event has to outlast the sender's retries.
+    or session_ttl < retention_ms and error_of(redis.pcall('PEXPIRE', session_key, retention_ms))
+end
+if not failure then
+  return { outcome, cursor, revision, '' }
+end
+
+-- Undoes all of it: what was not done is as it was anyway.
+redis.pcall('XDEL', events_key, cursor)
+if is_new_stream then
+  redis.pcall('DEL', events_key)
+end
+if was_state then
+  redis.pcall('HDEL', session_key, message_field)
+else
+  redis.pcall('DEL', session_key)
+end
+if applied then
+  if was_state then
+    redis.pcall('HDEL', session_key, '_base')
+    local fields = {
+      'state', was_state, 'status', was_status, 'live', was_live, 'user_id', was_user_id, 'revision', was_revision,
+      'cursor', was_cursor, '_order', was_order, '_expire_at', was_expire_at, '_user_key', was_user_key, '_base', was_base,
     }
-    if stored then
-      undo[4] = { 'HDEL', session_key, message_field, '_base' }
-      undo[5] = set_state(stored)
-      undo[6], undo[7], undo[8] = index(stored)
-    else
-      undo[4] = { 'DEL', session_key }
-    end
-    for key, left in pairs(ttls) do
-      if left > 0 then
-        undo[#undo + 1] = { 'PEXPIRE', key, left }
+    for i = 1, #fields, 2 do
+      if fields[i + 1] then
+        redis.pcall('HSET', session_key, fields[i], fields[i + 1])
       end
     end
-    return undo
+    index(was_user_key, session_id, was_live == '1', was_expire_at)
+    index(was_pending_key, session_id, was_pending, was_expire_at)
   end
-end)
-return cursor.err and cursor or { 'applied', cursor, revision, '' }
+  if not was_state or is_users_other then
+    index(user_key, session_id, false)
+    index(pending_key, session_id, false)
+  end
+  index(expiry_key, session_id, was_open and was_expire_at ~= '', was_expire_at)
+end
+for _, left in ipairs({
+  { session_key, session_ttl }, { user_key, user_ttl }, { pending_key, pending_ttl },
+  { was_user_key, was_user_ttl }, { was_pending_key, was_pending_ttl },
+}) do
+  if left[2] > 0 then
+    redis.pcall('PEXPIRE', left[1], left[2])
+  end
+end
+return plain_error(failure)
