@@ -45,7 +45,8 @@ local
   body_digest,    -- hexadecimal; empty for what is no delivery
   from_cursor,    -- cursor of the stored state that may be replaced; `absent`: there may be none; empty: any
   keeps_stale,    -- 1: append it to the stream, and remember its id, if it is stale; else 0
-  partitions      -- PARTITIONS
+  partitions,     -- PARTITIONS
+  asks_rights     -- 1: ask whether the user has all rights that this takes, and those to undo it; else 0
   = unpack(ARGV)
 ttl_ms, retention_ms = tonumber(ttl_ms), tonumber(retention_ms)
 
@@ -133,11 +134,17 @@ if applied and gone then
   return gone
 end
 
--- A message can't be unpublished, and undoing takes rights too. So the script asks for all rights now. Redis 6.2
--- can't be asked: there, a user who lacks one of them can leave an event in the stream that was not applied.
-if redis.acl_check_cmd then
+-- Nearly all sessions are never in the set of pending ones, so it is left out where it can't matter.
+local is_pending, was_pending = is_open and not is_live, was_open and was_live == '0'
+local is_users_other = was_state and was_user_key ~= user_key
+
+-- Undoing takes rights too. So the script asks for all of them before it writes: once for each connection, and where a
+-- session moves between sets, since to undo that takes both ZADD and ZREM. If one is withdrawn while the connection lasts,
+-- those that are left undo the rest. Redis 6.2 can't be asked: there, a user who lacks one of them can leave an event in
+-- the stream that was not applied.
+if redis.acl_check_cmd and (asks_rights == '1' or is_users_other or is_pending or was_pending) then
   for _, command in ipairs({
-    { 'PUBLISH', channel, '' }, { 'PUBLISH', user_channel, '' }, { 'XDEL', events_key, '0-0' },
+    { 'PUBLISH', user_channel, '' }, { 'XDEL', events_key, '0-0' },
     { 'DEL', session_key }, { 'HDEL', session_key, '' }, { 'HSET', session_key, '', '' },
     { 'PEXPIRE', session_key, '1' }, { 'ZADD', user_key, '0', '' }, { 'ZREM', user_key, '' },
     { 'ZADD', pending_key, '0', '' }, { 'ZREM', pending_key, '' },
@@ -149,13 +156,15 @@ if redis.acl_check_cmd then
   end
 end
 
+-- A message can't be unpublished. So the right to the second channel is asked for before the first gets it.
+if redis.acl_check_cmd and not redis.acl_check_cmd('PUBLISH', channel, '') then
+  return redis.error_reply('NOPERM this user may not run PUBLISH on ' .. channel)
+end
+
 if not applied and keeps_stale == '0' then
   return { 'stale', '', '', '' }
 end
 
--- Nearly all sessions are never in the set of pending ones, so it is left out where it can't matter.
-local is_pending, was_pending = is_open and not is_live, was_open and was_live == '0'
-local is_users_other = was_state and was_user_key ~= user_key
 local was_pending_key = was_state and string.gsub(was_user_key, ':sessions$', ':pending')
 -- For undoing, and since a user's set lasts as long as the longest of its sessions.
 local user_ttl = redis.call('PTTL', user_key)
@@ -216,11 +225,11 @@ if applied then
       '_user_key', user_key, message_field, seen_now))
     or base ~= '' and error_of(redis.pcall('HSET', session_key, '_base', base))
     or base == '' and was_base and error_of(redis.pcall('HDEL', session_key, '_base'))
+    or error_of(redis.pcall('PEXPIRE', session_key, ttl_ms))
     or index(user_key, session_id, is_live, expire_at)
     or index(expiry_key, session_id, is_open and expire_at ~= '', expire_at)
     or (is_pending or was_pending) and index(pending_key, session_id, is_pending, expire_at)
     or is_users_other and (index(was_user_key, session_id, false) or index(was_pending_key, session_id, false))
-    or error_of(redis.pcall('PEXPIRE', session_key, ttl_ms))
     or is_open and set_ttl < ttl_ms and error_of(redis.pcall('PEXPIRE', set_key, ttl_ms))
     or error_of(redis.pcall('PUBLISH', user_channel, published))
     or error_of(redis.pcall('PUBLISH', channel, published))

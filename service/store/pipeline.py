@@ -84,7 +84,12 @@ class TooFewReplicasError(StoreUnavailableError):
 
 
 class Pipeline:
-    """One connection to Redis, shared by all threads and greenlets; made when the first command comes."""
+    """One connection to Redis, shared by all threads and greenlets; made when the first command comes.
+
+    Attributes:
+        rights_version: Another number for each connection, and after each refusal for a missing right. What is known of
+            the user's rights holds for one number.
+    """
 
     on_round_trip: Callable[[int, float], None] = staticmethod(lambda *_: None)
     """Called after each round trip with its number of commands and its seconds."""
@@ -104,6 +109,7 @@ class Pipeline:
         """
         self._scripts = {hashlib.sha1(each, usedforsecurity=False).hexdigest(): each for each in scripts}
         self._sends_source = False
+        self.rights_version = 0
         self._connect = connect
         self._timeout = timeout
         self._min_replicas = min_replicas
@@ -240,6 +246,7 @@ class Pipeline:
         return [command for command in taken if _is_wanted(command.future)]
 
     async def _load_scripts(self, connection: Any) -> None:
+        self.rights_version += 1
         for source in self._scripts.values():
             await connection.send_command("SCRIPT", "LOAD", source)
             reply = await _read(connection)
@@ -333,6 +340,7 @@ class Pipeline:
             code = _CODE.match(detail)
             kind = code[1] if code else type(error).__name__
             if is_missing_right(error):
+                self.rights_version += 1
                 kind, detail = "NOPERM", f"{detail.rstrip('.')}: {MISSING_RIGHT_ADVICE}"
             elif _is_unknown(error):
                 detail = f"{detail.rstrip('.')}: {NO_SCRIPTS_ADVICE}"

@@ -40,6 +40,9 @@ class SessionStore(PartitionedStore):
         self.retention_ms: Final = settings.session_retention * 1000
         """SESSION_RETENTION, in milliseconds."""
         self._confirm = int(settings.redis_min_replicas > 0)
+        self._rights_known: dict[int, int] = {}
+        """By partition, the `rights_version` of its pipeline for which the user had all rights. The first event after a
+        connection was lost may have been submitted before that, and goes without asking."""
 
     @property
     def omitted(self) -> frozenset[str]:
@@ -144,6 +147,7 @@ class SessionStore(PartitionedStore):
 
     def _submit(self, partition: Partition, new: NewState, now_ms: int, parse: Callable[[list[bytes]], T]) -> Future[T]:
         keys = partition.keys
+        asks_rights = self._rights_known.get(partition.number) != partition.pipeline.rights_version
         left_ms = MAX_TTL_MS if new.expire_at_ms is None else new.expire_at_ms - now_ms
         command = APPLY_SESSION.command(
             session_key=keys.session(new.session_id),
@@ -173,8 +177,14 @@ class SessionStore(PartitionedStore):
             from_cursor=new.from_cursor,
             keeps_stale=int(new.keeps_stale),
             partitions=partition.of,
+            asks_rights=int(asks_rights),
         )
-        return partition.run_script(command, parse)
+        return partition.run_script(command, partial(self._parse_asked, partition, parse) if asks_rights else parse)
+
+    def _parse_asked(self, partition: Partition, parse: Callable[[list[bytes]], T], reply: list[bytes]) -> T:
+        if reply[0] in {b"applied", b"stale"}:  # else the script had nothing to ask for
+            self._rights_known[partition.number] = partition.pipeline.rights_version
+        return parse(reply)
 
     def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Outcome:
         """Keep an event that can't be turned into state.

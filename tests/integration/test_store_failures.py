@@ -217,6 +217,81 @@ def test_a_user_that_may_not_publish_leaves_nothing(
         assert len(subscriber.rest()) == 2
 
 
+def skip_unless_rights_can_be_asked_for(client: Any) -> None:
+    if client.info("server")["redis_version"].startswith("6."):
+        pytest.skip("Redis 6.2 can't tell a script about rights")
+
+
+WITHDRAWN = [
+    *(f"-{command}" for command in ("xadd", "xdel", "hset", "hdel", "del", "pexpire", "zadd", "zrem", "publish")),
+    *(f"-@{category}" for category in ("hash", "sortedset", "stream", "keyspace", "pubsub", "write", "read")),
+    *(f"resetchannels &{channel}" for channel in ("clerk:sessions", "clerk:sessions:user:*")),
+]
+
+
+@pytest.mark.parametrize("withdrawn", WITHDRAWN)
+@pytest.mark.parametrize("next_", NEXT)
+@pytest.mark.parametrize("history", HISTORIES)
+def test_a_right_that_is_withdrawn_from_a_connection_leaves_all_of_an_event_or_nothing(
+    own_redis: EmbeddedRedis, own_client: Any, history: str, next_: str, withdrawn: str
+) -> None:
+    skip_unless_rights_can_be_asked_for(own_client)
+    own_client.execute_command("ACL", "SETUSER", "relay", "on", ">secret", "~*", "allchannels", "+@all")
+    with (
+        subscribed(own_client, *CHANNELS) as subscriber,
+        run_relay(own_redis.url.replace("redis://", "redis://relay:secret@")) as relay,
+    ):
+        relay.take(clerk_event(session_id="sess_3"), "msg_before")  # so that the rights have been asked for
+        for number, event in enumerate(HISTORIES[history]()):
+            relay.take(event, f"msg_{number}")
+        before = contents(own_client)
+        subscriber.rest()
+
+        own_client.execute_command("ACL", "SETUSER", "relay", *withdrawn.split())
+        error = relay.begin(NEXT[next_](), "msg_next").exception(timeout=30)
+
+        if error is not None:
+            assert isinstance(error, StoreUnavailableError)
+            assert contents(own_client) == before
+            assert subscriber.rest() == []
+            own_client.execute_command("ACL", "SETUSER", "relay", "+@all", "allchannels")
+            assert relay.take(NEXT[next_](), "msg_next").outcome in {"applied", "stale"}
+        own_client.execute_command("ACL", "SETUSER", "relay", "+@all", "allchannels")
+        assert relay.take(NEXT[next_](), "msg_next").outcome == "duplicate"
+
+
+def test_all_rights_are_asked_for_once_for_each_connection_and_after_a_refusal(
+    own_redis: EmbeddedRedis, own_client: Any
+) -> None:
+    skip_unless_rights_can_be_asked_for(own_client)
+
+    def allow(*rules: str) -> None:
+        own_client.execute_command("ACL", "SETUSER", "relay", *rules)
+
+    allow("on", ">secret", "~*", "allchannels", "+@all")
+    with run_relay(own_redis.url.replace("redis://", "redis://relay:secret@")) as relay:
+
+        def outcome(message_id: str) -> str | None:
+            error = relay.begin(clerk_event(session_id=f"sess_{message_id}"), message_id).exception(timeout=30)
+            return None if error is None else str(error)
+
+        assert outcome("msg_1") is None
+        allow("-xdel")  # a right that only undoing takes
+        assert outcome("msg_2") is None
+        for client in own_client.client_list():
+            if client["user"] == "relay":
+                own_client.client_kill_filter(_id=client["id"])
+        assert outcome("msg_3") is None  # it was submitted before there was another connection
+        assert "NOPERM" in str(outcome("msg_4"))
+        allow("+xdel")
+        assert outcome("msg_4") is None
+
+        allow("-hset")
+        assert "NOPERM" in str(outcome("msg_5"))
+        allow("+hset", "-xdel")
+        assert "NOPERM" in str(outcome("msg_5"))
+
+
 @pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("next_", NEXT)
 def test_a_full_memory_leaves_nothing_and_still_answers_duplicates(

@@ -21,7 +21,7 @@ def test_the_number_of_keys_is_that_of_the_names_that_come_from_keys() -> None:
     by_name = dict.fromkeys(APPLY_SESSION.names, "")
 
     assert APPLY_SESSION.command(**by_name)[2] == 7
-    assert len(APPLY_SESSION.command(**by_name)) == 3 + 7 + 20
+    assert len(APPLY_SESSION.command(**by_name)) == 3 + 7 + 21
 
 
 def test_a_missing_name_is_an_error_that_names_it() -> None:
