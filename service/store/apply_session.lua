@@ -50,21 +50,25 @@ local
   = unpack(ARGV)
 ttl_ms, retention_ms = tonumber(ttl_ms), tonumber(retention_ms)
 
-local marked = redis.call('HMGET', layout_key, 'partitions')[1]
-if marked and marked ~= partitions then
-  return { 'other_partitions', marked, '', '' }
+-- Most often neither is there.
+local marks, marked = redis.call('EXISTS', layout_key, gone_key), nil
+if marks > 0 then
+  marked = redis.call('HMGET', layout_key, 'partitions')[1]
+  if marked and marked ~= partitions then
+    return { 'other_partitions', marked, '', '' }
+  end
 end
 
 local message_field = '_message:' .. message_id
 local session_ttl = redis.call('PTTL', session_key) -- -2 if nothing is stored
 -- `was_…`: of the stored state.
-local seen, was_state, was_status, was_live, was_user_id, was_revision, was_cursor, was_order, was_expire_at,
-  was_user_key, was_base
+local seen, was_status, was_live, was_user_id, was_revision, was_cursor, was_order, was_expire_at, was_user_key, was_base
 if session_ttl ~= -2 then
-  seen, was_state, was_status, was_live, was_user_id, was_revision, was_cursor, was_order, was_expire_at,
-    was_user_key, was_base = unpack(redis.call('HMGET', session_key, message_field, 'state', 'status', 'live', 'user_id',
-      'revision', 'cursor', '_order', '_expire_at', '_user_key', '_base'))
+  seen, was_status, was_live, was_user_id, was_revision, was_cursor, was_order, was_expire_at, was_user_key, was_base =
+    unpack(redis.call('HMGET', session_key, message_field, 'status', 'live', 'user_id', 'revision', 'cursor', '_order',
+      '_expire_at', '_user_key', '_base'))
 end
+local is_stored = was_cursor
 if seen then
   if confirm == '1' then
     redis.call('PEXPIRE', session_key, session_ttl > 0 and session_ttl or retention_ms)
@@ -72,7 +76,7 @@ if seen then
   local cursor, revision, first_digest = string.match(seen, '^(%S+) (%d*) (%x*)$')
   return { 'duplicate', cursor, revision, body_digest == first_digest and '' or 'other_body' }
 end
-if from_cursor ~= '' and from_cursor ~= (was_state and was_cursor or 'absent') then
+if from_cursor ~= '' and from_cursor ~= (was_cursor or 'absent') then
   return { 'superseded', '', '', '' }
 end
 
@@ -103,7 +107,7 @@ local is_live, is_open = live == '1', status == 'active' or status == 'pending'
 local was_open = was_status == 'active' or was_status == 'pending'
 
 local gone -- what has to be answered if the user is gone, and an open state would be applied
-if is_open and redis.call('EXISTS', gone_key) == 1 then
+if is_open and marks > (marked and 1 or 0) then
   local deleted, deleted_at, banned, banned_at =
     unpack(redis.call('HMGET', gone_key, 'deleted', 'deleted_at', 'banned', 'banned_at'))
   if deleted then
@@ -114,7 +118,7 @@ if is_open and redis.call('EXISTS', gone_key) == 1 then
 end
 
 local applied
-if not was_state then
+if not is_stored then
   applied = true
 elseif order_key == was_order then -- two states that the same event about their user ended
   applied = base ~= '' and was_base and is_after(base, was_base)
@@ -136,15 +140,15 @@ end
 
 -- Nearly all sessions are never in the set of pending ones, so it is left out where it can't matter.
 local is_pending, was_pending = is_open and not is_live, was_open and was_live == '0'
-local is_users_other = was_state and was_user_key ~= user_key
+local is_users_other = is_stored and was_user_key ~= user_key
 
--- Undoing takes rights too. So the script asks for all of them before it writes: once for each connection, and where a
--- session moves between sets, since to undo that takes both ZADD and ZREM. If one is withdrawn while the connection lasts,
--- those that are left undo the rest. Redis 6.2 can't be asked: there, a user who lacks one of them can leave an event in
--- the stream that was not applied.
+-- Undoing takes rights too, and so do later events. So the script asks for all of them before it writes: once for each
+-- connection, and where a session moves between sets, since to undo that takes both ZADD and ZREM. If one is withdrawn
+-- while the connection lasts, those that are left undo the rest. Redis 6.2 can't be asked: there, a user who lacks one
+-- of them can leave an event in the stream that was not applied.
 if redis.acl_check_cmd and (asks_rights == '1' or is_users_other or is_pending or was_pending) then
   for _, command in ipairs({
-    { 'PUBLISH', user_channel, '' }, { 'XDEL', events_key, '0-0' },
+    { 'HMGET', session_key, '' }, { 'XDEL', events_key, '0-0' },
     { 'DEL', session_key }, { 'HDEL', session_key, '' }, { 'HSET', session_key, '', '' },
     { 'PEXPIRE', session_key, '1' }, { 'ZADD', user_key, '0', '' }, { 'ZREM', user_key, '' },
     { 'ZADD', pending_key, '0', '' }, { 'ZREM', pending_key, '' },
@@ -156,16 +160,20 @@ if redis.acl_check_cmd and (asks_rights == '1' or is_users_other or is_pending o
   end
 end
 
--- A message can't be unpublished. So the right to the second channel is asked for before the first gets it.
-if redis.acl_check_cmd and not redis.acl_check_cmd('PUBLISH', channel, '') then
-  return redis.error_reply('NOPERM this user may not run PUBLISH on ' .. channel)
+-- A message can't be unpublished. So the right to both channels is asked for each time.
+if redis.acl_check_cmd
+  and not (redis.acl_check_cmd('PUBLISH', user_channel, '') and redis.acl_check_cmd('PUBLISH', channel, '')) then
+  return redis.error_reply('NOPERM this user may not run PUBLISH on ' .. channel .. ', or on that of the user')
 end
 
 if not applied and keeps_stale == '0' then
   return { 'stale', '', '', '' }
 end
 
-local was_pending_key = was_state and string.gsub(was_user_key, ':sessions$', ':pending')
+local was_pending_key = is_stored and string.gsub(was_user_key, ':sessions$', ':pending')
+-- The state is read only where a command can fail after it is overwritten: to hash its text takes Lua a microsecond.
+local was_state = applied and is_stored and (was_base or not redis.acl_check_cmd)
+  and redis.call('HMGET', session_key, 'state')[1]
 -- For undoing, and since a user's set lasts as long as the longest of its sessions.
 local user_ttl = redis.call('PTTL', user_key)
 local pending_ttl = (is_pending or was_pending) and redis.call('PTTL', pending_key) or -2
@@ -194,9 +202,9 @@ local function plain_error(text)
   return redis.error_reply(no_right and 'NOPERM ' .. no_right or string.match(text, ': %-(%u+ .*)$') or text)
 end
 
-local revision = applied and string.format('%d', (was_state and tonumber(was_revision) or 0) + 1) or ''
+local revision = applied and string.format('%d', (is_stored and tonumber(was_revision) or 0) + 1) or ''
 local after_cursor = ',"revision":' .. (applied and revision or 'null')
-  .. ',"previous_status":' .. (applied and was_state and '"' .. was_status .. '"' or 'null')
+  .. ',"previous_status":' .. (applied and is_stored and '"' .. was_status .. '"' or 'null')
 local outcome = applied and 'applied' or 'stale'
 local entry = '{"schema_version":1,"cursor":null' .. after_cursor .. message_tail
 
@@ -220,17 +228,18 @@ if applied then
   if is_pending then
     set_key, set_ttl = pending_key, pending_ttl
   end
-  failure = error_of(redis.pcall('HSET', session_key, 'state', published, 'status', status, 'live', live,
-      'user_id', user_id, 'revision', revision, 'cursor', cursor, '_order', order_key, '_expire_at', expire_at,
-      '_user_key', user_key, message_field, seen_now))
-    or base ~= '' and error_of(redis.pcall('HSET', session_key, '_base', base))
-    or base == '' and was_base and error_of(redis.pcall('HDEL', session_key, '_base'))
-    or error_of(redis.pcall('PEXPIRE', session_key, ttl_ms))
+  failure = is_stored and error_of(redis.pcall('PEXPIRE', session_key, ttl_ms))
     or index(user_key, session_id, is_live, expire_at)
     or index(expiry_key, session_id, is_open and expire_at ~= '', expire_at)
     or (is_pending or was_pending) and index(pending_key, session_id, is_pending, expire_at)
     or is_users_other and (index(was_user_key, session_id, false) or index(was_pending_key, session_id, false))
     or is_open and set_ttl < ttl_ms and error_of(redis.pcall('PEXPIRE', set_key, ttl_ms))
+    or error_of(redis.pcall('HSET', session_key, 'state', published, 'status', status, 'live', live,
+      'user_id', user_id, 'revision', revision, 'cursor', cursor, '_order', order_key, '_expire_at', expire_at,
+      '_user_key', user_key, message_field, seen_now))
+    or base ~= '' and error_of(redis.pcall('HSET', session_key, '_base', base))
+    or base == '' and was_base and error_of(redis.pcall('HDEL', session_key, '_base'))
+    or not is_stored and error_of(redis.pcall('PEXPIRE', session_key, ttl_ms))
     or error_of(redis.pcall('PUBLISH', user_channel, published))
     or error_of(redis.pcall('PUBLISH', channel, published))
 else
@@ -247,14 +256,16 @@ redis.pcall('XDEL', events_key, cursor)
 if is_new_stream then
   redis.pcall('DEL', events_key)
 end
-if was_state then
+if is_stored then
   redis.pcall('HDEL', session_key, message_field)
 else
   redis.pcall('DEL', session_key)
 end
 if applied then
-  if was_state then
-    redis.pcall('HDEL', session_key, '_base')
+  if is_stored then
+    if not was_base then
+      redis.pcall('HDEL', session_key, '_base')
+    end
     local fields = {
       'state', was_state, 'status', was_status, 'live', was_live, 'user_id', was_user_id, 'revision', was_revision,
       'cursor', was_cursor, '_order', was_order, '_expire_at', was_expire_at, '_user_key', was_user_key, '_base', was_base,
@@ -267,7 +278,7 @@ if applied then
     index(was_user_key, session_id, was_live == '1', was_expire_at)
     index(was_pending_key, session_id, was_pending, was_expire_at)
   end
-  if not was_state or is_users_other then
+  if not is_stored or is_users_other then
     index(user_key, session_id, false)
     index(pending_key, session_id, false)
   end

@@ -1,8 +1,11 @@
-"""What e4052d6 stored is read and goes on, and what this version stores is read by e4052d6, as after a rollback."""
+"""What e4052d6 stored is read and goes on, and what this version stores is read by e4052d6, as after a rollback.
+
+On a real Redis only: the stand-in is not what anybody goes back to.
+"""
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,10 +15,11 @@ import support
 from support.constants import DAY_MS, EVENTS_KEY, EXPIRY_KEY, NOW_MS, SESSION_KEY
 from support.events import clerk_event
 from support.redis_clients import contents
-from support.relay import Relay
+from support.relay import Relay, run_relay
 
 from service.clerk.events import SessionEvent, parse
 from service.clerk.normalize import normalize
+from service.dev.embedded import EmbeddedRedis
 from service.models import SessionChange
 from service.store.stored import StoredState
 
@@ -70,6 +74,17 @@ class FormerVersion:
 
     def settle_expiry(self) -> bool:
         return bool(self._settle([SESSION_KEY, EXPIRY_KEY], ["sess_1"]))
+
+
+@pytest.fixture
+def client(real_client: Any) -> Any:
+    return real_client
+
+
+@pytest.fixture
+def relay(real_redis: EmbeddedRedis, client: Any) -> Iterator[Relay]:
+    with run_relay(real_redis.url) as relay:
+        yield relay
 
 
 @pytest.fixture
