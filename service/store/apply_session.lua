@@ -50,7 +50,7 @@ local
   = unpack(ARGV)
 ttl_ms, retention_ms = tonumber(ttl_ms), tonumber(retention_ms)
 
--- Most often neither is there.
+-- How many of the two are there: most often none.
 local marks, marked = redis.call('EXISTS', layout_key, gone_key), nil
 if marks > 0 then
   marked = redis.call('HMGET', layout_key, 'partitions')[1]
@@ -62,7 +62,8 @@ end
 local message_field = '_message:' .. message_id
 local session_ttl = redis.call('PTTL', session_key) -- -2 if nothing is stored
 -- `was_…`: of the stored state.
-local seen, was_status, was_live, was_user_id, was_revision, was_cursor, was_order, was_expire_at, was_user_key, was_base
+local seen, was_status, was_live, was_user_id, was_revision, was_cursor, was_order, was_expire_at, was_user_key,
+  was_base
 if session_ttl ~= -2 then
   seen, was_status, was_live, was_user_id, was_revision, was_cursor, was_order, was_expire_at, was_user_key, was_base =
     unpack(redis.call('HMGET', session_key, message_field, 'status', 'live', 'user_id', 'revision', 'cursor', '_order',
@@ -268,7 +269,8 @@ if applied then
     end
     local fields = {
       'state', was_state, 'status', was_status, 'live', was_live, 'user_id', was_user_id, 'revision', was_revision,
-      'cursor', was_cursor, '_order', was_order, '_expire_at', was_expire_at, '_user_key', was_user_key, '_base', was_base,
+      'cursor', was_cursor, '_order', was_order, '_expire_at', was_expire_at, '_user_key', was_user_key,
+      '_base', was_base,
     }
     for i = 1, #fields, 2 do
       if fields[i + 1] then
