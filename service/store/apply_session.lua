@@ -149,8 +149,7 @@ local is_users_other = is_stored and was_user_key ~= user_key
 -- of them can leave an event in the stream that was not applied.
 if redis.acl_check_cmd and (asks_rights == '1' or is_users_other or is_pending or was_pending) then
   for _, command in ipairs({
-    { 'HMGET', session_key, '' }, { 'XDEL', events_key, '0-0' },
-    { 'DEL', session_key }, { 'HDEL', session_key, '' }, { 'HSET', session_key, '', '' },
+    { 'HMGET', session_key, '' }, { 'DEL', session_key }, { 'HDEL', session_key, '' }, { 'HSET', session_key, '', '' },
     { 'PEXPIRE', session_key, '1' }, { 'ZADD', user_key, '0', '' }, { 'ZREM', user_key, '' },
     { 'ZADD', pending_key, '0', '' }, { 'ZREM', pending_key, '' },
     { 'ZADD', expiry_key, '0', '' }, { 'ZREM', expiry_key, '' },
@@ -161,10 +160,15 @@ if redis.acl_check_cmd and (asks_rights == '1' or is_users_other or is_pending o
   end
 end
 
--- A message can't be unpublished. So the right to both channels is asked for each time.
-if redis.acl_check_cmd
-  and not (redis.acl_check_cmd('PUBLISH', user_channel, '') and redis.acl_check_cmd('PUBLISH', channel, '')) then
-  return redis.error_reply('NOPERM this user may not run PUBLISH on ' .. channel .. ', or on that of the user')
+-- A message can't be unpublished, and consumers would take an entry of what was not applied. So these rights are asked
+-- for each time.
+if redis.acl_check_cmd then
+  if not redis.acl_check_cmd('XDEL', events_key, '0-0') then
+    return redis.error_reply('NOPERM this user may not run XDEL on ' .. events_key)
+  end
+  if not (redis.acl_check_cmd('PUBLISH', user_channel, '') and redis.acl_check_cmd('PUBLISH', channel, '')) then
+    return redis.error_reply('NOPERM this user may not run PUBLISH on ' .. channel .. ', or on that of the user')
+  end
 end
 
 if not applied and keeps_stale == '0' then
