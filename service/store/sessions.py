@@ -41,8 +41,7 @@ class SessionStore(PartitionedStore):
         """SESSION_RETENTION, in milliseconds."""
         self._confirm = int(settings.redis_min_replicas > 0)
         self._rights_known: dict[int, int] = {}
-        """By partition, the `rights_version` of its pipeline for which the user had all rights. The first event after a
-        connection was lost may have been submitted before that, and goes without asking."""
+        """By partition, the `rights_version` for which the user had all rights."""
 
     @property
     def omitted(self) -> frozenset[str]:
