@@ -19,7 +19,7 @@ def message(values: dict[str, Any], without: str | None = None) -> bytes:
     if without is not None:
         parent, _, key = without.rpartition(".")
         del (made[parent] if parent else made)[key]
-    return json.dumps(made).encode()
+    return json.dumps(made, separators=(",", ":")).encode()  # as the relay writes it
 
 
 @pytest.mark.parametrize("values", MESSAGES["read"])
@@ -34,6 +34,19 @@ def test_what_a_later_version_may_add_is_read(values: dict[str, Any]) -> None:
     plain = {path: value for path, value in values.items() if path in told and not isinstance(value, dict | list)}
     assert plain == {path: told[path] for path in plain}
     assert entry.session == update.session
+
+
+@pytest.mark.parametrize("values", MESSAGES["read"])
+def test_space_in_the_json_makes_no_difference(values: dict[str, Any]) -> None:
+    compact = message(values)
+    spaced = json.dumps(json.loads(compact), indent=1).encode()
+    assert dataclasses.replace(published(spaced), json=compact) == published(compact)
+
+
+@pytest.mark.parametrize("value", ['"\\ud800"', "9" * 5000, "[" * 1500 + "]" * 1500, "NaN", '{"a":1,"a":2}'])
+def test_what_fast_parsers_give_up_on_is_read_in_a_key_that_a_later_version_adds(value: str) -> None:
+    text = message({}).removesuffix(b"}") + f',"later":{value}}}'.encode()
+    assert published(text).session == published(message({})).session
 
 
 @pytest.mark.parametrize("values", MESSAGES["unreadable"])
