@@ -143,7 +143,7 @@ def test_a_user_with_no_more_rights_than_the_relay_needs(own_redis: EmbeddedRedi
 
 READER: Final = (
     *("on", ">secret", "~{clerk}:*", "resetchannels", "&clerk:sessions*", "-@all"),
-    *("+hmget", "+zrangebyscore", "+xrange", "+xrevrange", "+xread", "+xinfo|stream", "+scan"),
+    *("+hmget", "+zrangebyscore", "+xrange", "+xrevrange", "+xread", "+xinfo|stream", "+scan", "+eval"),
     *("+xinfo|groups", "+xgroup|create", "+xgroup|setid", "+xreadgroup", "+xack"),
     *("+xinfo|consumers", "+xgroup|delconsumer", "+xpending", "+xautoclaim", "+subscribe", "+unsubscribe", "+ping"),
 )

@@ -504,17 +504,17 @@ def test_before_it_is_ready_it_asks_if_it_may(feed: Feed, relay: Relay, monkeypa
 def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator["Reading"]:
     """Let mirrors stop in the middle of the snapshots, after the first response, until they may go on."""
     reading = Reading()
-    found = mirror_reading.MirrorReading.found
+    read = mirror_reading.MirrorReading.read
 
-    async def slow(self: Any, connection: Any, partition: Any, keys: Any) -> Any:
-        result = await found(self, connection, partition, keys)
+    async def slow(self: Any, connection: Any, keys: Any) -> Any:
+        result = await read(self, connection, keys)
         reading.has_begun.set()
         while not reading.may_go_on.is_set() and not connection.is_closed:
             await connection.pause(0.01)
         return result
 
-    monkeypatch.setattr(mirror_reading.MirrorReading, "found", slow)
-    monkeypatch.setattr(stream, "BATCH", 5)
+    monkeypatch.setattr(mirror_reading.MirrorReading, "read", slow)
+    monkeypatch.setattr(stream, "SCANNED", 5)
     try:
         yield reading
     finally:

@@ -481,6 +481,7 @@ def test_a_feed_on_a_cluster_leaves_no_thread_and_no_connection(
 def test_a_failover_in_the_midst_of_the_snapshots(
     cluster: Cluster, nodes: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(stream, "SCANNED", 4)
     monkeypatch.setattr(stream, "BATCH", 4)
     options: dict[str, Any] = {"on_reconnect": Reconnects(monkeypatch)}
     with contextlib.ExitStack() as stack:

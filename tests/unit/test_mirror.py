@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 import redis
-from clerk_session_feed import AsyncSessionFeed, FeedClosedError, FeedError, MirrorTooOldError, SessionFeed, transport
+from clerk_session_feed import (
+    AsyncSessionFeed,
+    FeedClosedError,
+    FeedError,
+    MirrorTooOldError,
+    SessionFeed,
+    mirror_reading,
+    transport,
+)
 from clerk_session_feed.keys import Keys
 from clerk_session_feed.mirror_reading import MirrorReading
 from clerk_session_feed.mirror_table import HOUR, MAX_KEPT, NOT_YET, Table
@@ -277,18 +285,18 @@ def test_what_only_a_former_server_had_makes_no_entry_of_the_next_one_known(read
 
 
 def test_a_hash_that_is_older_than_the_entry_on_whose_account_it_is_read_does_not_undo_that(
-    reading: MirrorReading,
+    reading: MirrorReading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Server:
-        async def ask(self, *commands: Any) -> list[list[bytes]]:
-            return [[b"1", b"active", b"user_1", b"1-1", b""] for _ in commands]
+    async def read_hashes(_: object, keys: Any, __: object) -> list[list[bytes]]:
+        return [[b"1", b"active", b"user_1", b"1-1", b""] for _ in keys]
 
+    monkeypatch.setattr(mirror_reading, "read_hashes", read_hashes)
     partition = Partition(0, Keys(), "2-1")
     message = json.loads((ROOT / "clients/conformance/message.json").read_text())
     message["session"] |= {"status": "ended", "live": False, "expire_at": None}
     fields = [b"outcome", b"applied", b"session_id", b"sess_1", b"message", json.dumps(message).encode()]
     reading.entry(partition.entry((b"2-1", fields)))
 
-    asyncio.run(reading.reached(Server(), partition, 1.0))  # type: ignore[arg-type]
+    asyncio.run(reading.reached(None, partition, 1.0))  # type: ignore[arg-type]
 
     assert reading.tables[0].kept["sess_1"] < 0  # it ended

@@ -1,6 +1,5 @@
 """What both feeds have in common: the keys of each partition, the connections to them, and one iterator over all."""
 
-import contextlib
 import math
 import threading
 import weakref
@@ -8,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 from clerk_session_feed import connections
+from clerk_session_feed.ahead import hand_over
 from clerk_session_feed.cursors import START
 from clerk_session_feed.errors import FeedClosedError
 from clerk_session_feed.keys import Keys, partition_of
@@ -152,7 +152,7 @@ async def _merge(followers: Sequence[tuple[Connection, Updates]]) -> Updates:
     ready = first.new_queue()
     gates = [connection.new_queue() for connection, _ in followers]
     workers = [
-        connection.start(_hand_over, connection, updates, ready, gate)
+        connection.start(hand_over, connection, updates, ready, gate)
         for (connection, updates), gate in zip(followers, gates, strict=True)
     ]
     running = len(workers)
@@ -176,16 +176,3 @@ async def _merge(followers: Sequence[tuple[Connection, Updates]]) -> Updates:
         while running:
             item, _ = await first.resolve(ready.get())
             running -= not isinstance(item, SessionUpdate)
-
-
-async def _hand_over(connection: Connection, updates: Updates, ready: Any, gate: Any) -> None:
-    try:
-        async with contextlib.aclosing(updates):
-            async for update in updates:
-                ready.put_nowait((update, gate))
-                if not await connection.resolve(gate.get()):
-                    break
-    except BaseException as error:  # noqa: BLE001  # it is raised where the updates are taken
-        ready.put_nowait((error, gate))
-    else:
-        ready.put_nowait((None, gate))

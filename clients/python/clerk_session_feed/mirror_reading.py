@@ -8,17 +8,18 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from time import time
-from typing import Final
+from typing import Any, Final
 
 from clerk_session_feed.cursors import position
 from clerk_session_feed.errors import UnreadableMessageError
+from clerk_session_feed.hashes import read_hashes
 from clerk_session_feed.mirror_table import HOUR, Table
 from clerk_session_feed.models import OPEN_STATUSES
 from clerk_session_feed.stream import Entry, Found, Partition, Reading
 from clerk_session_feed.transport import Connection, clock
 from clerk_session_feed.updates import published
 
-FIELDS: Final = (b"live", b"status", b"user_id", b"cursor", b"_expire_at")
+FIELDS: Final = ("live", "status", "user_id", "cursor", "_expire_at")
 """Of a session's hash. The last is the relay's own affair: where it is missing, `state` has the end."""
 REST: Final = 0.02
 """Seconds between news and the next read: with 1,000 events a second, 20 are read at once, for a tenth of the time."""
@@ -27,6 +28,9 @@ FORGET_AT_ONCE: Final = 2000
 CLOCK_SECONDS: Final = 60.0
 """Seconds by which the time of day may be set within an hour. Otherwise nothing is forgotten for another hour."""
 OPEN: Final = frozenset(status.encode() for status in OPEN_STATUSES)
+
+Hashes = tuple[list[tuple[bytes, Any]], dict[bytes, float]]
+"""The values of FIELDS of each hash, by its key; ends, in Unix seconds, by the keys of those that don't have one."""
 
 
 class MirrorReading(Reading[None]):
@@ -102,12 +106,15 @@ class MirrorReading(Reading[None]):
         partition.ahead.clear()
         partition.ahead_until = (0, 0)
 
-    async def found(self, connection: Connection, partition: Partition, keys: Sequence[bytes]) -> Iterable[Found[None]]:
+    async def read(self, connection: Connection, keys: Sequence[bytes]) -> Hashes:
+        hashes = zip(keys, await read_hashes(connection, keys, FIELDS), strict=True)
+        stored = [(key, values) for key, values in hashes if values[0] is not None]
+        return stored, await _ends(connection, [key for key, values in stored if values[-1] is None])
+
+    def found(self, partition: Partition, hashes: Hashes) -> Iterable[Found[None]]:
         table, now, before = self._table(partition), time(), len(partition.keys.session(""))
-        states = zip(keys, await connection.ask(*(("HMGET", key, *FIELDS) for key in keys)), strict=True)
         self.heard_at[partition.number] = clock()
-        stored = [(key, values) for key, values in states if values[0] is not None]
-        ends = await _ends(connection, [key for key, values in stored if values[-1] is None])
+        stored, ends = hashes
         found, unsure = [], self._unsure[partition.number]
         for key, (live, status, user_id, cursor, expire_at) in stored:
             if user_id is None or cursor is None:
@@ -171,7 +178,7 @@ class MirrorReading(Reading[None]):
         while unsure:
             at, batch = position(str(partition.cursor)), list(islice(unsure, FORGET_AT_ONCE))
             keys = [partition.keys.session(session_id).encode() for session_id in batch]
-            for found in await self.found(connection, partition, keys):
+            for found in self.found(partition, await self.read(connection, keys)):
                 # It may be newer than the cursor. What comes of it up to there must not undo it.
                 partition.note(found.session_id, position(found.cursor), at)
             for session_id in batch:
@@ -196,7 +203,7 @@ class MirrorReading(Reading[None]):
 
 async def _ends(connection: Connection, keys: Sequence[bytes]) -> dict[bytes, float]:
     """Return the ends of sessions, in Unix seconds, by what their messages say; without those that are gone."""
-    states = await connection.ask(*(("HMGET", key, "state") for key in keys)) if keys else []
+    states = await read_hashes(connection, keys, ["state"]) if keys else []
     found = ((key, state) for key, (state,) in zip(keys, states, strict=True) if state is not None)
     return {key: _seconds(published(state, key.decode(errors="replace")).session.expire_at) for key, state in found}
 

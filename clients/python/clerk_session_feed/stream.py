@@ -15,14 +15,20 @@ from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 import redis
 
 from clerk_session_feed import transport
+from clerk_session_feed.ahead import read_ahead
 from clerk_session_feed.cursors import NOTHING, START, position, whole_cursor
 from clerk_session_feed.errors import CursorLostError
+from clerk_session_feed.hashes import read_hashes
 from clerk_session_feed.keys import Keys
 from clerk_session_feed.transport import Command, Connection
 from clerk_session_feed.updates import SessionUpdate, published, streamed
 
 BATCH: Final = 500
-"""Entries, or keys, in one response."""
+"""Entries in one response."""
+SCANNED: Final = 1000
+"""Keys that one SCAN looks at: half a millisecond of Redis' time. About half of them are of sessions."""
+BEGINS_AGAIN: Final = object()
+"""What was read of hashes counts no more: all are read again."""
 POLL_SECONDS: Final = 1.0
 """Seconds between two reads at a server that does not wait for news, though it is told to."""
 
@@ -123,8 +129,12 @@ class Reading(abc.ABC, Generic[T]):
     """Seconds between entries and the next read: what comes meanwhile is read at once."""
 
     @abc.abstractmethod
-    async def found(self, connection: Connection, partition: Partition, keys: Sequence[bytes]) -> Iterable[Found[T]]:
-        """Read the hashes of sessions; those that are gone are left out. Raises UnreadableMessageError."""
+    async def read(self, connection: Connection, keys: Sequence[bytes]) -> Any:
+        """Return what `found` needs of the hashes of sessions. It is called while that is still busy with others."""
+
+    @abc.abstractmethod
+    def found(self, partition: Partition, hashes: Any) -> Iterable[Found[T]]:
+        """Return the sessions of what was read; those that are gone are left out. Raises UnreadableMessageError."""
 
     @abc.abstractmethod
     def entry(self, entry: Entry) -> T | None:
@@ -150,15 +160,11 @@ class UpdateReading(Reading[SessionUpdate]):
     def __init__(self, *, stale: bool = False) -> None:
         self._stale = stale
 
-    async def found(
-        self, connection: Connection, partition: Partition, keys: Sequence[bytes]
-    ) -> Iterable[Found[SessionUpdate]]:
-        return self._read(partition, keys, await connection.ask(*(("HMGET", key, "state") for key in keys)))
+    async def read(self, connection: Connection, keys: Sequence[bytes]) -> list[tuple[bytes, Any]]:
+        return list(zip(keys, await read_hashes(connection, keys, ["state"]), strict=True))
 
-    def _read(
-        self, partition: Partition, keys: Sequence[bytes], states: Sequence[Any]
-    ) -> Iterator[Found[SessionUpdate]]:
-        for key, (state,) in zip(keys, states, strict=True):
+    def found(self, partition: Partition, hashes: list[tuple[bytes, Any]]) -> Iterator[Found[SessionUpdate]]:
+        for key, (state,) in hashes:
             if state is not None:
                 update = published(state, key.decode(), partition=partition.number, is_snapshot=True)
                 yield Found(update.session.id, update.cursor, update)
@@ -301,33 +307,44 @@ def snapshots(connection: Connection, partition: Partition) -> Updates:
 
 
 async def _snapshots(connection: Connection, partition: Partition, reading: Reading[T]) -> AsyncGenerator[T, None]:
-    """Yield what is read of every session.
+    """Yield what is read of every session."""
+    begun_at = position(partition.cursor) if partition.cursor else None
+    partition.ahead.clear()
+    partition.ahead_until = (0, 0)
+    reading.begin(partition)
+    async with contextlib.aclosing(read_ahead(connection, _scan(connection, partition, reading))) as scanned:
+        async for hashes in scanned:
+            if hashes is BEGINS_AGAIN:
+                reading.begin(partition)
+                continue
+            for found in reading.found(partition, hashes):
+                if begun_at is not None:
+                    partition.note(found.session_id, position(found.cursor), begun_at)
+                if found.item is not None:
+                    yield found.item
+
+
+async def _scan(connection: Connection, partition: Partition, reading: Reading[Any]) -> AsyncGenerator[Any, None]:
+    """Yield what is read of the hashes of sessions, some at a time; BEGINS_AGAIN, if all come again from here on.
 
     The cursor of a SCAN means nothing on another connection, which may lead to another server, or to one that was
     restarted. Then the SCAN begins again.
     """
     pattern = re.sub(r"([][*?\\^])", r"\\\1", partition.keys.session("")) + "*"
-    begun_at = position(partition.cursor) if partition.cursor else None
     seen: set[bytes] = set()
-    partition.ahead.clear()
-    partition.ahead_until = (0, 0)
-    reading.begin(partition)
     at, connections = b"0", connection.connections
     while True:
-        ((after, keys),) = await connection.ask(("SCAN", at, "MATCH", pattern, "COUNT", BATCH))
+        ((after, keys),) = await connection.ask(("SCAN", at, "MATCH", pattern, "COUNT", SCANNED))
         if at != b"0" and connection.connections != connections:
-            reading.begin(partition)
+            yield BEGINS_AGAIN
             at = b"0"
             continue
         connections = connection.connections
         new = [key for key in dict.fromkeys(keys) if key not in seen]
         if not reading.takes_repeats:
             seen.update(new)
-        for found in await reading.found(connection, partition, new) if new else ():
-            if begun_at is not None:
-                partition.note(found.session_id, position(found.cursor), begun_at)
-            if found.item is not None:
-                yield found.item
+        if new:
+            yield await reading.read(connection, new)
         at = after
         if at == b"0":
             return

@@ -85,6 +85,7 @@ class Connection(abc.ABC):
     Attributes:
         connections: Number of connections made so far. A new one may lead to another server.
         asked_at: When the commands were sent that were answered last, by `clock`. Of use where one at a time asks.
+        runs_scripts: Whether Redis runs scripts for this user, as far as is known: see `hashes`.
     """
 
     _connect: Callable[..., Any]
@@ -114,6 +115,7 @@ class Connection(abc.ABC):
         """The connection, by its number, on which the number of partitions was compared; when to do it again."""
         self.connections = 0
         self.asked_at = -math.inf
+        self.runs_scripts = True
         self._timeout = settings.redis_timeout
         self._permits: Any = self._semaphore(READ_CONNECTIONS)
         self._on_reconnect = on_reconnect
