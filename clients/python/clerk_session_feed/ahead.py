@@ -26,6 +26,11 @@ async def hand_over(connection: Connection, items: AsyncGenerator[T, None], read
         ready.put_nowait((None, gate))
 
 
+def is_end(item: Any) -> bool:
+    """Tell whether an item that was handed over is none, but what comes behind the last one."""
+    return item is None or isinstance(item, BaseException)
+
+
 async def read_ahead(connection: Connection, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     """Yield what a generator yields, each while the next one is made.
 
@@ -39,7 +44,7 @@ async def read_ahead(connection: Connection, items: AsyncGenerator[T, None]) -> 
     try:
         while True:
             item, _ = await connection.resolve(ready.get())
-            is_over = item is None or isinstance(item, BaseException)
+            is_over = is_end(item)
             if is_over:
                 break
             gate.put_nowait(True)
@@ -50,6 +55,6 @@ async def read_ahead(connection: Connection, items: AsyncGenerator[T, None]) -> 
             await connection.close()
         while not is_over:
             last, _ = await connection.resolve(ready.get())
-            is_over = last is None or isinstance(last, BaseException)
+            is_over = is_end(last)
     if item is not None:
         raise item

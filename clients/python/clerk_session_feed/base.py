@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 from clerk_session_feed import connections
-from clerk_session_feed.ahead import hand_over
+from clerk_session_feed.ahead import hand_over, is_end
 from clerk_session_feed.cursors import START
 from clerk_session_feed.errors import FeedClosedError
 from clerk_session_feed.keys import Keys, partition_of
 from clerk_session_feed.settings import RedisSettings, load
 from clerk_session_feed.stream import Partition, Updates
 from clerk_session_feed.transport import AsyncConnection, BlockingConnection, Connection, OnReconnect
-from clerk_session_feed.updates import SessionUpdate
 
 After = str | Mapping[int, str | None] | None
 """Where to begin: behind a cursor; behind one for each partition, by its number; None: with the snapshots."""
@@ -109,8 +108,8 @@ class Feed(Generic[C]):
     ) -> Updates:
         """Return what the rules yield for all slots, each over a connection of its own."""
         made = self._connect(slots, on_reconnect)
-        updates = [each.until_closed(rules(each, slot, **options)) for each, slot in zip(made, slots, strict=True)]
-        return updates[0] if len(updates) == 1 else _merge(list(zip(made, updates, strict=True)))
+        batches = [each.until_closed(rules(each, slot, **options)) for each, slot in zip(made, slots, strict=True)]
+        return batches[0] if len(batches) == 1 else _merge(list(zip(made, batches, strict=True)))
 
     def _connect(
         self, slots: list[list[Partition]], on_reconnect: OnReconnect, longest_wait: float = math.inf
@@ -144,24 +143,23 @@ def _place(partitions: Sequence[Partition], after: After) -> None:
 
 
 async def _merge(followers: Sequence[tuple[Connection, Updates]]) -> Updates:
-    """Yield from all as updates come.
+    """Yield the batches of all as they come.
 
-    Each follower has a thread, or a task, which goes on when its last update has been dealt with.
+    Each follower has a thread, or a task, which goes on when its last batch has been dealt with.
     """
     first, _ = followers[0]
     ready = first.new_queue()
     gates = [connection.new_queue() for connection, _ in followers]
     workers = [
-        connection.start(hand_over, connection, updates, ready, gate)
-        for (connection, updates), gate in zip(followers, gates, strict=True)
+        connection.start(hand_over, connection, batches, ready, gate)
+        for (connection, batches), gate in zip(followers, gates, strict=True)
     ]
     running = len(workers)
     try:
         while running:
             item, gate = await first.resolve(ready.get())
-            is_update = isinstance(item, SessionUpdate)
-            running -= not is_update
-            if not is_update:
+            if is_end(item):
+                running -= 1
                 if item is not None:
                     raise item
             elif first.is_closed:  # with all others; or by its error, which is about to come
@@ -175,4 +173,4 @@ async def _merge(followers: Sequence[tuple[Connection, Updates]]) -> Updates:
             await connection.close()
         while running:
             item, _ = await first.resolve(ready.get())
-            running -= not isinstance(item, SessionUpdate)
+            running -= is_end(item)

@@ -23,7 +23,15 @@ from clerk_session_feed.mirror import (
 )
 from clerk_session_feed.models import LiveStatus
 from clerk_session_feed.settings import RedisSettings
-from clerk_session_feed.transport import AsyncConnection, BlockingConnection, OnReconnect, iterate, log_retry, run
+from clerk_session_feed.transport import (
+    AsyncConnection,
+    BlockingConnection,
+    OnReconnect,
+    iterate,
+    iterate_async,
+    log_retry,
+    run,
+)
 from clerk_session_feed.updates import SessionUpdate
 
 
@@ -287,7 +295,9 @@ class AsyncSessionFeed(Feed[AsyncConnection]):
     ) -> AsyncGenerator[SessionUpdate, None]:
         """See `SessionFeed.follow`."""
         reading = stream.UpdateReading(stale=stale)
-        return self._begin(stream.follow, self._by_slot(after), on_reconnect, reading=reading, resync=resync)
+        return iterate_async(
+            self._begin(stream.follow, self._by_slot(after), on_reconnect, reading=reading, resync=resync)
+        )
 
     def consume(
         self,
@@ -302,13 +312,17 @@ class AsyncSessionFeed(Feed[AsyncConnection]):
     ) -> AsyncGenerator[SessionUpdate, None]:
         """See `SessionFeed.consume`."""
         share = Group(group, name, claim_after)
-        return self._begin(consume, self._by_slot(after), on_reconnect, group=share, stale=stale, resync=resync)
+        return iterate_async(
+            self._begin(consume, self._by_slot(after), on_reconnect, group=share, stale=stale, resync=resync)
+        )
 
     def subscribe(
         self, user_id: str | None = None, *, on_reconnect: OnReconnect = log_retry
     ) -> AsyncGenerator[SessionUpdate, None]:
         """See `SessionFeed.subscribe`."""
-        return self._begin(stream.subscribe, self._by_slot()[:1], on_reconnect, channel=self._channel(user_id))
+        return iterate_async(
+            self._begin(stream.subscribe, self._by_slot()[:1], on_reconnect, channel=self._channel(user_id))
+        )
 
     @overload
     def mirror(

@@ -50,9 +50,9 @@ async def consume(  # noqa: C901  # a turn of a consumer, in its order
                     while (gap := await share.find_gap()) is not None:
                         await consumer.acknowledge()
                         if gap.has_snapshots:
-                            async with contextlib.aclosing(snapshots(connection, share.partition)) as updates:
-                                async for update in updates:
-                                    yield update
+                            async with contextlib.aclosing(snapshots(connection, share.partition)) as batches:
+                                async for batch in batches:
+                                    yield batch
                         await share.close_gap(gap)
                     await consumer.look_after(share)
                 for share, entry in await consumer.take():
@@ -60,7 +60,7 @@ async def consume(  # noqa: C901  # a turn of a consumer, in its order
                         break
                     with consumer.handling(share, entry):
                         if stale or entry.outcome == "applied":
-                            yield entry.update()
+                            yield [entry.update()]
                     await consumer.acknowledge(if_late=True)
             except redis.ResponseError as error:
                 if not is_group_lost(error):

@@ -118,9 +118,10 @@ class _Mirror(Generic[C]):
 
     async def _keep(self, connection: C, slot: list[Partition]) -> None:
         try:
-            async with contextlib.aclosing(follow(connection, slot, reading=self._reading, resync=True)) as nothing:
-                async for _ in nothing:
-                    pass
+            async with contextlib.aclosing(follow(connection, slot, reading=self._reading, resync=True)) as batches:
+                async for batch in batches:
+                    for _ in batch:  # nothing is in it, but looking there fills the table
+                        pass
         except FeedClosedError:
             pass
         except Exception as error:  # noqa: BLE001  # whoever asks the mirror gets it

@@ -34,12 +34,12 @@ POLL_SECONDS: Final = 1.0
 
 Entries = list[tuple[bytes, Sequence[bytes]]]
 """Entries of a stream as Redis sends them: the id, then names and values in turns."""
-Updates = AsyncGenerator[SessionUpdate, None]
+Updates = AsyncGenerator[Iterable[SessionUpdate], None]
+"""In batches, since each step of an asynchronous generator takes time. An update is read when its turn comes."""
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """An entry of the stream: docs/contract.md, section 4."""
 
     cursor: str
@@ -103,6 +103,8 @@ class Partition:
 
     def is_known(self, entry: Entry) -> bool:
         """Tell whether the session's snapshot was made after this entry."""
+        if not self.ahead:
+            return False
         at = position(entry.cursor)
         if at > self.ahead_until:
             self.ahead.clear()
@@ -175,7 +177,7 @@ class UpdateReading(Reading[SessionUpdate]):
 
 async def follow(
     connection: Connection, partitions: Sequence[Partition], *, reading: Reading[T], resync: bool
-) -> AsyncGenerator[T, None]:
+) -> AsyncGenerator[Iterable[T], None]:
     """Yield the snapshots of partitions without a cursor, then every entry behind the cursors; never end.
 
     Raises CursorLostError, unless `resync` is set: then the snapshots come again.
@@ -186,15 +188,14 @@ async def follow(
             if partition.cursor is None:
                 # Before the snapshots: what happens meanwhile comes after this cursor.
                 partition.go_to_end(await stream_info(connection, partition.keys.events))
-                async with contextlib.aclosing(_snapshots(connection, partition, reading)) as items:
-                    async for item in items:
-                        yield item
+                async with contextlib.aclosing(_snapshots(connection, partition, reading)) as batches:
+                    async for batch in batches:
+                        yield batch
         behind, is_idle = [], True
         for partition in awake:
             entries = await _read_on(connection, partition, resync=resync)
             asked_at, is_idle = connection.asked_at, is_idle and not entries
-            for item in _news(partition, entries, reading):
-                yield item
+            yield _news(partition, entries, reading)
             if partition.cursor is not None and len(entries) < BATCH:
                 await reading.reached(connection, partition, asked_at)
             if partition.cursor is None or len(entries) >= BATCH:
@@ -226,7 +227,7 @@ async def subscribe(connection: Connection, _: object, *, channel: str) -> Updat
     """Yield what is published from now on; never end."""
     while True:
         if (message := await connection.receive(channel)) is not None:
-            yield published(message, channel)
+            yield [published(message, channel)]
 
 
 async def _read_on(connection: Connection, partition: Partition, *, resync: bool) -> Entries:
@@ -306,9 +307,10 @@ def snapshots(connection: Connection, partition: Partition) -> Updates:
     return _snapshots(connection, partition, UpdateReading())
 
 
-async def _snapshots(connection: Connection, partition: Partition, reading: Reading[T]) -> AsyncGenerator[T, None]:
+async def _snapshots(
+    connection: Connection, partition: Partition, reading: Reading[T]
+) -> AsyncGenerator[Iterable[T], None]:
     """Yield what is read of every session."""
-    begun_at = position(partition.cursor) if partition.cursor else None
     partition.ahead.clear()
     partition.ahead_until = (0, 0)
     reading.begin(partition)
@@ -316,12 +318,18 @@ async def _snapshots(connection: Connection, partition: Partition, reading: Read
         async for hashes in scanned:
             if hashes is BEGINS_AGAIN:
                 reading.begin(partition)
-                continue
-            for found in reading.found(partition, hashes):
-                if begun_at is not None:
-                    partition.note(found.session_id, position(found.cursor), begun_at)
-                if found.item is not None:
-                    yield found.item
+            else:
+                yield _stored(partition, hashes, reading)
+
+
+def _stored(partition: Partition, hashes: Any, reading: Reading[T]) -> Iterator[T]:
+    """Yield what is read of sessions; note those that are ahead of where the stream will be read."""
+    begun_at = position(partition.cursor) if partition.cursor else None
+    for found in reading.found(partition, hashes):
+        if begun_at is not None:
+            partition.note(found.session_id, position(found.cursor), begun_at)
+        if found.item is not None:
+            yield found.item
 
 
 async def _scan(connection: Connection, partition: Partition, reading: Reading[Any]) -> AsyncGenerator[Any, None]:

@@ -17,7 +17,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 
@@ -279,18 +279,24 @@ class Connection(abc.ABC):
         """Return the next message of the channel; None if there is none for a while. Raises like `ask`."""
         return await self.persist(self._receive, channel)
 
-    async def until_closed(self, updates: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """Yield updates until the connection is closed; close it when the caller stops."""
+    async def until_closed(self, batches: AsyncGenerator[Iterable[T], None]) -> AsyncGenerator[Iterable[T], None]:
+        """Yield batches until the connection is closed, also in the midst of one; close it when the caller stops."""
         try:
-            async with contextlib.aclosing(updates):
-                async for update in updates:
-                    yield update
-                    if self.is_closed:  # the rules learn that the caller is done with the update
-                        await updates.athrow(FeedClosedError("The feed is closed."))
+            async with contextlib.aclosing(batches):
+                async for batch in batches:
+                    yield self._while_open(batch)
+                    if self.is_closed:  # the rules learn that the caller is done with the batch
+                        await batches.athrow(FeedClosedError("The feed is closed."))
         except FeedClosedError:
             pass
         finally:
             await self.close()
+
+    def _while_open(self, batch: Iterable[T]) -> Iterator[T]:
+        for update in batch:
+            yield update
+            if self.is_closed:
+                break
 
     async def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         result = None
@@ -458,14 +464,22 @@ def run(function: Callable[P, Awaitable[T]], *arguments: P.args, **options: P.kw
     raise RuntimeError("A coroutine over a blocking connection was suspended.")
 
 
-def iterate(updates: AsyncGenerator[T, None]) -> Generator[T, None, None]:
-    """Yield what an asynchronous generator over a BlockingConnection yields."""
+def iterate(batches: AsyncGenerator[Iterable[T], None]) -> Generator[T, None, None]:
+    """Yield what is in the batches of an asynchronous generator over a BlockingConnection."""
     try:
         while True:
             try:
-                update = run(updates.__anext__)
+                batch = run(batches.__anext__)
             except StopAsyncIteration:
                 return
-            yield update
+            yield from batch
     finally:
-        run(updates.aclose)
+        run(batches.aclose)
+
+
+async def iterate_async(batches: AsyncGenerator[Iterable[T], None]) -> AsyncGenerator[T, None]:
+    """Yield what is in the batches of an asynchronous generator over an AsyncConnection."""
+    async with contextlib.aclosing(batches):
+        async for batch in batches:
+            for update in batch:
+                yield update

@@ -71,16 +71,32 @@ def published(
         UnreadableMessageError: If another version of the relay has written it.
     """
     read = _read(SessionMessage, message, where)
-    return _update(
-        read, outcome="applied", cursor=read.cursor, json=message, partition=partition, is_snapshot=is_snapshot
+    return SessionUpdate(
+        outcome="applied",
+        cursor=read.cursor,
+        revision=read.revision,
+        previous_status=read.previous_status,
+        event=read.event,
+        session=read.session,
+        partition=partition,
+        is_snapshot=is_snapshot,
+        json=message,
     )
 
 
 def streamed(message: bytes, where: str, *, cursor: str, outcome: Any, partition: int) -> SessionUpdate:
     """Return the update in an entry of the stream. Arguments and errors are those of `published`."""
     read = _read(StreamMessage, message, where)
-    complete = message.replace(b'"cursor":null', f'"cursor":"{cursor}"'.encode(), 1)
-    return _update(read, outcome=outcome, cursor=cursor, json=complete, partition=partition)
+    return SessionUpdate(
+        outcome=outcome,
+        cursor=cursor,
+        revision=read.revision,
+        previous_status=read.previous_status,
+        event=read.event,
+        session=read.session,
+        partition=partition,
+        json=message.replace(b'"cursor":null', f'"cursor":"{cursor}"'.encode(), 1),
+    )
 
 
 def _read(kind: type, message: bytes, where: str) -> Any:
@@ -104,12 +120,6 @@ def _read(kind: type, message: bytes, where: str) -> Any:
         raise UnreadableMessageError(f"{where}: {field}: {fault['msg']}") from None
     except ValueError:
         raise UnreadableMessageError(f"{where}: it is no JSON") from None
-
-
-def _update(read: Any, **more: Any) -> SessionUpdate:
-    return SessionUpdate(
-        revision=read.revision, previous_status=read.previous_status, event=read.event, session=read.session, **more
-    )
 
 
 @functools.cache  # not at import: it takes 30 ms to make them
