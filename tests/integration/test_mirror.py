@@ -506,8 +506,8 @@ def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator["Reading"]:
     reading = Reading()
     read = mirror_reading.MirrorReading.read
 
-    async def slow(self: Any, connection: Any, keys: Any) -> Any:
-        result = await read(self, connection, keys)
+    async def slow(self: Any, connection: Any, *arguments: Any) -> Any:
+        result = await read(self, connection, *arguments)
         reading.has_begun.set()
         while not reading.may_go_on.is_set() and not connection.is_closed:
             await connection.pause(0.01)

@@ -106,5 +106,25 @@ def test_whoever_leaves_the_snapshots_leaves_nothing_behind(feed: Feed) -> None:
     assert ids_of(feed) == sorted(IDS)
 
 
+def test_what_is_wrong_in_a_batch_is_raised_behind_what_comes_before_it(feed: Feed, own_client: Any) -> None:
+    cursors = [entry_id for entry_id, _ in own_client.xrange("{clerk}:events")]
+    own_client.xadd("{clerk}:events", {"outcome": "applied", "session_id": "sess_1", "message": "{}"})
+    updates = feed.follow("0-0")
+    assert [update.cursor for update in updates.take(len(cursors))] == cursors
+    with pytest.raises(UnreadableMessageError):
+        updates.next()
+
+
+def test_redis_reads_the_next_hashes_while_those_before_are_dealt_with(feed: Feed, own_client: Any) -> None:
+    def scans() -> int:
+        calls: int = own_client.info("commandstats").get("cmdstat_scan", {}).get("calls", 0)
+        return calls
+
+    updates = feed.follow()
+    updates.next()
+    eventually(lambda: scans() >= 3)  # the first, that of the page behind it, and that of the next
+    updates.leave()
+
+
 def readers() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "session-feed"]

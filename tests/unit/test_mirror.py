@@ -287,8 +287,8 @@ def test_what_only_a_former_server_had_makes_no_entry_of_the_next_one_known(read
 def test_a_hash_that_is_older_than_the_entry_on_whose_account_it_is_read_does_not_undo_that(
     reading: MirrorReading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def read_hashes(_: object, keys: Any, __: object) -> list[list[bytes]]:
-        return [[b"1", b"active", b"user_1", b"1-1", b""] for _ in keys]
+    async def read_hashes(_: object, keys: Any, __: object) -> tuple[list[list[bytes]], list[Any]]:
+        return [[b"1", b"active", b"user_1", b"1-1", b""] for _ in keys], []
 
     monkeypatch.setattr(mirror_reading, "read_hashes", read_hashes)
     partition = Partition(0, Keys(), "2-1")

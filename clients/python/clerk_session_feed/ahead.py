@@ -48,6 +48,7 @@ async def read_ahead(connection: Connection, items: AsyncGenerator[T, None]) -> 
             if is_over:
                 break
             gate.put_nowait(True)
+            await connection.give_way()
             yield item
     finally:
         if not is_over:

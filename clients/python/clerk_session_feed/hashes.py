@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import redis
 
-from clerk_session_feed.transport import Connection
+from clerk_session_feed.transport import Command, Connection
 
 SCRIPT: Final = """
 -- KEYS: hashes, all in one slot. ARGV: names of fields.
@@ -24,19 +24,28 @@ AT_ONCE: Final = 250
 """Hashes that the script reads in one run: a millisecond or two, in which Redis serves nobody else."""
 
 
-async def read_hashes(connection: Connection, keys: Sequence[bytes], fields: Sequence[str]) -> list[Any]:
-    """Return the values of these fields, None for one that is missing, for each hash. Raises like `Connection.ask`."""
-    return await connection.persist(_read, connection, keys, fields)
+async def read_hashes(
+    connection: Connection, keys: Sequence[bytes], fields: Sequence[str], *further: Command
+) -> tuple[list[Any], list[Any]]:
+    """Return the values of these fields for each hash, and the responses to further commands, in one round trip.
+
+    A value that is missing is None. Raises like `Connection.ask`.
+    """
+    return await connection.persist(_read, connection, keys, fields, *further)
 
 
-async def _read(connection: Connection, keys: Sequence[bytes], fields: Sequence[str]) -> list[Any]:
+async def _read(
+    connection: Connection, keys: Sequence[bytes], fields: Sequence[str], *further: Command
+) -> tuple[list[Any], list[Any]]:
     if connection.runs_scripts:
-        parts = (keys[first : first + AT_ONCE] for first in range(0, len(keys), AT_ONCE))
+        parts = [keys[first : first + AT_ONCE] for first in range(0, len(keys), AT_ONCE)]
         scripts = (("EVAL", SCRIPT, len(part), *part, *fields) for part in parts)
         try:
-            return list(chain.from_iterable(await connection.execute(*scripts)))
+            responses = await connection.execute(*scripts, *further)
         except redis.ResponseError:
             pass  # a right that is missing, or a server or a proxy without scripts; if it is more, the commands tell
-    found = await connection.execute(*(("HMGET", key, *fields) for key in keys))
+        else:
+            return list(chain.from_iterable(responses[: len(parts)])), responses[len(parts) :]
+    responses = await connection.execute(*(("HMGET", key, *fields) for key in keys), *further)
     connection.runs_scripts = False
-    return found
+    return responses[: len(keys)], responses[len(keys) :]

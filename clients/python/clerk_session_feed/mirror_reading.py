@@ -16,7 +16,7 @@ from clerk_session_feed.hashes import read_hashes
 from clerk_session_feed.mirror_table import HOUR, Table
 from clerk_session_feed.models import OPEN_STATUSES
 from clerk_session_feed.stream import Entry, Found, Partition, Reading
-from clerk_session_feed.transport import Connection, clock
+from clerk_session_feed.transport import Command, Connection, clock
 from clerk_session_feed.updates import published
 
 FIELDS: Final = ("live", "status", "user_id", "cursor", "_expire_at")
@@ -106,10 +106,11 @@ class MirrorReading(Reading[None]):
         partition.ahead.clear()
         partition.ahead_until = (0, 0)
 
-    async def read(self, connection: Connection, keys: Sequence[bytes]) -> Hashes:
-        hashes = zip(keys, await read_hashes(connection, keys, FIELDS), strict=True)
-        stored = [(key, values) for key, values in hashes if values[0] is not None]
-        return stored, await _ends(connection, [key for key, values in stored if values[-1] is None])
+    async def read(self, connection: Connection, keys: Sequence[bytes], *further: Command) -> tuple[Hashes, list[Any]]:
+        hashes, responses = await read_hashes(connection, keys, FIELDS, *further)
+        stored = [(key, values) for key, values in zip(keys, hashes, strict=True) if values[0] is not None]
+        ends = await _ends(connection, [key for key, values in stored if values[-1] is None])
+        return (stored, ends), responses
 
     def found(self, partition: Partition, hashes: Hashes) -> Iterable[Found[None]]:
         table, now, before = self._table(partition), time(), len(partition.keys.session(""))
@@ -178,7 +179,8 @@ class MirrorReading(Reading[None]):
         while unsure:
             at, batch = position(str(partition.cursor)), list(islice(unsure, FORGET_AT_ONCE))
             keys = [partition.keys.session(session_id).encode() for session_id in batch]
-            for found in self.found(partition, await self.read(connection, keys)):
+            hashes, _ = await self.read(connection, keys)
+            for found in self.found(partition, hashes):
                 # It may be newer than the cursor. What comes of it up to there must not undo it.
                 partition.note(found.session_id, position(found.cursor), at)
             for session_id in batch:
@@ -203,7 +205,7 @@ class MirrorReading(Reading[None]):
 
 async def _ends(connection: Connection, keys: Sequence[bytes]) -> dict[bytes, float]:
     """Return the ends of sessions, in Unix seconds, by what their messages say; without those that are gone."""
-    states = await read_hashes(connection, keys, ["state"]) if keys else []
+    states, _ = await read_hashes(connection, keys, ["state"]) if keys else ([], [])
     found = ((key, state) for key, (state,) in zip(keys, states, strict=True) if state is not None)
     return {key: _seconds(published(state, key.decode(errors="replace")).session.expire_at) for key, state in found}
 

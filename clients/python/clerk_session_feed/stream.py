@@ -131,8 +131,11 @@ class Reading(abc.ABC, Generic[T]):
     """Seconds between entries and the next read: what comes meanwhile is read at once."""
 
     @abc.abstractmethod
-    async def read(self, connection: Connection, keys: Sequence[bytes]) -> Any:
-        """Return what `found` needs of the hashes of sessions. It is called while that is still busy with others."""
+    async def read(self, connection: Connection, keys: Sequence[bytes], *further: Command) -> tuple[Any, list[Any]]:
+        """Return what `found` needs of the hashes of sessions, and the responses to further commands.
+
+        It is called while `found` is still busy with others.
+        """
 
     @abc.abstractmethod
     def found(self, partition: Partition, hashes: Any) -> Iterable[Found[T]]:
@@ -162,8 +165,11 @@ class UpdateReading(Reading[SessionUpdate]):
     def __init__(self, *, stale: bool = False) -> None:
         self._stale = stale
 
-    async def read(self, connection: Connection, keys: Sequence[bytes]) -> list[tuple[bytes, Any]]:
-        return list(zip(keys, await read_hashes(connection, keys, ["state"]), strict=True))
+    async def read(
+        self, connection: Connection, keys: Sequence[bytes], *further: Command
+    ) -> tuple[list[tuple[bytes, Any]], list[Any]]:
+        hashes, responses = await read_hashes(connection, keys, ["state"], *further)
+        return list(zip(keys, hashes, strict=True)), responses
 
     def found(self, partition: Partition, hashes: list[tuple[bytes, Any]]) -> Iterator[Found[SessionUpdate]]:
         for key, (state,) in hashes:
@@ -340,22 +346,22 @@ async def _scan(connection: Connection, partition: Partition, reading: Reading[A
     """
     pattern = re.sub(r"([][*?\\^])", r"\\\1", partition.keys.session("")) + "*"
     seen: set[bytes] = set()
-    at, connections = b"0", connection.connections
     while True:
-        ((after, keys),) = await connection.ask(("SCAN", at, "MATCH", pattern, "COUNT", SCANNED))
-        if at != b"0" and connection.connections != connections:
-            yield BEGINS_AGAIN
-            at = b"0"
-            continue
+        ((at, keys),) = await connection.ask(("SCAN", 0, "MATCH", pattern, "COUNT", SCANNED))
         connections = connection.connections
-        new = [key for key in dict.fromkeys(keys) if key not in seen]
-        if not reading.takes_repeats:
-            seen.update(new)
-        if new:
-            yield await reading.read(connection, new)
-        at = after
-        if at == b"0":
-            return
+        while connection.connections == connections:
+            new = [key for key in dict.fromkeys(keys) if key not in seen]
+            if not reading.takes_repeats:
+                seen.update(new)
+            if at == b"0":
+                hashes, _ = await reading.read(connection, new)
+                yield hashes
+                return
+            # In one round trip: Redis is busy with both while the page before is dealt with.
+            next_page = ("SCAN", at, "MATCH", pattern, "COUNT", SCANNED)
+            hashes, [(at, keys)] = await reading.read(connection, new, next_page)
+            yield hashes
+        yield BEGINS_AGAIN
 
 
 async def sleep(

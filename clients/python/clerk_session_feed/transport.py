@@ -43,6 +43,8 @@ LONGEST_PAUSE: Final = 2.0
 """Seconds between two attempts at most, while Redis is away."""
 LONGEST_REFUSED_PAUSE: Final = 10.0
 """Seconds between two attempts at most, while Redis refuses: an attempt may count against the limit that it met."""
+TURNS: Final = 10
+"""Turns of an event loop in which a task that goes on sends its commands: five with redis-py 8.1."""
 CANCEL_SECONDS: Final = 0.1
 """Seconds between two attempts to cancel what waits for Redis."""
 PARTITIONS_SECONDS: Final = 600.0
@@ -145,6 +147,10 @@ class Connection(abc.ABC):
     @abc.abstractmethod
     async def pause(self, seconds: float) -> None:
         """Wait, but no longer than until the connection is closed."""
+
+    @abc.abstractmethod
+    async def give_way(self) -> None:
+        """Let what goes on beside this send its commands first: in asyncio, it could not while this is busy."""
 
     @abc.abstractmethod
     def start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> Any:
@@ -359,6 +365,9 @@ class BlockingConnection(Connection):
     async def pause(self, seconds: float) -> None:
         self._closing.wait(seconds)
 
+    async def give_way(self) -> None:
+        pass  # a thread that has something to send gets its turn
+
     def start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> Any:
         thread = threading.Thread(target=run, args=(function, *arguments), name="session-feed", daemon=True)
         thread.start()
@@ -428,6 +437,10 @@ class AsyncConnection(Connection):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._closing.wait()
+
+    async def give_way(self) -> None:
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
 
     def start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> Any:
         return asyncio.create_task(function(*arguments), name="session-feed")
