@@ -38,7 +38,7 @@ async def read_ahead(connection: Connection, items: AsyncGenerator[T, None]) -> 
     """
     ready, gate = connection.new_queue(), connection.new_queue()
     gate.put_nowait(True)  # it asks for the next item before the first is taken
-    _worker = connection.start(hand_over, connection, items, ready, gate)
+    worker = connection.start(hand_over, connection, items, ready, gate)
     item: Any = None
     is_over = False
     try:
@@ -54,8 +54,6 @@ async def read_ahead(connection: Connection, items: AsyncGenerator[T, None]) -> 
         if not is_over:
             gate.put_nowait(False)
             await connection.close()
-        while not is_over:
-            last, _ = await connection.resolve(ready.get())
-            is_over = is_end(last)
+            await connection.join(worker)
     if item is not None:
         raise item

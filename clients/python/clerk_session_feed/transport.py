@@ -157,6 +157,10 @@ class Connection(abc.ABC):
         """Run a function beside others, in a thread or a task, and return that."""
 
     @abc.abstractmethod
+    async def join(self, worker: Any) -> None:
+        """Wait for the end of what was started."""
+
+    @abc.abstractmethod
     async def finish(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
         """Run a function in which whoever leaves an iterator waits for Redis."""
 
@@ -373,6 +377,9 @@ class BlockingConnection(Connection):
         thread.start()
         return thread
 
+    async def join(self, worker: Any) -> None:
+        worker.join()
+
     async def finish(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
         await function(*arguments)
 
@@ -444,6 +451,10 @@ class AsyncConnection(Connection):
 
     def start(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> Any:
         return asyncio.create_task(function(*arguments), name="session-feed")
+
+    async def join(self, worker: Any) -> None:
+        if worker.get_loop() is asyncio.get_running_loop():  # else it ends with that loop
+            await asyncio.wait([worker])
 
     async def finish(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
         # asyncio.run cancels the task that closes an iterator which was left. Python 3.11 gives that cancellation to
