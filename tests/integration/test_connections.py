@@ -219,7 +219,7 @@ def test_a_socket_that_another_thread_closes_keeps_its_number_until_nobody_waits
         client: Any = connect(server.url, wait=600.0, on_connect=made.append)
         thread = threading.Thread(target=wait)
         thread.start()
-        eventually(lambda: server.commands)
+        eventually(lambda: server.commands and made[0]._is_awaited)
         own = made[0]._sock
         number, file = own.fileno(), os.fstat(own.fileno())
 

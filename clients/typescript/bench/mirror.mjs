@@ -160,6 +160,7 @@ async function traffic() {
     client_id: "client_1",
     actor: null,
     last_active_organization_id: null,
+    latest_activity: null,
     tasks: [],
   };
   const times = { expire_at: Date.now() + 6e8, abandon_at: null, updated_at: 1, created_at: 1, last_active_at: 1 };
