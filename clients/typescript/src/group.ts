@@ -48,7 +48,7 @@ export async function* consume(
     for (;;) {
       try {
         for (const share of shares) {
-          for (let gap; (gap = await share.findGap()); ) {
+          for (let gap; (gap = await share.findGap());) {
             await consumer.acknowledge();
             if (gap.hasSnapshots) yield* snapshots(connection, share.partition);
             await share.closeGap(gap);
@@ -120,7 +120,16 @@ class Consumer {
     const cursors = shares.map((share) => share.cursor());
     const streams = shares.map(({ events }) => events);
     const limits = ["COUNT", this.#count, "BLOCK", blockMs] as const;
-    const read: Command = ["XREADGROUP", "GROUP", group.name, group.consumer, ...limits, "STREAMS", ...streams, ...cursors];
+    const read: Command = [
+      "XREADGROUP",
+      "GROUP",
+      group.name,
+      group.consumer,
+      ...limits,
+      "STREAMS",
+      ...streams,
+      ...cursors,
+    ];
     try {
       return [(await this.#acknowledge(read)) as [string, RawEntry[]][] | null, cursors];
     } catch (error) {

@@ -106,7 +106,9 @@ export class MemoryRedis {
         const least = second === from ? 0 : 1;
         const isIn = ([id]: RawEntry): boolean =>
           compareCursors(id, from) >= least && (third === "+" || compareCursors(id, third) <= 0);
-        return this.#entries(key).filter(isIn).slice(0, more.length ? Number(more[1]) : undefined);
+        return this.#entries(key)
+          .filter(isIn)
+          .slice(0, more.length ? Number(more[1]) : undefined);
       }
       case "XREVRANGE":
         return this.#entries(key).slice(-1);
@@ -149,8 +151,13 @@ export class MemoryRedis {
         const { pending, consumers } = groupIn(stream, second, key);
         const [least = "", start = "", , count = ""] = more;
         consumers.set(third, Date.now());
-        const due = [...pending].filter(([id, { at }]) => Date.now() - at >= Number(least) && compareCursors(id, start) >= 0);
-        const ids = due.map(([id]) => id).sort(compareCursors).slice(0, Number(count));
+        const due = [...pending].filter(
+          ([id, { at }]) => Date.now() - at >= Number(least) && compareCursors(id, start) >= 0,
+        );
+        const ids = due
+          .map(([id]) => id)
+          .sort(compareCursors)
+          .slice(0, Number(count));
         const isThere = (id: string): boolean => stream?.entries.some((entry) => entry[0] === id) ?? false;
         for (const id of ids) isThere(id) ? pending.set(id, { consumer: third, at: Date.now() }) : pending.delete(id);
         return [START, ids.filter(isThere), ids.filter((id) => !isThere(id))];

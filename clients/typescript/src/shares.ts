@@ -242,7 +242,17 @@ export class Share {
     const trimmed = idle.filter((id) => !first || compareCursors(id, first[0]) < 0);
     if (trimmed.length) return this.#giveUp(trimmed);
     const { name, consumer } = this.group;
-    const claim: Command = ["XAUTOCLAIM", this.events, name, consumer, idleMs, idle[0] as string, "COUNT", CLAIM, "JUSTID"];
+    const claim: Command = [
+      "XAUTOCLAIM",
+      this.events,
+      name,
+      consumer,
+      idleMs,
+      idle[0] as string,
+      "COUNT",
+      CLAIM,
+      "JUSTID",
+    ];
     const [, claimed, deleted] = await this.#ask<[string, string[], string[]?]>(...claim);
     this.hasPending ||= claimed.length > 0;
     if (deleted?.length) await this.#giveUp(deleted); // trimmed since XPENDING

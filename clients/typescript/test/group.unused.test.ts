@@ -94,7 +94,8 @@ it("goes back, too, if nobody knows what one had, as the reply got lost", async 
 });
 
 it("is given up where a right is missing", async () => {
-  connection.execute = () => Promise.reject(new Error("NOPERM this user has no permissions to run the 'xinfo' command"));
+  connection.execute = () =>
+    Promise.reject(new Error("NOPERM this user has no permissions to run the 'xinfo' command"));
   expect(await unused.remove()).toBeUndefined();
   vi.advanceTimersByTime(DAY);
   expect(unused.isTime).toBe(false);

@@ -38,7 +38,8 @@ function essence([name, subcommand]: Command, response: Reply): Reply {
     return picked(response, ["length", "last-generated-id", "entries-added", "first-entry", "last-entry"]);
   }
   // Redis sorts them by name.
-  if (name === "XINFO") return all(subcommand === "GROUPS" ? ["name", "last-delivered-id"] : ["name", "pending"]).sort();
+  if (name === "XINFO")
+    return all(subcommand === "GROUPS" ? ["name", "last-delivered-id"] : ["name", "pending"]).sort();
   if (name === "XPENDING") return rows.map(([id, consumer]) => [id as string, consumer as string]);
   if (name === "XAUTOCLAIM") return rows.slice(1);
   if (name === "SCAN") return [...(rows[1] as Reply[])].sort();
@@ -47,7 +48,9 @@ function essence([name, subcommand]: Command, response: Reply): Reply {
 
 /** The first words of an error. */
 const said = (error: unknown): string =>
-  (/^(NOGROUP|BUSYGROUP|ERR no such key|ERR The XGROUP subcommand requires the key to exist)/.exec((error as Error).message) ?? [""])[0];
+  (/^(NOGROUP|BUSYGROUP|ERR no such key|ERR The XGROUP subcommand requires the key to exist)/.exec(
+    (error as Error).message,
+  ) ?? [""])[0];
 
 /** Sends a command to both; expects the same of both, and returns it. */
 async function same(...command: Command): Promise<Reply> {
@@ -85,7 +88,13 @@ it("reads hashes, sorted sets and keys alike", async () => {
     await redis.hset(key, fields);
     memory.hashes.set(key, fields);
   }
-  const scores: [string, number][] = [["d", 7], ["b", 5], ["a", 5], ["c", Infinity], ["e", 4]];
+  const scores: [string, number][] = [
+    ["d", 7],
+    ["b", 5],
+    ["a", 5],
+    ["c", Infinity],
+    ["e", 4],
+  ];
   for (const [member, score] of scores) {
     await redis.zadd("{clerk}:user:1", score === Infinity ? "inf" : score, member);
     memory.setMember("{clerk}:user:1", member, score);
