@@ -28,7 +28,7 @@ from clerk_session_feed import (
     transport,
 )
 from clerk_session_feed.keys import partition_of
-from clerk_session_feed.stream import as_dict
+from clerk_session_feed.transport import as_dict
 from support.clock import eventually
 from support.constants import DAY_MS, EVENTS_KEY, NOW_MS, ROOT, SESSION_KEY, USER_KEY
 from support.events import clerk_event

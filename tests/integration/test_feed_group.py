@@ -17,8 +17,8 @@ from clerk_session_feed import CursorLostError, SessionUpdate, UnreadableMessage
 from clerk_session_feed import group as group_rules
 from clerk_session_feed import shares as share_rules
 from clerk_session_feed.cursors import NOTHING
-from clerk_session_feed.stream import as_dict
 from clerk_session_feed.testing import AsyncMemorySessionFeed
+from clerk_session_feed.transport import as_dict
 from redis.exceptions import NoPermissionError, ReadOnlyError
 from support.children import started
 from support.clock import eventually

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import redis
 from clerk_session_feed import CursorLostError, SessionUpdate
-from clerk_session_feed.stream import as_dict
 from clerk_session_feed.testing import MemorySessionFeed
 from clerk_session_feed.testing.memory_redis import MemoryRedis
+from clerk_session_feed.transport import as_dict
 from clerk_session_feed.updates import published
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st

@@ -17,8 +17,8 @@ import redis
 
 from clerk_session_feed.cursors import NOTHING, START, position
 from clerk_session_feed.errors import CursorLostError
-from clerk_session_feed.stream import Entries, Partition, as_dict, is_trimmed_past, newest
-from clerk_session_feed.transport import Connection
+from clerk_session_feed.stream import Entries, Partition, is_trimmed_past, newest
+from clerk_session_feed.transport import Connection, as_dict
 from clerk_session_feed.unused import UnusedConsumers, delivered_in
 
 CLAIM: Final = 50

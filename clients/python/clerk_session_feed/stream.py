@@ -20,7 +20,7 @@ from clerk_session_feed.cursors import NOTHING, START, position, whole_cursor
 from clerk_session_feed.errors import CursorLostError
 from clerk_session_feed.hashes import read_hashes
 from clerk_session_feed.keys import Keys
-from clerk_session_feed.transport import Command, Connection
+from clerk_session_feed.transport import Command, Connection, as_dict
 from clerk_session_feed.updates import SessionUpdate, published, streamed
 
 BATCH: Final = 500
@@ -411,8 +411,3 @@ async def _await_news(
     if not news and time.monotonic() - begun_at < min(POLL_SECONDS, block_ms / 2000):
         await connection.pause(min(POLL_SECONDS, block_ms / 1000))
     return responses, news
-
-
-def as_dict(response: Sequence[Any]) -> dict[bytes, Any]:
-    """Return names and values, which come in turns, as a dict."""
-    return dict(zip(response[::2], response[1::2], strict=True))

@@ -17,7 +17,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, ClassVar, Final, ParamSpec, TypeVar
 
@@ -472,6 +472,11 @@ async def _close_with_loop(client: Any) -> AsyncGenerator[None, None]:
         yield
     finally:
         await client.aclose()
+
+
+def as_dict(response: Sequence[Any]) -> dict[bytes, Any]:
+    """Return names and values, which come in turns, as a dict."""
+    return dict(zip(response[::2], response[1::2], strict=True))
 
 
 def run(function: Callable[P, Awaitable[T]], *arguments: P.args, **options: P.kwargs) -> T:

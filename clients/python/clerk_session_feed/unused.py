@@ -10,8 +10,7 @@ import redis
 from redis.exceptions import NoPermissionError
 
 from clerk_session_feed.refusals import may_pass
-from clerk_session_feed.stream import as_dict
-from clerk_session_feed.transport import Connection
+from clerk_session_feed.transport import Connection, as_dict
 
 UNUSED_SECONDS: Final = 86_400.0
 """Seconds after which a consumer that has nothing to do, and was not heard of, leaves the group."""
