@@ -721,7 +721,7 @@ def test_while_redis_hangs_it_grows_old_and_says_why(
         with mirrored(open_feed(own_redis.url, redis_timeout=0.3), max_age=1.0, on_reconnect=reconnects) as mirror:
             with frozen(own_redis):
                 assert reconnects.first.wait(30)
-                with pytest.raises(MirrorTooOldError, match=r"Redis is away since \d+\.\d s: "):
+                with pytest.raises(MirrorTooOldError, match=r"Redis has been away for \d+\.\d s: "):
                     eventually(lambda: mirror.status("sess_1") != "live")
             eventually(lambda: is_live(mirror, "sess_1"))
             end_session(relay)
@@ -752,7 +752,7 @@ def test_before_it_is_ready_a_mirror_says_nothing_even_if_any_age_is_allowed(
 def test_it_says_since_when_redis_is_away(open_feed: OpenFeed) -> None:
     mirror = mirrors.Mirror(open_feed(NO_REDIS), on_reconnect=keep_quiet)
     eventually(lambda: mirror.mirror._away)
-    with pytest.raises(TimeoutError, match=r"not ready: Redis is away since \d+\.\d s: .*nonexistent"):
+    with pytest.raises(TimeoutError, match=r"not ready: Redis has been away for \d+\.\d s: .*nonexistent"):
         mirror.wait(0.01)
 
 

@@ -150,7 +150,7 @@ def test_on_a_cluster_it_is_as_old_as_its_oldest_partition(
             with frozen(cluster.shards[1][0]):
                 # Also of sessions on the other nodes: nobody knows where a session is.
                 eventually(lambda: {told(mirror, each) for each in SESSIONS[:12]} == {"too old"})
-                eventually(lambda: "Redis is away since" in refusal(mirror))
+                eventually(lambda: "Redis has been away for" in refusal(mirror))
             eventually(lambda: agrees(feed, mirror, SESSIONS[:12]))
 
 

@@ -266,7 +266,7 @@ def test_why_it_is_too_old_may_be_asked_while_another_connection_is_lost(monkeyp
 
         mirror._away[0] = (transport.clock(), redis.ConnectionError("away"))
         monkeypatch.setattr(mirror, "_heard_at", heard_at)
-        assert re.fullmatch(r"Redis is away since \d\.\d s: away", mirror._reason())
+        assert re.fullmatch(r"Redis has been away for \d\.\d s: away", mirror._reason())
 
 
 # Another server than the one that was read from

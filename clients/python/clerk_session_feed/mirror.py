@@ -206,7 +206,7 @@ class _Mirror(Generic[C]):
         away = [(since, error) for slot, (since, error) in list(self._away.items()) if since > self._heard_at(slot)]
         if away:
             since, error = min(away, key=lambda each: each[0])
-            return f"Redis is away since {clock() - since:.1f} s: {explain(error)}"
+            return f"Redis has been away for {clock() - since:.1f} s: {explain(error)}"
         if (count := self._reading.growing) is not None:
             again = "again, since the stream has lost its place" if self._reading.known_at > -math.inf else "still"
             return f"the sessions are {again} being read, {count} so far"

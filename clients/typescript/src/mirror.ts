@@ -144,7 +144,7 @@ export function mirrorOf(source: Source, options: MirrorOptions): AskingMirror {
       .sort((a, b) => a.since - b.since);
     if (longest) {
       const seconds = ((clock() - longest.since) / 1000).toFixed(1);
-      return `Redis is away since ${seconds} s: ${explain(longest.error)}`;
+      return `Redis has been away for ${seconds} s: ${explain(longest.error)}`;
     }
     const isFirst = reading.knownAt() === -Infinity;
     const count = reading.growing() ?? (isFirst ? 0 : undefined);

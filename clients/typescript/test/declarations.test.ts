@@ -1,6 +1,6 @@
 // The declarations, in a program that has neither newer libraries of TypeScript nor the types of Node.
 import { execFileSync } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -25,4 +25,10 @@ it("need nothing besides ES2022 and the web's types", () => {
   const files = entries.map((name) => join(directory, `${name}.d.ts`));
   const web = ["--target", "es2022", "--lib", "es2022,dom", "--types", "", "--module", "nodenext"];
   expect(tsc("--ignoreConfig", "--noEmit", "--strict", "--skipLibCheck", "false", ...web, ...files)).toBe("");
+});
+
+it("belong to a package that depends on no other", () => {
+  const settings = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8"));
+  const kinds = ["dependencies", "peerDependencies", "optionalDependencies", "bundleDependencies"];
+  expect(kinds.filter((kind) => kind in settings)).toEqual([]);
 });

@@ -76,7 +76,7 @@ describe.each(LIBRARIES)("with $name", (library) => {
       await eventually(() => expect(said()).toEqual(["ended", "live", "ended", "unknown"]));
       await server.kill();
       await eventually(() => expect(new Set(said())).toEqual(new Set(["too old"])));
-      expect(refusal(() => mirror.status("sess_2")).reason).toMatch(/^Redis is away since \d+\.\d s: /);
+      expect(refusal(() => mirror.status("sess_2")).reason).toMatch(/^Redis has been away for \d+\.\d s: /);
       await server.start();
       await relay.apply({ id: "sess_2", status: "ended" });
       await eventually(() => expect(said()).toEqual(["ended", "ended", "ended", "unknown"]));
@@ -474,7 +474,7 @@ describe("before it is ready", () => {
     controller.abort();
     const error = (await waiting.catch((thrown: unknown) => thrown)) as MirrorTooOldError;
     expect(error).toBeInstanceOf(MirrorTooOldError);
-    expect(error.message).toMatch(/^The mirror is not ready: Redis is away since \d+\.\d s: .*ECONNREFUSED/);
+    expect(error.message).toMatch(/^The mirror is not ready: Redis has been away for \d+\.\d s: .*ECONNREFUSED/);
     expect(error.cause).toBe(controller.signal.reason);
     await mirror.close();
     await client.close();
@@ -630,7 +630,7 @@ describe("while Redis hangs", () => {
     process.kill(server.pid, "SIGSTOP");
     try {
       await eventually(() => expect(told(mirror, "sess_1")).toBe("too old"));
-      await eventually(() => expect(refusal(() => mirror.status("sess_1")).reason).toMatch(/^Redis is away since \d/));
+      await eventually(() => expect(refusal(() => mirror.status("sess_1")).reason).toMatch(/^Redis has been away for \d/));
     } finally {
       process.kill(server.pid, "SIGCONT");
     }
