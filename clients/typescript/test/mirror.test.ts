@@ -630,7 +630,9 @@ describe("while Redis hangs", () => {
     process.kill(server.pid, "SIGSTOP");
     try {
       await eventually(() => expect(told(mirror, "sess_1")).toBe("too old"));
-      await eventually(() => expect(refusal(() => mirror.status("sess_1")).reason).toMatch(/^Redis has been away for \d/));
+      await eventually(() =>
+        expect(refusal(() => mirror.status("sess_1")).reason).toMatch(/^Redis has been away for \d/),
+      );
     } finally {
       process.kill(server.pid, "SIGCONT");
     }
