@@ -50,6 +50,7 @@ class SpareRedis:
         client.client_unpause()
         client.flushall()
         client.script_flush()
+        client.acl_log_reset()
         client.config_resetstat()
 
     def close(self) -> None:
