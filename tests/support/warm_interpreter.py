@@ -56,8 +56,9 @@ def _fork_on_demand(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
             _tell(connection, pid)
             for file in files:
                 os.close(file)
-            running[os.pidfd_open(pid)] = pid, connection
-            poll.register(max(running), select.POLLIN)
+            end = os.pidfd_open(pid)
+            running[end] = pid, connection
+            poll.register(end, select.POLLIN)
 
 
 def _tell(connection: int, number: int) -> None:
