@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -53,10 +52,11 @@ class WarmProcess:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
             if self.returncode is None:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                if not select.select([self._connection], [], [], left)[0]:
-                    raise subprocess.TimeoutExpired(RELAY, timeout or 0)
-                self.returncode = int(self._connection.recv(100))
+                self._connection.settimeout(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                try:
+                    self.returncode = int(self._connection.recv(100))
+                except (TimeoutError, BlockingIOError):
+                    raise subprocess.TimeoutExpired(RELAY, timeout or 0) from None
                 self._connection.close()
             return self.returncode
 
