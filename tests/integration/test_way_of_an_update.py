@@ -10,7 +10,7 @@ from support.relay import Relay
 
 from service.dev.embedded import EmbeddedRedis
 
-HELPERS = {"connections", "cursors", "fast_json", "keys", "layout", "lenient_json", "redis_url"}
+HELPERS = {"connections", "cursors", "fast_json", "keys", "layout", "lenient_json", "models", "redis_url"}
 """They are called by those on the way, and hand the update on to nobody."""
 
 
