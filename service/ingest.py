@@ -3,15 +3,17 @@
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from service.clerk.events import parse
 from service.clerk.normalize import ending, normalize
 from service.clerk.users import UserEvent
 from service.models import Delivery, DeliveryInfo, Ignored, Outcome, SessionChange, Unusable, UserEnding
+from service.store.partitions import WRITE_SECONDS
 from service.store.sessions import SessionStore
 from service.store.users import end_sessions
-from service.waiting import read_body
+from service.waiting import Steps, complete, read_body
 
 _TYPE: Final = re.compile(r"[a-z_]{1,40}(\.[a-z_]{1,40}){1,3}", re.IGNORECASE | re.ASCII)
 """`user.created`, `organizationMembership.deleted`: https://clerk.com/docs/webhooks/overview"""
@@ -40,14 +42,21 @@ class Ingest:
             StoreUnavailableError: Redis did not take it in time.
             TimeoutError: The body is large, and no thread was free to read it in time.
         """
-        event = read_body(delivery.body, self._read, delivery, info or DeliveryInfo())
+        return complete(self.steps(delivery, info or DeliveryInfo()), WRITE_SECONDS)
+
+    def steps(self, delivery: Delivery, info: DeliveryInfo) -> Steps[Outcome]:
+        """Do the same in steps, for who must not block."""
+        event = read_body(delivery.body, self._read, delivery, info)
         if isinstance(event, Ignored):
             return Outcome("ignored")
+        if isinstance(event, SessionChange):
+            return (yield from self._store.apply(event, delivery.body, self._now_ms()))
+        outcome: Outcome
         if isinstance(event, UserEnding):
-            return end_sessions(self._store, event, self._now_ms())
-        if isinstance(event, Unusable):
-            return self._store.keep_dead_letter(delivery, event, self._now_ms())
-        return self._store.apply(event, delivery.body, self._now_ms())
+            outcome = yield partial(end_sessions, self._store, event, self._now_ms())
+        else:
+            outcome = yield partial(self._store.keep_dead_letter, delivery, event, self._now_ms())
+        return outcome
 
     def _read(self, delivery: Delivery, info: DeliveryInfo) -> SessionChange | UserEnding | Ignored | Unusable:
         """Parse and normalize a body."""

@@ -1,4 +1,7 @@
-"""Blocking calls on an event loop.
+"""Waiting, in a thread and on an event loop.
+
+What becomes of a delivery is written as steps: a generator that yields what it waits for. `complete` takes them and
+blocks; `Walk` takes them in callbacks of an event loop.
 
 Under `serve`, Flask's view runs in a greenlet on the server's event loop. Where the view would block, `wait`
 switches to the loop, which awaits the future and switches back with its result. SQLAlchemy's asyncio support
@@ -10,13 +13,17 @@ import asyncio
 import concurrent.futures
 import contextvars
 import functools
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, ParamSpec, TypeVar
+import time
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 from greenlet import getcurrent, greenlet
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+Steps: TypeAlias = Generator[Any, Any, T]
+"""Yields each future that it waits for, or a function that may `wait`; gets its result or its error. Returns a T."""
 
 _threads: Final = concurrent.futures.ThreadPoolExecutor(max_workers=2, thread_name_prefix="large-body")
 """For what computes too long for the loop; a thread starts with its first work."""
@@ -95,12 +102,19 @@ class Greenlets:
 def new_future(loop: asyncio.AbstractEventLoop | None) -> "concurrent.futures.Future[Any]":
     """Return a future for the caller to `wait` for, and for code on this loop to complete.
 
-    It is asyncio's kind if the caller runs in a greenlet on that loop: completing it wakes no thread.
+    It is asyncio's kind if the caller runs on that loop: completing it wakes no thread.
     """
-    current = getcurrent()
-    if loop is not None and isinstance(current, _LoopGreenlet) and current.loop is loop:
+    if loop is not None and is_running(loop):
         return loop.create_future()  # type: ignore[return-value]
     return concurrent.futures.Future()
+
+
+def is_running(loop: asyncio.AbstractEventLoop) -> bool:
+    """Tell whether the caller runs on this loop: in a greenlet, a task or a callback."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 def wait(future: Any, timeout: float | None = None) -> Any:
@@ -139,6 +153,68 @@ def wait(future: Any, timeout: float | None = None) -> Any:
         finally:
             timer.cancel()
     return future.result()
+
+
+def complete(steps: Steps[T], seconds: float) -> T:
+    """Take all steps in this thread, or this greenlet, and return what they return.
+
+    What they wait for gets a TimeoutError when the seconds are over.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        step = next(steps)
+        while True:
+            try:
+                value = step() if callable(step) else wait(step, max(0.0, deadline - time.monotonic()))
+            except Exception as error:  # noqa: BLE001  # the steps get it
+                step = steps.throw(error)
+            else:
+                step = steps.send(value)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+
+
+class Walk:
+    """Takes steps on an event loop, in its callbacks: that takes no task, and no greenlet but for what may `wait`."""
+
+    __slots__ = ("_deadline", "_greenlets", "_loop", "_steps", "_timer")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, greenlets: Greenlets, deadline: float, steps: Steps[None]
+    ) -> None:
+        """Take the first steps; the others follow.
+
+        Args:
+            loop: runs in this thread.
+            greenlets: of that loop.
+            deadline: when what the steps wait for gets a TimeoutError, in seconds of the loop's clock.
+            steps: to take. They raise no exception.
+        """
+        self._loop, self._greenlets, self._deadline, self._steps = loop, greenlets, deadline, steps
+        self._timer: asyncio.TimerHandle | None = None
+        self._go(steps.send, None)
+
+    def _go(self, resume: Callable[[Any], Any], value: object) -> None:
+        try:
+            step = resume(value)
+        except StopIteration:
+            return
+        if callable(step):
+            step = asyncio.ensure_future(self._greenlets.run(self._deadline, step))
+        else:
+            self._timer = self._loop.call_at(self._deadline, step.cancel)
+        step.add_done_callback(self._wake)
+
+    def _wake(self, future: "asyncio.Future[Any]") -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if future.cancelled():
+            self._go(self._steps.throw, TimeoutError())
+        elif (error := future.exception()) is not None:
+            self._go(self._steps.throw, error)
+        else:
+            self._go(self._steps.send, future.result())
 
 
 def read_body(body: bytes, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

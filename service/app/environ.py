@@ -4,7 +4,7 @@ import functools
 import io
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
@@ -42,10 +42,10 @@ def decode_path(scope: Message) -> bytes:
     return unquote_to_bytes(re.sub(rb"%2f", b"%252F", raw_path, flags=re.IGNORECASE))
 
 
-def decode_headers(scope: Message) -> dict[str, str]:
+def decode_headers(raw_headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """Return the headers by lower-case name, decoded as Latin-1; repeated ones joined by commas."""
     headers: dict[str, str] = {}
-    for raw_name, raw_value in scope["headers"]:
+    for raw_name, raw_value in raw_headers:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
         if "_" not in name:  # WSGI can't tell `svix_id` from `svix-id`
             headers[name] = f"{headers[name]},{value}" if name in headers else value

@@ -17,6 +17,7 @@ from service.app.responses import HttpResponse
 from service.app.webhook import WEBHOOK_PATH, Readable, Webhook
 from service.clerk.signature import Headers
 from service.errors import RelayError
+from service.waiting import Steps
 
 # Flask's methods that a request passes. Middleware and tracers replace one, on the class or the instance.
 _METHODS: Final = (
@@ -78,10 +79,10 @@ class FastLane:
         """Tell whether a request is a delivery that Flask need not see."""
         return path == WEBHOOK_PATH and method == "POST" and not self.closed_by()
 
-    def receive(self, headers: Headers, body: Readable) -> HttpResponse:
+    def steps(self, headers: Headers, body: Readable) -> Steps[HttpResponse]:
         """Process a delivery, and return the response that Flask would send."""
         try:
-            return responses.for_outcome(self._webhook.receive(headers, body))
+            return responses.for_outcome((yield from self._webhook.steps(headers, body)))
         except RelayError as error:
             return responses.for_error(error)
         except Exception as error:  # noqa: BLE001  # as Flask does

@@ -29,6 +29,10 @@ class HttpResponse(NamedTuple):
         length = str(len(self.body))
         return [("Content-Type", self.content_type), ("Content-Length", length), *self.headers.items()]
 
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers as ASGI takes them."""
+        return [(name.lower().encode(), value.encode()) for name, value in self.all_headers()]
+
 
 def for_outcome(outcome: Outcome) -> HttpResponse:
     """Return what the sender of a delivery gets (docs/contract.md, section 3)."""

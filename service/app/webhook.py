@@ -12,9 +12,10 @@ from service.config import Settings
 from service.errors import BodyTooLargeError, RelayError, StoreUnavailableError, UnsupportedEncodingError
 from service.ingest import Ingest
 from service.models import DeliveryInfo, Outcome
+from service.store.partitions import WRITE_SECONDS
 from service.store.sessions import SessionStore
 from service.telemetry.access_log import AccessLog
-from service.waiting import read_body
+from service.waiting import Steps, complete, read_body
 
 WEBHOOK_PATH: Final = "/webhooks/clerk"
 
@@ -45,10 +46,14 @@ class Webhook:
         Raises:
             RelayError: The delivery is refused, or Redis did not take it. Any other exception is a bug.
         """
+        return complete(self.steps(headers, body), WRITE_SECONDS)
+
+    def steps(self, headers: Headers, body: Readable) -> Steps[Outcome]:
+        """Do the same in steps, for who must not block."""
         started = time.perf_counter()
         info = DeliveryInfo()
         try:
-            outcome = self._receive(headers, body, info)
+            outcome = yield from self._receive(headers, body, info)
         except RelayError as error:
             self._access_log.record(info, time.perf_counter() - started, error)
             raise
@@ -60,13 +65,13 @@ class Webhook:
         self._access_log.record(info, time.perf_counter() - started, outcome)
         return outcome
 
-    def _receive(self, headers: Headers, body: Readable, info: DeliveryInfo) -> Outcome:
+    def _receive(self, headers: Headers, body: Readable, info: DeliveryInfo) -> Steps[Outcome]:
         _check_encodings(headers)
         raw = _read(body, headers, self._max_body_bytes)
         try:
             delivery = read_body(raw, self._verifier.verify, headers, raw)
             info.message_id = delivery.id
-            return self._ingest(delivery, info)
+            return (yield from self._ingest.steps(delivery, info))
         except TimeoutError:
             raise StoreUnavailableError("Too many large bodies wait to be read.") from None
 

@@ -8,6 +8,7 @@ A long module: receiving, calling and sending share one request's deadline and i
 
 import asyncio
 import gc
+import io
 import itertools
 import multiprocessing
 import os
@@ -21,9 +22,10 @@ import structlog
 from service import errors
 from service.app.environ import Body, Message, build_environ, decode_headers, decode_path
 from service.app.responses import RESPONSE_SECONDS
-from service.server.protocol import ARRIVED_AT, BODY_IS_WHOLE
+from service.app.webhook import WEBHOOK_PATH
+from service.server.protocol import ARRIVED_AT, BODY_IS_WHOLE, DirectApplication, RawHeaders
 from service.telemetry import metrics
-from service.waiting import Greenlets, await_only
+from service.waiting import Greenlets, Steps, Walk, await_only, complete
 
 if TYPE_CHECKING:
     from service.app.factory import RelayFlask
@@ -45,12 +47,15 @@ SMALL_BYTES: Final = 16 * 1024
 log = structlog.get_logger(__name__)
 
 
-class FlaskBridge:
+class FlaskBridge(DirectApplication):
     """An ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html) around the Flask one.
 
     Args:
         app: what `create_app()` returned; hooks, routes and middleware may have been added.
     """
+
+    direct_path = WEBHOOK_PATH.encode()
+    direct_bytes = SMALL_BYTES
 
     def __init__(self, app: "RelayFlask") -> None:
         self._app = app
@@ -103,6 +108,25 @@ class FlaskBridge:
         access_log.write()
         await send({"type": "lifespan.shutdown.complete"})
 
+    def is_direct(self) -> bool:
+        """Tell whether a delivery is processed without Flask."""
+        return self._loop is not None and not self._app.fast_lane.closed_by()
+
+    def take(
+        self, headers: RawHeaders, body: bytes, arrived_at: float, respond: Callable[[int, RawHeaders, bytes], None]
+    ) -> None:
+        """Process a delivery that arrived whole, by the fast lane."""
+        deadline = max(arrived_at + RESPONSE_SECONDS, self._loop.time() + GRACE_SECONDS)
+        Walk(self._loop, self._greenlets, deadline, self._take(headers, body, respond))
+
+    def _take(self, headers: RawHeaders, body: bytes, respond: Callable[[int, RawHeaders, bytes], None]) -> Steps[None]:
+        self._under_way += 1
+        try:
+            response = yield from self._app.fast_lane.steps(decode_headers(headers), io.BytesIO(body))
+        finally:
+            self._under_way -= 1
+        respond(response.status, response.raw_headers(), response.body)
+
     async def _connect(self) -> None:
         with suppress(errors.RelayError):
             await self._greenlets.run(self._loop.time() + RESPONSE_SECONDS, self._app.store.probe)
@@ -111,7 +135,7 @@ class FlaskBridge:
         begun = self._loop.time()
         arrived = scope.get(ARRIVED_AT, begun)
         body = Body()
-        path, headers = decode_path(scope), decode_headers(scope)
+        path, headers = decode_path(scope), decode_headers(scope["headers"])
         try:
             if scope.get(BODY_IS_WHOLE):
                 await self._receive_body(receive, body)
@@ -126,9 +150,11 @@ class FlaskBridge:
             body.seek(0)
             deadline = max(arrived + RESPONSE_SECONDS, begun + GRACE_SECONDS)
             if self._app.fast_lane.takes(scope["method"], path.decode("latin-1")):
-                response = await self._greenlets.run(deadline, self._app.fast_lane.receive, headers, body)
-                raw_headers = [(name.lower().encode(), value.encode()) for name, value in response.all_headers()]
-                await send({"type": "http.response.start", "status": response.status, "headers": raw_headers})
+                steps = self._app.fast_lane.steps(headers, body)
+                response = await self._greenlets.run(deadline, complete, steps, RESPONSE_SECONDS)
+                await send(
+                    {"type": "http.response.start", "status": response.status, "headers": response.raw_headers()}
+                )
                 await send({"type": "http.response.body", "body": response.body})
             else:
                 environ = build_environ(scope, path, headers, body)

@@ -3,11 +3,13 @@
 It overrides parser callbacks and protocol methods of uvicorn's `HttpToolsProtocol`: pyproject.toml pins it.
 """
 
+import abc
 import asyncio
 import re
 import socket
 import sys
 from asyncio import BaseTransport
+from collections.abc import Callable
 from typing import Any, Final
 
 import httptools
@@ -28,9 +30,51 @@ BODY_IS_WHOLE: Final = "session_relay.body_is_whole"
 """The key of a scope that says that the body has arrived already."""
 
 
-class Protocol(HttpToolsProtocol):
-    """Serves one connection."""
+RawHeaders = list[tuple[bytes, bytes]]
+"""Names in lower case, and values."""
 
+
+class DirectApplication(abc.ABC):
+    """An ASGI application that also takes requests which arrived whole, without ASGI: see `Protocol`."""
+
+    direct_path: bytes
+    """The path of the requests that it takes, by POST."""
+    direct_bytes: int
+    """Bytes of the largest body that it takes so."""
+
+    @abc.abstractmethod
+    def is_direct(self) -> bool:
+        """Tell whether it takes such a request now; else it wants it by ASGI."""
+
+    @abc.abstractmethod
+    def take(
+        self, headers: RawHeaders, body: bytes, arrived_at: float, respond: Callable[[int, RawHeaders, bytes], None]
+    ) -> None:
+        """Process a request; return at once, and respond when it is processed. This raises nothing.
+
+        Args:
+            headers: of the request.
+            body: all of it.
+            arrived_at: when the head arrived, in seconds of the loop's clock.
+            respond: sends a status, headers and a body; to be called once.
+        """
+
+
+class Protocol(HttpToolsProtocol):
+    """Serves one connection.
+
+    A delivery that arrives whole is handed to a DirectApplication at once. That saves a task, an ASGI scope and
+    uvicorn's RequestResponseCycle, which are a quarter of its way through Python. Until it is known to be whole, it
+    is `_held`; if it is not whole when the data at hand is parsed, or is not as simple, it goes uvicorn's way.
+    """
+
+    _direct: DirectApplication | None = None
+    _held: list[bytes] | None = None
+    """The pieces of the body of a request that may be whole soon; None if there is no such request."""
+    _whole: "_DirectRequest | None" = None
+    """A request that is to be processed when the data at hand is parsed."""
+    arrived_at = 0.0
+    """When the head of the present request arrived, in seconds of the loop's clock."""
     _is_head = True
     """Whether a head is being received, or awaited."""
     _head_bytes = 0
@@ -42,6 +86,8 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: BaseTransport) -> None:
         """Limit the time until the first head is complete."""
         super().connection_made(transport)  # type: ignore[arg-type]  # of a stream
+        if isinstance(self.app, DirectApplication):
+            self._direct = self.app
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def data_received(self, data: bytes) -> None:
@@ -57,9 +103,12 @@ class Protocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
+            self._release()
             self._refuse()
         except httptools.HttpParserUpgrade:
             pass  # upgrades are ignored
+        self._release()
+        self._take()
         if self._head_bytes > HEAD_BYTES and not self._is_refused:
             if self._is_head:
                 self._refuse(_TOO_LARGE)
@@ -68,7 +117,10 @@ class Protocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Take the body out of the count."""
         self._head_bytes -= len(body)
-        super().on_body(body)
+        if self._held is None:
+            super().on_body(body)
+        else:
+            self._held.append(body)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, but no trailer: what was signed came before it."""
@@ -83,18 +135,58 @@ class Protocol(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
         # By the kernel's clock: the request may have waited for a process that was busy, or not yet started.
-        arrived_at = self.loop.time() - _seconds_since_data(self.transport)
-        self.scope[ARRIVED_AT] = arrived_at  # type: ignore[typeddict-unknown-key]  # ASGI allows own keys
+        self.arrived_at = self.loop.time() - _seconds_since_data(self.transport)
+        if self._may_be_direct():
+            self._held = []
+        else:
+            self._start()
+
+    def _may_be_direct(self) -> bool:
+        app = self._direct
+        return (
+            app is not None
+            and self.url == app.direct_path
+            and self.parser.get_method() == b"POST"
+            and not self.parser.should_upgrade()
+            and not self.expect_100_continue
+            and (self.cycle is None or self.cycle.response_complete)
+            and not self.flow.write_paused
+            and app.is_direct()
+        )
+
+    def _start(self) -> None:
+        """Start a request by ASGI."""
+        self.scope[ARRIVED_AT] = self.arrived_at  # type: ignore[typeddict-unknown-key]  # ASGI allows own keys
         super().on_headers_complete()
         self.cycle.send = _OneWrite(self.cycle)  # type: ignore[method-assign]  # its task starts later
         if self.parser.should_upgrade():  # the head came in pieces, so `_without_upgrade` missed it
             self.cycle.keep_alive, self._is_refused = False, True
 
+    def _release(self) -> None:
+        """Start a request by ASGI that was held."""
+        if self._held is not None:
+            pieces, self._held = self._held, None
+            self._start()
+            super().on_body(b"".join(pieces))
+
     def on_message_complete(self) -> None:
         """Expect the next head."""
+        self._is_head, self._head_bytes = True, 0
+        if self._held is not None:
+            body = b"".join(self._held)
+            if self._direct is not None and len(body) <= self._direct.direct_bytes:
+                self._held = None
+                self._whole = self.cycle = _DirectRequest(self, body)  # type: ignore[assignment]  # as far as it is used
+                return
+            self._release()
         super().on_message_complete()
         self.scope[BODY_IS_WHOLE] = True  # type: ignore[typeddict-unknown-key]  # ASGI allows own keys
-        self._is_head, self._head_bytes = True, 0
+
+    def _take(self) -> None:
+        """Process a request that is whole. Not earlier: what the parser says of the data behind it comes first."""
+        if self._whole is not None and self._direct is not None:
+            request, self._whole = self._whole, None
+            self._direct.take(request.headers, request.body, request.arrived_at, request.respond)
 
     def on_response_complete(self) -> None:
         """Close the connection if the request was not read to its end."""
@@ -132,6 +224,33 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
 
 
+class _DirectRequest:
+    """A request without ASGI. It is where uvicorn has a RequestResponseCycle, with what the protocol uses of that."""
+
+    more_body = False
+    response_complete = False
+    disconnected = False
+    message_event = asyncio.Event()
+    """Nobody waits for it."""
+
+    def __init__(self, protocol: Protocol, body: bytes) -> None:
+        self._protocol = protocol
+        self.headers, self.body = protocol.headers, body
+        self.arrived_at = protocol.arrived_at
+        self.keep_alive = protocol.parser.get_http_version() != "1.0" and protocol.parser.should_keep_alive()
+
+    def respond(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        """Send the response, and go on with the next request."""
+        self.response_complete = True
+        protocol, transport = self._protocol, self._protocol.transport
+        if self.disconnected:
+            return
+        transport.write(_to_bytes(status, protocol.server_state.default_headers + headers, body, self.keep_alive))
+        if not self.keep_alive:
+            transport.close()
+        protocol.on_response_complete()
+
+
 class _OneWrite:
     """The `send` of a request, which writes a response with one system call, not two."""
 
@@ -158,11 +277,8 @@ class _OneWrite:
             await cycle.flow.drain()
         if cycle.disconnected:
             return
-        lines = [STATUS_LINE[start["status"]]]
-        for name, value in (*cycle.default_headers, *start["headers"]):
-            lines += (name, b": ", value, b"\r\n")
-        lines += (b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n", message["body"])
-        cycle.transport.write(b"".join(lines))
+        headers = [*cycle.default_headers, *start["headers"]]
+        cycle.transport.write(_to_bytes(start["status"], headers, message["body"], cycle.keep_alive))
         cycle.response_started = cycle.response_complete = True
         cycle.message_event.set()
         if not cycle.keep_alive:
@@ -171,6 +287,15 @@ class _OneWrite:
 
 
 _SIMPLE: Final = {b"content-type", b"content-length", b"allow", b"retry-after", b"www-authenticate"}
+
+
+def _to_bytes(status: int, headers: RawHeaders, body: bytes, keep_alive: bool) -> bytes:
+    """Return a response as it is sent."""
+    lines = [STATUS_LINE[status]]
+    for name, value in headers:
+        lines += (name, b": ", value, b"\r\n")
+    lines += (b"\r\n" if keep_alive else b"connection: close\r\n\r\n", body)
+    return b"".join(lines)
 
 
 _LAST_DATA_RECV: Final = slice(52, 56)

@@ -23,7 +23,7 @@ from service.errors import StoreUnavailableError
 from service.store.layout import LayoutCheck, PartitionsError, check_mark
 from service.store.pipeline import Pipeline
 from service.store.scripts import SCRIPTS
-from service.waiting import wait
+from service.waiting import Steps, wait
 
 log = structlog.get_logger(__name__)
 
@@ -241,6 +241,18 @@ def result(future: Future[T], seconds: float = WRITE_SECONDS) -> T:
     """
     try:
         return wait(future, seconds)  # type: ignore[no-any-return]
+    except TimeoutError:
+        raise StoreUnavailableError("Redis did not answer in time.") from None
+
+
+def replied(future: Future[T]) -> Steps[T]:
+    """Wait for a future of the store, as a step.
+
+    Raises:
+        StoreUnavailableError: Redis did not do it, or not in time.
+    """
+    try:
+        return (yield future)  # type: ignore[no-any-return]
     except TimeoutError:
         raise StoreUnavailableError("Redis did not answer in time.") from None
 

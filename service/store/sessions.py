@@ -1,7 +1,6 @@
 """Session state in Redis: each write is one script, so it is applied whole or not at all."""
 
 import dataclasses
-import time
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -14,10 +13,11 @@ from clerk_session_feed.models import Event, EventWithRequest
 from service.config import StoreSettings
 from service.errors import DeadLettersFullError, StoreUnavailableError
 from service.models import Delivery, NewState, Outcome, SessionChange, Unusable, UserEnding, omit
-from service.store.partitions import WRITE_SECONDS, Partition, PartitionedStore, result, results
+from service.store.partitions import WRITE_SECONDS, Partition, PartitionedStore, replied, result, results
 from service.store.scripts import APPLY_SESSION, KEEP_DEAD_LETTER, SETTLE_EXPIRY
 from service.store.stored import STORED_FIELDS, StoredState
 from service.store.wrong_types import is_wrong_type
+from service.waiting import Steps
 
 T = TypeVar("T")
 
@@ -53,8 +53,8 @@ class SessionStore(PartitionedStore):
         """PUBLISH_HTTP_REQUEST."""
         return self._settings.publish_http_request
 
-    def apply(self, change: SessionChange, body: bytes, now_ms: int) -> Outcome:
-        """Make a change the session's state, if it is the newest.
+    def apply(self, change: SessionChange, body: bytes, now_ms: int) -> Steps[Outcome]:
+        """Make a change the session's state, if it is the newest; in steps.
 
         Args:
             change: what an event says.
@@ -66,12 +66,11 @@ class SessionStore(PartitionedStore):
         """
         # Two bodies can be made to have one checksum. Nobody gains by it, since neither would be applied.
         new = self.new_state(change, change.event.id)._replace(body_digest=f"{zlib.crc32(body):08x}")
-        partition, deadline = self.partition_of(change.session.user_id), time.monotonic() + WRITE_SECONDS
-        outcome = result(self._submit(partition, new, now_ms, partial(_outcome_or_ending, new)))
+        partition = self.partition_of(change.session.user_id)
+        outcome = yield from replied(self._submit(partition, new, now_ms, partial(_outcome_or_ending, new)))
         if isinstance(outcome, UserEnding):
             ended = self.ended_with_user(change, outcome)._replace(body_digest=new.body_digest)
-            again = self._submit(partition, ended, now_ms, partial(_outcome, change.session.id))
-            outcome = result(again, max(0.0, deadline - time.monotonic()))
+            outcome = yield from replied(self._submit(partition, ended, now_ms, partial(_outcome, change.session.id)))
         return outcome
 
     def new_state(self, change: SessionChange, message_id: str) -> NewState:

@@ -32,6 +32,7 @@ from service.clerk.ordinary import OrdinaryEvent
 from service.dev.embedded import EmbeddedRedis
 from service.errors import DeadLettersFullError
 from service.models import OPEN, Outcome, SessionChange
+from service.waiting import complete
 
 CAP_MS = 400 * DAY_MS
 CHANNELS = ("clerk:sessions", "clerk:sessions:user:user_1")
@@ -270,8 +271,8 @@ def test_an_expiry_of_an_earlier_version_gives_way_to_what_clerk_says_later(
         order=change.order._replace(terminal=OPEN, updated_at_ms=expire_at),
     )
 
-    assert relay.call(relay.store.apply, change, b"", NOW_MS).result(timeout=30).outcome == "applied"
-    assert relay.call(relay.store.apply, change, b"", NOW_MS).result(timeout=30).outcome == "duplicate"
+    assert relay.call(complete, relay.store.apply(change, b"", NOW_MS), 30).result(timeout=30).outcome == "applied"
+    assert relay.call(complete, relay.store.apply(change, b"", NOW_MS), 30).result(timeout=30).outcome == "duplicate"
     assert state(client)["event"]["source"] == "synthetic"
     assert not client.exists(USER_KEY, EXPIRY_KEY)
 

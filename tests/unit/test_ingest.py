@@ -1,6 +1,7 @@
 """The way of one delivery, after its signature: where each kind of event goes. No Redis, no HTTP."""
 
 import json
+from concurrent.futures import Future
 from typing import Any
 from unittest import mock
 
@@ -11,6 +12,7 @@ from support.events import clerk_event, user_event
 from service.errors import MalformedEventError, StoreUnavailableError
 from service.ingest import Ingest
 from service.models import Delivery, DeliveryInfo, Outcome, SessionChange, Unusable
+from service.waiting import Steps
 
 
 class Store:
@@ -20,11 +22,14 @@ class Store:
         self.asked: list[tuple[Any, ...]] = []
         self.answer: Outcome | Exception = Outcome("applied", "sess_1", "1-0", 1)
 
-    def apply(self, change: SessionChange, body: bytes, now_ms: int) -> Outcome:
+    def apply(self, change: SessionChange, body: bytes, now_ms: int) -> Steps[Outcome]:
         self.asked.append(("apply", change, body, now_ms))
+        answer: Future[Outcome] = Future()
         if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
+            answer.set_exception(self.answer)
+        else:
+            answer.set_result(self.answer)
+        return (yield answer)  # type: ignore[no-any-return]
 
     def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Outcome:
         self.asked.append(("keep_dead_letter", delivery, why, now_ms))
