@@ -36,6 +36,7 @@ from hiredis import pack_command
 from redis.exceptions import ClusterDownError, MovedError, NoScriptError, ReadOnlyError
 
 from service.errors import RelayError, StoreUnavailableError
+from service.store.exchange import Exchange
 from service.store.rights import (
     MISSING_RIGHT_ADVICE,
     NO_SCRIPTS_ADVICE,
@@ -124,6 +125,7 @@ class Pipeline:
         self._pool: Any = self._connect(on_connect=self._load_scripts).connection_pool
         # Not borrowed from the pool for each batch: that takes longer than Redis takes over a command.
         self._connection: Any = None
+        self._exchange: Exchange | None = None
         self._is_outdated = False
         self._waiting: collections.deque[_Command] = collections.deque()
         self._lock = threading.Lock()
@@ -138,7 +140,7 @@ class Pipeline:
     def reset_after_fork(self) -> None:
         """Start again in a forked child: the loop's thread did not come along, the socket is the parent's."""
         # Kept, because collecting them would speak to the parent's server and change the parent's selector.
-        self._parents += [self._loop, self._task, self._connection, self._pool, self._waiting]
+        self._parents += [self._loop, self._task, self._connection, self._exchange, self._pool, self._waiting]
         self._reset()
 
     def bind_loop(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -285,36 +287,36 @@ class Pipeline:
             return command
         return dataclasses.replace(command, words=("EVAL", self._scripts[first], *rest))
 
-    async def _connected(self) -> Any:
+    async def _connected(self) -> Exchange:
         """Return the connection, after connecting again if Redis closed it while it was idle."""
+        if self._exchange is not None and self._exchange.is_open and not self._is_outdated:
+            return self._exchange
         if self._connection is None:
             self._connection = self._pool.make_connection()
         connection = self._connection
-        if self._is_outdated:
-            self._is_outdated = False
-            await connection.disconnect()
-        connection.socket_timeout = self._timeout  # for connecting
+        self._is_outdated = False
+        await connection.disconnect()
         try:
             await self._pool.ensure_connection(connection)
         except redis.ConnectionError as error:
             # redis-py wraps the error of asking where the server is, which may be a timeout.
             raise error.__cause__ if isinstance(error.__cause__, redis.RedisError) else error from None
-        connection.socket_timeout = None  # of single reads: `_send` has a timeout for the whole round trip
-        return connection
+        self._exchange = Exchange(connection)
+        return self._exchange
 
     async def _send(self, batch: list[_Command]) -> list[Any]:
         words = [command.words for command in batch]
         if self._min_replicas:
             words.append(("WAIT", self._min_replicas, self._replica_timeout_ms))
         packed = [pack_command(each) for each in words]  # redis-py's own pipeline is slower than Redis
-        connection = await self._connected()
+        exchange = await self._connected()
         started = time.perf_counter()
         with round_trip([command.context for command in batch]):
             async with asyncio.timeout(self._timeout):
-                await connection.send_packed_command(packed, check_health=False)
-                replies = [_of_script(command, await _read(connection)) for command in batch]
-                confirmed = await _read(connection) if self._min_replicas else 0
+                replies = await exchange.send(packed)
         self.on_round_trip(len(batch), time.perf_counter() - started)
+        confirmed = replies.pop() if self._min_replicas else 0
+        replies = [_of_script(command, reply) for command, reply in zip(batch, replies, strict=True)]
         if isinstance(confirmed, int) and confirmed < self._min_replicas:
             confirmed = TooFewReplicasError(f"{confirmed} of {self._min_replicas} replicas confirmed in time.")
         if isinstance(confirmed, Exception):
