@@ -109,6 +109,11 @@ def new_future(loop: asyncio.AbstractEventLoop | None) -> "concurrent.futures.Fu
     return concurrent.futures.Future()
 
 
+def schedule(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
+    """Make a loop call this soon; to wake it, if this is another thread, takes two system calls."""
+    (loop.call_soon if is_running(loop) else loop.call_soon_threadsafe)(call)
+
+
 def is_running(loop: asyncio.AbstractEventLoop) -> bool:
     """Tell whether the caller runs on this loop: in a greenlet, a task or a callback."""
     try:

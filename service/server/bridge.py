@@ -25,7 +25,7 @@ from service.app.responses import RESPONSE_SECONDS
 from service.app.webhook import WEBHOOK_PATH
 from service.server.protocol import ARRIVED_AT, BODY_IS_WHOLE, DirectApplication, RawHeaders
 from service.telemetry import metrics
-from service.waiting import Greenlets, Steps, Walk, await_only, complete
+from service.waiting import Greenlets, Steps, Walk, await_only, complete, schedule
 
 if TYPE_CHECKING:
     from service.app.factory import RelayFlask
@@ -62,6 +62,7 @@ class FlaskBridge(DirectApplication):
         self._max_body_bytes = app.settings.max_body_bytes
         self._loop: Any = None
         self._greenlets: Any = None
+        self._asked_at, self._is_open = -1.0, False
         self._under_way = 0
         self._buffered = 0
         self._buffered_at_most = max(BUFFERED_BYTES, 2 * self._max_body_bytes)
@@ -87,7 +88,7 @@ class FlaskBridge(DirectApplication):
         loop = self._loop
         store.bind_loop(loop)
         # Log a single request at once, and several together after their responses are sent.
-        access_log.schedule = lambda write: loop.call_soon_threadsafe(write) if self._under_way > 1 else write()
+        access_log.schedule = lambda write: schedule(loop, write) if self._under_way > 1 else write()
         # Connect now, not with the first delivery. Redis may be unavailable.
         connecting = asyncio.create_task(self._connect())
         closed_by = self._app.fast_lane.closed_by()
@@ -109,8 +110,13 @@ class FlaskBridge(DirectApplication):
         await send({"type": "lifespan.shutdown.complete"})
 
     def is_direct(self) -> bool:
-        """Tell whether a delivery is processed without Flask."""
-        return self._loop is not None and not self._app.fast_lane.closed_by()
+        """Tell whether a delivery is processed without Flask; asked once in each turn of the loop, or millisecond."""
+        if self._loop is None:
+            return False
+        now = self._loop.time()
+        if now != self._asked_at:
+            self._asked_at, self._is_open = now, not self._app.fast_lane.closed_by()
+        return self._is_open
 
     def take(
         self, headers: RawHeaders, body: bytes, arrived_at: float, respond: Callable[[int, RawHeaders, bytes], None]

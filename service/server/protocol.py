@@ -1,10 +1,13 @@
 """Uvicorn's HTTP protocol with limits for what it leaves unlimited; tests/system/test_protocol.py tests each.
 
+A long module: what it decides of a request, and how it responds, depend on the state of one connection.
+
 It overrides parser callbacks and protocol methods of uvicorn's `HttpToolsProtocol`: pyproject.toml pins it.
 """
 
 import abc
 import asyncio
+import math
 import re
 import socket
 import sys
@@ -21,6 +24,8 @@ PIPELINED: Final = 16
 """Requests that may wait on a connection for an earlier response."""
 UNREAD_SECONDS: Final = 10
 """Seconds a client may leave its response unread before the connection is aborted."""
+WAITED_SECONDS: Final = 0.25
+"""Seconds that a request may have waited unnoticed: so many since the last response, after which its client sent it."""
 _TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 
@@ -73,6 +78,10 @@ class Protocol(HttpToolsProtocol):
     """The pieces of the body of a request that may be whole soon; None if there is no such request."""
     _whole: "_DirectRequest | None" = None
     """A request that is to be processed when the data at hand is parsed."""
+    _responded_at = -math.inf
+    """When the last response was sent, in seconds of the loop's clock."""
+    _is_pipelined = False
+    """Whether its client sends requests before it has the responses to those before."""
     arrived_at = 0.0
     """When the head of the present request arrived, in seconds of the loop's clock."""
     _is_head = True
@@ -124,8 +133,11 @@ class Protocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, but no trailer: what was signed came before it."""
-        if self._is_head:
-            super().on_header(name, value)
+        if self._is_head:  # as uvicorn does, without another call for each header
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Start a request, unless too many wait."""
@@ -134,8 +146,11 @@ class Protocol(HttpToolsProtocol):
         self._is_head = False
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
-        # By the kernel's clock: the request may have waited for a process that was busy, or not yet started.
-        self.arrived_at = self.loop.time() - _seconds_since_data(self.transport)
+        self.arrived_at = self.loop.time()
+        self._is_pipelined |= not self._is_idle()
+        if self._is_pipelined or self.arrived_at - self._responded_at > WAITED_SECONDS:
+            # By the kernel's clock: the request may have waited for a process that was busy, or not yet started.
+            self.arrived_at -= _seconds_since_data(self.transport)
         if self._may_be_direct():
             self._held = []
         else:
@@ -149,10 +164,14 @@ class Protocol(HttpToolsProtocol):
             and self.parser.get_method() == b"POST"
             and not self.parser.should_upgrade()
             and not self.expect_100_continue
-            and (self.cycle is None or self.cycle.response_complete)
+            and self._is_idle()
             and not self.flow.write_paused
             and app.is_direct()
         )
+
+    def _is_idle(self) -> bool:
+        """Tell whether no request before this one awaits its response."""
+        return self.cycle is None or self.cycle.response_complete
 
     def _start(self) -> None:
         """Start a request by ASGI."""
@@ -192,6 +211,7 @@ class Protocol(HttpToolsProtocol):
         """Close the connection if the request was not read to its end."""
         if not self.pipeline and self.cycle.more_body:  # nobody will read the rest
             self.transport.close()
+        self._responded_at = self.loop.time()
         super().on_response_complete()
 
     def pause_writing(self) -> None:
@@ -315,7 +335,12 @@ def _seconds_since_data(transport: asyncio.Transport) -> float:
 
 
 def _without_upgrade(data: bytes) -> bytes:
-    """Remove a head's Upgrade header, for which the parser would drop the body."""
+    """Remove a head's Upgrade header, for which the parser would drop the body.
+
+    One that is spelled in an unusual way is left: then the body is refused, as if the head had come in pieces.
+    """
     end = data.find(b"\r\n\r\n") + 2
-    head = data[: end if end > 1 else None]
-    return _UPGRADE.sub(b"", head) + data[len(head) :] if b"\r\nupgrade:" in head.lower() else data
+    head_bytes = end if end > 1 else len(data)
+    if data.find(b"pgrade:", 0, head_bytes) < 0:
+        return data
+    return _UPGRADE.sub(b"", data[:head_bytes]) + data[head_bytes:]

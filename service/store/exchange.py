@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import redis
-from clerk_session_feed.connections import parse_error, transport_of
 from hiredis import Reader
+from redis.asyncio.connection import DefaultParser
 from redis.exceptions import InvalidResponse
 
 _CLOSED: Final = "Connection closed by server."
@@ -22,9 +22,10 @@ class Exchange(asyncio.Protocol):
 
     def __init__(self, connection: Any) -> None:
         """Take over a connection of redis.asyncio that is connected, and has no reply outstanding."""
-        self._transport = transport_of(connection)
+        # A private attribute, for which pyproject.toml pins redis-py.
+        self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001
         self._streams: Any = self._transport.get_protocol()  # redis-py waits for it when it disconnects
-        self._reader = Reader(protocolError=InvalidResponse, replyError=parse_error)
+        self._reader = Reader(protocolError=InvalidResponse, replyError=DefaultParser.parse_error)
         self._replies: list[Any] = []
         self._awaited = 0
         self._future: asyncio.Future[list[Any]] | None = None

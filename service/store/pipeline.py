@@ -45,7 +45,7 @@ from service.store.rights import (
     is_script_unknown,
 )
 from service.telemetry.tracing import current_context, round_trip
-from service.waiting import new_future
+from service.waiting import new_future, schedule
 
 log = structlog.get_logger(__name__)
 
@@ -173,7 +173,7 @@ class Pipeline:
             if not self._is_working:
                 self._is_working = True
                 loop = self._loop or self._start_thread()
-                loop.call_soon_threadsafe(self._start)
+                schedule(loop, self._start)
         return future
 
     def reconnect(self) -> None:

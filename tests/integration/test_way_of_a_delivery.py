@@ -37,6 +37,7 @@ HELPERS = {
     "config",
     "errors",
     "models",
+    "store.exchange",
     "store.partitions",
     "store.scripts",
     "telemetry",

@@ -102,16 +102,6 @@ def connect_async(
     return _made(make, _parse(url))
 
 
-def transport_of(connection: Any) -> asyncio.Transport:
-    """Return the transport of a connection of redis.asyncio that is connected; a private attribute leads to it."""
-    return connection._writer.transport  # type: ignore[no-any-return]  # noqa: SLF001
-
-
-def parse_error(reply: str) -> Exception:
-    """Return an error of Redis as redis-py has it."""
-    return aio.DefaultParser.parse_error(reply)  # type: ignore[no-untyped-call,no-any-return]
-
-
 Locate = Callable[[], Host]
 
 
