@@ -7,12 +7,15 @@ Under `serve`, Flask's view runs in a greenlet on the server's event loop. Where
 switches to the loop, which awaits the future and switches back with its result. SQLAlchemy's asyncio support
 made this technique known (https://docs.sqlalchemy.org/en/20/orm/extensions/asyncio.html). In a thread, as
 under any other WSGI server, the same `wait` blocks the thread.
+
+A long module, since steps and greenlets call each other: a step may be a function that waits.
 """
 
 import asyncio
 import concurrent.futures
 import contextvars
 import functools
+import threading
 import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
@@ -31,6 +34,8 @@ LARGE_BYTES: Final = 64 * 1024
 """Bytes of the largest body that is read on the event loop; a larger one would hold it up for too long."""
 IDLE_GREENLETS: Final = 64
 """Greenlets kept for later calls; each takes about 20 kB."""
+_here: Final = threading.local()
+"""Its `loop` is the one that this thread runs, with Greenlets."""
 _TIME_IS_OVER: Final = "the time is over"
 
 
@@ -67,7 +72,8 @@ class Greenlets:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        """Take the loop of this thread."""
+        _here.loop = self._loop = loop
         self._idle: list[_LoopGreenlet] = []
 
     async def run(self, deadline: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -115,11 +121,9 @@ def schedule(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> Non
 
 
 def is_running(loop: asyncio.AbstractEventLoop) -> bool:
-    """Tell whether the caller runs on this loop: in a greenlet, a task or a callback."""
-    try:
-        return asyncio.get_running_loop() is loop
-    except RuntimeError:
-        return False
+    """Tell whether the caller runs on this loop, for which there are Greenlets: in one of them, a task or a callback."""
+    # Not by `get_running_loop`: that asks the system for the process's id.
+    return getattr(_here, "loop", None) is loop
 
 
 def wait(future: Any, timeout: float | None = None) -> Any:
@@ -131,9 +135,12 @@ def wait(future: Any, timeout: float | None = None) -> Any:
 
     Raises:
         TimeoutError: The time is over; the future is cancelled.
+        RuntimeError: The caller runs on the future's event loop, but not in a greenlet.
     """
     current = getcurrent()
     if not isinstance(current, _LoopGreenlet):
+        if asyncio.isfuture(future):
+            raise RuntimeError("To wait here would block the event loop that completes the future.")
         try:
             return future.result(timeout)
         except TimeoutError:

@@ -25,6 +25,7 @@ class Exchange(asyncio.Protocol):
         # A private attribute, for which pyproject.toml pins redis-py.
         self._transport: asyncio.Transport = connection._writer.transport  # noqa: SLF001
         self._streams: Any = self._transport.get_protocol()  # redis-py waits for it when it disconnects
+        self._loop = asyncio.get_running_loop()
         self._reader = Reader(protocolError=InvalidResponse, replyError=DefaultParser.parse_error)
         self._replies: list[Any] = []
         self._awaited = 0
@@ -43,7 +44,7 @@ class Exchange(asyncio.Protocol):
             redis.RedisError: The connection failed. It is closed, as it is when this is cancelled.
         """
         self._replies, self._awaited = [], len(packed)
-        self._future = asyncio.get_running_loop().create_future()
+        self._future = self._loop.create_future()
         self._transport.write(b"".join(packed))
         try:
             return await self._future

@@ -1,8 +1,10 @@
 """What uvicorn's HTTP would leave open: found by attack, over raw sockets."""
 
 import contextlib
+import json
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +106,53 @@ def test_a_client_that_asks_one_by_one_and_never_reads_is_given_up(memory: tuple
 
         assert megabytes() - before < 60
         assert service.http.get("/healthz").status_code == 200
+
+
+def in_one_piece(body: bytes) -> list[bytes]:
+    return [request_head(genuine(body)) + body]
+
+
+def in_many_pieces(body: bytes) -> list[bytes]:
+    whole = in_one_piece(body)[0]
+    return [whole[:40], whole[40:-5], whole[-5:]]
+
+
+def in_chunks(body: bytes) -> list[bytes]:
+    headers = [pair for pair in genuine(body) if pair[0].lower() != b"content-length"]
+    head = request_head([*headers, (b"transfer-encoding", b"chunked")])
+    return [head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)]
+
+
+@pytest.mark.parametrize("send", [in_one_piece, in_many_pieces, in_chunks])
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_a_delivery_is_applied_however_it_arrives(
+    service: ServiceProcess, send: Callable[[bytes], list[bytes]], size: int
+) -> None:
+    body = sample_body(f"sess_{send.__name__}_{size}")[:-1] + b" " * size + b"}"
+    with raw_connection(service.port) as connection:
+        for piece in send(body):
+            connection.send(piece)
+            time.sleep(0.02)  # else the pieces arrive as one
+        response = connection.response()
+
+    assert response.status == 200
+    assert json.loads(response.body)["outcome"] == "applied"
+
+
+def test_deliveries_sent_together_are_answered_in_their_order(service: ServiceProcess) -> None:
+    ids = [f"sess_together_{number}" for number in range(5)]
+    sent = b"".join(in_one_piece(sample_body(each))[0] for each in ids)
+    with raw_connection(service.port) as connection:
+        connection.send(sent)
+        answered = [json.loads(connection.response().body)["session_id"] for _ in ids]
+
+    assert answered == ids
+
+
+def test_a_delivery_that_asks_for_it_is_the_last_of_its_connection(service: ServiceProcess) -> None:
+    body = sample_body("sess_last")
+    head = request_head([*genuine(body), (b"connection", b"close")])
+    with raw_connection(service.port) as connection:
+        connection.send(head + body)
+        assert connection.response().status == 200
+        assert connection.socket.recv(1) == b""
