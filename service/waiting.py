@@ -121,7 +121,7 @@ def schedule(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> Non
 
 
 def is_running(loop: asyncio.AbstractEventLoop) -> bool:
-    """Tell whether the caller runs on this loop, for which there are Greenlets: in one of them, a task or a callback."""
+    """Tell whether this thread runs this loop, for which there are Greenlets."""
     # Not by `get_running_loop`: that asks the system for the process's id.
     return getattr(_here, "loop", None) is loop
 
