@@ -7,12 +7,15 @@ import orjson
 
 from service.clerk.events import SessionEvent, parse
 from service.clerk.normalize import normalize
+from service.clerk.ordinary import OrdinaryEvent
 from service.clerk.users import UserEvent
 from service.models import Ignored, SessionChange, Unusable
 from support.constants import MESSAGE_ID, NOW_MS
 
 
-def read(body: object, *, with_request: bool = True) -> tuple[SessionEvent | UserEvent | Ignored | Unusable, list[str]]:
+def read(
+    body: object, *, with_request: bool = True
+) -> tuple[SessionEvent | OrdinaryEvent | UserEvent | Ignored | Unusable, list[str]]:
     """Parse the body (bytes, or what is to be written as JSON); also return what was read as null."""
     nulled: list[str] = []
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
