@@ -45,8 +45,9 @@ WOKEN_AT_ONCE: Final = 20
 """Readers that may send at once: about half a millisecond, in which no delivery is served."""
 WAKE_PAUSE: Final = 0.002
 """Seconds until the next ones may."""
-REST: Final = 0.02
-"""Seconds between two reads of the stream: what comes meanwhile is read at once, which takes less CPU time."""
+REST: Final = 0.1
+"""Seconds between two reads of the stream: what comes meanwhile is read at once, which takes less CPU time. An event
+that comes after a silence is told at once."""
 RETRY_SECONDS: Final = 1.0
 """Seconds until another attempt, where Redis fails."""
 AHEAD_SECONDS: Final = 0.05
