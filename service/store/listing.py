@@ -14,7 +14,8 @@ from clerk_session_feed.transport import as_dict
 from clerk_session_feed.updates import now_ms
 
 from service.store.partitions import Partition
-from service.store.queries import Page, Queries, Shown, shown_command
+from service.store.queries import Page, Queries
+from service.store.shown import Shown, shown_command
 
 GROUPS: Final = ("live", "pending", "ended")
 """Each session is in one of these: live, or pending, or neither, as it ended or ran out."""
