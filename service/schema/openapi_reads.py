@@ -1,6 +1,6 @@
 """The endpoints that READ_TOKEN switches on, as OpenAPI 3.1."""
 
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 from clerk_session_feed.models import Cursor, Id, SessionMessage, StreamMessage
 
@@ -40,6 +40,8 @@ _VALIDATED: Final = {
         "schema": {"type": "string", "pattern": '^"[0-9a-f]{32}"$'},
     },
 }
+_ALWAYS: Final = (UnauthorizedError, NotFoundError)
+"""Without READ_TOKEN in the settings, all of it is a 404."""
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _NULL: Final[Schema] = {"type": "null"}
 
@@ -68,7 +70,6 @@ def paths() -> Schema:
             "Return the state of a session",
             session,
             [_path("session_id")],
-            errors=[NotFoundError],
             description="The message that was published last; but `live` is as of now.",
         ),
         "/sessions/{session_id}/history": _get(
@@ -76,7 +77,6 @@ def paths() -> Schema:
             "Return what the stream still has of a session, the oldest first, stale events too",
             _page("events", {"$ref": f"{SCHEMAS}HistoryMessage"}),
             [_path("session_id"), _AFTER, _LIMIT],
-            errors=[NotFoundError],
         ),
         "/dead-letters": _get(
             "listDeadLetters",
@@ -122,9 +122,7 @@ def schemas() -> Schema:
     }
 
 
-def _get(
-    name: str, summary: str, of: Schema, parameters: list[Schema], errors: Any = (), description: str = ""
-) -> Schema:
+def _get(name: str, summary: str, of: Schema, parameters: list[Schema], description: str = "") -> Schema:
     ok = response("200", "Yes", of)
     ok["200"]["headers"] = _VALIDATED
     unchanged = {"304": {"description": "It is what If-None-Match names", "headers": _VALIDATED}}
@@ -135,7 +133,7 @@ def _get(
         **({"description": description} if description else {}),
         "security": [{"readToken": []}],
         "parameters": parameters,
-        "responses": ok | unchanged | problems([*refused, *errors, UnauthorizedError, StoreUnavailableError]),
+        "responses": ok | unchanged | problems([*refused, *_ALWAYS, StoreUnavailableError]),
     }
     return {"get": operation}
 
@@ -153,7 +151,7 @@ def _events() -> Schema:
             _query("after", "Begin behind this id; or behind a time, in Unix milliseconds.", position),
             {"name": "Last-Event-ID", "in": "header", "description": "The same; it wins.", "schema": position},
         ],
-        "responses": stream | problems([InvalidParameterError, UnauthorizedError, TooManyStreamsError]),
+        "responses": stream | problems([InvalidParameterError, *_ALWAYS, TooManyStreamsError]),
     }
 
 
@@ -182,7 +180,7 @@ def _token() -> Schema:
         "summary": "Make a token with which a browser can follow the events of one user or one session",
         "security": [{"readToken": []}],
         "requestBody": {"required": True, "content": {"application/json": {"schema": asked}}},
-        "responses": ok | problems([InvalidParameterError, UnauthorizedError]),
+        "responses": ok | problems([InvalidParameterError, *_ALWAYS]),
     }
 
 

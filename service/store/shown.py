@@ -8,11 +8,16 @@ from clerk_session_feed import lenient_json
 from clerk_session_feed.models import OPEN_STATUSES
 from clerk_session_feed.updates import now_ms
 
+from service.errors import StoreUnavailableError
 from service.store.partitions import Partition
 
 _SHOWN_FIELDS: Final = ("state", "status", "live", "_expire_at", "cursor", "user_id")
 _IS_LIVE: Final = b',"live":true,"last_active_organization_id":'
 """So every message of the relay has it. What comes behind it, text aside, is the relay's own."""
+
+
+class UnreadableStateError(StoreUnavailableError):
+    """Neither this version of the relay nor another has written what is stored of a session."""
 
 
 class Shown(NamedTuple):
@@ -47,14 +52,17 @@ class Shown(NamedTuple):
             now: Unix milliseconds.
 
         Raises:
-            ValueError: Another program has written something else there.
+            UnreadableStateError: Something else was written there.
         """
         state, status, live, expire_at, cursor, user_id = values
         if state is None or status is None:
             return None
-        end = _end(state, expire_at)
-        is_live = live == b"1" and end > now
-        message = state if is_live or live != b"1" else _not_live(state)
+        try:
+            end = _end(state, expire_at)
+            is_live = live == b"1" and end > now
+            message = state if is_live or live != b"1" else _not_live(state)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnreadableStateError("What is stored of this session can't be read.") from error
         return cls(message, status.decode(), is_live, end, (cursor or b"").decode(), (user_id or b"").decode())
 
 

@@ -47,7 +47,7 @@ def test_the_first_of_several_signs_and_any_is_taken() -> None:
 def test_an_expired_one_shows_nothing() -> None:
     made = EventTokens([OLD])
     token = made.make(GRANT)
-    with mock.patch.object(tokens, "now_ms", lambda: NOW_MS + 1000):
+    with mock.patch.object(tokens, "now_ms", return_value=NOW_MS + 1000):
         assert made.read(token) is None
 
 
