@@ -25,6 +25,11 @@ from service.store.subscription import Notice, Scope, Subscription
 EVERYTHING = Scope()
 
 
+def label(notice: Notice) -> str:
+    message = json.loads(notice.message)
+    return f"{message['cursor']} {message['session']['id']}"
+
+
 class Told:
     """A reader in a thread, and what it was told."""
 
@@ -47,8 +52,7 @@ class Told:
 
     def cursors(self) -> list[str]:
         """Return the cursors of what it was told, each with the session: two partitions may have the same."""
-        read = [json.loads(each.message) for each in self.of("applied")]
-        return [f"{each['cursor']} {each['session']['id']}" for each in read]
+        return [label(each) for each in self.of("applied")]
 
     def position(self) -> str:
         """Return where it began, once that is known."""
@@ -282,7 +286,7 @@ class TestSlowReaders:
             assert 0 < len(notices) <= 10
             taken += notices
 
-        assert sorted(json.loads(each.message)["cursor"] for each in taken) == sorted(expected)
+        assert sorted(map(label, taken)) == sorted(expected)
 
 
 class TestTheEndOfASession:
