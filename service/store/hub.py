@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import structlog
 from clerk_session_feed import AsyncSessionFeed
 from clerk_session_feed.connections import explain
-from clerk_session_feed.cursors import position
+from clerk_session_feed.cursors import NOTHING, position
 from clerk_session_feed.errors import CursorLostError, UnreadableMessageError
 from clerk_session_feed.updates import SessionUpdate, now_ms
 
@@ -167,10 +167,7 @@ class Hub:
         self._start_following()
         if scope.seconds is not None:
             reader.timers.append(self.loop.call_later(scope.seconds, reader.finish, "token_expired"))
-        if after is None and not is_lost and self._cursors is not None and scope.session_id is None:
-            self._join(reader, Notice("position", positions.write(self._cursors)))
-        else:
-            reader.task = self.loop.create_task(self._bring_up(reader, is_lost=is_lost))
+        reader.task = self.loop.create_task(self._bring_up(reader, is_lost=is_lost))
         return reader
 
     def _leave(self, reader: Subscription) -> None:
@@ -189,17 +186,25 @@ class Hub:
             hub = await self._known_cursors()
             if is_lost:
                 self._join(reader, self._resync("trimmed"))
-            elif reader.cursors is None:
-                self._join(reader, Notice("position", positions.write(hub)))
-            elif not self._join_from_memory(reader, reader.cursors, hub):
-                try:
+                continue
+            try:
+                if reader.cursors is None:
+                    reader.cursors = await self._ends()
+                    reader.put(Notice("position", positions.write(reader.cursors)))
+                elif not self._join_from_memory(reader, reader.cursors, hub):
                     await self._read_on(reader, reader.cursors, list(hub))
-                except LostError:
-                    is_lost = True
-                except (StoreUnavailableError, TimeoutError):
-                    await asyncio.sleep(RETRY_SECONDS)
+            except LostError:
+                is_lost = True
+            except (StoreUnavailableError, TimeoutError):
+                await asyncio.sleep(RETRY_SECONDS)
         if reader.scope.session_id is not None:
             await self._end_with_session(reader, reader.scope.session_id)
+
+    async def _ends(self) -> list[str]:
+        """Return the cursor at the end of each stream; the hub may not have come so far. Raises like `read_behind`."""
+        partitions = self._queries.partitions
+        asked = [(each, ("XREVRANGE", each.keys.events, "+", "-", "COUNT", 1)) for each in partitions]
+        return [found[0][0].decode() if found else NOTHING for found in await self._queries.ask_on_loop(asked)]
 
     async def _known_cursors(self) -> list[str]:
         while self._cursors is None:

@@ -110,19 +110,30 @@ def test_a_user_narrows(reads: Endpoint) -> None:
         assert [event.id for event in events.take(1)] == [cursor]
 
 
-def test_a_trimmed_place_is_one_resync(reads: Endpoint, redis_of_readers: EmbeddedRedis) -> None:
-    for number in range(5):
-        put(reads, f"sess_{number}")
-    with client_of(redis_of_readers.url) as client:
-        client.xtrim("{clerk}:events", maxlen=1, approximate=False)
-    with follow(reads, last_event_id="1-0") as events:
-        (resync,) = events.take(1)
-        cursor = put(reads, "sess_last")
-        (event,) = events.take(1)
+def test_a_trimmed_place_is_one_resync(redis_of_readers: EmbeddedRedis) -> None:
+    with run_service(redis_of_readers.url, READ_TOKEN=TOKEN) as service:
+        for number in range(5):
+            put(service, f"sess_{number}")
+        with client_of(redis_of_readers.url) as client:
+            client.xtrim("{clerk}:events", maxlen=1, approximate=False)
+        with follow(service, last_event_id="1-0") as events:
+            (resync,) = events.take(1)
+            cursor = put(service, "sess_last")
+            (event,) = events.take(1)
 
     assert resync.type == "resync"
     assert resync.data == {"reason": "trimmed", "cursor": resync.id}
     assert (event.type, event.id) == ("session", cursor)
+
+
+def test_who_begins_now_gets_nothing_that_was_applied_before(reads: Endpoint) -> None:
+    with follow(reads):  # so that the stream is followed already
+        for number in range(10):
+            put(reads, "sess_before")
+            with follow(reads) as events:
+                events.begin()
+                cursor = put(reads, f"sess_after_{number}")
+                assert [event.id for event in events.take(1)] == [cursor]
 
 
 @pytest.mark.parametrize("last_id", ["x", "1-1\x0b", "9" * 21, "-", "1-1,", "0:1-1,0:1-1", "\xd9\xa1-1", "1" * 65_000])
