@@ -26,6 +26,9 @@ _DAY: Final = 86_400
 _SIMILARITY: Final = 0.8
 """From this ratio of difflib on, one name may be meant for another: REDIS_TLS_URL for REDIS_URL."""
 
+SHORTEST_ACCESS_TOKEN: Final = 16
+"""Characters that a token has at least with which users' sessions can be read from anywhere."""
+
 _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _ADDRESS: Final = re.compile(
     rf"https?://(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])(?::[0-9]{{1,5}})?(?:/[a-z0-9/._~%-]*)?", re.IGNORECASE
@@ -112,6 +115,28 @@ def _check_token(token: SecretStr) -> SecretStr:
     return token
 
 
+def _split_at_commas(value: object) -> object:
+    return [part for each in value.split(",") if (part := each.strip(" \t"))] if isinstance(value, str) else value
+
+
+def _check_access_tokens(tokens: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    for number, token in enumerate(tokens, start=1):
+        if fault := _fault_of_access_token(token.get_secret_value()):
+            raise ValueError(f"token {number} of {len(tokens)} {fault}" if len(tokens) > 1 else fault)
+    return tokens
+
+
+def _fault_of_access_token(token: str) -> str | None:
+    if any(map(feed_settings.is_quotation_mark, (token[0], token[-1]))):
+        return "begins or ends with a quotation mark: leave the quotes out"
+    if not re.fullmatch(r"[!-~]+", token):
+        return "has a character that is no letter, digit or sign of ASCII: make one with `openssl rand -hex 32`"
+    if len(token) < SHORTEST_ACCESS_TOKEN:
+        shortest = f"shorter than {SHORTEST_ACCESS_TOKEN} characters"
+        return f"is {shortest}, so it could be guessed: make one with `openssl rand -hex 32`"
+    return None
+
+
 def _without_brackets(host: str) -> str:
     """Return an address of IPv6 as the system takes it; with a port, it is written in brackets."""
     in_brackets = re.fullmatch(r"\[(.+)\]", host)
@@ -121,6 +146,9 @@ def _without_brackets(host: str) -> str:
 _LogLevel = Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)]
 _LogFormat = Annotated[Literal["json", "console"], BeforeValidator(_lower)]
 _SigningSecrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_secrets)]
+_AccessTokens = Annotated[
+    tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_at_commas), AfterValidator(_check_access_tokens)
+]
 _SecretKey = Annotated[SecretStr, AfterValidator(_check_secret_key)]
 _ApiUrl = Annotated[str, AfterValidator(_check_api_url)]
 _Host = Annotated[Name, AfterValidator(_without_brackets)]
@@ -222,6 +250,18 @@ class Settings(SigningSettings, StoreSettings, ListenSettings, LogSettings):
     max_body_bytes: int = Field(1_048_576, description="a number of bytes from 1 to 1073741824", ge=1, le=2**30)
     metrics_token: Annotated[SecretStr, AfterValidator(_check_token)] = SecretStr("")
     serve_fast_lane: bool = Field(True, description=_YES_OR_NO)
+    read_token: _AccessTokens = ()
+    console_token: _AccessTokens = ()
+
+    @property
+    def read_tokens(self) -> tuple[str, ...]:
+        """Each opens what is read over HTTP; without any, that is off."""
+        return tuple(token.get_secret_value() for token in self.read_token)
+
+    @property
+    def console_tokens(self) -> tuple[str, ...]:
+        """Each opens /console; without any, that is off."""
+        return tuple(token.get_secret_value() for token in self.console_token)
 
 
 class DevSettings(KeySettings, _Environment):

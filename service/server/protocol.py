@@ -34,6 +34,9 @@ ARRIVED_AT: Final = "session_relay.arrived_at"
 BODY_IS_WHOLE: Final = "session_relay.body_is_whole"
 """The key of a scope that says that the body has arrived already."""
 
+END_STREAM: Final = "session_relay.end_stream"
+"""The key of a scope with what ends its response, if that is a stream without an end of its own."""
+
 
 RawHeaders = list[tuple[bytes, bytes]]
 """Names in lower case, and values."""
@@ -225,6 +228,12 @@ class Protocol(HttpToolsProtocol):
         if self._unread_timer is not None:
             self._unread_timer.cancel()
             self._unread_timer = None
+
+    def shutdown(self) -> None:
+        """Let the connection end, after the response under way; end that if it would go on for ever."""
+        super().shutdown()
+        if isinstance(self.cycle, RequestResponseCycle) and (end := self.cycle.scope.get(END_STREAM)):
+            end()  # type: ignore[operator]  # ASGI allows own keys
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timer."""

@@ -18,7 +18,11 @@ NAMES: Final = (
     "PARTITIONS",
     *("SESSION_RETENTION", "DEAD_LETTER_MAX", "MAX_BODY_BYTES", "OMIT_FIELDS", "PUBLISH_HTTP_REQUEST"),
     *("HOST", "PORT", "WEB_CONCURRENCY", "LOG_LEVEL", "LOG_FORMAT", "METRICS_TOKEN"),
+    *("READ_TOKEN", "CONSOLE_TOKEN"),
 )
+
+TOKEN: Final = "a_token-of~16/+="
+OTHER_TOKEN: Final = "b" * 64
 
 Environment = Callable[..., None]
 
@@ -71,6 +75,8 @@ def test_the_defaults_are_those_of_the_contract(environment: Environment) -> Non
         "dead_letter_max": 1000,
         "max_body_bytes": 1_048_576,
         "serve_fast_lane": True,
+        "read_token": (),
+        "console_token": (),
         "omit_fields": frozenset(),
         "publish_http_request": False,
         "host": "0.0.0.0",
@@ -112,6 +118,12 @@ def test_each_setting_is_read_under_its_name(name: str, text: str, value: object
 def test_the_token_for_metrics_is_read(environment: Environment) -> None:
     environment(**NEEDED, METRICS_TOKEN="hunter2")
     assert load(Settings).metrics_token.get_secret_value() == "hunter2"
+
+
+@pytest.mark.parametrize("name", ["READ_TOKEN", "CONSOLE_TOKEN"])
+def test_tokens_for_readers_are_separated_by_commas(name: str, environment: Environment) -> None:
+    environment(**NEEDED, **{name: f" {TOKEN}, {OTHER_TOKEN},"})
+    assert getattr(load(Settings), f"{name.lower()}s") == (TOKEN, OTHER_TOKEN)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NEEDED])
@@ -242,6 +254,26 @@ def test_a_quotation_mark_inside_is_part_of_a_value(environment: Environment) ->
     assert load(Settings).metrics_token.get_secret_value() == "it's"
 
 
+@pytest.mark.parametrize("name", ["READ_TOKEN", "CONSOLE_TOKEN"])
+@pytest.mark.parametrize(
+    ("token", "what"),
+    [
+        ("hunter2hunter2!", "shorter than 16 characters"),
+        ("hunter2 hunter2 hunter2", "no letter, digit or sign of ASCII"),
+        ("hunter2hunter2hunter2é", "no letter, digit or sign of ASCII"),
+        ("hunter2hunter2hunter2\x7f", "no letter, digit or sign of ASCII"),
+        ("hunter2hunter2hunter2'", "quotation mark"),
+        (f"{TOKEN},hunter2", "token 2 of 2 is shorter"),
+    ],
+)
+def test_a_token_for_readers_is_long_and_of_signs_that_a_header_carries(
+    name: str, token: str, what: str, environment: Environment
+) -> None:
+    fault = fault_of(name, token, environment)
+    assert what in fault
+    assert "hunter2" not in fault
+
+
 # What the log tells of them.
 
 
@@ -250,6 +282,7 @@ def test_settings_are_shown_without_secrets(environment: Environment) -> None:
         CLERK_WEBHOOK_SIGNING_SECRET=f"{SECRET},{OTHER_SECRET}",
         REDIS_URL="rediss://someone:hunter2@h:6380/0?ssl_password=hunter3",
         METRICS_TOKEN="hunter4",
+        READ_TOKEN="hunter5hunter5hunter5",
         OMIT_FIELDS="tasks,actor",
         PORT="8000",
         STREAM_MAXLEN="7",
@@ -258,6 +291,7 @@ def test_settings_are_shown_without_secrets(environment: Environment) -> None:
         "CLERK_WEBHOOK_SIGNING_SECRET": "2 set",
         "REDIS_URL": "rediss://h:6380/0",
         "METRICS_TOKEN": "set",
+        "READ_TOKEN": "1 set",
         "OMIT_FIELDS": ["actor", "tasks"],
         "STREAM_MAXLEN": 7,
     }

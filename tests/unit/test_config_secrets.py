@@ -170,6 +170,8 @@ def test_settings_printed_or_logged_show_no_secret() -> None:
         clerk_webhook_signing_secret=f"{SECRET},{OTHER_SECRET}",
         redis_url="redis://:hunter2@h",
         metrics_token="s3cr3t",
+        read_token="s3cr3t-to-read-with",
+        console_token="s3cr3t-to-look-with",
     )
     for text in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
         assert "hunter2" not in text

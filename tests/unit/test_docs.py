@@ -37,7 +37,7 @@ def real_defaults() -> dict[str, str]:
             defaults[name.upper()] = "required"
         elif isinstance(value, bool):
             defaults[name.upper()] = str(value).lower()
-        elif isinstance(value, frozenset | SecretStr):
+        elif isinstance(value, frozenset | tuple | SecretStr):
             assert not value
             defaults[name.upper()] = "none"
         elif isinstance(value, float):
