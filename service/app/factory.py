@@ -75,6 +75,11 @@ class RelayFlask(Flask):
 
         self.url_map.merge_slashes = False  # the sender takes a redirect for a failure
         self.register_blueprint(create_health(store, settings.metrics_token.get_secret_value()))
+        if settings.console_tokens:
+            # Not at the top: without a token, nothing of it is loaded.
+            from service.console import create_console  # noqa: PLC0415
+
+            self.register_blueprint(create_console(settings, settings.console_tokens))
         self.register_error_handler(errors.RelayError, lambda error: respond(responses.for_error(error)))
 
         @self.errorhandler(exceptions.HTTPException)
