@@ -165,7 +165,7 @@ class ConsoleStore(PartitionedStore):
         return int(float(items[1])) if items else None
 
     def user(self, user_id: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int, dict[str, int]]:
-        """Return a user's live sessions, the other open ones, how many all are, and when he was `deleted` or `banned`."""
+        """Return a user's live sessions, the other open ones, how many all are, and when the user was gone."""
         part = self.partition_of(user_id)
         keys = (part.keys.user_sessions(user_id), part.keys.user_pending(user_id))
         ranges = [("ZRANGEBYSCORE", key, "-inf", "+inf", "LIMIT", 0, MAX_FOUND) for key in keys]

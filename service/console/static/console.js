@@ -36,7 +36,6 @@ function state(row) {
 function line(row) {
   const type = element("td", "", row.type);
   if (row.from) type.append(" ", element("span", "tag", row.from));
-  if (row.actor) type.append(" ", element("span", "tag warn", "impersonated"));
   return element(
     "tr",
     `${row.tone} new`,
@@ -45,7 +44,7 @@ function line(row) {
     element("td", "", ...state(row)),
     element("td", "", link("sessions", row.session, "id open")),
     element("td", "", link("users", row.user, "id")),
-    element("td", "place", row.place),
+    element("td", "place", ...(row.actor ? [element("span", "tag warn", "impersonated"), " "] : []), row.place),
   );
 }
 
