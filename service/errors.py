@@ -61,6 +61,12 @@ class BadRequestError(RelayError):
     status, code, title = 400, "bad_request", "The request can't be read"
 
 
+class InvalidParameterError(RelayError):
+    """What is asked for can't be understood. The text begins with the name of the parameter."""
+
+    status, code, title = 400, "invalid_parameter", "A parameter is wrong"
+
+
 class UnauthorizedError(RelayError):
     status, code, title = 401, "unauthorized", "This needs a token"
     # https://www.rfc-editor.org/rfc/rfc9110#section-15.5.2
@@ -99,13 +105,18 @@ class UnsupportedEncodingError(RelayError):
 class StoreUnavailableError(RelayError):
     """Redis did not store the event, or did not confirm it in time. The sender will deliver it again."""
 
-    status, code, title = 503, "store_unavailable", "The event can't be stored now"
+    status, code, title = 503, "store_unavailable", "Redis is unavailable"
     # Svix retries a 503 after about 5 s, and a 429 after a minute or more.
     headers = MappingProxyType({"Retry-After": "5"})
 
 
 class DeadLettersFullError(StoreUnavailableError):
     code, title = "dead_letters_full", "There is no room for another dead letter"
+
+
+class TooManyStreamsError(RelayError):
+    status, code, title = 503, "too_many_streams", "There is no room for another stream"
+    headers = MappingProxyType({"Retry-After": "5"})
 
 
 class CommandError(Exception):

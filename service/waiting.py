@@ -24,6 +24,10 @@ LARGE_BYTES: Final = 64 * 1024
 """Bytes of the largest body that is read on the event loop; a larger one would hold it up for too long."""
 IDLE_GREENLETS: Final = 64
 """Greenlets kept for later calls; each takes about 20 kB."""
+STREAMS: Final = "session_relay.streams"
+"""The key of a WSGI environ under which a server with an event loop has a list. It sends what a view puts there, an
+asynchronous iterator of bytes with a `close`, as the body of the view's response: without a thread, a greenlet or
+Flask's context, however long that takes."""
 _TIME_IS_OVER: Final = "the time is over"
 
 

@@ -31,6 +31,8 @@ from service.telemetry.access_log import AccessLog
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+    from service.store.reader import Reader
+
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 """The shape of a Host header."""
 
@@ -61,6 +63,7 @@ class RelayFlask(Flask):
         settings: from which it was created.
         store: where state is kept.
         access_log: records what became of each delivery.
+        reader: reads for those who have READ_TOKEN or CONSOLE_TOKEN; None if nobody may.
         fast_lane: processes deliveries without Flask's contexts where nothing observes those.
     """
 
@@ -75,11 +78,7 @@ class RelayFlask(Flask):
 
         self.url_map.merge_slashes = False  # the sender takes a redirect for a failure
         self.register_blueprint(create_health(store, settings.metrics_token.get_secret_value()))
-        if settings.console_tokens:
-            # Not at the top: without a token, nothing of it is loaded.
-            from service.console import create_console  # noqa: PLC0415
-
-            self.register_blueprint(create_console(settings, settings.console_tokens))
+        self.reader = self._add_reads(settings)
         self.register_error_handler(errors.RelayError, lambda error: respond(responses.for_error(error)))
 
         @self.errorhandler(exceptions.HTTPException)
@@ -95,6 +94,23 @@ class RelayFlask(Flask):
             return respond(responses.for_outcome(outcome))
 
         self.fast_lane = FastLane(self, webhook, original_class=RelayFlask, is_on=settings.serve_fast_lane)
+
+    def _add_reads(self, settings: Settings) -> "Reader | None":
+        """Add what is read over HTTP, where that is switched on."""
+        if not settings.read_tokens and not settings.console_tokens:
+            return None
+        # Not at the top: it takes memory that a relay without readers need not have.
+        from service.reads import create_reads  # noqa: PLC0415
+        from service.store.reader import Reader  # noqa: PLC0415
+
+        reader = Reader(settings)
+        if settings.read_tokens:
+            self.register_blueprint(create_reads(settings, reader))
+        if settings.console_tokens:
+            from service.console import create_console  # noqa: PLC0415
+
+            self.register_blueprint(create_console(settings, settings.console_tokens, reader.queries))
+        return reader
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         """Bind the routes to a request; accept any Host header, unless Flask is configured to check it."""

@@ -13,8 +13,9 @@ from clerk_session_feed.cursors import START, position
 from clerk_session_feed.models import ID
 
 from service.console.rows import Entry, loads
-from service.store.dead_letters import DeadLetter
-from service.store.partitions import Partition, PartitionedStore, results
+from service.store.dead_letters import DeadLetter, Summary
+from service.store.partitions import Partition, results
+from service.store.queries import Queries
 
 PAGE: Final = 250
 """Entries of the stream in one response: 300 kB."""
@@ -28,8 +29,8 @@ MAX_FOUND: Final = 50
 """Sessions or users that one page lists."""
 SCANNED: Final = 1000
 """Members of a set that one ZSCAN looks at: a fraction of a millisecond of Redis' time."""
-LETTER_PAGE: Final = 10
-"""Dead letters in one response: each may be MAX_BODY_BYTES large."""
+LETTER_PAGE: Final = 200
+"""Dead letters in one response, about; without their bodies."""
 
 Cursors = dict[int, str]
 """By the number of the partition, the entry behind which to go on; see `clerk_session_feed.cursors`."""
@@ -59,16 +60,17 @@ class Found(NamedTuple):
     """Whether nothing more can be found in the stream."""
 
 
-class Letters(NamedTuple):
-    """Dead letters, without their bodies."""
+class ConsoleStore:
+    """What Redis holds, for people to look at.
 
-    found: list[tuple[str, DeadLetter | None, int]]
-    """The id; what it is, without its body, or None if the relay has not written it; its size in bytes."""
-    in_all: int
+    Attributes:
+        queries: asks Redis.
+        partitions: where sessions are kept, by number.
+    """
 
-
-class ConsoleStore(PartitionedStore):
-    """What Redis holds, for people to look at."""
+    def __init__(self, queries: Queries) -> None:
+        self.queries: Final = queries
+        self.partitions: Final = queries.partitions
 
     def newest(self) -> Cursors:
         """Return the end of each partition's stream."""
@@ -117,7 +119,7 @@ class ConsoleStore(PartitionedStore):
             user_id: whose sessions they are about, which tells the partition.
             is_first: tells of a wanted entry that none can be before it.
         """
-        parts = self.partitions if user_id is None else [self.partition_of(user_id)]
+        parts = self.partitions if user_id is None else [self.queries.partition_of(user_id)]
         found: list[Entry] = []
         looked_at, deadline, is_all = 0, time.monotonic() + SEARCH_SECONDS, True
         for part in parts:
@@ -166,7 +168,7 @@ class ConsoleStore(PartitionedStore):
 
     def user(self, user_id: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int, dict[str, int]]:
         """Return a user's live sessions, the other open ones, how many all are, and when the user was gone."""
-        part = self.partition_of(user_id)
+        part = self.queries.partition_of(user_id)
         keys = (part.keys.user_sessions(user_id), part.keys.user_pending(user_id))
         ranges = [("ZRANGEBYSCORE", key, "-inf", "+inf", "LIMIT", 0, MAX_FOUND) for key in keys]
         counts = [("ZCOUNT", key, "-inf", "+inf") for key in keys]
@@ -189,29 +191,23 @@ class ConsoleStore(PartitionedStore):
             ((cursor, items),) = part.ask(command, seconds=SECONDS)
             yield [each.decode(errors="replace") for each in items[::2]]
 
-    def letters(self) -> Letters:
-        """Return dead letters, the newest first; those that SEARCH_SECONDS are enough for."""
-        key, deadline = self.common.keys.dead_letters, time.monotonic() + SEARCH_SECONDS
-        (in_all,) = self.common.ask(("HLEN", key), seconds=SECONDS)
-        found: dict[str, tuple[str, DeadLetter | None, int]] = {}
-        cursor = b"0"
-        while time.monotonic() < deadline and len(found) < SEARCHED:
-            ((cursor, items),) = self.common.ask(("HSCAN", key, cursor, "COUNT", LETTER_PAGE), seconds=SECONDS)
-            for field, stored in zip(items[::2], items[1::2], strict=True):
-                id_ = field.decode(errors="backslashreplace")
-                letter = DeadLetter.read(id_, stored)
-                body = len(letter.body) if letter else len(stored)
-                found[id_] = (id_, letter and letter.model_copy(update={"body": ""}), body)
-            if cursor == b"0":
-                break
-        newest = sorted(found.values(), key=lambda each: (each[1].received_at if each[1] else 0, each[0]), reverse=True)
-        return Letters(newest, in_all)
+    def letters(self) -> list[Summary]:
+        """Return dead letters without their bodies, the newest first; those that SEARCH_SECONDS are enough for."""
+        deadline = time.monotonic() + SEARCH_SECONDS
+        found: dict[str, Summary] = {}
+        cursor: str | None = "0"
+        while cursor is not None and time.monotonic() < deadline and len(found) < SEARCHED:
+            page, cursor = self.queries.dead_letters(cursor, LETTER_PAGE)
+            found |= {each.id: each for each in page}
+        return sorted(found.values(), key=lambda each: (each.received_at or 0, each.id), reverse=True)
 
     def letter(self, message_id: str) -> DeadLetter | None:
         """Return a dead letter with its body; None if it is not stored, or the relay has not written it."""
         if not ID.fullmatch(message_id):
             return None
-        ((stored,),) = self.common.ask(("HMGET", self.common.keys.dead_letters, message_id), seconds=SECONDS)
+        ((stored,),) = self.queries.common.ask(
+            ("HMGET", self.queries.common.keys.dead_letters, message_id), seconds=SECONDS
+        )
         return None if stored is None else DeadLetter.read(message_id, stored)
 
     def _each(self, commands: Commands, seconds: float = SECONDS) -> list[list[Any]]:

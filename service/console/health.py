@@ -1,7 +1,7 @@
 """Whether all is well: Redis, the stream, what lags behind, who reads, and when all was last compared with Clerk."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from service.console.data import SECONDS, ConsoleStore, fields_of
@@ -17,6 +17,7 @@ OVERDUE_SECONDS: Final = 120
 NEARLY_FULL: Final = 0.8
 DRIFT: Final = ("missing", "late_end", "extended", "gone", "wrong_user", "changed")
 """How stored states differed from Clerk's: docs/reconcile.md."""
+_RECONCILE: Final = ("last_success_at", "state_as_of", *(f"drift_{kind}" for kind in DRIFT))
 _BAD_POLICIES: Final = ("allkeys-lru", "allkeys-lfu", "allkeys-random", "allkeys-lrm")
 
 
@@ -51,13 +52,13 @@ def look(store: ConsoleStore, *, dead_letter_max: int, stream_maxlen: int) -> He
     """Ask Redis; raise StoreUnavailableError if it does not answer at all."""
     now_ms = time.time() * 1000
     started = time.perf_counter()
-    backlog = store.backlog(("last_success_at",))
+    backlog = store.queries.backlog(_RECONCILE)
     round_trip_ms = (time.perf_counter() - started) * 1000
     groups = [group for part in store.partitions for group in _groups(part)]
     sections = {
         "Redis": [
             Check("Response time", "ok" if round_trip_ms < 50 else "warning", f"{round_trip_ms:.1f} ms"),  # noqa: PLR2004
-            *_redis(_info(store.common)),
+            *_redis(_info(store.queries.common)),
         ],
         "Stream": list(_stream(store, stream_maxlen, now_ms)),
         "Work": [
@@ -71,7 +72,7 @@ def look(store: ConsoleStore, *, dead_letter_max: int, stream_maxlen: int) -> He
             ),
             *_pending(groups),
         ],
-        "Reconcile": list(_reconcile(store.common, now_ms)),
+        "Reconcile": list(_reconcile(backlog.reconcile, now_ms)),
     }
     return Health(sections, groups)
 
@@ -209,10 +210,8 @@ def _pending(groups: list[Group]) -> Iterator[Check]:
         yield Check("Consumer groups", "info", "none", "Followers without a group leave no trace in Redis.")
 
 
-def _reconcile(part: Partition, now_ms: float) -> Iterator[Check]:
-    names = ("last_success_at", "state_as_of", *(f"drift_{kind}" for kind in DRIFT))
-    (values,) = part.ask(("HMGET", part.keys.reconcile, *names), seconds=SECONDS)
-    known = {name: int(value) for name, value in zip(names, values, strict=True) if value and value.isdigit()}
+def _reconcile(values: Sequence[bytes | None], now_ms: float) -> Iterator[Check]:
+    known = {name: int(value) for name, value in zip(_RECONCILE, values, strict=True) if value and value.isdigit()}
     if "last_success_at" not in known:
         advice = "Sessions that began before the endpoint are unknown: session-relay reconcile --full."
         yield Check("Last run", "info", "never", advice)

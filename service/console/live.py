@@ -6,18 +6,19 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import asyncio
-import threading
+import contextlib
+import math
 import time
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Final
 
 import orjson
 from clerk_session_feed.cursors import whole_cursor
 
-from service import waiting
 from service.console.data import ConsoleStore, Cursors
 from service.console.rows import Entry, Filter, row
-from service.errors import RelayError, StoreUnavailableError
+from service.errors import StoreUnavailableError, TooManyStreamsError
 
 TICK_SECONDS: Final = 0.2
 """Seconds between two looks at the stream. What comes meanwhile is one message."""
@@ -33,22 +34,15 @@ MAX_TABS: Final = 50
 """Tabs that one process serves at the same time."""
 
 
-class TooManyTabsError(RelayError):
-    """There are MAX_TABS open already."""
-
-    status, code, title = 503, "too_many_streams", "Too many tabs are open"
-
-
 class LiveFeed:
-    """The events of all tabs of one process."""
+    """The tabs of one process."""
 
     def __init__(self, store: ConsoleStore) -> None:
         self._store = store
-        self._open = 0
-        self._lock = threading.Lock()
+        self._tabs: weakref.WeakSet[Tab] = weakref.WeakSet()
 
-    def events(self, cursors: Cursors, wanted: Filter, ends_at: float) -> Iterator[bytes]:
-        """Yield events for one tab, until it is closed, or the visit ends.
+    def open(self, cursors: Cursors, wanted: Filter, ends_at: float) -> "Tab":
+        """Return the events of one tab, until it is closed, or the visit ends.
 
         Args:
             cursors: behind what to begin.
@@ -56,68 +50,93 @@ class LiveFeed:
             ends_at: when the visit ends, in Unix seconds.
 
         Raises:
-            TooManyTabsError: There are MAX_TABS open; raised before the first event.
+            TooManyStreamsError: There are MAX_TABS open.
         """
-        if self._open >= MAX_TABS:
-            raise TooManyTabsError(f"{MAX_TABS} tabs show the live feed already: close some.")
-        return self._events(cursors, wanted, ends_at)
+        if sum(not tab.is_closed for tab in self._tabs) >= MAX_TABS:
+            raise TooManyStreamsError(f"{MAX_TABS} tabs show the live feed already: close some.")
+        tab = Tab(self._store, cursors, wanted, ends_at)
+        self._tabs.add(tab)
+        return tab
 
-    def _events(self, cursors: Cursors, wanted: Filter, ends_at: float) -> Iterator[bytes]:
-        with self._lock:  # not before: a server may close what it has never begun
-            self._open += 1
+
+class Tab:
+    """What one tab is sent, as bytes: iterated by threads, or on an event loop."""
+
+    def __init__(self, store: ConsoleStore, cursors: Cursors, wanted: Filter, ends_at: float) -> None:
+        self._store, self._wanted, self._ends_at = store, wanted, ends_at
+        self._cursors = cursors
+        self._sent_at = -math.inf
+        self._pause = 0.0
+        """Seconds until the next step."""
+        self.is_closed = False
+        self._on_close: Callable[[], object] = lambda: None
+
+    def close(self) -> None:
+        """End it. From the thread of the loop, or from any other if it is iterated by threads."""
+        self.is_closed = True
+        self._on_close()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield what is to be sent; this blocks the thread until there is something."""
         try:
-            yield b"retry: 500\n\n" + _event("beat", {})
-            sent_at = time.monotonic()
-            while time.time() < ends_at:
-                began_at = time.monotonic()
-                try:
-                    news, cursors = self._read(cursors, wanted)
-                except StoreUnavailableError as error:
-                    yield _event("away", {"detail": str(error)})
-                    pause = AWAY_SECONDS / 2
-                else:
-                    pause = TICK_SECONDS
-                    if news or time.monotonic() - sent_at > BEAT_SECONDS:
-                        yield b"".join(news) or _event("beat", {})
-                        sent_at = time.monotonic()
-                _sleep(max(0.05, pause - (time.monotonic() - began_at)))
-            yield _event("bye", {"reason": "signed_out"})
+            while not self.is_closed:
+                time.sleep(self._pause)
+                if data := self._step():
+                    yield data
         finally:
-            with self._lock:
-                self._open -= 1
+            self.close()
 
-    def _read(self, cursors: Cursors, wanted: Filter) -> tuple[list[bytes], Cursors]:
-        """Return events for what is new, and how far that reaches."""
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield likewise, on an event loop."""
+        closed = asyncio.Event()
+        self._on_close = closed.set
+        while not self.is_closed:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(closed.wait(), self._pause)
+                return
+            if data := await asyncio.to_thread(self._step):
+                yield data
+
+    def _step(self) -> bytes:
+        """Return what is to be sent now, and set the pause until the next step."""
+        began_at = time.monotonic()
+        if time.time() >= self._ends_at:
+            self.is_closed = True
+            return _event("bye", {"reason": "signed_out"})
+        try:
+            data, pause = b"".join(self._news()), TICK_SECONDS
+        except StoreUnavailableError as error:
+            data, pause = _event("away", {"detail": str(error)}), AWAY_SECONDS / 2
+        if not data and began_at - self._sent_at > BEAT_SECONDS:
+            data = b"retry: 500\n" + _event("beat", {})
+        if data:
+            self._sent_at = began_at
+        self._pause = max(0.05, pause - (time.monotonic() - began_at))
+        return data
+
+    def _news(self) -> list[bytes]:
+        """Return events for what is new."""
         shown: list[Entry] = []
         count, is_lost = 0, False
         for _ in range(MAX_PAGES):
-            news = self._store.news(cursors, AWAY_SECONDS)
-            cursors, is_lost = news.cursors, is_lost or news.lost
-            found = [entry for entry in news.entries if wanted.wants(entry)]
+            news = self._store.news(self._cursors, AWAY_SECONDS)
+            self._cursors, is_lost = news.cursors, is_lost or news.lost
+            found = [entry for entry in news.entries if self._wanted.wants(entry)]
             count += len(found)
             shown = (shown + found)[-MAX_ROWS:]
             if not news.has_more:
                 break
-        events = []
-        if is_lost:
-            events.append(_event("resync", {"cursor": write_cursors(cursors)}))
+        events = [_event("resync", {})] if is_lost else []
         if shown or is_lost:
             data = {"rows": [row(entry) for entry in shown], "count": count}
-            events.append(_event("rows", data, write_cursors(cursors)))
-        return events, cursors
+            events.append(_event("rows", data, write_cursors(self._cursors)))
+        return events
 
 
 def _event(name: str, data: Mapping[str, Any], cursor: str = "") -> bytes:
     # JSON has no line breaks outside of its texts, and escapes them there: one line of data.
     id_ = f"id: {cursor}\n" if cursor else ""
     return f"{id_}event: {name}\ndata: ".encode() + orjson.dumps(data) + b"\n\n"
-
-
-def _sleep(seconds: float) -> None:
-    if waiting.is_on_loop():
-        waiting.await_only(asyncio.sleep(seconds))
-    else:
-        time.sleep(seconds)
 
 
 def write_cursors(cursors: Mapping[int, str]) -> str:

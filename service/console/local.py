@@ -18,6 +18,7 @@ from service.config import StoreSettings
 from service.console.actions import Changes
 from service.console.security import COOKIE, HEADERS, PATH, Gate
 from service.console.views import ConsoleBlueprint
+from service.store.queries import Queries
 
 _ADDRESS: Final = "127.0.0.1"
 _MAX_BODY_BYTES: Final = 64 * 1024
@@ -59,7 +60,8 @@ def serving(settings: StoreSettings, port: int, *, who: str, changes: Changes | 
         hosts = frozenset(f"{name}:{chosen}" for name in (_ADDRESS, "localhost"))
         # Without a token: nobody but whoever has a link gets in. Cookies are the same for all ports of a host.
         gate = Gate((), hosts=hosts, cookie=f"{COOKIE}-{chosen}", who=who)
-        console = ConsoleBlueprint(settings, gate, changes=changes)
+        queries = Queries(settings)
+        console = ConsoleBlueprint(settings, gate, queries, changes=changes)
         server = make_server(
             _ADDRESS, chosen, _application(console), threaded=True, request_handler=_Handler, fd=listener.fileno()
         )
@@ -71,7 +73,7 @@ def serving(settings: StoreSettings, port: int, *, who: str, changes: Changes | 
         finally:
             server.shutdown()
             thread.join()
-            console.store.close()
+            queries.close()
 
 
 def _listen(port: int) -> socket.socket:

@@ -20,7 +20,9 @@ from service.console.search import search
 from service.console.security import PATH, Gate, RefusedError, Visit, check_origin
 from service.console.words import place_of, span
 from service.errors import RelayError, StoreUnavailableError
+from service.store.queries import Queries
 from service.telemetry import printable
+from service.waiting import STREAMS
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +48,7 @@ class ConsoleBlueprint(Blueprint):
     Args:
         settings: where Redis is.
         gate: who may look.
+        queries: asks Redis.
         changes: what may be changed from the pages; nothing if None.
 
     Attributes:
@@ -54,10 +57,12 @@ class ConsoleBlueprint(Blueprint):
         hint: a command that makes something happen, for whoever sees an empty feed; empty for a general one.
     """
 
-    def __init__(self, settings: StoreSettings, gate: Gate, *, changes: Changes | None = None) -> None:
+    def __init__(
+        self, settings: StoreSettings, gate: Gate, queries: Queries, *, changes: Changes | None = None
+    ) -> None:
         super().__init__("console", __name__, url_prefix=PATH)
         self.gate: Final = gate
-        self.store: Final = ConsoleStore(settings, may_mark=False)
+        self.store: Final = ConsoleStore(queries)
         self._settings, self.hint = settings, ""
         self._live = LiveFeed(self.store)
         # No hooks: with one, deliveries would not take the fast lane any more.
@@ -192,7 +197,7 @@ class ConsoleBlueprint(Blueprint):
         wanted = _filter(request)
         cursors = self.store.newest()  # before the rows: what comes in between is shown twice, and not never
         found = self.store.find(wanted.wants, NEWEST)
-        backlog = self.store.backlog(("last_success_at",))
+        backlog = self.store.queries.backlog(("last_success_at",))
         return self.page(
             "live.html",
             visit,
@@ -213,8 +218,11 @@ class ConsoleBlueprint(Blueprint):
         check_origin(request)
         text = request.headers.get("Last-Event-ID") or request.args.get("after", "")
         cursors = read_cursors(text, len(self.store.partitions)) or self.store.newest()
-        stream = self._live.events(cursors, _filter(request), visit.ends_at)
-        return Response(stream, headers=_STREAM_HEADERS, direct_passthrough=True)
+        tab = self._live.open(cursors, _filter(request), visit.ends_at)
+        if (streams := request.environ.get(STREAMS)) is None:
+            return Response(tab, headers=_STREAM_HEADERS, direct_passthrough=True)
+        streams.append(tab)  # the server sends it, without a thread or a greenlet
+        return Response(headers=_STREAM_HEADERS)
 
     def session(self, visit: Visit, session_id: str) -> str:
         """Show a session: its state, why it is live or not, and what happened."""
@@ -280,8 +288,8 @@ class ConsoleBlueprint(Blueprint):
 
     def dead_letters(self, visit: Visit) -> str:
         """List the dead letters, without their bodies."""
-        letters = self.store.letters()
-        return self.page("dead_letters.html", visit, "dead-letters", letters=letters)
+        in_all = self.store.queries.backlog(("last_success_at",)).dead_letters
+        return self.page("dead_letters.html", visit, "dead-letters", letters=self.store.letters(), in_all=in_all)
 
     def dead_letter(self, visit: Visit, message_id: str) -> str:
         """Show a dead letter; its values only to who asks for them."""
@@ -303,14 +311,15 @@ class ConsoleBlueprint(Blueprint):
         return self.page("health.html", visit, "health", health=found, now_ms=time.time() * 1000)
 
 
-def create_console(settings: StoreSettings, tokens: tuple[str, ...]) -> ConsoleBlueprint:
+def create_console(settings: StoreSettings, tokens: tuple[str, ...], queries: Queries) -> ConsoleBlueprint:
     """Return the pages as a blueprint of `serve`, in which nothing can be changed.
 
     Args:
         settings: where Redis is.
         tokens: CONSOLE_TOKEN.
+        queries: asks Redis; who made it closes it.
     """
-    return ConsoleBlueprint(settings, Gate(tokens))
+    return ConsoleBlueprint(settings, Gate(tokens), queries)
 
 
 def _html(made: str | tuple[str, int]) -> Response:

@@ -14,6 +14,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -21,9 +22,9 @@ import structlog
 from service import errors
 from service.app.environ import Body, Message, build_environ, decode_headers, decode_path
 from service.app.responses import RESPONSE_SECONDS
-from service.server.protocol import ARRIVED_AT, BODY_IS_WHOLE
+from service.server.protocol import ARRIVED_AT, BODY_IS_WHOLE, END_STREAM
 from service.telemetry import metrics
-from service.waiting import Greenlets, await_only
+from service.waiting import STREAMS, Greenlets, await_only
 
 if TYPE_CHECKING:
     from service.app.factory import RelayFlask
@@ -72,15 +73,20 @@ class FlaskBridge:
         elif scope["type"] == "http":
             self._under_way += 1
             try:
-                await self._serve(scope, receive, send)
+                stream = await self._serve(scope, receive, send)
             finally:
                 self._under_way -= 1
+            if stream is not None:
+                await stream.send_all(scope, receive, send)
 
     async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
         store, access_log = self._app.store, self._app.access_log
         await receive()
         loop = self._loop
         store.bind_loop(loop)
+        reader = self._app.reader
+        if reader is not None:
+            reader.bind_loop(loop)
         # Log a single request at once, and several together after their responses are sent.
         access_log.schedule = lambda write: loop.call_soon_threadsafe(write) if self._under_way > 1 else write()
         # Connect now, not with the first delivery. Redis may be unavailable.
@@ -99,6 +105,8 @@ class FlaskBridge:
         await send({"type": "lifespan.startup.complete"})
         await receive()
         connecting.cancel()
+        if reader is not None:
+            await asyncio.to_thread(reader.close)
         await asyncio.to_thread(store.close)
         access_log.write()
         await send({"type": "lifespan.shutdown.complete"})
@@ -107,7 +115,8 @@ class FlaskBridge:
         with suppress(errors.RelayError):
             await self._greenlets.run(self._loop.time() + RESPONSE_SECONDS, self._app.store.probe)
 
-    async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: Message, receive: Receive, send: Send) -> "Stream | None":
+        """Serve a request; of one whose response is a stream, return that, with nothing sent yet."""
         begun = self._loop.time()
         arrived = scope.get(ARRIVED_AT, begun)
         body = Body()
@@ -132,17 +141,28 @@ class FlaskBridge:
                 await send({"type": "http.response.body", "body": response.body})
             else:
                 environ = build_environ(scope, path, headers, body)
+                streams: list[Any] = []
+                environ[STREAMS] = streams
                 sender = _Sender(send)
+                stream = None
                 try:
-                    await self._greenlets.run(deadline, self._call_flask, environ, sender)
+                    stream = await self._greenlets.run(deadline, self._call_flask, environ, sender)
                 finally:
                     sender.send = None
+                    if stream is None:  # something went wrong after a view put it there
+                        for each in streams:
+                            each.close()
+                return stream  # type: ignore[no-any-return]
         finally:
             self._buffered -= body.buffered
             body.close()  # frees its memory, whoever still refers to it
+        return None
 
-    def _call_flask(self, environ: dict[str, Any], sender: "_Sender") -> None:
-        """Call the WSGI application in a greenlet, and send its response as it is produced."""
+    def _call_flask(self, environ: dict[str, Any], sender: "_Sender") -> "Stream | None":
+        """Call the WSGI application in a greenlet, and send its response as it is produced.
+
+        If a view has put a stream into the environ, that is returned instead, unless something went wrong after it.
+        """
         start: Message = {"type": "http.response.start"}
         sender.start = start
         written: list[bytes] = []
@@ -156,14 +176,17 @@ class FlaskBridge:
         try:
             rest = itertools.chain(written, chunks)
             first = next(rest, b"")  # from here on, `start` is known
+            if environ[STREAMS] and start["status"] == HTTPStatus.OK:
+                return Stream(start, environ[STREAMS][-1])
             length = dict(start["headers"]).get(b"content-length")
             missing = int(length) if length and environ["REQUEST_METHOD"] != "HEAD" else None
             for chunk in itertools.chain((first,), rest):
                 if missing is not None and (missing := missing - len(chunk)) <= 0:
                     sender.write(chunk, more=False)
-                    return
+                    return None
                 sender.write(chunk, more=True)
             sender.write(b"", more=False)
+            return None
         finally:
             if hasattr(chunks, "close"):
                 chunks.close()
@@ -194,6 +217,36 @@ class FlaskBridge:
         self._buffered += buffered - body.buffered
         body.buffered = buffered
         return True
+
+
+class Stream:
+    """A response without an end of its own, which is sent on the event loop as it comes.
+
+    It has no deadline. It ends when the client has gone, or does not read, and when the service is told to stop.
+    """
+
+    def __init__(self, start: Message, chunks: Any) -> None:
+        """start: the response's status and headers. chunks: what a view has put under STREAMS."""
+        self._start, self._chunks = start, chunks
+
+    async def send_all(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Send what comes until there is no more."""
+        chunks = self._chunks
+        scope[END_STREAM] = chunks.close
+        watching = asyncio.ensure_future(_await_disconnect(receive))
+        watching.add_done_callback(lambda _: chunks.close())
+        try:
+            await send(self._start)
+            async for chunk in chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            watching.cancel()  # which also closes the stream
+
+
+async def _await_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 class _Sender:

@@ -27,6 +27,9 @@ ARRIVED_AT: Final = "session_relay.arrived_at"
 BODY_IS_WHOLE: Final = "session_relay.body_is_whole"
 """The key of a scope that says that the body has arrived already."""
 
+END_STREAM: Final = "session_relay.end_stream"
+"""The key of a scope with what ends its response, if that is a stream without an end of its own."""
+
 
 class Protocol(HttpToolsProtocol):
     """Serves one connection."""
@@ -113,6 +116,13 @@ class Protocol(HttpToolsProtocol):
         if self._unread_timer is not None:
             self._unread_timer.cancel()
             self._unread_timer = None
+
+    def shutdown(self) -> None:
+        """Let the connection end, after the response under way; end that if it would go on for ever."""
+        super().shutdown()
+        end: Any = None if self.cycle is None else self.cycle.scope.get(END_STREAM)
+        if end is not None:
+            end()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timer."""

@@ -55,6 +55,7 @@ SETTLE_EXPIRY: Final = Script("settle_expiry")
 KEEP_DEAD_LETTER: Final = Script("keep_dead_letter")
 MARK_USER: Final = Script("mark_user")
 INDEX_SESSION: Final = Script("index_session")
+LIST_DEAD_LETTERS: Final = Script("list_dead_letters")
 MARK_PARTITIONS: Final = Script("mark_partitions")
 """Loaded where it is needed: once for each connection."""
-SCRIPTS: Final = (APPLY_SESSION, SETTLE_EXPIRY, KEEP_DEAD_LETTER, MARK_USER, INDEX_SESSION)
+SCRIPTS: Final = (APPLY_SESSION, SETTLE_EXPIRY, KEEP_DEAD_LETTER, MARK_USER, INDEX_SESSION, LIST_DEAD_LETTERS)
