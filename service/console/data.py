@@ -205,9 +205,8 @@ class ConsoleStore:
         """Return a dead letter with its body; None if it is not stored, or the relay has not written it."""
         if not ID.fullmatch(message_id):
             return None
-        ((stored,),) = self.queries.common.ask(
-            ("HMGET", self.queries.common.keys.dead_letters, message_id), seconds=SECONDS
-        )
+        part = self.queries.common
+        ((stored,),) = part.ask(("HMGET", part.keys.dead_letters, message_id), seconds=SECONDS)
         return None if stored is None else DeadLetter.read(message_id, stored)
 
     def _each(self, commands: Commands, seconds: float = SECONDS) -> list[list[Any]]:

@@ -117,19 +117,20 @@ class Tab:
     def _news(self) -> list[bytes]:
         """Return events for what is new."""
         shown: list[Entry] = []
-        count, is_lost = 0, False
+        cursors, count, is_lost = self._cursors, 0, False
         for _ in range(MAX_PAGES):
-            news = self._store.news(self._cursors, AWAY_SECONDS)
-            self._cursors, is_lost = news.cursors, is_lost or news.lost
+            news = self._store.news(cursors, AWAY_SECONDS)
+            cursors, is_lost = news.cursors, is_lost or news.lost
             found = [entry for entry in news.entries if self._wanted.wants(entry)]
             count += len(found)
             shown = (shown + found)[-MAX_ROWS:]
             if not news.has_more:
                 break
+        self._cursors = cursors  # not before: if Redis fails on the way, all is read again
         events = [_event("resync", {})] if is_lost else []
         if shown or is_lost:
             data = {"rows": [row(entry) for entry in shown], "count": count}
-            events.append(_event("rows", data, write_cursors(self._cursors)))
+            events.append(_event("rows", data, write_cursors(cursors)))
         return events
 
 

@@ -222,7 +222,7 @@ class ConsoleBlueprint(Blueprint):
         if (streams := request.environ.get(STREAMS)) is None:
             return Response(tab, headers=_STREAM_HEADERS, direct_passthrough=True)
         streams.append(tab)  # the server sends it, without a thread or a greenlet
-        return Response(headers=_STREAM_HEADERS)
+        return Response(iter(()), headers=_STREAM_HEADERS)  # of no length
 
     def session(self, visit: Visit, session_id: str) -> str:
         """Show a session: its state, why it is live or not, and what happened."""
