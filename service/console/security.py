@@ -101,7 +101,7 @@ class Gate:
     """
 
     def __init__(
-        self, tokens: tuple[str, ...], *, hosts: frozenset[str] | None = None, cookie: str = COOKIE, who: str = ""
+        self, tokens: tuple[str, ...], *, hosts: frozenset[str] | None = None, cookie: str = COOKIE, who: str = "a link"
     ) -> None:
         self.links: Final = Links()
         self.takes_tokens: Final = bool(tokens)

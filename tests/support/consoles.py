@@ -24,7 +24,7 @@ PLACES: Final = (
 
 def fill(redis_url: str, lives: int = 24) -> None:
     """Apply what a few users do in an hour, through the relay itself; the same for each call, times and places aside."""
-    chance = random.Random(18)  # noqa: S311
+    chance = random.Random(18)
     now_ms = time.time_ns() // 1_000_000
     with run_relay(redis_url, now_ms=now_ms) as relay:
         for number in range(lives):
@@ -53,11 +53,11 @@ def _live(relay: Relay, chance: random.Random, began_ms: int) -> None:
         ]
     )
     for step, kind in enumerate(types):
-        is_late = step == 2  # noqa: PLR2004  # an older event that comes last
+        is_late = step == 2  # an older event that comes last
         at_ms = began_ms + (1000 if is_late else 45_000 * step)
         event = _event(chance, kind, at_ms, user_id, session_id, created_at=began_ms)
         event["data"]["latest_activity"] |= place
-        if kind == "session.created" and chance.random() < 0.1:  # noqa: PLR2004
+        if kind == "session.created" and chance.random() < 0.1:
             event["data"]["actor"] = {"sub": "user_2supportteam"}
         relay.take(event, f"msg_{_id(chance)}")
 
