@@ -1,7 +1,6 @@
 """A console over a Redis with a day's sessions in it: for tests in a browser, and for the screenshots of the docs."""
 
 import contextlib
-import itertools
 import random
 import time
 from collections.abc import Iterator
@@ -79,14 +78,16 @@ class Deliveries:
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
-        self._numbers = itertools.count(1)
+        self.last_id = ""
+        """The message id of the last one."""
 
     def send(self, kind: str = "session.created", **values: Any) -> dict[str, Any]:
         """Apply a sample; `values` are of its session, like `id` and `user_id`."""
         event = simulator.sample(kind, session_id=values.get("id"), user_id=values.get("user_id"))
         event["data"] |= values
         self._relay.now_ms = time.time_ns() // 1_000_000
-        self._relay.take(event, f"msg_{next(self._numbers)}_{simulator.new_id('x')}")
+        self.last_id = simulator.new_id("msg")
+        self._relay.take(event, self.last_id)
         session: dict[str, Any] = event["data"]
         return session
 
