@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,9 +22,9 @@ from websockets.sync.client import ClientConnection, connect
 from support.constants import ROOT
 
 START_SECONDS: Final = 30
-SECONDS: Final = 15
+SECONDS: Final = 60
 """Seconds that a page gets for what is waited for."""
-AXE: Final = ROOT / ".venv" / "node" / "node_modules" / "axe-core" / "axe.min.js"
+AXE: Final = Path(os.environ.get("AXE_TMP") or ROOT / ".venv" / "node" / "node_modules" / "axe-core" / "axe.min.js")
 KEYS: Final = {"Enter": ("\r", 13), "Escape": ("", 27), "/": ("/", 191), "?": ("?", 191)}
 
 
@@ -67,13 +67,13 @@ class Page:
         self.call("Page.navigate", url=url)
         self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
 
-    def wait(self, condition: str, seconds: float = SECONDS) -> Any:
-        """Wait until an expression is true; return its value."""
+    def wait(self, condition: str, seconds: float = SECONDS) -> None:
+        """Wait until an expression is true."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with contextlib.suppress(AssertionError):  # the page is being replaced
-                if value := self.evaluate(condition):
-                    return value
+                if self.evaluate(f"Boolean({condition})"):
+                    return
             time.sleep(0.02)
         raise AssertionError(f"not within {seconds} s: {condition}; the page says:\n{self.text()}")
 
@@ -144,8 +144,8 @@ class Page:
 class Browser:
     """A Chromium without a window."""
 
-    def __init__(self, address: str) -> None:
-        self._root = connect(address, max_size=None)
+    def __init__(self, root: ClientConnection, address: str) -> None:
+        self._root = root
         self._address = address
         self._numbers = itertools.count(1)
 
@@ -169,13 +169,9 @@ class Browser:
         finally:
             self._call("Target.disposeBrowserContext", browserContextId=context)
 
-    def close(self) -> None:
-        """Stop talking to it."""
-        self._root.close()
-
 
 @contextlib.contextmanager
-def running_browser(started: Callable[[subprocess.Popen[bytes]], object] = lambda _: None) -> Iterator[Browser]:
+def running_browser() -> Iterator[Browser]:
     """Run a Chromium."""
     program = chromium()
     assert program is not None
@@ -188,11 +184,10 @@ def running_browser(started: Callable[[subprocess.Popen[bytes]], object] = lambd
         if os.geteuid() == 0:  # its sandbox needs another user
             options.append("--no-sandbox")
         with subprocess.Popen([program, *options, "about:blank"], stderr=subprocess.DEVNULL) as process:
-            started(process)
             try:
-                browser = Browser(_address(Path(profile) / "DevToolsActivePort", process))
-                with contextlib.closing(browser):
-                    yield browser
+                address = _address(Path(profile) / "DevToolsActivePort", process)
+                with connect(address, max_size=None) as root:
+                    yield Browser(root, address)
             finally:
                 process.terminate()
 
