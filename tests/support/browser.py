@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,13 +20,17 @@ from typing import Any, Final
 
 from websockets.sync.client import ClientConnection, connect
 
-from support.constants import ROOT
-
 START_SECONDS: Final = 30
 SECONDS: Final = 60
 """Seconds that a page gets for what is waited for."""
-AXE: Final = Path(os.environ.get("AXE_TMP") or ROOT / ".venv" / "node" / "node_modules" / "axe-core" / "axe.min.js")
 KEYS: Final = {"Enter": ("\r", 13), "Escape": ("", 27), "/": ("/", 191), "?": ("?", 191)}
+
+
+def axe_core() -> Path | None:
+    """Return axe-core, where `make test` installs it or NODE_PATH leads to it."""
+    folders = [Path(folder) for folder in os.environ.get("NODE_PATH", "").split(os.pathsep) if folder]
+    paths = [each / "axe-core" / "axe.min.js" for each in [Path(sys.prefix) / "node" / "node_modules", *folders]]
+    return next((path for path in paths if path.exists()), None)
 
 
 def chromium() -> str | None:
@@ -119,7 +124,9 @@ class Page:
 
     def axe(self) -> list[str]:
         """Return what axe-core finds that is against WCAG 2.2 A or AA: https://github.com/dequelabs/axe-core."""
-        self.evaluate(AXE.read_text())
+        script = axe_core()
+        assert script is not None
+        self.evaluate(script.read_text())
         tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
         found = self.evaluate(f"axe.run(document, {{runOnly: {json.dumps(tags)}}})")
         return [

@@ -92,6 +92,22 @@ class Deliveries:
         return session
 
 
+def add_sessions(client: Any, count: int) -> None:
+    """Store more sessions, `sess_0000000` and so on, in a second: copies of `sess_0`, by a script on the server."""
+    script = """
+        local fields = redis.call('HGETALL', KEYS[1])
+        for number = tonumber(ARGV[1]), tonumber(ARGV[2]) do
+            local id = string.format('sess_%07d', number)
+            redis.call('HSET', '{clerk}:session:' .. id, unpack(fields))
+            redis.call('EXPIRE', '{clerk}:session:' .. id, 100000)
+            redis.call('ZADD', KEYS[2], 4e12 + number, id)
+        end
+    """
+    add = client.register_script(script)
+    for start in range(0, count, 10_000):
+        add(keys=["{clerk}:session:sess_0", "{clerk}:expiry"], args=[start, min(count, start + 10_000) - 1])
+
+
 @contextlib.contextmanager
 def console(redis_url: str, *, changes: Changes | None = None, port: int = 0) -> Iterator[Local]:
     """Serve the console in this process, as `session-relay console` does."""

@@ -8,11 +8,10 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.browser import AXE, Browser, Page, chromium, running_browser
-from support.consoles import Deliveries, console, fill
+from support.browser import Browser, Page, axe_core, chromium, running_browser
+from support.consoles import Deliveries, add_sessions, console, fill
 from support.network import free_port
 from support.redis_clients import client_of
 from support.redis_servers import DurableRedis, durable_redis
@@ -32,7 +31,7 @@ SAYS_IT_WITHIN = 2.0
 def missing() -> str:
     if chromium() is None:
         return "there is no Chromium: for example, `apt-get install chromium`"
-    return "" if AXE.exists() else "there is no axe-core: `make test` installs it, where there is npm"
+    return "" if axe_core() else "there is no axe-core: `make test` installs it, where there is npm"
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +209,7 @@ def test_it_goes_on_without_a_gap_when_serve_comes_back(
 
 
 SEEDED = 100_000
-"""Sessions; `python -m tests.support.million` has more, by hand."""
+"""Sessions; console_load.py has a million, by hand."""
 
 
 def test_many_sessions_make_no_page_slow(page: Page, local: Local, redis: DurableRedis, deliveries: Deliveries) -> None:
@@ -219,29 +218,13 @@ def test_many_sessions_make_no_page_slow(page: Page, local: Local, redis: Durabl
         add_sessions(client, SEEDED)
     page.open(f"{local.origin}/console")
     assert f"{SEEDED + 1:,} open sessions" in page.text("main")
-    for path in ("/search?q=sess_099", "/sessions/sess_050000", "/users/user_1", "/health"):
+    for path in ("/search?q=sess_0099", "/sessions/sess_0050000", "/users/user_1", "/health"):
         page.open(f"{local.origin}/console{path}")
         took_ms = page.evaluate("performance.getEntriesByType('navigation')[0].duration")
         assert took_ms < 10_000, path  # 70 ms on a machine that does nothing else
-    page.open(f"{local.origin}/console/search?q=sess_09999")
+    page.open(f"{local.origin}/console/search?q=sess_009999")
     found = page.evaluate("document.querySelectorAll('main td a').length")
     assert found == 10 or "There may be more" in page.text("main")
-
-
-def add_sessions(client: Any, count: int) -> None:
-    """Store more sessions, as the relay would: copies of one, by a script on the server."""
-    script = """
-        local fields = redis.call('HGETALL', KEYS[1])
-        for number = tonumber(ARGV[1]), tonumber(ARGV[2]) do
-            local id = string.format('sess_%06d', number)
-            redis.call('HSET', '{clerk}:session:' .. id, unpack(fields))
-            redis.call('EXPIRE', '{clerk}:session:' .. id, 100000)
-            redis.call('ZADD', KEYS[2], 4e12 + number, id)
-        end
-    """
-    add = client.register_script(script)
-    for start in range(0, count, 10_000):
-        add(keys=["{clerk}:session:sess_0", "{clerk}:expiry"], args=[start, min(count, start + 10_000) - 1])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
