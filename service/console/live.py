@@ -20,14 +20,14 @@ from service.console.data import ConsoleStore, Cursors
 from service.console.rows import Entry, Filter, row
 from service.errors import StoreUnavailableError, TooManyStreamsError
 
-TICK_SECONDS: Final = 0.2
+TICK_SECONDS: Final = 0.25
 """Seconds between two looks at the stream. What comes meanwhile is one message."""
 BEAT_SECONDS: Final = 0.6
 """Seconds after which a sign of life is sent if there is no news: the page misses two before it says so."""
 AWAY_SECONDS: Final = 1.0
 """Seconds that Redis may take; then the page is told that it is away."""
-MAX_ROWS: Final = 40
-"""Rows in one message, the newest; the others are counted. Nobody reads 200 rows a second."""
+MAX_ROWS: Final = 25
+"""Rows in one message, the newest; the others are counted. Nobody reads a hundred rows a second."""
 MAX_PAGES: Final = 20
 """Pages that are read at once of a stream that is behind."""
 MAX_TABS: Final = 50

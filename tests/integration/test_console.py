@@ -390,7 +390,7 @@ def test_many_events_are_one_message_with_their_count(deliveries: Deliveries, op
     for number in range(60):
         deliveries.send(id=f"sess_{number}", user_id="user_1")
     ((name, data),) = parsed(tab._step())
-    assert (name, data["count"], len(data["rows"])) == ("rows", 60, 40)
+    assert (name, data["count"], len(data["rows"])) == ("rows", 60, 25)
     assert data["rows"][-1]["session"] == "sess_59"
 
 

@@ -104,8 +104,8 @@ def add_sessions(client: Any, count: int) -> None:
         end
     """
     add = client.register_script(script)
-    for start in range(0, count, 10_000):
-        add(keys=["{clerk}:session:sess_0", "{clerk}:expiry"], args=[start, min(count, start + 10_000) - 1])
+    for start in range(0, count, 2_000):
+        add(keys=["{clerk}:session:sess_0", "{clerk}:expiry"], args=[start, min(count, start + 2_000) - 1])
 
 
 @contextlib.contextmanager

@@ -149,7 +149,7 @@ def test_a_burst_is_counted_and_not_all_shown(page: Page, redis: DurableRedis, d
             pipeline.xadd("{clerk}:events", fields)
         pipeline.execute()
     page.wait("document.querySelector('#rows .skipped')?.textContent.includes('more in this moment')")
-    assert page.evaluate("document.querySelectorAll('#rows tr').length") <= 200
+    assert page.evaluate("document.querySelectorAll('#rows tr').length") <= 150
 
 
 def test_it_goes_on_without_a_gap_when_redis_comes_back(
@@ -173,7 +173,7 @@ def test_it_goes_on_without_a_gap_when_redis_comes_back(
 def test_it_goes_on_without_a_gap_when_serve_comes_back(
     browser: Browser, redis: DurableRedis, deliveries: Deliveries
 ) -> None:
-    environment = {"PORT": str(free_port()), "CONSOLE_TOKEN": TOKEN}
+    port = free_port()
     numbers = itertools.count(1)
 
     def send_and_see(page: Page) -> None:
@@ -182,7 +182,7 @@ def test_it_goes_on_without_a_gap_when_serve_comes_back(
         page.wait(f"document.querySelector('#rows a.open')?.textContent === {json.dumps(session_id)}")
 
     with browser.page() as page:
-        with run_service(redis.url, **environment) as service:
+        with run_service(redis.url, port=port, CONSOLE_TOKEN=TOKEN) as service:
             page.open(f"http://127.0.0.1:{service.port}/console/health")
             page.evaluate(f"document.querySelector('#token').value = {json.dumps(TOKEN)}")
             page.press("Enter")
@@ -202,13 +202,13 @@ def test_it_goes_on_without_a_gap_when_serve_comes_back(
         page.wait(IS_LOST)
         assert time.monotonic() - began < 3 * SAYS_IT_WITHIN
         deliveries.send(id=f"sess_{next(numbers)}", user_id="user_1")
-        with run_service(redis.url, **environment):
+        with run_service(redis.url, port=port, CONSOLE_TOKEN=TOKEN):
             page.wait(LIVE, 20)
             send_and_see(page)
         assert first_cells(page) == ["sess_4", "sess_3", "sess_2", "sess_1"]
 
 
-SEEDED = 100_000
+SEEDED = 50_000
 """Sessions; console_load.py has a million, by hand."""
 
 
@@ -218,11 +218,11 @@ def test_many_sessions_make_no_page_slow(page: Page, local: Local, redis: Durabl
         add_sessions(client, SEEDED)
     page.open(f"{local.origin}/console")
     assert f"{SEEDED + 1:,} open sessions" in page.text("main")
-    for path in ("/search?q=sess_0099", "/sessions/sess_0050000", "/users/user_1", "/health"):
+    for path in ("/search?q=sess_0009", "/sessions/sess_0020000", "/users/user_1", "/health"):
         page.open(f"{local.origin}/console{path}")
         took_ms = page.evaluate("performance.getEntriesByType('navigation')[0].duration")
         assert took_ms < 10_000, path  # 70 ms on a machine that does nothing else
-    page.open(f"{local.origin}/console/search?q=sess_009999")
+    page.open(f"{local.origin}/console/search?q=sess_004999")
     found = page.evaluate("document.querySelectorAll('main td a').length")
     assert found == 10 or "There may be more" in page.text("main")
 

@@ -2,7 +2,8 @@
 // What comes from the server becomes text nodes and attributes; markup is never made of it (see Trusted Types).
 "use strict";
 
-const MAX_ROWS = 200; // in the page: what is older leaves it, so memory stays flat
+const MAX_ROWS = 150; // in the page: what is older leaves it, so memory stays flat
+const CALM_ROWS = 5; // that come at once are marked for a moment; more would flicker, and cost frames
 const SILENT_MS = 1700; // the server says something every 0.6 s
 const SPARK_SECONDS = 60;
 
@@ -33,12 +34,12 @@ function state(row) {
   return row.previous ? [element("span", "dim", `${row.previous} →`), " ", badge] : [badge];
 }
 
-function line(row) {
+function line(row, isCalm) {
   const type = element("td", "", row.type);
   if (row.from) type.append(" ", element("span", "tag", row.from));
   return element(
     "tr",
-    `${row.tone} new`,
+    isCalm ? `${row.tone} new` : row.tone,
     element("td", "num", row.at),
     type,
     element("td", "", ...state(row)),
@@ -159,9 +160,10 @@ class Feed {
     this.waitingCount = 0;
     if (!fresh.length) return;
     const made = document.createDocumentFragment();
+    const isCalm = fresh.length <= CALM_ROWS;
     for (const row of fresh.reverse()) {
       this.seen.add(row.cursor);
-      made.append(line(row));
+      made.append(line(row, isCalm));
     }
     if (skipped > 0) made.append(skippedLine(skipped));
     this.rows.prepend(made);
