@@ -100,7 +100,7 @@ class RelayFlask(Flask):
         if not settings.read_tokens and not settings.console_tokens:
             return None
         # Not at the top: it takes memory that a relay without readers need not have.
-        from service.reads import create_reads  # noqa: PLC0415
+        from service.reads.blueprint import create_reads  # noqa: PLC0415
         from service.store.reader import Reader  # noqa: PLC0415
 
         reader = Reader(settings)

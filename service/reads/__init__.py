@@ -1,5 +1,1 @@
 """What is read over HTTP, with READ_TOKEN: sessions and their history, events as they come, dead letters, figures."""
-
-from service.reads.blueprint import create_reads
-
-__all__ = ["create_reads"]

@@ -10,6 +10,7 @@ from flask import Blueprint, Response, request
 
 from service.errors import InvalidParameterError, TooManyStreamsError, UnauthorizedError
 from service.reads.access import ReadAccess
+from service.reads.limits import DEFAULT_SECONDS, LONGEST_SECONDS, MAX_STREAMS
 from service.reads.parameters import optional_id
 from service.reads.stream import EventStream
 from service.reads.tokens import EventTokens, Grant, is_id
@@ -18,11 +19,6 @@ from service.store.reader import Reader
 from service.store.subscription import Scope
 from service.waiting import STREAMS
 
-MAX_STREAMS: Final = 10_000
-"""Streams of one process."""
-DEFAULT_SECONDS: Final = 300
-"""Seconds that a token lasts, unless the request says otherwise."""
-LONGEST_SECONDS: Final = 3_600
 MAX_TOKEN_REQUEST: Final = 4_096
 """Bytes of a request for a token."""
 _ANY_ORIGIN: Final = {"Access-Control-Allow-Origin": "*"}
@@ -51,13 +47,13 @@ def add_events(reads: Blueprint, access: ReadAccess, reader: Reader, read_tokens
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         headers |= {} if token is None else _ANY_ORIGIN
         if request.method == "HEAD":
-            return Response(headers=headers)
+            return Response(iter(()), headers=headers)
         if reader.hub.count >= MAX_STREAMS:
             raise TooManyStreamsError(f"This process has {MAX_STREAMS} streams already.")
         stream = EventStream(reader.hub, reader.hub.subscribe(scope, after, is_lost=is_lost))
         if (streams := request.environ.get(STREAMS)) is not None:
             streams.append(stream)  # the server sends it, when Flask is done with the request
-            return Response(headers=headers)
+            return Response(iter(()), headers=headers)
         return Response(stream, headers=headers, direct_passthrough=True)
 
     @reads.post("/events/token", provide_automatic_options=False)

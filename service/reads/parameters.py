@@ -1,17 +1,10 @@
 """The parameters of a request: each is what it may be, or the request gets 400 with the name of the parameter."""
 
-from typing import Final, TypeVar
-
 from clerk_session_feed.models import ID
 from flask import request
 
 from service.errors import InvalidParameterError
-
-T = TypeVar("T")
-
-DEFAULT_LIMIT: Final = 100
-"""Items in a page, unless `limit` says otherwise."""
-LARGEST_LIMIT: Final = 500
+from service.reads.limits import DEFAULT_LIMIT, LARGEST_LIMIT
 
 
 def check_id(name: str, value: str) -> str:

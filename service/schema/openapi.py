@@ -11,11 +11,20 @@ from clerk_session_feed.models import ID, SCHEMA_VERSION, Cursor, Id, Revision
 from service import errors
 from service.clerk.events import MAX_TYPE
 from service.clerk.signature import TIMESTAMP, TOLERANCE_SECONDS
-from service.errors import RelayError, StoreUnavailableError, UnauthorizedError
+from service.errors import (
+    InvalidParameterError,
+    RelayError,
+    StoreUnavailableError,
+    TooManyStreamsError,
+    UnauthorizedError,
+)
 from service.models import Outcome, Reason
+from service.schema import openapi_reads as reads
 from service.schema.json_schema import EXAMPLE, Schema, json_of, schema
+from service.schema.openapi_parts import SCHEMAS, object_of, one_of, problems, response
 
-_SCHEMAS: Final = "#/components/schemas/"
+_OF_READERS: Final = {UnauthorizedError, InvalidParameterError, TooManyStreamsError}
+"""Errors that no delivery gets."""
 _MEANINGS: Final = {
     "applied": "It is the session's state now.",
     "duplicate": "This message was taken before; cursor and revision are those of the first time.",
@@ -29,9 +38,9 @@ def document() -> Schema:
     """Return the OpenAPI document of the service."""
     with_code = errors.errors_with_code()
     every = [each for each in with_code if each is not RelayError and each.__module__ == errors.__name__]
-    refused = [error for error in every if error is not UnauthorizedError]
+    refused = [error for error in every if error not in _OF_READERS]
     outcomes = [Outcome(name) for name in get_args(get_type_hints(Outcome)["outcome"])]
-    ok = _response("200", "Yes", _object({"status": {"const": "ok"}}))
+    ok = response("200", "Yes", object_of({"status": {"const": "ok"}}))
     return {
         "openapi": "3.1.0",
         "info": {
@@ -50,22 +59,23 @@ def document() -> Schema:
                     "parameters": [*_signature_headers("svix"), *_signature_headers("webhook")],
                     "requestBody": {
                         "required": True,
-                        "content": {"application/json": {"schema": {"$ref": f"{_SCHEMAS}Envelope"}}},
+                        "content": {"application/json": {"schema": {"$ref": f"{SCHEMAS}Envelope"}}},
                     },
-                    "responses": _outcomes(outcomes) | _problems(refused),
+                    "responses": _outcomes(outcomes) | problems(refused),
                 }
             },
             "/healthz": _get("healthz", "Tell whether the process lives", ok),
             "/readyz": _get(
-                "readyz", "Tell whether Redis would take a write now", ok | _problems([StoreUnavailableError])
+                "readyz", "Tell whether Redis would take a write now", ok | problems([StoreUnavailableError])
             ),
             "/metrics": _get(
                 "metrics",
                 "Counters and histograms for Prometheus",
-                _response("200", "Prometheus' text format", {"type": "string"}, "text/plain")
-                | _problems([UnauthorizedError]),
+                response("200", "Prometheus' text format", {"type": "string"}, "text/plain")
+                | problems([UnauthorizedError]),
                 security=[{}, {"metricsToken": []}],
             ),
+            **reads.paths(),
         },
         "components": {
             "schemas": {
@@ -73,6 +83,7 @@ def document() -> Schema:
                 **{f"Outcome_{outcome.outcome}": _outcome(outcome) for outcome in outcomes},
                 **_OUTCOMES_FOR_USERS,
                 **{f"Problem_{error.code}": _problem(error) for error in every},
+                **reads.schemas(),
             },
             "securitySchemes": {
                 "svix": _signature("svix"),
@@ -82,6 +93,7 @@ def document() -> Schema:
                     "scheme": "bearer",
                     "description": "METRICS_TOKEN; nothing is needed if that is not set.",
                 },
+                **reads.SECURITY_SCHEMES,
             },
         },
     }
@@ -146,7 +158,7 @@ def _outcome(outcome: Outcome) -> Schema:
     }
     of_others: Schema = {"ignored": {}, "dead_lettered": {"reason": {"enum": list(get_args(Reason))}}}
     said = of_others.get(outcome.outcome, of_session)
-    return _object({"outcome": {"const": outcome.outcome}, **said}) | {"description": _MEANINGS[outcome.outcome]}
+    return object_of({"outcome": {"const": outcome.outcome}, **said}) | {"description": _MEANINGS[outcome.outcome]}
 
 
 def _outcomes(outcomes: Iterable[Outcome]) -> Schema:
@@ -156,12 +168,12 @@ def _outcomes(outcomes: Iterable[Outcome]) -> Schema:
         components = [f"Outcome_{name}" for name in names]
         if status == HTTPStatus.OK:
             components += _OUTCOMES_FOR_USERS
-        responses |= _response(str(status), f"Genuine: {', '.join(names)}", _one_of(components))
+        responses |= response(str(status), f"Genuine: {', '.join(names)}", one_of(components))
     return responses
 
 
 def _problem(error: type[RelayError]) -> Schema:
-    return _object(
+    return object_of(
         {
             "type": {"const": "about:blank"},
             "title": {"const": error.title},
@@ -172,40 +184,12 @@ def _problem(error: type[RelayError]) -> Schema:
     )
 
 
-def _problems(refusals: Iterable[type[RelayError]]) -> Schema:
-    """Return the responses of these errors, by status."""
-    responses: Schema = {}
-    by_status = attrgetter("status")
-    for status, group in itertools.groupby(sorted(refusals, key=by_status), key=by_status):
-        kinds = list(group)
-        titles = "; ".join(error.title for error in kinds)
-        schema = _one_of(f"Problem_{error.code}" for error in kinds)
-        response = _response(str(status), titles, schema, "application/problem+json")
-        (headers,) = {tuple(error.headers.items()) for error in kinds}  # all errors of one status have the same
-        if headers:
-            described = {name: {"required": True, "schema": {"const": value}} for name, value in headers}
-            response[str(status)]["headers"] = described
-        responses |= response
-    return responses
-
-
-def _response(status: str, description: str, schema: Schema, media_type: str = "application/json") -> Schema:
-    return {status: {"description": description, "content": {media_type: {"schema": schema}}}}
-
-
-def _object(properties: Schema) -> Schema:
-    return {"type": "object", "required": [*properties], "properties": properties, "additionalProperties": False}
-
-
 # A user's event may end many sessions, so that the response names none.
 _OUTCOMES_FOR_USERS: Final[Schema] = {
-    "Outcome_applied_to_user": _object({"outcome": {"const": "applied"}, "sessions": {"type": "integer", "minimum": 0}})
+    "Outcome_applied_to_user": object_of(
+        {"outcome": {"const": "applied"}, "sessions": {"type": "integer", "minimum": 0}}
+    )
     | {"description": "The user was deleted or banned; `sessions` open sessions ended by this attempt."},
-    "Outcome_duplicate_of_user": _object({"outcome": {"const": "duplicate"}})
+    "Outcome_duplicate_of_user": object_of({"outcome": {"const": "duplicate"}})
     | {"description": "This message about a user was taken before."},
 }
-
-
-def _one_of(names: Iterable[str]) -> Schema:
-    refs = [{"$ref": f"{_SCHEMAS}{name}"} for name in names]
-    return refs[0] if len(refs) == 1 else {"oneOf": refs}

@@ -28,6 +28,7 @@ from service.store.behind import LostError, is_entry, is_there, read_behind
 from service.store.partitions import Partition
 from service.store.queries import Queries
 from service.store.recent import Entry, RecentEntries
+from service.store.shown import Shown
 from service.store.subscription import Notice, Scope, Subscription
 
 log = structlog.get_logger(__name__)
@@ -45,8 +46,9 @@ WOKEN_AT_ONCE: Final = 20
 """Readers that may send at once: about half a millisecond, in which no delivery is served."""
 WAKE_PAUSE: Final = 0.002
 """Seconds until the next ones may."""
-REST: Final = 0.02
-"""Seconds between two reads of the stream: what comes meanwhile is read at once, which takes less CPU time."""
+REST: Final = 0.1
+"""Seconds between two reads of the stream: what comes meanwhile is read at once, which takes less CPU time. An event
+that comes after a silence is told at once."""
 RETRY_SECONDS: Final = 1.0
 """Seconds until another attempt, where Redis fails."""
 AHEAD_SECONDS: Final = 0.05
@@ -259,11 +261,18 @@ class Hub:
             found = self._queries.found(replies)
             if found is None:  # its beginning may be on the way
                 return
-            if found.is_over:
+            if found.is_over and not self._has_reached(found):
+                await asyncio.sleep(AHEAD_SECONDS)  # what ended it is told first
+            elif found.is_over:
                 reader.finish("session_ended", session_id=session_id, status=found.over_as)
-                return
-            left = max(0.0, found.expire_at_ms - now_ms()) / 1000
-            await asyncio.sleep(min(LONGEST_TIMER, left + 0.001))
+            else:
+                left = max(0.0, found.expire_at_ms - now_ms()) / 1000
+                await asyncio.sleep(min(LONGEST_TIMER, left + 0.001))
+
+    def _has_reached(self, found: Shown) -> bool:
+        """Tell whether the stream was read up to what made a session's state."""
+        number = self._queries.partition_of(found.user_id).number
+        return self._cursors is not None and position(self._cursors[number]) >= position(found.cursor)
 
     # The stream is followed, and readers are told.
 

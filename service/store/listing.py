@@ -14,7 +14,8 @@ from clerk_session_feed.transport import as_dict
 from clerk_session_feed.updates import now_ms
 
 from service.store.partitions import Partition
-from service.store.queries import Page, Queries, Shown, shown_command
+from service.store.queries import Page, Queries
+from service.store.shown import Shown, UnreadableStateError, shown_command
 
 GROUPS: Final = ("live", "pending", "ended")
 """Each session is in one of these: live, or pending, or neither, as it ended or ran out."""
@@ -123,7 +124,10 @@ def _page(queries: Queries, walk: Iterator[_Chunk], wanted: Callable[[Shown], bo
         asked = [(each.partition, shown_command(each.partition, each.session_id)) for each in chunk.candidates]
         replies, now = queries.ask_each(asked), now_ms()
         for each, values in zip(chunk.candidates, replies, strict=True):
-            shown = Shown.read(values, now)
+            try:
+                shown = Shown.read(values, now)
+            except UnreadableStateError:  # who asks for it alone is told
+                continue
             if shown and wanted(shown) and each.of_entry in {None, shown.cursor}:
                 found.append(shown.message)
                 if len(found) == limit:

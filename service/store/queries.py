@@ -5,16 +5,13 @@ of many sessions.
 """
 
 import asyncio
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
-from clerk_session_feed import lenient_json
 from clerk_session_feed.cursors import START
 from clerk_session_feed.keys import Keys
-from clerk_session_feed.models import OPEN_STATUSES
 from clerk_session_feed.transport import as_dict
 from clerk_session_feed.updates import now_ms
 
@@ -22,6 +19,7 @@ from service.config import StoreSettings
 from service.store.dead_letters import DeadLetter, Summary
 from service.store.partitions import Partition, PartitionedStore, results
 from service.store.scripts import LIST_DEAD_LETTERS
+from service.store.shown import Shown, shown_command
 
 READ_SECONDS: Final = 3.0
 """Seconds that a reader waits for Redis at most, for one round trip."""
@@ -29,54 +27,8 @@ ENTRIES: Final = 500
 """Entries of a stream in one reply: about 600 kB."""
 LOOKED_AT: Final = 5_000
 """Entries of streams that one request looks at, at most; the next one goes on where it stopped."""
-_SHOWN_FIELDS: Final = ("state", "status", "live", "_expire_at", "cursor", "user_id")
-_IS_LIVE: Final = b',"live":true,"last_active_organization_id":'
-"""So every message of the relay has it. What comes behind it, text aside, is the relay's own."""
 _BEGINNING_BYTES: Final = 2_048
 """Bytes of a dead letter's JSON that have all but its body."""
-
-
-class Shown(NamedTuple):
-    """The state of a session, as it is answered."""
-
-    message: bytes
-    """JSON, as it was published; but `live` is as of now."""
-    status: str
-    is_live: bool
-    """Whether it is active, and has not run out by now."""
-    expire_at_ms: float
-    """Unix milliseconds; infinite without an end."""
-    cursor: str
-    user_id: str
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it ended, or has run out, though the expiry worker may not have said so yet."""
-        return self.status not in OPEN_STATUSES or self.expire_at_ms <= now_ms()
-
-    @property
-    def over_as(self) -> str:
-        """The status of a session that is over."""
-        return "expired" if self.status in OPEN_STATUSES else self.status
-
-    @classmethod
-    def read(cls, values: Sequence[bytes | None], now: int) -> Self | None:
-        """Read the fields of a session's hash; None if nothing is stored.
-
-        Args:
-            values: of _SHOWN_FIELDS.
-            now: Unix milliseconds.
-
-        Raises:
-            ValueError: Another program has written something else there.
-        """
-        state, status, live, expire_at, cursor, user_id = values
-        if state is None or status is None:
-            return None
-        end = _end(state, expire_at)
-        is_live = live == b"1" and end > now
-        message = state if is_live or live != b"1" else _not_live(state)
-        return cls(message, status.decode(), is_live, end, (cursor or b"").decode(), (user_id or b"").decode())
 
 
 class Page(NamedTuple):
@@ -202,11 +154,6 @@ class Queries(PartitionedStore):
         }
 
 
-def shown_command(partition: Partition, session_id: str) -> tuple[Any, ...]:
-    """Return the command whose reply `Shown.read` takes."""
-    return ("HMGET", partition.keys.session(session_id), *_SHOWN_FIELDS)
-
-
 def with_cursor(message: bytes, cursor: str) -> bytes:
     """Return the message of a stream entry as it was published: with the entry's id."""
     return message.replace(b'"cursor":null', f'"cursor":"{cursor}"'.encode(), 1)
@@ -219,24 +166,6 @@ def _submits(asked: Sequence[tuple[Partition, tuple[Any, ...]]]) -> list[Callabl
 
 def _as_it_is(reply: Any) -> Any:
     return reply
-
-
-def _end(state: bytes, expire_at: bytes | None) -> float:
-    """Return when a session runs out, in Unix milliseconds."""
-    if expire_at is None:  # another version's: only `state` is promised to have it
-        end: float | None = lenient_json.loads(state)["session"]["expire_at"]
-        return math.inf if end is None else end
-    return int(expire_at) if expire_at else math.inf
-
-
-def _not_live(state: bytes) -> bytes:
-    """Return a message whose session is live no more, because it has run out."""
-    before, found, after = state.rpartition(_IS_LIVE)
-    if found:
-        return before + _IS_LIVE.replace(b"true", b"false") + after
-    message: Any = lenient_json.loads(state)  # another version's
-    message["session"]["live"] = False
-    return lenient_json.dumps(message).encode()
 
 
 def _summary(message_id: str, beginning: bytes, size: int) -> Summary:
