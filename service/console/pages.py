@@ -47,6 +47,12 @@ def _environment() -> Environment:
     return environment
 
 
+def load() -> None:
+    """Read the files and compile the templates now, and not with the first page, which would hold up the event loop."""
+    for name in _environment().list_templates():
+        _environment().get_template(name)
+
+
 def render(template: str, **values: Any) -> str:
     """Return a page."""
     return _environment().get_template(template).render(**values)

@@ -20,7 +20,7 @@ from service.console.security import PATH, Gate, Visit, check_origin
 from service.console.summaries import is_first, listed, timeline
 from service.console.visits import Visits
 from service.store.queries import Queries
-from service.waiting import STREAMS
+from service.waiting import STREAMS, read_body
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +56,7 @@ class ConsoleBlueprint(Blueprint):
         self, settings: StoreSettings, gate: Gate, queries: Queries, *, changes: Changes | None = None
     ) -> None:
         super().__init__("console", __name__, url_prefix=PATH)
+        pages.load()
         self.gate: Final = gate
         self.store: Final = ConsoleStore(queries)
         self._settings, self.hint = settings, ""
@@ -86,7 +87,7 @@ class ConsoleBlueprint(Blueprint):
     def live(self, visit: Visit) -> str:
         """Show what comes in."""
         wanted = _filter(request)
-        cursors = self.store.newest()  # before the rows: what comes in between is shown twice, and not never
+        cursors = self.store.newest()  # before the rows: what comes in between is told twice, and the script sees that
         found = self.store.find(wanted.wants, NEWEST)
         backlog = self.store.queries.backlog(("last_success_at",))
         return self._page(
@@ -109,6 +110,8 @@ class ConsoleBlueprint(Blueprint):
         check_origin(request)
         text = request.headers.get("Last-Event-ID") or request.args.get("after", "")
         cursors = read_cursors(text, len(self.store.partitions)) or self.store.newest()
+        if request.method == "HEAD":
+            return Response(headers=_STREAM_HEADERS)
         tab = self._live.open(cursors, _filter(request), visit.ends_at)
         if (streams := request.environ.get(STREAMS)) is None:
             return Response(tab, headers=_STREAM_HEADERS, direct_passthrough=True)
@@ -190,10 +193,8 @@ class ConsoleBlueprint(Blueprint):
         is_shown = request.method == "POST"
         if is_shown:
             log.info("console_dead_letter_shown", who=visit.who, visit=visit.id, message_id=message_id)
-        body = letter.body if is_shown else masked(letter.body)
-        return self._page(
-            "dead_letter.html", visit, "dead-letters", letter=letter, body=pages.indented(body), is_shown=is_shown
-        )
+        body = read_body(letter.body.encode(), _shown, letter.body, is_shown)  # of a megabyte, not on the event loop
+        return self._page("dead_letter.html", visit, "dead-letters", letter=letter, body=body, is_shown=is_shown)
 
     def health(self, visit: Visit) -> str:
         """Show whether all is well."""
@@ -211,6 +212,10 @@ def create_console(settings: StoreSettings, tokens: tuple[str, ...], queries: Qu
         queries: asks Redis; who made it closes it.
     """
     return ConsoleBlueprint(settings, Gate(tokens), queries)
+
+
+def _shown(body: str, is_whole: bool) -> str:
+    return pages.indented(body if is_whole else masked(body))
 
 
 @open_to_all

@@ -103,16 +103,15 @@ class ServiceProcess(Endpoint):
 
 @contextlib.contextmanager
 def run_service(
-    redis_url: str, *, command: Sequence[str] | None = None, port: int | None = None, **environment: str
+    redis_url: str, *, command: Sequence[str] | None = None, **environment: str
 ) -> Iterator[ServiceProcess]:
-    """Run the service until it answers.
+    """Run the service on a free port until it answers.
 
-    port: where; by default, one that is free. command: instead of `serve`. environment: settings; see
-    docs/contract.md, section 2.
+    command: instead of `serve`. environment: settings; see docs/contract.md, section 2.
     """
     with tempfile.TemporaryDirectory(prefix="session-relay-test-") as directory:
         for _ in range(3):  # someone else may take the free port first
-            chosen = port or free_port()
+            port = int(environment.get("PORT") or free_port())
             log = Path(directory) / "log"
             with log.open("wb") as stderr:
                 process = subprocess.Popen(
@@ -123,7 +122,7 @@ def run_service(
                         "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
                         "REDIS_URL": redis_url,
                         "HOST": "127.0.0.1",
-                        "PORT": str(chosen),
+                        "PORT": str(port),
                         "PYTHONPATH": f"{ROOT}:{TESTS}",
                     }
                     | environment,
@@ -131,7 +130,7 @@ def run_service(
                     stdout=stderr,
                     stderr=stderr,
                 )
-            service = ServiceProcess(process, chosen, log)
+            service = ServiceProcess(process, port, log)
             workers = int(environment.get("WEB_CONCURRENCY", "1"))
             try:
                 if _starts(service, workers):

@@ -173,7 +173,7 @@ def test_it_goes_on_without_a_gap_when_redis_comes_back(
 def test_it_goes_on_without_a_gap_when_serve_comes_back(
     browser: Browser, redis: DurableRedis, deliveries: Deliveries
 ) -> None:
-    port = free_port()
+    environment = {"PORT": str(free_port()), "CONSOLE_TOKEN": TOKEN}
     numbers = itertools.count(1)
 
     def send_and_see(page: Page) -> None:
@@ -182,7 +182,7 @@ def test_it_goes_on_without_a_gap_when_serve_comes_back(
         page.wait(f"document.querySelector('#rows a.open')?.textContent === {json.dumps(session_id)}")
 
     with browser.page() as page:
-        with run_service(redis.url, port=port, CONSOLE_TOKEN=TOKEN) as service:
+        with run_service(redis.url, **environment) as service:
             page.open(f"http://127.0.0.1:{service.port}/console/health")
             page.evaluate(f"document.querySelector('#token').value = {json.dumps(TOKEN)}")
             page.press("Enter")
@@ -202,7 +202,7 @@ def test_it_goes_on_without_a_gap_when_serve_comes_back(
         page.wait(IS_LOST)
         assert time.monotonic() - began < 3 * SAYS_IT_WITHIN
         deliveries.send(id=f"sess_{next(numbers)}", user_id="user_1")
-        with run_service(redis.url, port=port, CONSOLE_TOKEN=TOKEN):
+        with run_service(redis.url, **environment):
             page.wait(LIVE, 20)
             send_and_see(page)
         assert first_cells(page) == ["sess_4", "sess_3", "sess_2", "sess_1"]

@@ -59,7 +59,8 @@ class Feed {
   constructor() {
     this.rows = byId("rows");
     this.after = feed.dataset.after;
-    this.seen = new Set(); // cursors of the rows in the page: those that came while it was made come once more
+    // Cursors of the rows in the page: those that came while it was made come once more.
+    this.seen = new Set(Array.from(this.rows.rows, (row) => row.dataset.cursor));
     this.waiting = []; // of a feed that is held, the newest MAX_ROWS
     this.waitingCount = 0;
     this.isPaused = false;
