@@ -64,8 +64,11 @@ soak-reconcile: .venv/.installed
 	@exec .venv/bin/python -m pytest -n 0 -s tests/system/test_reconcile_drift.py $(ARGS)
 
 # CONSOLE_SECONDS, CONSOLE_RATE and CONSOLE_SESSIONS make it shorter, or another one.
-console-load screenshots: .venv/.installed
-	@exec .venv/bin/python -m pytest -n 0 -s tests/system/$(subst -,_,$(patsubst screenshots,console-screenshots,$@)).py $(ARGS)
+console-load: .venv/.installed
+	@exec .venv/bin/python -m pytest -n 0 -s tests/system/console_load.py $(ARGS)
+
+screenshots: .venv/.installed
+	@exec .venv/bin/python -m pytest -n 0 tests/system/console_screenshots.py $(ARGS)
 
 # ARGS="--rounds 1 --body-bytes 500-20000" and more: make bench ARGS=--help
 # ARGS="--against REV" measures the work tree beside the build at that git revision, in place of the contenders.

@@ -27,8 +27,8 @@ SECONDS: Final = 2.0
 """Seconds that a page waits for one response of Redis."""
 MAX_FOUND: Final = 50
 """Sessions or users that one page lists."""
-SCANNED: Final = 1000
-"""Members of a set that one ZSCAN looks at: a fraction of a millisecond of Redis' time."""
+SCANNED: Final = 2000
+"""Members of a set that one ZSCAN looks at: about half a millisecond of Redis' time."""
 LETTER_PAGE: Final = 200
 """Dead letters in one response, about; without their bodies."""
 

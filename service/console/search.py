@@ -27,12 +27,17 @@ class Hits:
 def search(store: ConsoleStore, prefix: str) -> Hits | None:
     """Look for ids of sessions and users that begin like this; return None for what begins no id.
 
-    First for this very id. Then in the newest events; and among the ids of open sessions, for SEARCH_SECONDS.
+    First for this very id, which is all that is looked for if it is there. Then in the newest events; and among the ids
+    of open sessions, for SEARCH_SECONDS.
     """
     if not ID.fullmatch(prefix):
         return None
-    sessions = {prefix: None} if store.state(prefix) else {}
-    users = {prefix: None} if any(store.user(prefix)[2:]) else {}
+    if store.state(prefix):
+        return Hits([prefix], [], 0, 0, 0, is_cut=False)
+    if any(store.user(prefix)[2:]):
+        return Hits([], [prefix], 0, 0, 0, is_cut=False)
+    sessions: dict[str, None] = {}
+    users: dict[str, None] = {}
     found = store.find(lambda each: each.session_id.startswith(prefix) or each.user_id.startswith(prefix), MAX_FOUND)
     sessions |= {each.session_id: None for each in found.entries if each.session_id.startswith(prefix)}
     users |= {each.user_id: None for each in found.entries if each.user_id.startswith(prefix)}

@@ -176,7 +176,7 @@ class ConsoleBlueprint(Blueprint):
         """Look for sessions and users by the beginning of their id."""
         prefix = request.args.get("q", "").strip()
         hits = search(self.store, prefix)
-        if hits is not None and [prefix] in (hits.sessions + hits.users, hits.sessions, hits.users):
+        if hits is not None and [prefix] == hits.sessions + hits.users:
             return redirect_to(f"{PATH}/{'sessions' if hits.sessions else 'users'}/{prefix}")
         return self._page("search.html", visit, prefix=prefix if hits else "", hits=hits, at_most=MAX_FOUND)
 

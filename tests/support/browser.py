@@ -23,6 +23,8 @@ from websockets.sync.client import ClientConnection, connect
 START_SECONDS: Final = 30
 SECONDS: Final = 60
 """Seconds that a page gets for what is waited for."""
+_UNBOUNDED: Final[dict[str, Any]] = {"max_size": None, "max_queue": None, "ping_interval": None}
+"""Of a connection: what nobody reads for a minute waits, and is no reason to hang up."""
 KEYS: Final = {"Enter": ("\r", 13), "Escape": ("", 27), "/": ("/", 191), "?": ("?", 191)}
 
 
@@ -46,7 +48,7 @@ class Page:
         self._numbers = itertools.count(1)
         self.events: list[dict[str, Any]] = []
         """What the browser told: console messages and errors."""
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -171,7 +173,7 @@ class Browser:
         target = self._call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         host = self._address.split("/")[2]
         try:
-            with connect(f"ws://{host}/devtools/page/{target}", max_size=None) as socket:
+            with connect(f"ws://{host}/devtools/page/{target}", **_UNBOUNDED) as socket:
                 yield Page(socket)
         finally:
             self._call("Target.disposeBrowserContext", browserContextId=context)
@@ -193,7 +195,7 @@ def running_browser() -> Iterator[Browser]:
         with subprocess.Popen([program, *options, "about:blank"], stderr=subprocess.DEVNULL) as process:
             try:
                 address = _address(Path(profile) / "DevToolsActivePort", process)
-                with connect(address, max_size=None) as root:
+                with connect(address, **_UNBOUNDED) as root:
                     yield Browser(root, address)
             finally:
                 process.terminate()

@@ -10,6 +10,7 @@ from service.config import StoreSettings, load
 from service.console.actions import Changes
 from service.console.local import Local, serving
 from service.dev import simulator
+from support.constants import DAY_MS
 from support.relay import Relay, run_relay
 
 PLACES: Final = (
@@ -51,10 +52,16 @@ def _live(relay: Relay, chance: random.Random, began_ms: int) -> None:
             ["session.created", "session.removed"],
         ]
     )
+    lasting = {
+        "client_id": f"client_{_id(chance)}",
+        "created_at": began_ms,
+        "expire_at": began_ms + 7 * DAY_MS,
+        "abandon_at": began_ms + 28 * DAY_MS,
+    }
     for step, kind in enumerate(types):
         is_late = step == 2  # an older event that comes last
         at_ms = began_ms + (1000 if is_late else 45_000 * step)
-        event = _event(chance, kind, at_ms, user_id, session_id, created_at=began_ms)
+        event = _event(chance, kind, at_ms, user_id, session_id, **lasting)
         event["data"]["latest_activity"] |= place
         if kind == "session.created" and chance.random() < 0.1:
             event["data"]["actor"] = {"sub": "user_2supportteam"}

@@ -10,7 +10,7 @@ from support.constants import ROOT
 from service.dev.embedded import EmbeddedRedis
 
 VIEWS = {
-    "console-live": ("light", "/console", "#rows tr"),
+    "console-live": ("light", "/console", "#state.on"),
     "console-session": ("dark", "tr.revoked a.open", ".timeline"),
     "console-health": ("light", "/console/health", ".checks"),
 }
