@@ -4,6 +4,7 @@ Each figure is taken in a process of its own, the builds in turns. Redis runs on
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ FEW: Final = 1_000
 # It also runs with builds in which the feed was a part of the service.
 CONSUMER: Final = """
 import asyncio, itertools, json, sys, time
-way, url, after, count, parser = sys.argv[1:]
+way, url, after, count, parser, looks = sys.argv[1:]
 if parser == "python":
     sys.modules["hiredis"] = None  # redis-py looks for it when it is imported
 try:
@@ -33,15 +34,25 @@ try:
 except ImportError:
     from service.feed import AsyncSessionFeed, SessionFeed
 
+def look(update):
+    return update.session.user_id, update.session.status, update.event.type
+
 def follow():
     with SessionFeed.from_url(url) as feed:
-        return sum(1 for _ in itertools.islice(feed.follow(after or None), int(count)))
+        taken = 0
+        for update in itertools.islice(feed.follow(after or None), int(count)):
+            taken += 1
+            if looks == "looks":
+                look(update)
+        return taken
 
 async def follow_async():
     taken = 0
     async with AsyncSessionFeed.from_url(url) as feed:
-        async for _ in feed.follow(after or None):
+        async for update in feed.follow(after or None):
             taken += 1
+            if looks == "looks":
+                look(update)
             if taken == int(count):
                 return taken
 
@@ -62,9 +73,12 @@ class Case(NamedTuple):
     updates: int
     way: str
     parser: str
+    looks: str = "passes"
+    """Whether the loop looks at the session and the event, which are not made before."""
 
     def __str__(self) -> str:
-        return f"{self.what}, {self.way}{', without hiredis' * (self.parser == 'python')}"
+        more = ", without hiredis" * (self.parser == "python") + ", looked at" * (self.looks == "looks")
+        return f"{self.what}, {self.way}{more}"
 
 
 class Figures(NamedTuple):
@@ -76,11 +90,19 @@ class Figures(NamedTuple):
     rss_mb: float
 
 
+def is_ours(python: Path) -> bool:
+    """Tell whether this Python has the work tree's build."""
+    return python == Path(sys.executable)
+
+
 def run(python: Path, case: Case, store: Store) -> Figures:
     before = store.cpu_seconds()
-    arguments = [case.way, store.url, case.after, str(case.updates), case.parser]
+    arguments = [case.way, store.url, case.after, str(case.updates), case.parser, case.looks]
     program = [str(python), "-c", CONSUMER, *arguments]
-    said = json.loads(subprocess.run(program, cwd=python.parent, stdout=subprocess.PIPE, check=True).stdout)  # noqa: S603
+    # With PYTHONPATH, another build's Python would import this one.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH" or is_ours(python)}
+    done = subprocess.run(program, cwd=python.parent, env=environment, stdout=subprocess.PIPE, check=True)  # noqa: S603
+    said = json.loads(done.stdout)
     if said["taken"] != case.updates:
         raise click.ClickException(f"{case}: {said['taken']} of {case.updates} updates came")
     per_update = 1e6 / case.updates
@@ -128,6 +150,7 @@ def main(sessions: int, entries: int, rounds: int, against: str | None) -> None:
         pythons[against] = builds.install(against) / "venv" / "bin" / "python"
     reads = [("snapshots", "", sessions), ("stream", "0-0", entries)]
     cases = [Case(*read, way, parser) for read in reads for way in ("threads", "asyncio") for parser in ("c", "python")]
+    cases += [Case(*read, way, "c", "looks") for read in reads for way in ("threads", "asyncio")]
     cases.append(Case(f"the first {FEW:,} of the stream", "0-0", FEW, "threads", "c"))
     taken: dict[str, dict[Case, list[Figures]]] = {build: {case: [] for case in cases} for build in pythons}
     with measure.store() as store:

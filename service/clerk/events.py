@@ -15,7 +15,7 @@ from clerk_session_feed.models import MAX_TEXT, Id, SessionTask, Status
 from pydantic import Field, PlainValidator, ValidationInfo
 from pydantic_core import ErrorDetails
 
-from service.clerk import users
+from service.clerk import ordinary, users
 from service.clerk.fields import ClerkModel, Flag, NullIfInvalid, OptionalId, OptionalText, Time, record_nulled
 from service.errors import MalformedEventError
 from service.models import Ignored, Reason, Unusable
@@ -28,17 +28,19 @@ MAX_ACTOR_BYTES: Final = 4096
 
 def parse(
     body: bytes, on_nulled: Callable[[str], None], *, with_request: bool = False
-) -> "SessionEvent | users.UserEvent | Ignored | Unusable":
+) -> "SessionEvent | ordinary.OrdinaryEvent | users.UserEvent | Ignored | Unusable":
     """Read the body of a verified delivery.
 
     Args:
         body: UTF-8.
         on_nulled: called with the name of each field that is read as null because its value is invalid.
-        with_request: return a SessionEventWithRequest.
+        with_request: return a SessionEventWithRequest, never an OrdinaryEvent.
 
     Raises:
         MalformedEventError: The body is not a JSON object with a string `type`.
     """
+    if not with_request and (event := ordinary.read(body)) is not None:
+        return event
     try:
         envelope = _load(body)
     except ValueError:

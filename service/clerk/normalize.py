@@ -5,9 +5,10 @@ from typing import Any, Final
 
 import orjson
 from clerk_session_feed import models
-from clerk_session_feed.models import OPEN_STATUSES, Event, Session, Status
+from clerk_session_feed.models import OPEN_STATUSES, Event, Session, SessionActivity, SessionTask, Status
 
 from service.clerk import events as clerk
+from service.clerk import ordinary
 from service.clerk.users import DELETED, UserEvent
 from service.models import OPEN, RANKS, TERMINAL, OrderKey, SessionChange, Unusable, UserEnding
 
@@ -20,7 +21,9 @@ _TERMINAL_TYPES: Final[dict[str, Status]] = {
 }
 
 
-def normalize(event: clerk.SessionEvent, *, message_id: str, now_ms: int) -> SessionChange | Unusable:
+def normalize(
+    event: clerk.SessionEvent | ordinary.OrdinaryEvent, *, message_id: str, now_ms: int
+) -> SessionChange | Unusable:
     """Return the state that an event gives its session, and the event's place in the session's order.
 
     A session is live if it is active and `expire_at` is later than `now_ms`, in Unix milliseconds.
@@ -112,15 +115,40 @@ def other_event(
     return models.EventWithRequest(**common, http_request=None) if with_request else Event(**common)
 
 
-def _session(data: clerk.SessionData, status: Status, updated_at_ms: int, now_ms: int) -> Session:
-    session: dict[str, Any] = vars(data) | {
-        "object": "session",
-        "status": status,
-        "live": status == "active" and (data.expire_at is None or data.expire_at > now_ms),
-        "latest_activity": models.SessionActivity(**vars(data.latest_activity)) if data.latest_activity else None,
-        "updated_at": updated_at_ms,
-    }
-    return Session(**session)
+def _session(
+    data: clerk.SessionData | ordinary.OrdinaryData, status: Status, updated_at_ms: int, now_ms: int
+) -> Session:
+    expire_at = data.expire_at
+    return Session(
+        id=data.id,
+        user_id=data.user_id,
+        client_id=data.client_id,
+        actor=data.actor,
+        status=status,
+        live=status == "active" and (expire_at is None or expire_at > now_ms),
+        last_active_organization_id=data.last_active_organization_id,
+        last_active_at=data.last_active_at,
+        latest_activity=None if data.latest_activity is None else _activity(data.latest_activity),
+        expire_at=expire_at,
+        abandon_at=data.abandon_at,
+        updated_at=updated_at_ms,
+        created_at=data.created_at,
+        tasks=tuple(SessionTask(key=task.key) for task in data.tasks) if data.tasks else (),
+    )
+
+
+def _activity(data: clerk.Activity | ordinary.Activity) -> SessionActivity:
+    return SessionActivity(
+        object=data.object,
+        id=data.id,
+        device_type=data.device_type,
+        is_mobile=data.is_mobile,
+        browser_name=data.browser_name,
+        browser_version=data.browser_version,
+        ip_address=data.ip_address,
+        city=data.city,
+        country=data.country,
+    )
 
 
 def _past(time_ms: int | None, now_ms: int) -> int | None:
@@ -128,15 +156,17 @@ def _past(time_ms: int | None, now_ms: int) -> int | None:
     return None if time_ms is None or time_ms > now_ms + DAY_MS else time_ms
 
 
-def _event(event: clerk.SessionEvent, message_id: str, occurred_at_ms: int) -> Event:
-    common: dict[str, Any] = {
-        "id": message_id,
-        "type": event.type,
-        "occurred_at": occurred_at_ms,
-        "instance_id": event.instance_id,
-        "source": "clerk",
-    }
-    if not isinstance(event, clerk.SessionEventWithRequest):
-        return Event(**common)
-    request = event.event_attributes.http_request if event.event_attributes else None
-    return models.EventWithRequest(**common, http_request=models.HttpRequest(**vars(request)) if request else None)
+def _event(event: clerk.SessionEvent | ordinary.OrdinaryEvent, message_id: str, occurred_at_ms: int) -> Event:
+    if isinstance(event, clerk.SessionEventWithRequest):
+        request = event.event_attributes.http_request if event.event_attributes else None
+        return models.EventWithRequest(
+            id=message_id,
+            type=event.type,
+            occurred_at=occurred_at_ms,
+            instance_id=event.instance_id,
+            source="clerk",
+            http_request=models.HttpRequest(**vars(request)) if request else None,
+        )
+    return Event(
+        id=message_id, type=event.type, occurred_at=occurred_at_ms, instance_id=event.instance_id, source="clerk"
+    )

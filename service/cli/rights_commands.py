@@ -91,6 +91,20 @@ _COMMANDS: Final[dict[str, str]] = {
     REPLICAS: "wait 0 0",
     "a database in REDIS_URL": "select 0",
     "TLS": "ping",
+    "READ_TOKEN": """
+        evalsha 0000000000000000000000000000000000000000 0
+        hmget @session .
+        hlen @dead_letters
+        hscan @dead_letters 0
+        xinfo stream @events
+        xrange @events - +
+        xread count 1 streams @events $
+        xrevrange @events + - count 1
+        zcount @expiry -inf -inf
+        zrangebyscore @expiry -inf -inf
+        zrangebyscore @pending -inf -inf
+        zrangebyscore @user -inf -inf
+    """,
     "reconcile": """
         append @run .
         dbsize

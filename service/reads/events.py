@@ -90,7 +90,7 @@ def _after(partitions: int) -> tuple[list[str] | None, bool]:
 
 def _asked_for(body: bytes) -> Grant:
     try:
-        asked: Any = orjson.loads(body)
+        asked: Any = orjson.loads(body) if len(body) <= MAX_TOKEN_REQUEST else None
     except ValueError:
         asked = None
     if not isinstance(asked, dict):

@@ -29,7 +29,7 @@ from service.store.partitions import Partition
 from service.store.queries import Queries
 from service.store.recent import Entry, RecentEntries
 from service.store.shown import Shown
-from service.store.subscription import Notice, Scope, Subscription
+from service.store.subscription import MAX_BYTES, Notice, Scope, Subscription
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +49,8 @@ WAKE_PAUSE: Final = 0.002
 REST: Final = 0.1
 """Seconds between two reads of the stream: what comes meanwhile is read at once, which takes less CPU time. An event
 that comes after a silence is told at once."""
+TOLD_AT_ONCE: Final = MAX_BYTES // 4
+"""Bytes of messages after which all readers get their turn."""
 RETRY_SECONDS: Final = 1.0
 """Seconds until another attempt, where Redis fails."""
 AHEAD_SECONDS: Final = 0.05
@@ -89,7 +91,8 @@ class Hub:
         """Those that have, by the key of their scope."""
         self._due: collections.deque[Subscription] = collections.deque()
         """Those that may take what waits for them, in turn."""
-        self._is_waking = False
+        self._all_woken = asyncio.Event()
+        self._all_woken.set()
         self._lost_for = ""
         """Why what was read last is no position any more."""
         self._log_again_at = 0.0
@@ -321,12 +324,15 @@ class Hub:
     async def _follow_on(self, feed: AsyncSessionFeed) -> None:
         assert self._cursors is not None  # noqa: S101  # it has begun
         after: dict[int, str | None] = dict(enumerate(self._cursors))
-        rested_at = self.loop.time()
+        rested_at, size = self.loop.time(), 0
         async for update in feed.follow(after, stale=True, on_reconnect=self._log_failure):
             self._publish(update, self._cursors)
-            if self.loop.time() >= rested_at + REST:
-                await asyncio.sleep(REST)
-                rested_at = self.loop.time()
+            size += len(update.json)
+            is_rest_due = self.loop.time() >= rested_at + REST
+            if is_rest_due or size >= TOLD_AT_ONCE:
+                await asyncio.sleep(REST if is_rest_due else 0)
+                await self._all_woken.wait()  # else those who read would be cut off with those who don't
+                rested_at, size = self.loop.time(), 0
 
     def _publish(self, update: SessionUpdate, cursors: list[str]) -> None:
         session, is_applied = update.session, update.outcome == "applied"
@@ -364,8 +370,8 @@ class Hub:
 
     def _wake(self, reader: Subscription) -> None:
         self._due.append(reader)
-        if not self._is_waking:
-            self._is_waking = True
+        if self._all_woken.is_set():
+            self._all_woken.clear()
             self.loop.call_soon(self._wake_some)
 
     def _wake_some(self) -> None:
@@ -374,7 +380,7 @@ class Hub:
         if self._due:
             self.loop.call_later(WAKE_PAUSE, self._wake_some)
         else:
-            self._is_waking = False
+            self._all_woken.set()
 
     def _log_failure(self, error: Exception) -> None:
         """Log why the stream can't be followed; not at each attempt."""

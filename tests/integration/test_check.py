@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from support.checking import findings, problems
+from support.children import finished
 from support.constants import DAY_MS, RELAY, ROOT, SECRET
 from support.events import clerk_event
 from support.network import unused_port
@@ -237,15 +238,7 @@ def test_on_a_cluster_every_shard_is_looked_at(cluster: Cluster) -> None:
 
 
 def run_check(cwd: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*RELAY, "check", *options],
-        cwd=cwd,
-        env={"PYTHONPATH": str(ROOT)} | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    return finished([*RELAY, "check", *options], cwd, {"PYTHONPATH": str(ROOT)} | environment)
 
 
 def test_a_configuration_that_works_ends_with_0(good_redis: EmbeddedRedis, tmp_path: Path) -> None:

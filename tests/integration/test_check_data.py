@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.checking import findings, lines, problems
+from support.children import finished
 from support.constants import DAY_MS, HOUR_MS, RELAY, ROOT, SECRET
 from support.events import clerk_event
 from support.redis_clients import client_of, contents, emptied, subscribed
@@ -266,15 +267,8 @@ def test_nothing_stays_and_nothing_changes(redis: EmbeddedRedis, own: Any, parti
 
 
 def run_check(cwd: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*RELAY, "check", *options],
-        cwd=cwd,
-        env={"PYTHONPATH": str(ROOT), "CLERK_WEBHOOK_SIGNING_SECRET": SECRET} | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    settings = {"PYTHONPATH": str(ROOT), "CLERK_WEBHOOK_SIGNING_SECRET": SECRET} | environment
+    return finished([*RELAY, "check", *options], cwd, settings)
 
 
 def test_json_says_the_same(redis: EmbeddedRedis, own: Any, tmp_path: Path) -> None:

@@ -272,7 +272,9 @@ def test_a_command_that_was_renamed_is_named_for_each_program(
     if can_ask:
         assert ("ok", "rights: the user default lacks none") in found
         (others,) = [each.text for each in found if each.text.startswith("commands: ")]
-        assert others.endswith(" lacks: repartition xinfo; consumers xautoclaim xinfo xread")
+        assert others.endswith(
+            " lacks: READ_TOKEN hscan xinfo xread; repartition xinfo; consumers xautoclaim xinfo xread"
+        )
 
 
 def test_one_unknown_command_does_not_hide_which_rights_are_missing(

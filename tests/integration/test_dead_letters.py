@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 from support import cli
+from support.children import finished
 from support.constants import DAY_MS, DEAD_LETTERS_KEY, EVENTS_KEY, RELAY, ROOT
 from support.events import clerk_event
 from support.network import free_port
@@ -49,15 +50,8 @@ def command(any_redis: EmbeddedRedis, any_client: Any) -> Command:
 
 def relay(redis_url: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own."""
-    return subprocess.run(
-        [*RELAY, "dead-letters", *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "REDIS_URL": redis_url} | settings,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "REDIS_URL": redis_url} | settings
+    return finished([*RELAY, "dead-letters", *arguments], Path.cwd(), environment)
 
 
 def put(client: Any, message_id: str, event: object, *, received_at: int = NOW_MS, **fields: Any) -> str:

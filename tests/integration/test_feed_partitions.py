@@ -17,6 +17,8 @@ from support.topologies import cluster_of
 from service.dev.embedded import EmbeddedRedis
 from service.workers.repartition import repartition
 
+pytestmark = pytest.mark.real_redis
+
 MARK = "{clerk}:partitions"
 NUMBERS = [(1, 8), (8, 1), (2, 4), (4, 2), (3, 5)]
 READS: dict[str, tuple[str, ...]] = {
@@ -27,6 +29,12 @@ READS: dict[str, tuple[str, ...]] = {
     "history": ("sess_1",),
     "now": (),
 }
+
+
+@pytest.fixture
+def relay_redis(real_redis: EmbeddedRedis) -> EmbeddedRedis:
+    """The mark of the stand-in is read like that of any Redis; that it has one, test_partitions.py shows."""
+    return real_redis
 
 
 @pytest.fixture
@@ -127,7 +135,7 @@ def test_an_iterator_waits_for_the_end_of_a_move(
 
 
 @pytest.mark.parametrize("kind", ["follow", "consume"])
-@pytest.mark.parametrize(("was", "to"), [(1, 3), (3, 5), (4, 2)])
+@pytest.mark.parametrize(("was", "to"), [(1, 3), (4, 2)])
 @pytest.mark.parametrize("resync", [False, True])
 def test_an_iterator_that_runs_does_not_go_on_under_the_former_number(
     open_feed: OpenFeed,

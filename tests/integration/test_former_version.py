@@ -19,6 +19,7 @@ from support.relay import Relay, run_relay
 
 from service.clerk.events import SessionEvent, parse
 from service.clerk.normalize import normalize
+from service.clerk.ordinary import OrdinaryEvent
 from service.dev.embedded import EmbeddedRedis
 from service.models import SessionChange
 from service.store.stored import StoredState
@@ -54,7 +55,7 @@ class FormerVersion:
         """Return the outcome and the revision."""
         body = json.dumps(event).encode()
         read = parse(body, lambda _: None)
-        assert isinstance(read, SessionEvent)
+        assert isinstance(read, SessionEvent | OrdinaryEvent)
         change = normalize(read, message_id=message_id, now_ms=NOW_MS)
         assert isinstance(change, SessionChange)
         session = change.session

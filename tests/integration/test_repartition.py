@@ -36,6 +36,12 @@ TTL_MS = 60_000
 """How much two TTLs of one key may differ, that were asked for one after the other."""
 
 
+@pytest.fixture
+def relay_redis(real_redis: EmbeddedRedis) -> EmbeddedRedis:
+    """A real one: a single test shows that a move works on the stand-in, too."""
+    return real_redis
+
+
 def move(redis_url: str, to: int, was: int | None = None, **settings: Any) -> Moved:
     return repartition(make_settings(redis_url, **settings), to, was=was)
 
@@ -69,10 +75,20 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, number: int, *, before: bool) -> 
 
 @pytest.mark.parametrize(("was", "to"), MOVES)
 def test_all_that_is_stored_is_in_its_new_place(relay_redis: EmbeddedRedis, client: Any, was: int, to: int) -> None:
-    fill(relay_redis.url, was)
+    assert_all_moves(relay_redis, client, was, to)
+
+
+def test_all_that_the_stand_in_stores_is_in_its_new_place(stand_in: EmbeddedRedis, lasting_client: Any) -> None:
+    client = lasting_client(stand_in)
+    client.flushall()
+    assert_all_moves(stand_in, client, 3, 5)
+
+
+def assert_all_moves(server: EmbeddedRedis, client: Any, was: int, to: int) -> None:
+    fill(server.url, was)
     before = portrait(client)
 
-    moved = move(relay_redis.url, to)
+    moved = move(server.url, to)
 
     assert_same(portrait(client), before)
     assert misplaced(client, to) == []

@@ -32,6 +32,7 @@ HELPERS = {
     "app.environ",
     "app.responses",
     "clerk.fields",
+    "clerk.ordinary",
     "clerk_session_feed",
     "config",
     "errors",

@@ -5,28 +5,30 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from support.constants import PROC, ROOT
+from support.warm_start import WarmProcess, start_warm
+
+Process = subprocess.Popen[bytes] | WarmProcess
 
 
 class Program:
     """A running program. What it prints is collected, so that it never waits for a reader."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        assert process.stderr is not None
+    def __init__(self, process: Process, stdout: IO[str], stderr: IO[str]) -> None:
         self.process = process
         self._printed = threading.Condition()
         self._text = {"stdout": "", "stderr": ""}
         self._ended: set[str] = set()
         self._readers = [
-            threading.Thread(target=self._collect, args=("stdout", process.stdout), daemon=True),
-            threading.Thread(target=self._collect, args=("stderr", process.stderr), daemon=True),
+            threading.Thread(target=self._collect, args=("stdout", stdout), daemon=True),
+            threading.Thread(target=self._collect, args=("stderr", stderr), daemon=True),
         ]
         for reader in self._readers:
             reader.start()
@@ -84,32 +86,81 @@ class Program:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str | Path], cwd: Path, environment: dict[str, str] | None = None) -> Iterator[Program]:
-    """Run a command in a process group of its own; nothing of it is left afterwards."""
-    with subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "COLUMNS": "200"} | (environment or {}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        program = Program(process)
-        children: set[int] = set()
+def started(
+    command: Sequence[str | Path], cwd: Path, environment: dict[str, str] | None = None, *, anew: bool = False
+) -> Iterator[Program]:
+    """Run a command in a process group of its own; nothing of it is left afterwards.
+
+    anew: in a new interpreter, where the relay's command would be forked from a warm one.
+    """
+    outputs = os.pipe(), os.pipe()
+    with contextlib.ExitStack() as stack:
+        for _, written in outputs:
+            stack.callback(os.close, written)
+        process = start(
+            command,
+            cwd,
+            os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "COLUMNS": "200"} | (environment or {}),
+            [written for _, written in outputs],
+            new_session=True,
+            anew=anew,
+        )
+    stdout, stderr = (os.fdopen(read, encoding="utf-8") for read, _ in outputs)
+    program = Program(process, stdout, stderr)
+    try:
+        yield program
+    finally:
+        if process.poll() is None:
+            children = descendants(process.pid)
+            process.terminate()
+            try:
+                program.end()
+            except (subprocess.TimeoutExpired, AssertionError):
+                for pid in {process.pid, *children}:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                process.wait()
+
+
+def finished(
+    command: Sequence[str | Path], cwd: Path, environment: Mapping[str, str], *, anew: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, in just this environment; `anew` as above."""
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        files = [stdout.fileno(), stderr.fileno()]
+        process = start(command, cwd, environment, files, new_session=False, anew=anew)
         try:
-            yield program
+            status = process.wait(60)
         finally:
-            if process.poll() is None:
-                children = descendants(process.pid)
-                process.terminate()
-                try:
-                    program.end()
-                except (subprocess.TimeoutExpired, AssertionError):
-                    for pid in {process.pid, *children}:
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(pid, signal.SIGKILL)
+            process.kill()
+            process.wait()
+        for file in (stdout, stderr):
+            file.seek(0)
+        return subprocess.CompletedProcess(command, status, stdout.read(), stderr.read())
+
+
+def start(
+    command: Sequence[str | Path],
+    cwd: Path,
+    environment: Mapping[str, str],
+    outputs: Sequence[int],
+    *,
+    new_session: bool,
+    anew: bool = False,
+) -> Process:
+    """Start a command without an input, with the file descriptors of its output and error output."""
+    with Path(os.devnull).open() as nothing:
+        files = (nothing.fileno(), *outputs)
+        warm = None if anew else start_warm(command, cwd, environment, files, new_session=new_session)
+        return warm or subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=files[0],
+            stdout=files[1],
+            stderr=files[2],
+            start_new_session=new_session,
+        )
 
 
 def descendants(pid: int) -> set[int]:

@@ -2,7 +2,7 @@
 
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 
@@ -16,10 +16,10 @@ class Event(NamedTuple):
 class EventSource:
     """One stream; what comes is read as it is asked for."""
 
-    def __init__(self, port: int, path: str = "/events", timeout: float = 60, **headers: str) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    def __init__(self, port: int, path: str = "/events", headers: Mapping[str, str] | None = None) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._connection.request(
-            "GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()}
+            "GET", path, headers={name.replace("_", "-"): value for name, value in (headers or {}).items()}
         )
         self.response = self._connection.getresponse()
         self.last_id = ""

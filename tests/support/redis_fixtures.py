@@ -22,6 +22,7 @@ from support.redis_clients import (
 )
 from support.redis_servers import redis_server
 from support.relay import Relay, run_relay
+from support.spare_redis import SpareRedis
 
 __all__ = [
     "any_client",
@@ -37,6 +38,7 @@ __all__ = [
     "redis_binary",
     "relay",
     "relay_redis",
+    "spare_redis",
     "stand_in",
     "start_redis",
 ]
@@ -124,9 +126,16 @@ def start_redis(redis_binary: str) -> Iterator[Callable[..., EmbeddedRedis]]:
         yield lambda *options, **named: stack.enter_context(redis_server(redis_binary, *options, **named))
 
 
+@pytest.fixture(scope="session")
+def spare_redis(redis_binary: str) -> Iterator[SpareRedis]:
+    with contextlib.closing(SpareRedis(redis_binary)) as spare:
+        yield spare
+
+
 @pytest.fixture
-def own_redis(start_redis: Callable[..., EmbeddedRedis]) -> EmbeddedRedis:
-    return start_redis()
+def own_redis(spare_redis: SpareRedis) -> EmbeddedRedis:
+    """A redis-server for this test alone, which may do with it what it likes."""
+    return spare_redis.as_new()
 
 
 @pytest.fixture

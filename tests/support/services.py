@@ -18,6 +18,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from service.app.factory import create_app
 from service.config import Settings
 from support import schemas
+from support.children import Process, start
 from support.clock import eventually
 from support.constants import ROOT, SECRET, SERVE, TESTS
 from support.network import free_port, serving
@@ -80,7 +81,7 @@ def run_plain_wsgi(settings: Settings) -> Iterator[Endpoint]:
 class ServiceProcess(Endpoint):
     """`session-relay serve`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    def __init__(self, process: Process, port: int, log: Path) -> None:
         super().__init__(port)
         self.process = process
         self._log = log
@@ -113,22 +114,20 @@ def run_service(
         for _ in range(3):  # someone else may take the free port first
             port = int(environment.get("PORT") or free_port())
             log = Path(directory) / "log"
-            with log.open("wb") as stderr:
-                process = subprocess.Popen(
+            settings = {
+                "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
+                "REDIS_URL": redis_url,
+                "HOST": "127.0.0.1",
+                "PORT": str(port),
+                "PYTHONPATH": f"{ROOT}:{TESTS}",
+            }
+            with log.open("wb") as output:
+                process = start(
                     command or SERVE,
-                    cwd=directory,
-                    env=os.environ
-                    | {
-                        "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,
-                        "REDIS_URL": redis_url,
-                        "HOST": "127.0.0.1",
-                        "PORT": str(port),
-                        "PYTHONPATH": f"{ROOT}:{TESTS}",
-                    }
-                    | environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=stderr,
-                    stderr=stderr,
+                    Path(directory),
+                    os.environ | settings | environment,
+                    [output.fileno()] * 2,
+                    new_session=False,
                 )
             service = ServiceProcess(process, port, log)
             workers = int(environment.get("WEB_CONCURRENCY", "1"))

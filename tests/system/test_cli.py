@@ -21,7 +21,7 @@ import redis
 from clerk_session_feed import SessionFeed, SessionUpdate
 from clerk_session_feed.models import Session
 from click.testing import Result
-from support.children import Program, started
+from support.children import Program, finished, started
 from support.cli import Environment, run
 from support.clock import eventually
 from support.constants import EVENTS_KEY, HOUR_MS, NO_REDIS, RELAY, ROOT, SECRET
@@ -52,25 +52,19 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def relay(*arguments: str, cwd: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process of its own, to its end."""
-    return subprocess.run(
-        [*RELAY, *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | (environment or {}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+def relay(
+    *arguments: str, cwd: Path, environment: dict[str, str] | None = None, anew: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own, to its end; anew: by a new interpreter."""
+    settings = os.environ | {"PYTHONPATH": str(ROOT)} | (environment or {})
+    return finished([*RELAY, *arguments], cwd, settings, anew=anew)
 
 
 # The command itself
 
 
 def test_it_runs_as_a_module(tmp_path: Path) -> None:
-    done = relay("--help", cwd=tmp_path)
+    done = relay("--help", cwd=tmp_path, anew=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "python -m service" in done.stdout
 
@@ -115,7 +109,7 @@ def served(tmp_path: Path) -> Iterator[Program]:
     (tmp_path / ".env").write_text(
         f"CLERK_WEBHOOK_SIGNING_SECRET={SECRET}\nREDIS_URL={NO_REDIS}\nHOST=127.0.0.1\nPORT=1\n"
     )
-    with started([*RELAY, "serve"], tmp_path, {"PORT": str(port)}) as program:
+    with started([*RELAY, "serve"], tmp_path, {"PORT": str(port)}, anew=True) as program:
 
         def answers() -> bool:
             assert program.process.poll() is None, program.stderr

@@ -30,7 +30,7 @@ from support.load import WORKERS
 from support.network import free_port, serving
 from support.redis_clients import client_of, monitored
 from support.redis_servers import DurableRedis, frozen, scripted_redis, takes_tls
-from support.services import ServiceProcess
+from support.services import ServiceProcess, run_service
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -959,3 +959,66 @@ def restart(redis: DurableRedis, service: ServiceProcess) -> None:
     redis.kill()
     redis.start()
     eventually(lambda: all(service.http.get("/readyz").is_success for _ in range(2 * WORKERS)))
+
+
+# The page that signs a tab out
+
+BROWSER: Final = """
+import { readFileSync } from "node:fs";
+const [page, url] = process.argv.slice(1);
+const script = /<script>([\\s\\S]*)<\\/script>/.exec(readFileSync(page, "utf8"))[1];
+const state = { set textContent(text) { console.log(text); } };
+class EventSource {
+  static CLOSED = 2;
+  listeners = {};
+  constructor(url) { this.run(url); }
+  addEventListener(type, listener) { this.listeners[type] = listener; }
+  close() { this.readyState = 2; }
+  async run(url) {
+    const response = await fetch(url);
+    if (response.status !== 200) { this.readyState = 2; this.listeners.error(); return; }
+    console.log("open");
+    let text = "";
+    for await (const chunk of response.body) {
+      text += Buffer.from(chunk).toString();
+      const blocks = text.split("\\n\\n");
+      text = blocks.pop();
+      for (const block of blocks) {
+        const fields = Object.fromEntries(block.split("\\n").map((line) => line.split(/: (.*)/s)));
+        if (fields.data) this.listeners[fields.event]?.({ data: fields.data });
+      }
+    }
+  }
+}
+new Function("EventSource", "location", "document", script)(
+  EventSource, { hash: `#${url}`, reload: () => console.log("reload") }, { getElementById: () => state });
+"""
+"""A browser, as far as the page needs one."""
+
+
+def test_the_page_signs_out_when_the_session_ends_and_asks_for_another_token_in_time(
+    any_redis: EmbeddedRedis, tmp_path: Path
+) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("there is no node on PATH")
+    read_token = "a-token-to-read-with"
+    with run_service(any_redis.url, READ_TOKEN=read_token) as service:
+        sign_in(service, "sess_of_tab")
+
+        def page(seconds: int) -> list[str | Path]:
+            asked = {"session_id": "sess_of_tab", "seconds": seconds}
+            headers = {"authorization": f"Bearer {read_token}"}
+            token = service.http.post("/events/token", json=asked, headers=headers).json()["token"]
+            url = f"http://127.0.0.1:{service.port}/events?token={token}"
+            return ["node", "--input-type=module", "--eval", BROWSER, "--", EXAMPLES / "sign_out.html", url]
+
+        with started(page(1), tmp_path, {}) as tab:
+            tab.wait_for("^reload")
+        with started(page(300), tmp_path, {}) as tab:
+            tab.wait_for("^open")
+            revoke(service, "sess_of_tab")
+            tab.wait_for("^Signed out: revoked")
+
+
+def test_the_page_has_thirty_lines() -> None:
+    assert len((EXAMPLES / "sign_out.html").read_text().splitlines()) <= 30

@@ -300,10 +300,10 @@ def test_an_iterator_goes_on_after_a_disturbance(
     assert ids(waiting.result(30)) == ["sess_1"]
 
 
-def taken(relay: Relay) -> bool:
+def taken(relay: Relay, number: int = 1) -> bool:
     """Tell whether the event got through; the relay's own connection may have been cut, too."""
     with contextlib.suppress(StoreUnavailableError):
-        return begin_sessions(relay, 1) != []
+        return begin_sessions(relay, number) != []
     return False
 
 
@@ -314,9 +314,11 @@ def test_a_subscription_goes_on_after_a_cut(
     waiting = wait_for_one(own_client, updates)
     cut(own_client)
     assert reconnects.first.wait(10)
-    eventually(lambda: has_subscribers(own_client))
-    eventually(lambda: taken(own_intake))
-    assert ids(waiting.result(30)) == ["sess_1"]
+    # redis-py subscribes once more before it raises, on a connection that the feed closes: Redis may still count that
+    # one when the first event is published. So there are more.
+    numbers = itertools.count(1)
+    eventually(lambda: taken(own_intake, next(numbers)) and waiting.done())
+    assert len(waiting.result()) == 1
 
 
 def test_a_subscription_goes_on_after_a_restart(

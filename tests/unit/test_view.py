@@ -16,6 +16,7 @@ from support.events import clerk_event
 
 from service.clerk.events import SessionEvent, parse
 from service.clerk.normalize import normalize
+from service.clerk.ordinary import OrdinaryEvent
 from service.dev import view
 from service.models import SessionChange
 
@@ -29,7 +30,7 @@ def message(
     """Return what is read of an event at OCCURRED_MS. revision: None for one that came too late."""
     body = clerk_event(status, **{"updated_at": OCCURRED_MS, "expire_at": OCCURRED_MS + DAY_MS} | data)
     event = parse(json.dumps(body).encode(), lambda _: None)
-    assert isinstance(event, SessionEvent)
+    assert isinstance(event, SessionEvent | OrdinaryEvent)
     change = normalize(event, message_id="msg_1", now_ms=OCCURRED_MS)
     assert isinstance(change, SessionChange)
     head = {"schema_version": 1, "cursor": None, "revision": revision, "previous_status": previous_status}

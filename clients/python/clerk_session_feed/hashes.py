@@ -13,10 +13,16 @@ from clerk_session_feed.transport import Command, Connection
 
 SCRIPT: Final = """
 -- KEYS: hashes, all in one slot. ARGV: names of fields.
--- Returns for each hash the values of these fields, nil for one that is missing. Writes nothing.
+-- Returns for each hash a list of the values of these fields, nil for one that is missing; of a single field, the value
+-- alone. Writes nothing.
 local found = {}
 for i, key in ipairs(KEYS) do
-  found[i] = redis.call('HMGET', key, unpack(ARGV))
+  local values = redis.call('HMGET', key, unpack(ARGV))
+  if #ARGV == 1 then
+    found[i] = values[1]
+  else
+    found[i] = values
+  end
 end
 return found
 """
@@ -27,11 +33,18 @@ AT_ONCE: Final = 250
 async def read_hashes(
     connection: Connection, keys: Sequence[bytes], fields: Sequence[str], *further: Command
 ) -> tuple[list[Any], list[Any]]:
-    """Return the values of these fields for each hash, and the responses to further commands, in one round trip.
+    """Return the values of two or more fields for each hash, and the responses to further commands, in one round trip.
 
     A value that is missing is None. Raises like `Connection.ask`.
     """
     return await connection.persist(_read, connection, keys, fields, *further)
+
+
+async def read_field(
+    connection: Connection, keys: Sequence[bytes], field: str, *further: Command
+) -> tuple[list[bytes | None], list[Any]]:
+    """Return the value of one field for each hash; see `read_hashes`."""
+    return await connection.persist(_read, connection, keys, [field], *further)
 
 
 async def _read(
@@ -48,4 +61,5 @@ async def _read(
             return list(chain.from_iterable(responses[: len(parts)])), responses[len(parts) :]
     responses = await connection.execute(*(("HMGET", key, *fields) for key in keys), *further)
     connection.runs_scripts = False
-    return responses[: len(keys)], responses[len(keys) :]
+    found = responses[: len(keys)]
+    return [values[0] for values in found] if len(fields) == 1 else found, responses[len(keys) :]

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from clerk_session_feed.cursors import position
 from clerk_session_feed.errors import UnreadableMessageError
-from clerk_session_feed.hashes import read_hashes
+from clerk_session_feed.hashes import read_field, read_hashes
 from clerk_session_feed.mirror_table import HOUR, Table
 from clerk_session_feed.models import OPEN_STATUSES
 from clerk_session_feed.stream import Entry, Found, Partition, Reading
@@ -205,8 +205,8 @@ class MirrorReading(Reading[None]):
 
 async def _ends(connection: Connection, keys: Sequence[bytes]) -> dict[bytes, float]:
     """Return the ends of sessions, in Unix seconds, by what their messages say; without those that are gone."""
-    states, _ = await read_hashes(connection, keys, ["state"]) if keys else ([], [])
-    found = ((key, state) for key, (state,) in zip(keys, states, strict=True) if state is not None)
+    states, _ = await read_field(connection, keys, "state") if keys else ([], [])
+    found = ((key, state) for key, state in zip(keys, states, strict=True) if state is not None)
     return {key: _seconds(published(state, key.decode(errors="replace")).session.expire_at) for key, state in found}
 
 

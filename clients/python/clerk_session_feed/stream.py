@@ -18,7 +18,7 @@ from clerk_session_feed import transport
 from clerk_session_feed.ahead import read_ahead
 from clerk_session_feed.cursors import NOTHING, START, position, whole_cursor
 from clerk_session_feed.errors import CursorLostError
-from clerk_session_feed.hashes import read_hashes
+from clerk_session_feed.hashes import read_field
 from clerk_session_feed.keys import Keys
 from clerk_session_feed.transport import Command, Connection, as_dict
 from clerk_session_feed.updates import SessionUpdate, published, streamed
@@ -167,15 +167,17 @@ class UpdateReading(Reading[SessionUpdate]):
 
     async def read(
         self, connection: Connection, keys: Sequence[bytes], *further: Command
-    ) -> tuple[list[tuple[bytes, Any]], list[Any]]:
-        hashes, responses = await read_hashes(connection, keys, ["state"], *further)
-        return list(zip(keys, hashes, strict=True)), responses
+    ) -> tuple[list[tuple[bytes, bytes | None]], list[Any]]:
+        states, responses = await read_field(connection, keys, "state", *further)
+        return list(zip(keys, states, strict=True)), responses
 
-    def found(self, partition: Partition, hashes: list[tuple[bytes, Any]]) -> Iterator[Found[SessionUpdate]]:
-        for key, (state,) in hashes:
+    def found(self, partition: Partition, hashes: list[tuple[bytes, bytes | None]]) -> Iterator[Found[SessionUpdate]]:
+        before = len(partition.keys.session(""))
+        for name, state in hashes:
             if state is not None:
-                update = published(state, key.decode(), partition=partition.number, is_snapshot=True)
-                yield Found(update.session.id, update.cursor, update)
+                key = name.decode()
+                update = published(state, key, partition=partition.number, is_snapshot=True)
+                yield Found(key[before:], update.cursor, update)
 
     def entry(self, entry: Entry) -> SessionUpdate | None:
         return entry.update() if self._stale or entry.outcome == "applied" else None

@@ -303,9 +303,10 @@ class Connection(abc.ABC):
             await self.close()
 
     def _while_open(self, batch: Iterable[T]) -> Iterator[T]:
+        is_closed = self._closing.is_set  # not by way of the property: it is asked after each update
         for update in batch:
             yield update
-            if self.is_closed:
+            if is_closed():
                 break
 
     async def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -3,11 +3,11 @@
 import dataclasses
 import functools
 import time
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from clerk_session_feed import lenient_json
+from clerk_session_feed import fast_json, lenient_json
 from clerk_session_feed.errors import UnreadableMessageError
 from clerk_session_feed.models import SCHEMA_VERSION, Event, Session, SessionMessage, StreamMessage
 
@@ -15,8 +15,15 @@ _BEGINNING: Final = f'{{"schema_version":{SCHEMA_VERSION},'.encode()
 """How the relay begins each message of the version that is read here."""
 
 
+class _Unmade:
+    """What the event and the session of an update are made of, if they have not been looked at yet."""
+
+    __slots__ = ("_message",)
+    _message: fast_json.Message
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SessionUpdate:
+class SessionUpdate(_Unmade):
     """The state of a session, and the event that led to it.
 
     The fields are those of the message: docs/contract.md, section 4. Times are Unix milliseconds.
@@ -38,6 +45,19 @@ class SessionUpdate:
     """It is the state stored when the feed began, and not news."""
     json: bytes = dataclasses.field(repr=False)
     """The message itself, as it was published."""
+
+    if not TYPE_CHECKING:  # it would hide from type checkers that there is no other attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Make the event or the session, which takes as long as to read the message: many are never looked at."""
+            if name == "event":
+                made = fast_json.make_event(self._message)
+            elif name == "session":
+                made = fast_json.make_session(self._message)
+            else:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            object.__setattr__(self, name, made)
+            return made
 
     @property
     def position(self) -> str | None:
@@ -70,6 +90,8 @@ def published(
     Raises:
         UnreadableMessageError: If another version of the relay has written it.
     """
+    if message.startswith(_BEGINNING) and (fast := fast_json.read_session_message(message)) is not None:
+        return _update(fast, "applied", fast.cursor, partition, is_snapshot, message)
     read = _read(SessionMessage, message, where)
     return SessionUpdate(
         outcome="applied",
@@ -86,6 +108,9 @@ def published(
 
 def streamed(message: bytes, where: str, *, cursor: str, outcome: Any, partition: int) -> SessionUpdate:
     """Return the update in an entry of the stream. Arguments and errors are those of `published`."""
+    json = message.replace(b'"cursor":null', b'"cursor":"%b"' % cursor.encode(), 1)
+    if message.startswith(_BEGINNING) and (fast := fast_json.read_stream_message(message)) is not None:
+        return _update(fast, outcome, cursor, partition, False, json)
     read = _read(StreamMessage, message, where)
     return SessionUpdate(
         outcome=outcome,
@@ -95,18 +120,28 @@ def streamed(message: bytes, where: str, *, cursor: str, outcome: Any, partition
         event=read.event,
         session=read.session,
         partition=partition,
-        json=message.replace(b'"cursor":null', f'"cursor":"{cursor}"'.encode(), 1),
+        json=json,
     )
 
 
+def _update(
+    message: fast_json.Message, outcome: Any, cursor: str, partition: int, is_snapshot: bool, json: bytes
+) -> SessionUpdate:
+    """Return an update whose event and session are made when they are first looked at."""
+    update = object.__new__(SessionUpdate)
+    put = object.__setattr__  # it is frozen
+    put(update, "outcome", outcome)
+    put(update, "cursor", cursor)
+    put(update, "revision", message.revision)
+    put(update, "previous_status", message.previous_status)
+    put(update, "partition", partition)
+    put(update, "is_snapshot", is_snapshot)
+    put(update, "json", json)
+    put(update, "_message", message)
+    return update
+
+
 def _read(kind: type, message: bytes, where: str) -> Any:
-    # Nearly every message is read in this one step. What is refused here may be valid: pydantic's parser gives up where
-    # `lenient_json` does not.
-    if message.startswith(_BEGINNING):
-        try:
-            return _reader(kind).validate_json(message)
-        except ValidationError:
-            pass
     try:
         value = lenient_json.loads(message)
         if isinstance(value, dict):

@@ -1,4 +1,5 @@
-// Writes dist: the JavaScript, small and without comments, and the declarations, which editors show, with them.
+// Writes dist: the JavaScript, small and without comments; its maps, by which `node --enable-source-maps` and debuggers
+// show the lines of src; and the declarations with the comments, which editors show.
 import { execFileSync } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
@@ -52,7 +53,8 @@ try {
   };
   // The guards for requests load nothing of the feed: they are of use with another source, and where Node is not.
   const codeSplitting = { groups: [{ name: "feed", test: /src\/(?!testing|memory|guards)/ }] };
-  await bundle.write({ dir: made, format: "es", chunkFileNames: "[name].js", minify, codeSplitting });
+  const output = { format: "es", chunkFileNames: "[name].js", minify, codeSplitting, comments: false, sourcemap: true };
+  await bundle.write({ dir: made, ...output });
   const dist = join(root, "dist");
   const former = `${made}-former`;
   while (!move(made, dist)) if (move(dist, former)) rmSync(former, { recursive: true });

@@ -7,7 +7,7 @@ import { START, compareCursors } from "./cursors.js";
 import { UnreadableMessageError } from "./errors.js";
 import { isId } from "./keys.js";
 import { HOUR_MS, Table, isLiveAt, userOf, type Kept } from "./mirror_table.js";
-import { BATCH, type Found, type Partition, type Reading } from "./stream.js";
+import { BATCH, statesOf, type Found, type Partition, type Reading } from "./stream.js";
 import { published, type LiveStatus } from "./update.js";
 
 /** Of a session's hash. The last is the relay's own affair: where it is missing, `state` has the end. */
@@ -241,11 +241,6 @@ export function mirrorReading(
 
 /** The ends of sessions by what their messages say, in Unix milliseconds, by key; without those that are gone. */
 async function endsOf(connection: Connection, keys: readonly string[]): Promise<Map<string, number | null>> {
-  const states = await connection.ask(...keys.map((key): Command => ["HMGET", key, "state"]));
-  const ends = new Map<string, number | null>();
-  for (const [index, key] of keys.entries()) {
-    const [state] = states[index] as [string | null];
-    if (state !== null) ends.set(key, published(state, key).session.expire_at);
-  }
-  return ends;
+  const states = await statesOf((...commands) => connection.ask(...commands), keys);
+  return new Map(states.map(([key, state]) => [key, published(state, key).session.expire_at]));
 }

@@ -1,8 +1,8 @@
 // Short reads: the state of sessions, and what the stream says about one.
-import type { Command, Connection, Reply } from "./connection.js";
+import type { Command, Connection } from "./connection.js";
 import { START } from "./cursors.js";
 import { isId } from "./keys.js";
-import { BATCH, newest, type Partition, type RawEntry } from "./stream.js";
+import { BATCH, newest, statesOf, type Partition, type RawEntry } from "./stream.js";
 import { published, type LiveStatus, type SessionUpdate } from "./update.js";
 
 export type { LiveStatus };
@@ -61,14 +61,9 @@ export async function liveSessions([connection, partition]: Source, userId: stri
   const alive: Command = ["ZRANGEBYSCORE", keys.userSessions(userId), `(${Date.now()}`, "+inf"];
   const [ids] = (await connection.askTwice(alive)) as [string[]];
   if (!ids.length) return [];
-  const names = ids.map((id) => keys.session(id));
-  const states = await connection.askTwice(...names.map((name): Command => ["HMGET", name, "state"]));
-  return names
-    .flatMap((name, index) => {
-      const [state] = states[index] as [string | null];
-      return state === null ? [] : [published(state, name, number)];
-    })
-    .filter(({ isLive }) => isLive); // it may have ended in between
+  const states = await statesOf((...commands) => connection.askTwice(...commands), ids.map(keys.session));
+  // One may have ended in between.
+  return states.map(([key, state]) => published(state, key, number)).filter(({ isLive }) => isLive);
 }
 
 export async function history(sources: readonly Source[], sessionId: string): Promise<SessionUpdate[]> {
@@ -91,7 +86,7 @@ export async function history(sources: readonly Source[], sessionId: string): Pr
 export async function now(sources: readonly Source[]): Promise<Record<number, string>> {
   const cursors: Record<number, string> = {};
   for (const [connection, { number, keys }] of sources) {
-    cursors[number] = await newest((...commands): Promise<Reply[]> => connection.askTwice(...commands), keys.events);
+    cursors[number] = await newest((...commands) => connection.askTwice(...commands), keys.events);
   }
   return cursors;
 }

@@ -134,12 +134,10 @@ class RedisConnection implements Connection {
     const timeout = this.options.timeout + LOCATE_MS;
     return within({ timeout, signal: NEVER, onEnd: () => undefined }, timeout, async (opening) => {
       const link = await this.driver.open(key, opening);
-      const close = (): void => link.close();
-      opening.signal.addEventListener("abort", close); // else whoever does not respond keeps it open
       try {
         return settled(await link.send(commands));
       } finally {
-        close();
+        link.close();
       }
     });
   }

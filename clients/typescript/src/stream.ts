@@ -121,11 +121,9 @@ export interface Reading<T> {
 /** Yields each state as a SessionUpdate. `stale`: also what came too late to change anything. */
 export const updateReading = (stale = false): Reading<SessionUpdate> => ({
   async found(connection, { number }, keys) {
-    const states = await connection.ask(...keys.map((key): Command => ["HMGET", key, "state"]));
+    const states = await statesOf((...commands) => connection.ask(...commands), keys);
     return (function* () {
-      for (const [index, key] of keys.entries()) {
-        const [state] = states[index] as [string | null];
-        if (state === null) continue;
+      for (const [key, state] of states) {
         const item = published(state, key, number, true);
         yield { sessionId: item.session.id, cursor: item.cursor, item };
       }
@@ -239,6 +237,18 @@ const isEmptiedBehind = (cursor: string, stream: Info): boolean =>
 export async function newest(ask: Connection["ask"], events: string): Promise<string> {
   const [entries] = (await ask(["XREVRANGE", events, "+", "-", "COUNT", 1])) as [RawEntry[]];
   return entries[0]?.[0] ?? NOTHING;
+}
+
+/** Keys of sessions with the messages that are their states; without those that are gone. `ask`: as for `newest`. */
+export async function statesOf(
+  ask: Connection["ask"],
+  keys: readonly string[],
+): Promise<[key: string, json: string][]> {
+  const responses = await ask(...keys.map((key): Command => ["HMGET", key, "state"]));
+  return keys.flatMap((key, index): [string, string][] => {
+    const [state] = responses[index] as [string | null];
+    return state === null ? [] : [[key, state]];
+  });
 }
 
 /** What XINFO tells, by name. */

@@ -51,8 +51,7 @@ export type Updates = AsyncGenerator<SessionUpdate, void, undefined>;
  * @internal
  */
 export function published(json: string, where: string, partition = 0, isSnapshot = false): SessionUpdate {
-  const { read, ...common } = parse(json, where, false);
-  return new SessionUpdate({ ...common, outcome: "applied", cursor: read.cursor, json, partition, isSnapshot });
+  return new SessionUpdate({ ...parse(json, where, false), outcome: "applied", json, partition, isSnapshot });
 }
 
 /** The update in an entry of the stream. Throws like `published`. @internal */
@@ -63,9 +62,9 @@ export function streamed(
   outcome: SessionUpdate["outcome"],
   partition: number,
 ): SessionUpdate {
-  const { read: _, ...common } = parse(json, where, true);
   const complete = json.replace('"cursor":null', `"cursor":"${cursor}"`);
-  return new SessionUpdate({ ...common, outcome, cursor, json: complete, partition, isSnapshot: false });
+  const read = parse(json, where, true);
+  return new SessionUpdate({ ...read, cursor, outcome, json: complete, partition, isSnapshot: false });
 }
 
 type Check = (value: any) => boolean;
@@ -130,10 +129,10 @@ const SESSION: Shape = Object.entries({
   tasks: (value) => Array.isArray(value) && value.every(isTask),
 });
 
-type Checked = Pick<SessionUpdate, "revision" | "previousStatus" | "event" | "session">;
+type Checked = Pick<SessionUpdate, "cursor" | "revision" | "previousStatus" | "event" | "session">;
 
 /** Checks what the feed and its users rely on. Other keys are kept, and other values are tolerated. */
-function parse(json: string, where: string, isEntry: boolean): Checked & { read: any } {
+function parse(json: string, where: string, isEntry: boolean): Checked {
   let read: any;
   try {
     read = JSON.parse(json);
@@ -143,12 +142,12 @@ function parse(json: string, where: string, isEntry: boolean): Checked & { read:
   const need = (isGood: boolean, field: string, of = ""): void => {
     if (!isGood) throw new UnreadableMessageError(`${where}: ${of}${field}: is not as this version knows it`);
   };
-  const { event, session, revision, previous_status: previousStatus } = read ?? {};
+  const { cursor, event, session, revision, previous_status: previousStatus } = read ?? {};
   need(read?.schema_version === 1, "schema_version");
-  need(isEntry ? read.cursor === null : isText(read.cursor) && CURSOR.test(read.cursor), "cursor");
+  need(isEntry ? cursor === null : isText(cursor) && CURSOR.test(cursor), "cursor");
   need((isEntry && revision === null) || isRevision(revision), "revision");
   need(previousStatus === null || isText(previousStatus), "previous_status");
   for (const [field, is] of EVENT) need(is(event?.[field]), field, "event.");
   for (const [field, is] of SESSION) need(is(session?.[field]), field, "session.");
-  return { read, revision, previousStatus, event, session };
+  return { cursor, revision, previousStatus, event, session };
 }

@@ -3,6 +3,8 @@ import { createClientPool as createClientPool5 } from "redis5";
 import { createClientPool as createClientPool6, createClient } from "redis6";
 import { Redis } from "ioredis6";
 import { describe, expect, it } from "vitest";
+import { driverOf } from "../src/clients/index.js";
+import type { Reply } from "../src/connection.js";
 import { FeedError, SessionFeed, type RedisClient } from "../src/index.js";
 import { LIBRARIES } from "./support/clients.js";
 import { relay, server, useRelay } from "./support/relayed.js";
@@ -76,6 +78,19 @@ describe.each(LIBRARIES)("$name", (library) => {
     await expect.poll(() => relay.redis.client("LIST")).not.toMatch(/flags=\w*b/);
     expect(before.trim().split("\n")).toHaveLength(2);
     expect(client.listenerCount("ready")).toBe(0);
+    await connected.close();
+  });
+
+  it("opens a connection that is closed when nobody wants it any more", async () => {
+    const connected = await library.server(server.port);
+    const controller = new AbortController();
+    const opening = { timeout: 1000, signal: controller.signal, onEnd: () => undefined };
+    const link = await driverOf(connected.client).open("key", opening);
+    const [response] = await link.send([["CLIENT", "ID"]]);
+    const line = new RegExp(`^id=${(response as PromiseFulfilledResult<Reply>).value} `, "m");
+    expect(await relay.redis.client("LIST")).toMatch(line);
+    controller.abort();
+    await expect.poll(() => relay.redis.client("LIST")).not.toMatch(line);
     await connected.close();
   });
 

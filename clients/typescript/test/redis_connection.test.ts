@@ -47,6 +47,7 @@ class FakeDriver implements Driver {
       close: () => void this.closed.push(link),
     };
     this.opened.push(link);
+    opening.signal.addEventListener("abort", () => link.close());
     return link;
   };
 

@@ -31,8 +31,6 @@ export function clusterOpener(
   /** The owner of the slot, as one node sees it; what it knows can be asked from now on. */
   async function ask(asked: Host, slot: number, first: readonly Host[], opening: Opening): Promise<Host | undefined> {
     const link = await open(asked, opening);
-    const onAbort = (): void => link.close();
-    opening.signal.addEventListener("abort", onAbort);
     try {
       const [response] = await link.send([["CLUSTER", "SLOTS"]]);
       if (response?.status !== "fulfilled") throw response?.reason;
@@ -48,7 +46,6 @@ export function clusterOpener(
       hosts = [...stay, ...known].filter((host, index, all) => all.findIndex((each) => isSame(each, host)) === index);
       return owner;
     } finally {
-      opening.signal.removeEventListener("abort", onAbort);
       link.close();
     }
   }

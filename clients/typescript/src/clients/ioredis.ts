@@ -1,7 +1,7 @@
 // ioredis 5 and 6, and iovalkey: Redis, also with sentinels, and Cluster.
 import type { Command, Reply } from "../connection.js";
 import { clusterOpener, slotOf } from "./cluster.js";
-import { asError, type Driver, type Host, type Link, type Opening } from "./link.js";
+import { asError, sharedLink, type Driver, type Host, type Link, type Opening } from "./link.js";
 
 type Client = any;
 
@@ -40,7 +40,8 @@ export function ioredisDriver(client: Client): Driver {
   const open = (base: Client, at: Partial<Host>, opening: Opening): Promise<Link> => openLink(base, at, opening);
   // With a prefix of its own, the client's commands miss the relay's keys.
   const hasPrefix = options.keyPrefix || options.redisOptions?.keyPrefix;
-  const share = hasPrefix ? undefined : (opening: Opening) => shareClient(client, opening);
+  const send: Link["send"] = (commands) => Promise.allSettled(commands.map((command) => client.call(...command)));
+  const share = hasPrefix ? undefined : (opening: Opening) => sharedLink(client, opening, send);
   if (!client.isCluster) return { slot: () => 0, share, open: (_key, opening) => open(client, {}, opening) };
 
   let node: Client;
@@ -60,16 +61,6 @@ export function ioredisDriver(client: Client): Driver {
   return { slot: slotOf, share, open: clusterOpener(openAt, seeds) };
 }
 
-function shareClient(client: Client, { onEnd }: Opening): Pick<Link, "send" | "close"> {
-  // What it connects to next may be another server.
-  const onReady = (): void => onEnd(new Error("The client has connected again."));
-  client.on("ready", onReady);
-  return {
-    send: (commands) => Promise.allSettled(commands.map((command) => client.call(...command))),
-    close: () => client.off("ready", onReady),
-  };
-}
-
 async function openLink(base: Client, at: Partial<Host>, { timeout, signal, onEnd }: Opening): Promise<Link> {
   const client = base.duplicate({ ...OPTIONS, ...at, connectTimeout: timeout, sentinelCommandTimeout: timeout });
   let reason: Error | undefined;
@@ -82,8 +73,6 @@ async function openLink(base: Client, at: Partial<Host>, { timeout, signal, onEn
   } catch (error) {
     close();
     throw reason ?? error; // `error` says only that it is closed
-  } finally {
-    signal.removeEventListener("abort", close);
   }
   return {
     // In one write: Redis runs such commands one right after the other.

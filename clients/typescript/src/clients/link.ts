@@ -17,7 +17,7 @@ export interface Link {
 export interface Opening {
   /** Milliseconds for each step. */
   readonly timeout: number;
-  /** Aborted when nobody waits for the Link any more: what was opened so far is closed. */
+  /** Aborted when nobody wants the Link any more: it is closed, also while it is opened. */
   readonly signal: AbortSignal;
   /** Called when the Link is lost, or leads to a server that is not the right one any more. */
   onEnd(error: Error): void;
@@ -41,6 +41,13 @@ export interface Host {
 
 /** What a client emits as an error may be a text. */
 export const asError = (error: unknown): Error => (error instanceof Error ? error : new Error(String(error)));
+
+/** A Link over the user's client itself. What that connects to next may be another server. */
+export function sharedLink(client: any, { onEnd }: Opening, send: Link["send"]): Pick<Link, "send" | "close"> {
+  const onReady = (): void => onEnd(new Error("The client has connected again."));
+  client.on("ready", onReady);
+  return { send, close: () => client.off("ready", onReady) };
+}
 
 /** What `work` resolves to, if it takes no longer than `milliseconds`; then, its signal is aborted. */
 export async function within<T>(

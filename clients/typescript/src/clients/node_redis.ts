@@ -2,7 +2,7 @@
 import type { Command, Reply } from "../connection.js";
 import { FeedError } from "../errors.js";
 import { clusterOpener, slotOf } from "./cluster.js";
-import { asError, type Driver, type Host, type Link, type Opening } from "./link.js";
+import { asError, sharedLink, type Driver, type Host, type Link, type Opening } from "./link.js";
 
 type Client = any;
 
@@ -37,18 +37,11 @@ export function nodeRedisDriver(client: Client): Driver {
   const needOpen = (): void => {
     if (!client.isOpen) throw new FeedError("The Redis client is not connected: `await client.connect()` first.");
   };
-  const share: Driver["share"] = ({ onEnd }) => {
-    // What it connects to next may be another server.
-    const onReady = (): void => onEnd(new Error("The client has connected again."));
-    client.on("ready", onReady);
-    return {
-      async send(commands) {
-        needOpen();
-        return sendAll(send, commands);
-      },
-      close: () => client.off("ready", onReady),
-    };
-  };
+  const share: Driver["share"] = (opening) =>
+    sharedLink(client, opening, async (commands) => {
+      needOpen();
+      return sendAll(send, commands);
+    });
 
   if (isCluster) {
     let node: Client;
@@ -94,11 +87,7 @@ async function openLink(base: Client, at: Partial<Host>, { timeout, signal, onEn
     if (!isWanted) close();
   });
   signal.addEventListener("abort", close);
-  try {
-    await client.connect();
-  } finally {
-    signal.removeEventListener("abort", close);
-  }
+  await client.connect();
   return {
     send: (commands) => sendAll((args) => client.sendCommand(args, TYPES), commands),
     subscribe: (channel, onMessage) => client.subscribe(channel, (message: string) => onMessage(message)),
