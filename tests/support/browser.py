@@ -124,13 +124,16 @@ class Page:
         """Write a PNG of what is seen."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
-    def axe(self) -> list[str]:
-        """Return what axe-core finds that is against WCAG 2.2 A or AA: https://github.com/dequelabs/axe-core."""
+    def axe(self, *rules: str) -> list[str]:
+        """Return what axe-core finds that is against WCAG 2.2 A or AA, or only against these of its rules.
+
+        https://github.com/dequelabs/axe-core/blob/develop/doc/rule-descriptions.md
+        """
         script = axe_core()
         assert script is not None
         self.evaluate(script.read_text())
         tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-        found = self.evaluate(f"axe.run(document, {{runOnly: {json.dumps(tags)}}})")
+        found = self.evaluate(f"axe.run(document, {{runOnly: {json.dumps(rules or tags)}}})")
         return [
             f"{each['id']}: {node['target']} {node['failureSummary']}"
             for each in found["violations"]

@@ -231,6 +231,7 @@ def test_many_sessions_make_no_page_slow(page: Page, local: Local, redis: Durabl
 def test_all_pages_keep_to_wcag_in_both_themes(
     page: Page, local: Local, redis: DurableRedis, deliveries: Deliveries, scheme: str
 ) -> None:
+    rules = () if scheme == "light" else ("color-contrast", "link-in-text-block")  # the others see no colour
     fill(redis.url, lives=12)
     page.theme(scheme)
     page.open(f"{local.origin}/console")
@@ -238,7 +239,7 @@ def test_all_pages_keep_to_wcag_in_both_themes(
     with client_of(redis.url) as client:
         letter = client.hkeys("{clerk}:dead-letters")[0]
         client.xgroup_create("{clerk}:events", "gateway", "0")
-    found = {"/console": page.axe()}
+    found = {"/console": page.axe(*rules)}
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(15, 18, 23)"}[scheme]
     links = page.evaluate(
@@ -250,9 +251,9 @@ def test_all_pages_keep_to_wcag_in_both_themes(
     for path in [*paths, "/console/nothing", "/console/sessions/sess_none"]:
         page.open(local.origin + path)
         if path != "/console/nothing":
-            found[path] = page.axe()
+            found[path] = page.axe(*rules)
     page.press("?")
-    found["help"] = page.axe()
+    found["help"] = page.axe(*rules)
     assert {path: faults for path, faults in found.items() if faults} == {}
 
 
