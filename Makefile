@@ -6,6 +6,8 @@
 # make test-servers  the tests with a real Redis, on Redis 6.2, Redis 8 and Valkey 9 (half an hour; downloads 30 MB)
 # make soak   every fault of production in one long load, and the counts at its end (one minute)
 # make soak-reconcile  a reconcile of 10,000 users that is killed 20 times (half an hour)
+# make console-load  the console in Chromium, at 1,000 events a second and with a million sessions (a few minutes)
+# make screenshots  the screenshots of docs/console.md, after a change of its pages
 # make lint   style, types and the direction of imports
 # make schemas  generate docs/schema, after a change of messages or responses
 # make pins   generate the pins in requirements*.txt (needs uv; ARGS=--upgrade updates them)
@@ -23,7 +25,7 @@ PIP = $(shell test -x .venv/bin/pip && echo .venv/bin/python || echo $(PYTHON)) 
 
 TYPESCRIPT := clients/typescript
 
-.PHONY: help run test test-unit test-typescript test-lowest test-servers soak soak-reconcile bench bench-growth lint schemas pins clean
+.PHONY: help run test test-unit test-typescript test-lowest test-servers soak soak-reconcile console-load screenshots bench bench-growth lint schemas pins clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -60,6 +62,13 @@ soak-reconcile: export RECONCILE_USERS ?= 10000
 soak-reconcile: export RECONCILE_KILLS ?= 20
 soak-reconcile: .venv/.installed
 	@exec .venv/bin/python -m pytest -n 0 -s tests/system/test_reconcile_drift.py $(ARGS)
+
+# CONSOLE_SECONDS, CONSOLE_RATE and CONSOLE_SESSIONS make it shorter, or another one.
+console-load: .venv/.installed
+	@exec .venv/bin/python -m pytest -n 0 -s tests/system/console_load.py $(ARGS)
+
+screenshots: .venv/.installed
+	@exec .venv/bin/python -m pytest -n 0 tests/system/console_screenshots.py $(ARGS)
 
 # ARGS="--rounds 1 --body-bytes 500-20000" and more: make bench ARGS=--help
 # ARGS="--against REV" measures the work tree beside the build at that git revision, in place of the contenders.
@@ -110,8 +119,8 @@ LOWEST = .lowest/bin/uv pip compile --quiet --python .lowest/bin/python --resolu
 	@$(PIP) .lowest/bin/python install --no-deps --no-build-isolation --editable ./clients/python --editable .
 	@touch $@
 
-# What tests need of npm: AsyncAPI's schema of its own documents, which is published nowhere else, and what the
-# examples use. Where npm is missing, or its registry is out of reach, those tests are skipped, and say so.
+# What tests need of npm: AsyncAPI's schema of its own documents, which is published nowhere else; axe-core, which
+# looks at the console's pages; and what the examples use. Where npm is missing, or its registry is out of reach, those tests are skipped, and say so.
 # (Not by `npm --prefix`, which would leave out the machine's own settings, like its certificates.)
 NPM_INSTALL := npm install --no-save --no-package-lock --no-audit --no-fund --no-update-notifier --loglevel error \
 	--fetch-retries 2 --fetch-retry-mintimeout 1000 --fetch-timeout 20000
@@ -119,8 +128,8 @@ NPM_INSTALL := npm install --no-save --no-package-lock --no-audit --no-fund --no
 .venv/.node: .venv/.made Makefile examples/package.json
 	@if command -v npm >/dev/null; then \
 		mkdir -p .venv/node && cp examples/package.json .venv/node && \
-		(cd .venv/node && $(NPM_INSTALL) @asyncapi/specs@6.11.1 >/dev/null) && touch $@ || \
-		echo "npm could not install @asyncapi/specs and ioredis: tests that need them are skipped" >&2; \
+		(cd .venv/node && $(NPM_INSTALL) @asyncapi/specs@6.11.1 axe-core@4.14.1 >/dev/null) && touch $@ || \
+		echo "npm could not install @asyncapi/specs, axe-core and ioredis: tests that need them are skipped" >&2; \
 	fi
 
 # The client for TypeScript, built: the conformance suite runs it beside Python's. (Not in the folder of the build, which

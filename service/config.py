@@ -271,6 +271,7 @@ class DevSettings(KeySettings, _Environment):
 
     clerk_webhook_signing_secret: _SigningSecrets | None = Field(None, validation_alias=_SIGNING_SECRET_NAMES)
     redis_url: CheckedRedisUrl | None = None
+    console_token: _AccessTokens = ()
     host: _Host = "127.0.0.1"
     port: int | None = Field(None, description=_PORT, ge=1, le=65535)
     log_level: _LogLevel = Field("warning", description=_LEVELS)

@@ -106,6 +106,10 @@ class RelayFlask(Flask):
         reader = Reader(settings)
         if settings.read_tokens:
             self.register_blueprint(create_reads(settings, reader))
+        if settings.console_tokens:
+            from service.console import create_console  # noqa: PLC0415
+
+            self.register_blueprint(create_console(settings, settings.console_tokens, reader.queries))
         return reader
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:

@@ -20,6 +20,7 @@ from service.telemetry import printable
 
 _MODULES: Final = {
     "check": "service.cli.check",
+    "console": "service.cli.console",
     "dead-letters": "service.cli.dead_letters",
     "forget": "service.cli.revoke",
     "revoke": "service.cli.revoke",

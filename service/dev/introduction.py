@@ -29,6 +29,8 @@ def introduce(
     redis_url: str,
     redis_option: str,
     channel: str,
+    console_link: str,
+    made_token: str | None,
     made_secret: str | None,
     names_secret: bool,
     preferred_port: int,
@@ -43,6 +45,8 @@ def introduce(
         redis_url: where it is.
         redis_option: the option that makes another `dev` use such a Redis; empty if settings do.
         channel: REDIS_CHANNEL.
+        console_link: the address that signs in to the console, once.
+        made_token: CONSOLE_TOKEN, if `dev` made it; None if it was given.
         made_secret: the signing secret, if `dev` made it; None if it was given.
         names_secret: commands in another terminal need to be told the secret.
         preferred_port: where another `dev` listens if PORT is not set.
@@ -56,6 +60,8 @@ def introduce(
     console.print(
         *([f"Port {preferred_port} is taken; this uses {port}.\n"] if preferred_is_taken else []),
         f"{'webhooks':<10}{url}",
+        f"{'console':<10}{console_link}  (open it: what comes in, live)",
+        f"{'':<10}It signs in once. Later: {origin.join('/console')}, token {made_token or 'as in CONSOLE_TOKEN'}",
         f"{'secret':<10}{made_secret or 'the one of CLERK_WEBHOOK_SIGNING_SECRET'}",
         f"{'Redis':<10}{shown_url}  ({redis_name})",
         "\nTry, in another terminal:",

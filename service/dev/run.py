@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.config import DevSettings
-from service.dev import TRIAL_PATH, embedded, introduction, sender, simulator, view
+from service.dev import CONSOLE_LINK, TRIAL_PATH, embedded, introduction, sender, simulator, view
 from service.dev.sender import WEBHOOK_PATH
 from service.errors import StartError
 from service.server.system import listen
@@ -75,6 +75,8 @@ def run(
             for_redis = {"REDIS_URL": redis_url, "REDIS_MIN_REPLICAS": "0"}  # it has none
         given = [secret.get_secret_value() for secret in settings.clerk_webhook_signing_secret or ()]
         secrets = given or [simulator.new_secret()]
+        tokens = [token.get_secret_value() for token in settings.console_token]
+        made_token = None if tokens else token_hex(16)
         port = _choose_port(settings)
         environment = {
             "CLERK_WEBHOOK_SIGNING_SECRET": ",".join(secrets),
@@ -84,6 +86,8 @@ def run(
             "LOG_LEVEL": settings.log_level,
             "LOG_FORMAT": settings.log_format,
             TRIAL_PATH: f"/{token_hex()}",
+            "CONSOLE_TOKEN": made_token or ",".join(tokens),
+            CONSOLE_LINK: token_hex(16),
         }
         server = stack.enter_context(_serve(environment))
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
@@ -99,6 +103,8 @@ def run(
             redis_url=redis_url,
             redis_option=redis_option or "",
             channel=settings.redis_channel,
+            console_link=str(origin.join(f"/console/open/{environment[CONSOLE_LINK]}")),
+            made_token=made_token,
             made_secret=None if given else secrets[0],
             names_secret=not given or not _is_in_file(secrets[0]),
             preferred_port=PREFERRED_PORT,

@@ -99,6 +99,7 @@ class PartitionedStore:
         self._layout = LayoutCheck(settings, keys, may_mark=may_mark)
         self._refused = ""
         """What the last connection was refused for."""
+        self._common_keys: Final = keys
         self._dead_letters = keys.dead_letters, self._pipeline_for(keys.dead_letters)
         self._layout_key: Final = keys.layout  # in the slot of the dead letters, like the next
         self._reconcile_key: Final = keys.reconcile
@@ -158,6 +159,12 @@ class PartitionedStore:
     def partitions(self) -> Sequence[Partition]:
         """Where sessions are kept, by number."""
         return self._partitions
+
+    @property
+    def common(self) -> Partition:
+        """Where the keys are that are not split: dead letters, and what `reconcile` keeps."""
+        _, pipeline = self._dead_letters
+        return Partition(0, self._common_keys, pipeline, len(self._partitions))
 
     def partition_of(self, user_id: str) -> Partition:
         """Return where the sessions of a user are kept."""

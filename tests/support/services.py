@@ -112,7 +112,7 @@ def run_service(
     """
     with tempfile.TemporaryDirectory(prefix="session-relay-test-") as directory:
         for _ in range(3):  # someone else may take the free port first
-            port = free_port()
+            port = int(environment.get("PORT") or free_port())
             log = Path(directory) / "log"
             settings = {
                 "CLERK_WEBHOOK_SIGNING_SECRET": SECRET,

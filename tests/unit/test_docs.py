@@ -124,7 +124,9 @@ class TestEachDocument:
         for name in main.list_commands(CONTEXT):
             command = main.get_command(CONTEXT, name)
             assert command is not None
-            options = {option for parameter in command.params for option in parameter.opts}
+            options = {
+                option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+            }
             for line in command_lines(document).splitlines():
                 if f"session-relay {name} " in line:
                     assert set(re.findall(r"--[a-z-]+", line)) <= options, line

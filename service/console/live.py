@@ -1,0 +1,157 @@
+"""The live part: server-sent events of what the stream gets, at most a few a second, whatever comes in.
+
+Each tab reads the stream on its own, from its own cursor, a few times a second: so it goes on without a gap after a
+lost connection (`Last-Event-ID`) and after Redis was away, and many events need one message, with their count.
+https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+import asyncio
+import contextlib
+import math
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, Final
+
+import orjson
+from clerk_session_feed.cursors import whole_cursor
+
+from service.console.data import ConsoleStore, Cursors
+from service.console.rows import Entry, Filter, row
+from service.errors import StoreUnavailableError, TooManyStreamsError
+
+TICK_SECONDS: Final = 0.25
+"""Seconds between two looks at the stream. What comes meanwhile is one message."""
+BEAT_SECONDS: Final = 0.6
+"""Seconds after which a sign of life is sent if there is no news: the page misses two before it says so."""
+AWAY_SECONDS: Final = 1.0
+"""Seconds that Redis may take; then the page is told that it is away."""
+MAX_ROWS: Final = 25
+"""Rows in one message, the newest; the others are counted. Nobody reads a hundred rows a second."""
+MAX_PAGES: Final = 20
+"""Pages that are read at once of a stream that is behind."""
+MAX_TABS: Final = 50
+"""Tabs that one process serves at the same time."""
+
+
+class LiveFeed:
+    """The tabs of one process."""
+
+    def __init__(self, store: ConsoleStore) -> None:
+        self._store = store
+        self._tabs: weakref.WeakSet[Tab] = weakref.WeakSet()
+
+    def open(self, cursors: Cursors, wanted: Filter, ends_at: float) -> "Tab":
+        """Return the events of one tab, until it is closed, or the visit ends.
+
+        Args:
+            cursors: behind what to begin.
+            wanted: which entries to show; the others are not even counted.
+            ends_at: when the visit ends, in Unix seconds.
+
+        Raises:
+            TooManyStreamsError: There are MAX_TABS open.
+        """
+        if sum(not tab.is_closed for tab in self._tabs) >= MAX_TABS:
+            raise TooManyStreamsError(f"{MAX_TABS} tabs show the live feed already: close some.")
+        tab = Tab(self._store, cursors, wanted, ends_at)
+        self._tabs.add(tab)
+        return tab
+
+
+class Tab:
+    """What one tab is sent, as bytes: iterated by threads, or on an event loop."""
+
+    def __init__(self, store: ConsoleStore, cursors: Cursors, wanted: Filter, ends_at: float) -> None:
+        self._store, self._wanted, self._ends_at = store, wanted, ends_at
+        self._cursors = cursors
+        self._sent_at = -math.inf
+        self._pause = 0.0
+        """Seconds until the next step."""
+        self.is_closed = False
+        self._on_close: Callable[[], object] = lambda: None
+
+    def close(self) -> None:
+        """End it. From the thread of the loop, or from any other if it is iterated by threads."""
+        self.is_closed = True
+        self._on_close()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield what is to be sent; this blocks the thread until there is something."""
+        try:
+            while not self.is_closed:
+                time.sleep(self._pause)
+                if data := self._step():
+                    yield data
+        finally:
+            self.close()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield likewise, on an event loop."""
+        closed = asyncio.Event()
+        self._on_close = closed.set
+        while not self.is_closed:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(closed.wait(), self._pause)
+                return
+            if data := await asyncio.to_thread(self._step):
+                yield data
+
+    def _step(self) -> bytes:
+        """Return what is to be sent now, and set the pause until the next step."""
+        began_at = time.monotonic()
+        if time.time() >= self._ends_at:
+            self.is_closed = True
+            return _event("bye", {"reason": "signed_out"})
+        try:
+            data, pause = b"".join(self._news()), TICK_SECONDS
+        except StoreUnavailableError as error:
+            data, pause = _event("away", {"detail": str(error)}), AWAY_SECONDS / 2
+        if not data and began_at - self._sent_at > BEAT_SECONDS:
+            data = b"retry: 500\n" + _event("beat", {})
+        if data:
+            self._sent_at = began_at
+        self._pause = max(0.05, pause - (time.monotonic() - began_at))
+        return data
+
+    def _news(self) -> list[bytes]:
+        """Return events for what is new."""
+        shown: list[Entry] = []
+        cursors, count, is_lost = self._cursors, 0, False
+        for _ in range(MAX_PAGES):
+            news = self._store.news(cursors, AWAY_SECONDS)
+            cursors, is_lost = news.cursors, is_lost or news.lost
+            found = [entry for entry in news.entries if self._wanted.wants(entry)]
+            count += len(found)
+            shown = (shown + found)[-MAX_ROWS:]
+            if not news.has_more:
+                break
+        self._cursors = cursors  # not before: if Redis fails on the way, all is read again
+        events = [_event("resync", {})] if is_lost else []
+        if shown or is_lost:
+            data = {"rows": [row(entry) for entry in shown], "count": count}
+            events.append(_event("rows", data, write_cursors(cursors)))
+        return events
+
+
+def _event(name: str, data: Mapping[str, Any], cursor: str = "") -> bytes:
+    # JSON has no line breaks outside of its texts, and escapes them there: one line of data.
+    id_ = f"id: {cursor}\n" if cursor else ""
+    return f"{id_}event: {name}\ndata: ".encode() + orjson.dumps(data) + b"\n\n"
+
+
+def write_cursors(cursors: Mapping[int, str]) -> str:
+    """Return cursors as one text: of one partition, its cursor; else `0:…,1:…`."""
+    if len(cursors) == 1:
+        return next(iter(cursors.values()))
+    return ",".join(f"{number}:{cursor}" for number, cursor in sorted(cursors.items()))
+
+
+def read_cursors(text: str, partitions: int) -> Cursors | None:
+    """Return what `write_cursors` wrote; None if it is something else, or of another number of partitions."""
+    parts = [part.rpartition(":") for part in text.split(",")] if text else []
+    try:
+        cursors = {int(number or 0): whole_cursor(cursor) for number, _, cursor in parts}
+    except ValueError:
+        return None
+    return cursors if sorted(cursors) == [*range(partitions)] else None
