@@ -76,7 +76,7 @@ REDIS_ERROR_KINDS: Final = {
 """From a value of the label `kind` to the names that `count_redis_error` gets, separated by spaces."""
 
 
-_OTHER_ENDPOINTS: Final = {"unauthorized", "not_found", "method_not_allowed"}
+_OTHER_ENDPOINTS: Final = {"unauthorized", "not_found", "method_not_allowed", "invalid_parameter", "too_many_streams"}
 """Codes that no delivery gets."""
 
 

@@ -62,10 +62,7 @@ class RedisUrl:
             raise ValueError("ends in #insecure, which is not known here: for any certificate, use ?ssl_cert_reqs=none")
         if "#" in url:
             raise ValueError("has a #: in a password, write it as %23")
-        try:
-            parts = urlsplit(url)
-        except ValueError:
-            raise ValueError(_MALFORMED) from None
+        parts, netloc = _split(url)
         if "@" in parts.query or ("@" in parts.path and parts.netloc):
             # What precedes it would be taken for the host, and logged.
             raise ValueError(f"has an @ behind / or ?; {FORMS}")
@@ -73,7 +70,7 @@ class RedisUrl:
         if parts.scheme == "unix":
             return cls._of_a_socket(url)
         kind = _SCHEMES[parts.scheme]
-        login, at, netloc = parts.netloc.rpartition("@")
+        login, at, _ = parts.netloc.rpartition("@")
         hosts = tuple(_host(host, _DEFAULT_PORTS[kind]) for host in netloc.split(","))
         path = parts.path.strip("/")
         master, _, database = path.partition("/") if kind == "sentinel" else ("", "", path)
@@ -95,6 +92,21 @@ class RedisUrl:
             raise ValueError("names a socket, and TLS: leave out the option that turns TLS on")
         _check("server", 1, "", "".join(parse_qs(options.query).get("db", ())))
         return cls("server", f"{address}?{options.query}", passed_over=options.passed_over)
+
+
+def _split(url: str) -> tuple[SplitResult, str]:
+    """Return the parts of the URL with its first host alone, and all its hosts.
+
+    urlsplit refuses an address in brackets behind another host: since Python 3.12.9 and 3.13.2, and in Debian's 3.11.
+    """
+    before, slashes, after = url.partition("//")
+    netloc = re.split("[/?]", after, maxsplit=1)[0]
+    login, at, hosts = netloc.rpartition("@")
+    first = hosts.partition(",")[0]
+    try:
+        return urlsplit(f"{before}{slashes}{login}{at}{first}{after[len(netloc) :]}"), hosts
+    except ValueError:
+        raise ValueError(_MALFORMED) from None
 
 
 def _check_scheme(url: str, scheme: str) -> None:
