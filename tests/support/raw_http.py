@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import io
 import json
 import socket
 from collections.abc import Iterator, Sequence
@@ -30,12 +31,14 @@ class RawConnection:
 
     def __init__(self, port: int, timeout: float = 15) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
+        self._raw = self.socket.makefile("rb", buffering=0)
+        self._received = _Received(self._raw)
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
 
     def response(self, method: str = "POST") -> RawResponse:
-        reader = http.client.HTTPResponse(self.socket, method=method)
+        reader = http.client.HTTPResponse(self, method=method)  # type: ignore[arg-type]  # it asks for `makefile` alone
         try:
             reader.begin()
             headers = {name.lower(): value for name, value in reader.getheaders()}
@@ -43,8 +46,19 @@ class RawConnection:
         finally:
             reader.close()
 
+    def makefile(self, _mode: str) -> "_Received":
+        return self._received
+
     def close(self) -> None:
+        self._raw.close()
         self.socket.close()
+
+
+class _Received(io.BufferedReader):
+    """What a connection received. Each response closes it, but may have read a part of the next one, too."""
+
+    def close(self) -> None:
+        """Do nothing: the next response reads on."""
 
 
 @contextlib.contextmanager
