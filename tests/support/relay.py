@@ -24,6 +24,10 @@ def make_settings(redis_url: str, **overrides: Any) -> Settings:
     return load(Settings, _env_file=None, redis_url=redis_url, **{"clerk_webhook_signing_secret": SECRET} | overrides)
 
 
+async def _greenlets(loop: asyncio.AbstractEventLoop) -> Greenlets:
+    return Greenlets(loop)  # they belong to the thread that makes them
+
+
 class Relay:
     """Takes deliveries into a store of its own, at a frozen time."""
 
@@ -37,9 +41,9 @@ class Relay:
 
         # As under `serve`: on an event loop, in greenlets.
         self._loop = asyncio.new_event_loop()
-        self._greenlets = Greenlets(self._loop)
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
+        self._greenlets = asyncio.run_coroutine_threadsafe(_greenlets(self._loop), self._loop).result()
         self.store.bind_loop(self._loop)
 
     def call(self, function: Callable[..., T], *args: Any) -> Future[T]:
