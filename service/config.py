@@ -26,8 +26,8 @@ _DAY: Final = 86_400
 _SIMILARITY: Final = 0.8
 """From this ratio of difflib on, one name may be meant for another: REDIS_TLS_URL for REDIS_URL."""
 
-SHORTEST_ACCESS_TOKEN: Final = 16
-"""Characters that a token has at least with which users' sessions can be read from anywhere."""
+SHORT_ACCESS_TOKEN: Final = 16
+"""Characters below which a token could be guessed, with which users' sessions can be read from anywhere."""
 
 _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _ADDRESS: Final = re.compile(
@@ -106,13 +106,18 @@ def _check_omit_fields(names: frozenset[str]) -> frozenset[str]:
 
 
 def _check_token(token: SecretStr) -> SecretStr:
-    text = token.get_secret_value()
-    # https://www.rfc-editor.org/rfc/rfc9110#section-5.5
-    if text != text.strip() or not text.isprintable():
-        raise ValueError("has white space at an end, or a control character: leave out what no header carries")
-    if text and any(map(feed_settings.is_quotation_mark, (text[0], text[-1]))):
-        raise ValueError("begins or ends with a quotation mark: leave the quotes out")
+    if fault := _fault_of_token(token.get_secret_value()):
+        raise ValueError(fault)
     return token
+
+
+def _fault_of_token(token: str) -> str | None:
+    # https://www.rfc-editor.org/rfc/rfc9110#section-5.5
+    if token != token.strip() or not token.isprintable():
+        return "has white space at an end, or a control character: leave out what no header carries"
+    if token and any(map(feed_settings.is_quotation_mark, (token[0], token[-1]))):
+        return "begins or ends with a quotation mark: leave the quotes out"
+    return None
 
 
 def _split_at_commas(value: object) -> object:
@@ -121,20 +126,9 @@ def _split_at_commas(value: object) -> object:
 
 def _check_access_tokens(tokens: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
     for number, token in enumerate(tokens, start=1):
-        if fault := _fault_of_access_token(token.get_secret_value()):
+        if fault := _fault_of_token(token.get_secret_value()):
             raise ValueError(f"token {number} of {len(tokens)} {fault}" if len(tokens) > 1 else fault)
     return tokens
-
-
-def _fault_of_access_token(token: str) -> str | None:
-    if any(map(feed_settings.is_quotation_mark, (token[0], token[-1]))):
-        return "begins or ends with a quotation mark: leave the quotes out"
-    if not re.fullmatch(r"[!-~]+", token):
-        return "has a character that is no letter, digit or sign of ASCII: make one with `openssl rand -hex 32`"
-    if len(token) < SHORTEST_ACCESS_TOKEN:
-        shortest = f"shorter than {SHORTEST_ACCESS_TOKEN} characters"
-        return f"is {shortest}, so it could be guessed: make one with `openssl rand -hex 32`"
-    return None
 
 
 def _without_brackets(host: str) -> str:
@@ -323,6 +317,17 @@ def misspelt_settings(settings: BaseSettings) -> list[str]:
     unset = sorted(type(settings).model_fields.keys() - settings.model_fields_set)
     found = [(misspelt(name), name.upper()) for name in unset]
     return [f"{alike} is not a setting. If you mean {name}, rename it" for alike, name in found if alike]
+
+
+def short_tokens(settings: BaseSettings) -> list[str]:
+    """Return a line for each setting with a token that is so short that it could be guessed."""
+    tokens = {name: getattr(settings, name, ()) for name in ("read_token", "console_token")}
+    return [
+        f"{name.upper()} has a token of less than {SHORT_ACCESS_TOKEN} characters, which could be guessed:"
+        " make one with `openssl rand -hex 32`"
+        for name, values in tokens.items()
+        if any(len(value.get_secret_value()) < SHORT_ACCESS_TOKEN for value in values)
+    ]
 
 
 def shown(settings: BaseSettings) -> dict[str, object]:

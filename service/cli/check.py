@@ -18,7 +18,7 @@ from service.cli.check_servers import check_servers
 from service.cli.check_trial import check_writing
 from service.cli.diagnosis import CheckResult, explain
 from service.cli.in_thread import END, in_thread
-from service.config import DevSettings, ReconcileSettings, Settings, load, misspelt_settings
+from service.config import DevSettings, ReconcileSettings, Settings, load, misspelt_settings, short_tokens
 from service.dev import simulator
 from service.server.system import metrics_directory
 from service.store.partitions import refuse_other_partitions
@@ -81,7 +81,7 @@ def run_checks(settings: Settings, *, has_secret: bool = True) -> Iterator[Check
         yield CheckResult("ok", f"signing secrets: {len(settings.secrets)}, well-formed")
     else:
         yield CheckResult("warning", "CLERK_WEBHOOK_SIGNING_SECRET is not set: serve does not start without it")
-    for advice in misspelt_settings(settings):
+    for advice in (*misspelt_settings(settings), *short_tokens(settings)):
         yield CheckResult("warning", advice)
     yield from _check_metrics_directory(settings)
     yield from _check_url(settings)

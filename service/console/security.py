@@ -122,7 +122,8 @@ class Gate:
             raise RefusedError(421, "This console answers on its own address only: open the one that it printed.")
         if authorization := request.headers.get("Authorization"):
             scheme, _, token = authorization.partition(" ")
-            who = self.who_has(token.strip()) if scheme.lower() == "bearer" else ""
+            sent = token.strip(" ").encode("latin-1").decode(errors="surrogateescape")  # a header is bytes (PEP 3333)
+            who = self.who_has(sent) if scheme.lower() == "bearer" else ""
             if not who:
                 raise RefusedError(401, "Send CONSOLE_TOKEN as a Bearer token.")
             return Visit("header", who, has_header=True, ends_at=time.time() + VISIT_SECONDS)

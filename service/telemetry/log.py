@@ -20,7 +20,7 @@ from structlog.processors import format_exc_info
 from structlog.stdlib import filter_by_level, render_to_log_kwargs
 from structlog.typing import EventDict
 
-from service.config import LogSettings, misspelt_settings, shown
+from service.config import LogSettings, misspelt_settings, short_tokens, shown
 from service.telemetry import printable, relay_version
 
 
@@ -44,11 +44,13 @@ def configure(settings: LogSettings) -> None:
 
 
 def log_start(settings: LogSettings) -> None:
-    """Log which relay starts with which settings, and warn of variables that are probably meant for others."""
+    """Log which relay starts with which settings, and warn of those that are probably misspelt, or easily guessed."""
     logger = structlog.get_logger(__name__)
     logger.info("starting", version=relay_version(), settings=shown(settings))
     for advice in misspelt_settings(settings):
         logger.warning("setting_misspelt", advice=advice)
+    for advice in short_tokens(settings):
+        logger.warning("token_short", advice=advice)
 
 
 def configure_unless_done(settings: LogSettings) -> None:

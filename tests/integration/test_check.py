@@ -62,6 +62,11 @@ def test_where_all_is_well_everything_is_ok(good_redis: EmbeddedRedis, good_clie
     assert contents(good_client) == {}
 
 
+def test_a_token_that_could_be_guessed_is_a_warning(good_redis: EmbeddedRedis) -> None:
+    (found,) = [each for each in findings(good_redis.url, read_token="short") if "READ_TOKEN" in each.text]
+    assert found.level == "warning"
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "level", "advice"),
     [

@@ -23,14 +23,14 @@ from service.console.security import COOKIE, Gate
 from service.console.views import ConsoleBlueprint
 from service.dev.embedded import EmbeddedRedis
 
-TOKEN, SECOND_TOKEN = "first-token-of-the-console", "second-token-of-the-console"
+TOKEN, SECOND_TOKEN, THIRD_TOKEN = "first-token-of-the-console", "second-token-of-the-console", "troisième"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
 
 
 @pytest.fixture(scope="module")
 def app(real_redis: EmbeddedRedis) -> Iterator[RelayFlask]:
-    app = create_app(make_settings(real_redis.url, console_token=f"{TOKEN},{SECOND_TOKEN}"))
+    app = create_app(make_settings(real_redis.url, console_token=f"{TOKEN},{SECOND_TOKEN},{THIRD_TOKEN}"))
     yield app
     assert app.reader is not None
     app.reader.close()
@@ -89,7 +89,7 @@ def test_who_is_not_signed_in_gets_the_form_and_nothing_else(visitor: FlaskClien
     assert "redis://" not in response.text
 
 
-@pytest.mark.parametrize("token", [TOKEN, SECOND_TOKEN])
+@pytest.mark.parametrize("token", [TOKEN, SECOND_TOKEN, THIRD_TOKEN])
 def test_each_token_signs_in(visitor: FlaskClient, token: str) -> None:
     assert sign_in(visitor, token).headers["Location"] == "/console"
     assert visitor.get("/console").status_code == 200
@@ -103,6 +103,8 @@ def test_another_token_does_not(visitor: FlaskClient, token: str) -> None:
 
 def test_a_bearer_token_needs_no_cookie(visitor: FlaskClient) -> None:
     assert visitor.get("/console", headers=BEARER).status_code == 200
+    as_sent = THIRD_TOKEN.encode().decode("latin-1")  # what a server makes of the bytes
+    assert visitor.get("/console", headers={"Authorization": f"Bearer {as_sent}"}).status_code == 200
     assert visitor.get("/console", headers={"Authorization": "Bearer wrong"}).status_code == 401
 
 

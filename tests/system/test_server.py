@@ -171,6 +171,16 @@ def test_a_misspelt_setting_is_a_warning(any_redis: EmbeddedRedis) -> None:
     assert line["advice"] == "METRIC_TOKEN is not a setting. If you mean METRICS_TOKEN, rename it"
 
 
+def test_a_token_that_could_be_guessed_is_a_warning_and_opens(any_redis: EmbeddedRedis) -> None:
+    with run_service(any_redis.url, READ_TOKEN="x y") as service:
+        line = said(service, "token_short")
+        response = service.http.get("/stats", headers={"Authorization": "Bearer x y"})
+
+    assert line["level"] == "warning"
+    assert "READ_TOKEN has a token of less than 16 characters" in line["advice"]
+    assert response.status_code == 200
+
+
 def test_a_redis_that_may_not_be_asked_for_its_version_is_named_without_it(own_redis: EmbeddedRedis) -> None:
     with client_of(own_redis.url) as client:
         client.acl_setuser(
