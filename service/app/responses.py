@@ -54,4 +54,7 @@ def for_status(status: int, detail: str | None, headers: Mapping[str, str]) -> H
 def _problem(status: int, code: str, title: str, detail: str, headers: Mapping[str, str]) -> HttpResponse:
     # https://www.rfc-editor.org/rfc/rfc9457
     body = {"type": "about:blank", "title": title, "status": status, "detail": detail, "code": code}
-    return HttpResponse(status, orjson.dumps(body), "application/problem+json", headers)
+    # A cache may keep a 404 by itself: https://www.rfc-editor.org/rfc/rfc9110#section-15.1
+    return HttpResponse(
+        status, orjson.dumps(body), "application/problem+json", {"Cache-Control": "no-store", **headers}
+    )

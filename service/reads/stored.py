@@ -14,7 +14,8 @@ from service.reads.parameters import limit
 from service.store.queries import Queries
 
 _AFTER: Final = re.compile(r"0|[1-9][0-9]{0,19}")
-"""A cursor of HSCAN."""
+_LARGEST: Final = 2**64 - 1
+"""Cursors of HSCAN are numbers of 64 bits; Redis refuses others."""
 
 
 def add_stored(reads: Blueprint, access: ReadAccess, queries: Queries) -> None:
@@ -24,7 +25,7 @@ def add_stored(reads: Blueprint, access: ReadAccess, queries: Queries) -> None:
     def get_dead_letters() -> Response:
         access.require()
         after = request.args.get("after", "0")
-        if _AFTER.fullmatch(after) is None:
+        if _AFTER.fullmatch(after) is None or int(after) > _LARGEST:
             raise InvalidParameterError("after: what this list gave as `next`.")
         summaries, following = queries.dead_letters(after, limit())
         items = [orjson.dumps(dataclasses.asdict(summary)) for summary in summaries]

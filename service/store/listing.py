@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple, Self
 
+from clerk_session_feed.cursors import MAX_PART, position
 from clerk_session_feed.models import OPEN_STATUSES, STATUSES
 from clerk_session_feed.transport import as_dict
 from clerk_session_feed.updates import now_ms
@@ -54,7 +55,8 @@ class IndexCursor(NamedTuple):
 
 def read_stream_cursor(text: str) -> tuple[int, str]:
     """Return the number of a partition, and a cursor in it; raise ValueError if the text is something else."""
-    if (match := _STREAM_CURSOR.fullmatch(text)) is None:
+    match = _STREAM_CURSOR.fullmatch(text)
+    if match is None or max(position(match[2])) > MAX_PART:
         raise ValueError("It is no `next` of this list.")
     return int(match[1]), match[2]
 

@@ -202,7 +202,7 @@ def test_what_is_no_place_in_the_list_is_refused(queries: Queries, after: str) -
         list_sessions(queries, "live", None, after, 3)
 
 
-@pytest.mark.parametrize("after", ["", "x", "0.1", "0.1.1.sess_1", "0.-1"])
+@pytest.mark.parametrize("after", ["", "x", "0.1", "0.1.1.sess_1", "0.-1", f"0.{2**64}-0"])
 def test_what_is_no_place_in_the_list_of_ended_ones_is_refused(queries: Queries, after: str) -> None:
     with pytest.raises(ValueError, match="no `next`"):
         list_sessions(queries, "ended", None, after, 3)

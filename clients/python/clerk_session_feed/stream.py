@@ -160,10 +160,11 @@ class Reading(abc.ABC, Generic[T]):
 
 
 class UpdateReading(Reading[SessionUpdate]):
-    """Yields each state as a SessionUpdate. stale: also what came too late to change anything."""
+    """Yields each state as a SessionUpdate. stale: also what came too late to change anything; rest: see Reading."""
 
-    def __init__(self, *, stale: bool = False) -> None:
+    def __init__(self, *, stale: bool = False, rest: float = 0.0) -> None:
         self._stale = stale
+        self.rest = rest
 
     async def read(
         self, connection: Connection, keys: Sequence[bytes], *further: Command
