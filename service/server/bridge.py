@@ -272,6 +272,10 @@ class Stream:
             async for chunk in chunks:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except RuntimeError:  # so uvloop refuses a connection that has broken, a moment before it says so
+            await asyncio.wait([watching], timeout=1.0)
+            if not watching.done():
+                raise
         finally:
             watching.cancel()  # which also closes the stream
 

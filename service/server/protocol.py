@@ -315,7 +315,7 @@ class _OneWrite:
         cycle.on_response()
 
 
-_SIMPLE: Final = {b"content-type", b"content-length", b"allow", b"retry-after", b"www-authenticate"}
+_SIMPLE: Final = {b"content-type", b"content-length", b"allow", b"retry-after", b"www-authenticate", b"cache-control"}
 
 
 def _to_bytes(status: int, headers: RawHeaders, body: bytes, keep_alive: bool) -> bytes:
