@@ -8,7 +8,7 @@ import sentry_sdk
 from flask import request
 
 from service.app.factory import RelayFlask, create_app
-from service.clerk import events as clerk
+from service.clerk import ordinary
 from service.ingest import Ingest
 from service.models import Delivery, DeliveryInfo
 
@@ -33,7 +33,7 @@ def with_defects() -> RelayFlask:
         if request.headers.get(MARK) == "hook":
             raise ZeroDivisionError
 
-    read, parse = Ingest._read, clerk._load
+    read, parse = Ingest._read, ordinary.read
 
     def raising_read(self: Ingest, delivery: Delivery, info: DeliveryInfo) -> Any:
         if request.headers.get(MARK) == "ingest":
@@ -41,12 +41,12 @@ def with_defects() -> RelayFlask:
         return read(self, delivery, info)
 
     def raising_parse(body: bytes) -> Any:
-        envelope = parse(body)
+        event = parse(body)
         if request.headers.get(MARK) == "parsing":
             raise ZeroDivisionError
-        return envelope
+        return event
 
     patch = pytest.MonkeyPatch()
     patch.setattr(Ingest, "_read", raising_read)
-    patch.setattr(clerk, "_load", raising_parse)
+    patch.setattr(ordinary, "read", raising_parse)
     return app

@@ -111,7 +111,7 @@ def test_sentry_sees_a_defect_as_one_event(any_redis: EmbeddedRedis, sink: Sink,
 
 def test_sentry_sees_a_reply_of_another_shape_as_one_event(sink: Sink) -> None:
     def reply(command: list[bytes]) -> bytes | None:
-        return {b"EVALSHA": b":1", b"EXISTS": b":0"}.get(command[0], b"+OK")
+        return {b"EVALSHA": b":1", b"EXISTS": b":0", b"HMGET": b"*1\r\n$-1"}.get(command[0], b"+OK")
 
     with scripted_redis(reply) as redis, sentry_service(redis.url, sink) as service:
         assert service.deliver(event(), "msg_1").status_code == 503
