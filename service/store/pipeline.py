@@ -27,6 +27,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import redis
@@ -133,6 +134,8 @@ class Pipeline:
         self._thread: threading.Thread | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_working = False
+        self._done: asyncio.Future[None] | None = None
+        """Who closes this waits for it: what was submitted is done."""
         self._closing = False
         self._paused_until = 0.0
         self._stuck_from = math.inf
@@ -173,7 +176,7 @@ class Pipeline:
             if not self._is_working:
                 self._is_working = True
                 loop = self._loop or self._start_thread()
-                schedule(loop, self._start)
+                schedule(loop, self._go_on)
         return future
 
     def reconnect(self) -> None:
@@ -206,27 +209,54 @@ class Pipeline:
         self._thread.start()
         return self._loop
 
-    def _start(self) -> None:
-        self._task = asyncio.ensure_future(self._work())
-
-    async def _work(self) -> None:
+    def _go_on(self) -> None:
+        """Send the next batch. When it is done, this is called again."""
         while batch := self._next_batch():
             self._stuck_from = time.monotonic() + STUCK_SECONDS
+            if not self._is_connected() or any(command.context for command in batch):
+                self._task = asyncio.ensure_future(self._work(batch))  # to connect, or to record a span, needs one
+                return
             try:
-                await self._run(batch)
-            except (redis.TimeoutError, TimeoutError) as error:
-                with self._lock:
-                    self._paused_until = time.monotonic() + PAUSE_AFTER_TIMEOUT
-                    batch += self._take(MAX_WAITING)
-                self._fail(batch, error)
+                sent = self._write(batch)
             except Exception as error:  # noqa: BLE001  # whatever it is, the next batch may succeed
-                self._fail(batch, error)
-            finally:
-                self._stuck_from = math.inf
+                self._give_up(batch, error)
+            else:
+                sent.add_done_callback(partial(self._take_replies, batch, time.perf_counter()))
+                return
+
+    def _take_replies(self, batch: list[_Command], started: float, sent: "asyncio.Future[list[Any]]") -> None:
+        """Finish a batch whose replies are here, and go on; without a task, which would take longer than Redis."""
+        try:
+            replies = self._read(batch, sent.result(), started)
+            if any(map(_is_not_run, replies)):
+                self._task = asyncio.ensure_future(self._work(batch, replies))
+                return
+            self._settle(batch, replies)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the next batch may succeed
+            self._give_up(batch, error)
+        self._go_on()
+
+    async def _work(self, batch: list[_Command], replies: list[Any] | None = None) -> None:
+        """Connect and send a batch; or, with replies to it, send again what Redis did not run."""
+        try:
+            self._settle(batch, await self._run(batch, replies or await self._send(batch)))
+        except Exception as error:  # noqa: BLE001  # whatever it is, the next batch may succeed
+            self._give_up(batch, error)
+        self._go_on()
+
+    def _give_up(self, batch: list[_Command], error: Exception) -> None:
+        if isinstance(error, redis.TimeoutError | TimeoutError):
+            with self._lock:
+                self._paused_until = time.monotonic() + PAUSE_AFTER_TIMEOUT
+                batch += self._take(MAX_WAITING)
+        self._fail(batch, error)
 
     async def _close(self) -> None:
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=CLOSE_SECONDS)
+        with self._lock:
+            if self._is_working:
+                self._done = asyncio.get_running_loop().create_future()
+        if self._done is not None:
+            await asyncio.wait([self._done], timeout=CLOSE_SECONDS)
         with self._lock:
             left = self._take(MAX_WAITING)
         self._fail(left, StoreUnavailableError("The service is stopping."))
@@ -234,12 +264,14 @@ class Pipeline:
             await self._connection.disconnect()
 
     def _next_batch(self) -> list[_Command]:
-        """Return the commands to send now; if there are none, the next `submit` starts a new task."""
+        """Return the commands to send now; if there are none, the next `submit` makes it go on."""
         with self._lock:
             while self._waiting:
                 if batch := self._take(MAX_BATCH):
                     return batch
-            self._is_working = False
+            self._is_working, self._stuck_from = False, math.inf
+            if self._done is not None and not self._done.done():
+                self._done.set_result(None)
             return []
 
     def _take(self, at_most: int) -> list[_Command]:
@@ -251,13 +283,13 @@ class Pipeline:
         self.rights_version += 1
         for source in self._scripts.values():
             await connection.send_command("SCRIPT", "LOAD", source)
-            reply = await _read(connection)
+            reply = await _read_reply(connection)
             # A proxy may have no such command. Then Redis does not know the script, and `_run` sends its source.
             if isinstance(reply, Exception) and not has_no_command(reply):
                 raise reply
 
-    async def _run(self, batch: list[_Command]) -> None:
-        replies = await self._send(batch)
+    async def _run(self, batch: list[_Command], replies: list[Any]) -> list[Any]:
+        """Send again what Redis did not run; return the replies to all."""
         if any(_is_elsewhere(each) or (_is_unknown(each) and not self._sends_source) for each in replies):
             # Connecting again finds the primary and loads the scripts.
             await self._connection.disconnect()
@@ -267,6 +299,10 @@ class Pipeline:
             if not self._sends_source and not any(isinstance(reply, Exception) for reply in replies):
                 self._sends_source = True
                 log.warning("redis_scripts_unknown", detail=_SCRIPTS_UNKNOWN)
+        return replies
+
+    def _settle(self, batch: list[_Command], replies: list[Any]) -> None:
+        """Give each command its reply."""
         failed: dict[str, tuple[Exception, list[_Command]]] = {}
         for command, reply in zip(batch, replies, strict=True):
             if isinstance(reply, Exception):
@@ -287,10 +323,11 @@ class Pipeline:
             return command
         return dataclasses.replace(command, words=("EVAL", self._scripts[first], *rest))
 
-    async def _connected(self) -> Exchange:
-        """Return the connection, after connecting again if Redis closed it while it was idle."""
-        if self._exchange is not None and self._exchange.is_open and not self._is_outdated:
-            return self._exchange
+    def _is_connected(self) -> bool:
+        """Tell whether commands can be sent: Redis may have closed the connection while it was idle."""
+        return self._exchange is not None and self._exchange.is_open and not self._is_outdated
+
+    async def _connect_again(self) -> None:
         if self._connection is None:
             self._connection = self._pool.make_connection()
         connection = self._connection
@@ -301,19 +338,26 @@ class Pipeline:
         except redis.ConnectionError as error:
             # redis-py wraps the error of asking where the server is, which may be a timeout.
             raise error.__cause__ if isinstance(error.__cause__, redis.RedisError) else error from None
-        self._exchange = Exchange(connection)
-        return self._exchange
+        self._exchange = Exchange(connection, self._timeout)
 
     async def _send(self, batch: list[_Command]) -> list[Any]:
+        if not self._is_connected():
+            await self._connect_again()
+        started = time.perf_counter()
+        with round_trip([command.context for command in batch]):
+            replies = await self._write(batch)
+        return self._read(batch, replies, started)
+
+    def _write(self, batch: list[_Command]) -> "asyncio.Future[list[Any]]":
+        """Send a batch over the open connection; return a future of the replies."""
+        assert self._exchange is not None  # noqa: S101  # it is connected
         words = [command.words for command in batch]
         if self._min_replicas:
             words.append(("WAIT", self._min_replicas, self._replica_timeout_ms))
-        packed = [pack_command(each) for each in words]  # redis-py's own pipeline is slower than Redis
-        exchange = await self._connected()
-        started = time.perf_counter()
-        with round_trip([command.context for command in batch]):
-            async with asyncio.timeout(self._timeout):
-                replies = await exchange.send(packed)
+        return self._exchange.send([pack_command(each) for each in words])  # redis-py's packing is slower than Redis
+
+    def _read(self, batch: list[_Command], replies: list[Any], started: float) -> list[Any]:
+        """Return the reply to each command: an error, too, for what not enough replicas have confirmed."""
         self.on_round_trip(len(batch), time.perf_counter() - started)
         confirmed = replies.pop() if self._min_replicas else 0
         replies = [_of_script(command, reply) for command, reply in zip(batch, replies, strict=True)]
@@ -357,7 +401,7 @@ class Pipeline:
                 command.future.set_exception(error)
 
 
-async def _read(connection: Any) -> Any:
+async def _read_reply(connection: Any) -> Any:
     """Return Redis' reply, which may be an error; raise redis.RedisError if the connection fails."""
     try:
         return await connection.read_response()
@@ -367,8 +411,9 @@ async def _read(connection: Any) -> Any:
 
 def _of_script(command: _Command, reply: Any) -> Any:
     """Return the reply; a NoScriptError if it says, in other words, that the script did not run."""
-    is_unknown = command.words[0] in {"EVALSHA", "EVAL"} and isinstance(reply, Exception) and is_script_unknown(reply)
-    return NoScriptError(str(reply)) if is_unknown else reply
+    if isinstance(reply, Exception) and command.words[0] in {"EVALSHA", "EVAL"} and is_script_unknown(reply):
+        return NoScriptError(str(reply))
+    return reply
 
 
 def _is_wanted(future: Future[Any]) -> bool:
