@@ -142,6 +142,7 @@ def test_a_delivery_that_nobody_waits_for_any_more_is_not_sent(
         given_up = patient.begin(clerk_event(updated_at=NOW_MS - 2000), "msg_2")
         last = patient.begin(clerk_event(updated_at=NOW_MS - 1000), "msg_3")
         assert given_up.cancel()
+        patient.call(int).result(timeout=30)  # the loop has seen that
     first.result(timeout=30)
     last.result(timeout=30)
 
