@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import redis
 from clerk_session_feed.connections import connect_async
 from hiredis import pack_command
 from redis.exceptions import BusyLoadingError, InvalidResponse, NoScriptError
+from support import virtual_time
 
 from service.store.exchange import Exchange
 
@@ -26,14 +28,18 @@ async def exchange_with(*replies: bytes, seconds: float = LONG) -> AsyncIterator
     """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"PING\r\n")
-        for reply in replies:
-            writer.write(reply)
-            await writer.drain()
-            await asyncio.sleep(0)
-        if seconds < LONG:
-            await reader.read()  # until the other end closes
-        writer.close()
+        try:
+            await reader.readuntil(b"PING\r\n")
+            for reply in replies:
+                writer.write(reply)
+                await writer.drain()
+                await asyncio.sleep(0)
+            if seconds < LONG:
+                await reader.read()  # until the other end closes
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass  # the other end has closed
+        finally:
+            writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
@@ -97,6 +103,22 @@ def test_a_batch_whose_replies_are_late_ends_the_connection() -> None:
         return exchange.is_open
 
     assert talk(b"+one\r\n", then=wait, seconds=0.01) is False
+
+
+def test_the_time_for_each_batch_begins_when_it_is_sent() -> None:
+    async def send_twice() -> float:
+        transport = Mock(**{"is_closing.return_value": False})
+        exchange = Exchange(Mock(_writer=Mock(transport=transport)), 2.0)
+        first = exchange.send([PING])
+        exchange.data_received(b"+one\r\n")
+        await first
+        await asyncio.sleep(1.5)
+        with pytest.raises(redis.TimeoutError):
+            await exchange.send([PING])
+        transport.abort.assert_called_once()
+        return asyncio.get_running_loop().time()
+
+    assert virtual_time.run(send_twice()) == 3.5
 
 
 def test_redis_py_can_disconnect() -> None:
