@@ -19,7 +19,7 @@ from clerk_session_feed.keys import Keys, partition_of
 from clerk_session_feed.layout import FIELD
 
 from service.config import StoreSettings
-from service.errors import StoreUnavailableError
+from service.errors import RelayError, StoreUnavailableError
 from service.store.layout import LayoutCheck, PartitionsError, check_mark
 from service.store.pipeline import Pipeline
 from service.store.scripts import SCRIPTS
@@ -49,7 +49,12 @@ class Partition(NamedTuple):
 
         The future raises PartitionsError if it is not.
         """
-        return self.pipeline.submit(("HMGET", self.keys.layout, FIELD), partial(_check_mark, self.of))
+        return self.pipeline.submit(*self.check)
+
+    @property
+    def check(self) -> tuple[tuple[Any, ...], Callable[[Any], bool]]:
+        """The command that `checked` submits, for `submit_all`."""
+        return ("HMGET", self.keys.layout, FIELD), partial(_check_mark, self.of)
 
     def ask(self, *commands: tuple[Any, ...], seconds: float = WRITE_SECONDS) -> list[Any]:
         """Return what Redis replies to commands, all of which it ran in the right place.
@@ -73,6 +78,12 @@ class Partition(NamedTuple):
         The future raises PartitionsError then.
         """
         return self.pipeline.submit(command, partial(_parse_checked, self.of, parse))
+
+    def run_scripts(
+        self, commands: Iterable[tuple[tuple[Any, ...], Callable[[list[bytes]], T]]]
+    ) -> Future[list[T | RelayError]]:
+        """Run scripts as `run_script` does; see `submit_all`."""
+        return self.pipeline.submit_all([(words, partial(_parse_checked, self.of, parse)) for words, parse in commands])
 
 
 class Backlog(NamedTuple):

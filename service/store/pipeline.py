@@ -37,6 +37,7 @@ from hiredis import pack_command
 from redis.exceptions import ClusterDownError, MovedError, NoScriptError, ReadOnlyError
 
 from service.errors import RelayError, StoreUnavailableError
+from service.store.batched import Batched
 from service.store.exchange import Exchange
 from service.store.rights import (
     MISSING_RIGHT_ADVICE,
@@ -76,7 +77,8 @@ _CODE: Final = re.compile(r"(?:.*@user_script: ?\d+: -?)?([A-Z]{2,}) ")
 class _Command:
     words: tuple[Any, ...]
     parse: Callable[[Any], Any]
-    future: Future[Any]
+    future: Any
+    """Of concurrent.futures, of asyncio, or a place in a Batched."""
     context: Any
     """The OpenTelemetry context in which it was submitted, if there is one."""
 
@@ -164,20 +166,43 @@ class Pipeline:
             StoreUnavailableError: Redis did not run the command in time; raised here, or by the future.
         """
         future = new_future(self._loop)
+        self._enqueue([_Command(words, parse, future, current_context())])
+        return future
+
+    def submit_all(
+        self, commands: Sequence[tuple[tuple[Any, ...], Callable[[Any], T]]]
+    ) -> Future[list[T | RelayError]]:
+        """Send commands as soon as the connection is free, in this order; for many, one future is far cheaper.
+
+        Args:
+            commands: each as `submit` takes it, at least one. At most MAX_BATCH go into one round trip.
+
+        Returns:
+            A future for `waiting.wait`. For each command it has the result, or the error that `submit`'s would raise.
+
+        Raises:
+            StoreUnavailableError: None of them was sent.
+        """
+        batched = Batched(len(commands), new_future(self._loop))
+        context = current_context()
+        together = zip(commands, batched.places, strict=True)
+        self._enqueue([_Command(words, parse, place, context) for (words, parse), place in together])
+        return batched.future
+
+    def _enqueue(self, commands: Sequence[_Command]) -> None:
         with self._lock:
             if self._closing:
                 raise StoreUnavailableError("The service is stopping.")
             now = time.monotonic()
             if now < self._paused_until or now > self._stuck_from:
                 raise StoreUnavailableError("Redis timed out a moment ago.")
-            if len(self._waiting) >= MAX_WAITING:
+            if len(self._waiting) + len(commands) > MAX_WAITING:
                 raise StoreUnavailableError("Too many deliveries wait for Redis.")
-            self._waiting.append(_Command(words, parse, future, current_context()))
+            self._waiting.extend(commands)
             if not self._is_working:
                 self._is_working = True
                 loop = self._loop or self._start_thread()
                 schedule(loop, self._go_on)
-        return future
 
     def reconnect(self) -> None:
         """Give the next command a new connection, which asks anew whether it may be used."""
@@ -416,7 +441,7 @@ def _of_script(command: _Command, reply: Any) -> Any:
     return reply
 
 
-def _is_wanted(future: Future[Any]) -> bool:
+def _is_wanted(future: Any) -> bool:
     return future.set_running_or_notify_cancel() if isinstance(future, Future) else not future.done()
 
 

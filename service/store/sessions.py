@@ -11,9 +11,9 @@ import orjson
 from clerk_session_feed.models import Event, EventWithRequest
 
 from service.config import StoreSettings
-from service.errors import DeadLettersFullError, StoreUnavailableError
+from service.errors import DeadLettersFullError, RelayError
 from service.models import Delivery, NewState, Outcome, SessionChange, Unusable, UserEnding, omit
-from service.store.partitions import WRITE_SECONDS, Partition, PartitionedStore, replied, result, results
+from service.store.partitions import WRITE_SECONDS, Partition, PartitionedStore, replied, result
 from service.store.scripts import APPLY_SESSION, KEEP_DEAD_LETTER, SETTLE_EXPIRY
 from service.store.stored import STORED_FIELDS, StoredState
 from service.store.wrong_types import is_wrong_type
@@ -31,8 +31,8 @@ class SessionStore(PartitionedStore):
     """Writes session state to Redis.
 
     A method blocks its thread, or its greenlet under `serve` (see `waiting`), until Redis answers; it raises
-    StoreUnavailableError if Redis did not do it in time. `replace` and `settle_expiry` return futures instead,
-    since their caller submits many at once.
+    StoreUnavailableError if Redis did not do it in time. `replace`, `replace_all` and `settle_expiry` return
+    futures instead, since their caller submits many at once.
     """
 
     def __init__(self, settings: StoreSettings, *, may_mark: bool = True) -> None:
@@ -112,6 +112,12 @@ class SessionStore(PartitionedStore):
         """
         return self._submit(partition, new, now_ms, partial(_replaced, new))
 
+    def replace_all(
+        self, partition: Partition, new: Sequence[NewState], now_ms: int
+    ) -> Future[list[Outcome | UserEnding | RelayError | None]]:
+        """Do as `replace` for each state, at least one; for each, the future has the result or the error."""
+        return partition.run_scripts([self._command(partition, each, now_ms, partial(_replaced, each)) for each in new])
+
     def read(
         self, partition: Partition, session_ids: Sequence[str], seconds: float = WRITE_SECONDS
     ) -> list[StoredState | ValueError | None]:
@@ -126,13 +132,11 @@ class SessionStore(PartitionedStore):
         stored: list[StoredState | ValueError | None] = []
         for start in range(0, len(session_ids), READ_BATCH):
             batch = session_ids[start : start + READ_BATCH]
-            commands = [("HMGET", partition.keys.session(each), *STORED_FIELDS) for each in batch]
-            submits: list[Callable[[], Future[Any]]] = [
-                partial(partition.pipeline.submit, command, partial(_stored, session_id))
-                for session_id, command in zip(batch, commands, strict=True)
+            commands: list[tuple[tuple[Any, ...], Callable[[Any], Any]]] = [
+                (("HMGET", partition.keys.session(each), *STORED_FIELDS), partial(_stored, each)) for each in batch
             ]
-            *found, _ = results([*submits, partition.checked], seconds, _unless_wrong_type)
-            stored += found
+            found = result(partition.pipeline.submit_all([*commands, partition.check]), seconds)
+            stored += [_unless_wrong_type(each) for each in found][:-1]
         return stored
 
     def settle_expiry(self, partition: Partition, session_id: str) -> Future[bool]:
@@ -144,6 +148,12 @@ class SessionStore(PartitionedStore):
         return partition.pipeline.submit(command, bool)
 
     def _submit(self, partition: Partition, new: NewState, now_ms: int, parse: Callable[[list[bytes]], T]) -> Future[T]:
+        return partition.run_script(*self._command(partition, new, now_ms, parse))
+
+    def _command(
+        self, partition: Partition, new: NewState, now_ms: int, parse: Callable[[list[bytes]], T]
+    ) -> tuple[tuple[Any, ...], Callable[[list[bytes]], T]]:
+        """Return the command that writes a state, and what reads the reply."""
         keys = partition.keys
         asks_rights = self._rights_known.get(partition.number) != partition.pipeline.rights_version
         left_ms = MAX_TTL_MS if new.expire_at_ms is None else new.expire_at_ms - now_ms
@@ -177,7 +187,7 @@ class SessionStore(PartitionedStore):
             partitions=partition.of,
             asks_rights=int(asks_rights),
         )
-        return partition.run_script(command, partial(self._parse_asked, partition, parse) if asks_rights else parse)
+        return command, partial(self._parse_asked, partition, parse) if asks_rights else parse
 
     def _parse_asked(self, partition: Partition, parse: Callable[[list[bytes]], T], reply: list[bytes]) -> T:
         if reply[0] in {b"applied", b"stale"}:  # else the script had nothing to ask for
@@ -234,13 +244,12 @@ def _stored(session_id: str, values: list[bytes | None]) -> StoredState | ValueE
         return error
 
 
-def _unless_wrong_type(future: Future[Any], seconds: float) -> Any:
-    try:
-        return result(future, seconds)
-    except StoreUnavailableError as error:
-        if is_wrong_type(error):
-            return ValueError("its key is not a hash")
-        raise
+def _unless_wrong_type(found: Any) -> Any:
+    if not isinstance(found, RelayError):
+        return found
+    if is_wrong_type(found):
+        return ValueError("its key is not a hash")
+    raise found
 
 
 def _kept(why: Unusable, reply: bytes) -> Outcome:

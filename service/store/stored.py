@@ -73,7 +73,7 @@ class StoredState:
         Raises:
             ValueError: It is of another version of the relay.
         """
-        message: Any = lenient_json.loads(self._state)
+        message = _loads(self._state)
         try:
             if message["schema_version"] == SCHEMA_VERSION and message["session"]["id"] == self.session_id:
                 return message  # type: ignore[no-any-return]
@@ -118,6 +118,18 @@ class StoredState:
             base=self.order if self.is_open else None,
             from_cursor=self.cursor,
         )
+
+
+def _loads(state: bytes) -> Any:
+    """Return the value of JSON; raise ValueError if it is none."""
+    try:
+        message = orjson.loads(state)
+        if message["session"]["actor"] is None:
+            return message
+    except (ValueError, KeyError, TypeError):
+        pass
+    # An actor may have integers that orjson would round, or what it refuses.
+    return lenient_json.loads(state)
 
 
 def _without(session: dict[str, Any], omitted: frozenset[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import redis
@@ -124,16 +125,24 @@ class ExpiryWorker:
         now_ms, expired, skipped = self._now_ms(), 0, 0
         for slot in self._slots:
             for each in slot.watched:
+                expired += slot.expirer.expire_all(
+                    each.partition, now_ms, each.pace.batch, partial(self._rest, each.pace)
+                )
+                # Sessions that are left now can't be read, or other workers came in between.
                 offset, size = 0, 1
                 while size:
                     batch = slot.expirer.expire(each.partition, now_ms, offset, each.pace.batch)
                     size = batch.size
                     expired += batch.expired
                     offset += batch.skipped
-                    each.pace.record(batch.expired, None)
-                    self._stopping.wait(each.pace.pause())
+                    self._rest(each.pace, batch.expired)
                 skipped += offset
         return expired, skipped
+
+    def _rest(self, pace: Pace, expired: int) -> None:
+        """Wait until the pace allows another batch after one that expired so many."""
+        pace.record(expired, None)
+        self._stopping.wait(pace.pause())
 
     def close(self) -> None:
         """Disconnect."""

@@ -9,17 +9,19 @@ import random
 import re
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import structlog
 from clerk_session_feed.connections import explain
 
-from service.errors import StoreUnavailableError
-from service.models import NewState, Outcome
+from service.errors import RelayError
+from service.models import NewState, Outcome, UserEnding
 from service.store.partitions import WRITE_SECONDS, Partition, result, results
 from service.store.rights import is_missing_right
 from service.store.sessions import SessionStore
+from service.store.stored import StoredState
 from service.workers.expiry_event import expiry_of
 
 log = structlog.get_logger(__name__)
@@ -37,6 +39,17 @@ class Batch(NamedTuple):
     expired: int
     skipped: int
     """Sessions that stay due, because they can't be read, or Redis refuses to end them."""
+
+
+class _Skipped:
+    """Stands for the state of a session that is skipped."""
+
+
+_SKIPPED: Final = _Skipped()
+_Found: TypeAlias = dict[str, StoredState | ValueError | _Skipped | None]
+"""Sessions that are due, by id, with what is stored of each."""
+_Expiries: TypeAlias = dict[str, NewState | None]
+_Result: TypeAlias = Outcome | UserEnding | RelayError | None
 
 
 class Expirer:
@@ -79,24 +92,56 @@ class Expirer:
 
         If Redis fails, the whole batch was tried nevertheless.
         """
+        found = self._find(partition, due_ms, offset, limit)
+        new = self._expiries(partition, found, due_ms)
+        expired = self._finish(partition, new, self._submit(partition, new))
+        return Batch(len(found), expired, sum(self._is_skipped(partition.number, each) for each in found))
+
+    def expire_all(self, partition: Partition, due_ms: int, limit: int, rest: Callable[[int], None]) -> int:
+        """Expire the sessions that were due at a time, in batches; return how many.
+
+        While Redis writes a batch, the next one is prepared here. It was found behind the sessions of the first one. So
+        if others expired some of these meanwhile, a few are left: `expire` finds them.
+
+        Args:
+            partition: of the sessions.
+            due_ms: Unix milliseconds.
+            limit: sessions in a batch, at most.
+            rest: is called with what each batch has expired, and waits until the next one may be written.
+        """
+        expired = passed = 0
+        found = self._find(partition, due_ms, 0, limit)
+        new = self._expiries(partition, found, due_ms)
+        while found:
+            following = self._find(partition, due_ms, passed + len(found), limit)
+            written = self._submit(partition, new)
+            prepared = self._expiries(partition, following, due_ms)
+            batch = self._finish(partition, new, written)
+            rest(batch)
+            expired += batch
+            passed += sum(self._is_skipped(partition.number, each) for each in found)
+            found, new = following, prepared
+        return expired
+
+    def _find(self, partition: Partition, due_ms: int, offset: int, limit: int) -> _Found:
+        """Return the stored state of sessions that are due; None for those that are skipped."""
         due = ("ZRANGEBYSCORE", partition.keys.expiry, "-inf", due_ms, "LIMIT", offset, limit)
         ids = [_text(each) for each in self._ask(partition, *due)]
-        new = self._read(partition, ids, due_ms)
-        expired, others = self._write(partition, [each for each in new.values() if each is not None])
-        others += [session_id for session_id, each in new.items() if each is None]
-        for settled in [self._store.settle_expiry(partition, session_id) for session_id in others]:
-            settled.result()
-        return Batch(len(ids), expired, sum(self._is_skipped(partition.number, each) for each in ids))
+        wanted = [each for each in ids if not self._is_skipped(partition.number, each)]
+        return dict.fromkeys(ids, _SKIPPED) | dict(
+            zip(wanted, self._store.read(partition, wanted, self._seconds), strict=True)
+        )
 
     def _ask(self, partition: Partition, *command: Any) -> Any:
         return result(partition.pipeline.submit(command, lambda reply: reply), self._seconds)
 
-    def _read(self, partition: Partition, session_ids: Sequence[str], due_ms: int) -> dict[str, NewState | None]:
+    def _expiries(self, partition: Partition, found: _Found, due_ms: int) -> _Expiries:
         """Return the expiry of each session that can be read, or None if it does not expire."""
-        wanted = [each for each in session_ids if not self._is_skipped(partition.number, each)]
-        new: dict[str, NewState | None] = {}
-        for session_id, stored in zip(wanted, self._store.read(partition, wanted, self._seconds), strict=True):
+        new: _Expiries = {}
+        for session_id, stored in found.items():
             try:
+                if isinstance(stored, _Skipped):
+                    continue
                 if isinstance(stored, ValueError):
                     raise stored
                 new[session_id] = expiry_of(stored, due_ms, self._store.omitted)
@@ -104,22 +149,25 @@ class Expirer:
                 self._skip(partition, session_id, str(error))
         return new
 
-    def _write(self, partition: Partition, expiries: Sequence[NewState]) -> tuple[int, list[str]]:
-        """Return how many expired, and the sessions that had changed meanwhile."""
-        submitted = [(each, self._store.replace(partition, each, self._now_ms())) for each in expiries]
+    def _submit(self, partition: Partition, new: _Expiries) -> Future[list[_Result]] | None:
+        """Write the sessions that expire; return None if there are none."""
+        expiries = [each for each in new.values() if each is not None]
+        return self._store.replace_all(partition, expiries, self._now_ms()) if expiries else None
+
+    def _finish(self, partition: Partition, new: _Expiries, written: Future[list[_Result]] | None) -> int:
+        """Wait for a batch, and settle what did not expire; return how many did."""
+        others = [session_id for session_id, each in new.items() if each is None]
+        expiries = [each for each in new.values() if each is not None]
+        outcomes = [] if written is None else written.result()
         lags_ms: list[int] = []
-        others: list[str] = []
-        failure: StoreUnavailableError | None = None
-        for expiry, future in submitted:
-            try:
-                outcome = future.result()
-            except StoreUnavailableError as error:
-                if _is_about_one_session(error):
-                    self._skip(partition, expiry.session_id, explain(error.__cause__ or error))
+        failure: RelayError | None = None
+        for expiry, outcome in zip(expiries, outcomes, strict=True):
+            if isinstance(outcome, RelayError):
+                if _is_about_one_session(outcome):
+                    self._skip(partition, expiry.session_id, explain(outcome.__cause__ or outcome))
                 else:
-                    failure = error
-                continue
-            if isinstance(outcome, Outcome) and outcome.outcome == "applied":
+                    failure = outcome
+            elif isinstance(outcome, Outcome) and outcome.outcome == "applied":
                 applied_at_ms = int(str(outcome.cursor).partition("-")[0])  # by Redis' clock
                 lags_ms.append(applied_at_ms - int(expiry.expire_at_ms or 0))
             else:
@@ -128,7 +176,9 @@ class Expirer:
             log.info("sessions_expired", sessions=len(lags_ms), max_lag_ms=max(lags_ms))
         if failure is not None:
             raise failure
-        return len(lags_ms), others
+        for settled in [self._store.settle_expiry(partition, session_id) for session_id in others]:
+            settled.result()
+        return len(lags_ms)
 
     def _is_skipped(self, number: int, session_id: str) -> bool:
         if (until := self._skipped_until.get((number, session_id))) is None:
@@ -150,7 +200,7 @@ def _text(session_id: bytes) -> str:
     return session_id.decode(errors="backslashreplace")
 
 
-def _is_about_one_session(error: StoreUnavailableError) -> bool:
+def _is_about_one_session(error: RelayError) -> bool:
     """Tell if Redis would take others: the key is of another type, or the script can't read a field of it."""
     said = error.__cause__ or error
     return not is_missing_right(said) and re.match(r"WRONGTYPE |.*user_script:\d+: ", str(said)) is not None
