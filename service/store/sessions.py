@@ -1,4 +1,7 @@
-"""Session state in Redis: each write is one script, so it is applied whole or not at all."""
+"""Session state in Redis: each write is one script, so it is applied whole or not at all.
+
+A long module, since the arguments of that script take forty lines, and what reads its replies belongs beside them.
+"""
 
 import dataclasses
 import zlib

@@ -23,6 +23,7 @@ from support.scriptless_proxy import ScriptlessProxy, scriptless_proxy
 from service.dev.embedded import EmbeddedRedis
 from service.errors import StoreUnavailableError
 from service.store import pipeline
+from service.store.partitions import result
 from service.store.scripts import SCRIPTS
 
 UNREADABLE = b'{"type":"session.created"}'
@@ -96,6 +97,18 @@ def test_deliveries_that_wait_share_a_round_trip_and_get_their_own_replies(
     outcomes = [future.result(timeout=30) for future in futures]
     assert [outcome.session_id for outcome in outcomes] == ["sess_first", *(f"sess_{i}" for i in range(300))]
     assert {(outcome.outcome, outcome.revision) for outcome in outcomes} == {("applied", 1)}
+
+
+def test_commands_submitted_together_get_their_own_results_and_errors(connected: Relay) -> None:
+    (partition,) = connected.store.partitions
+    echoes = [(("ECHO", str(number)), int) for number in range(2 * pipeline.MAX_BATCH)]
+
+    first, refused, *others = connected.call(
+        lambda: result(partition.pipeline.submit_all([echoes[0], (("HGET", "too few"), int), *echoes[1:]]))
+    ).result(timeout=30)
+
+    assert [first, *others] == list(range(2 * pipeline.MAX_BATCH))
+    assert isinstance(refused, StoreUnavailableError)
 
 
 def test_what_is_wrong_with_all_of_a_round_trip_is_one_line_in_the_log(
