@@ -272,7 +272,7 @@ class _DirectRequest:
         """Send the response, and go on with the next request."""
         self.response_complete = True
         protocol, transport = self._protocol, self._protocol.transport
-        if self.disconnected:
+        if transport.is_closing():  # `disconnected` is only set for the last request of a connection
             return
         transport.write(_to_bytes(status, protocol.server_state.default_headers + headers, body, self.keep_alive))
         if not self.keep_alive:
@@ -304,7 +304,8 @@ class _OneWrite:
             return
         if cycle.flow.write_paused and not cycle.disconnected:
             await cycle.flow.drain()
-        if cycle.disconnected:
+        if cycle.transport.is_closing():
+            cycle.disconnected = True  # uvicorn sets it only for the last request of a connection
             return
         headers = [*cycle.default_headers, *start["headers"]]
         cycle.transport.write(_to_bytes(start["status"], headers, message["body"], cycle.keep_alive))

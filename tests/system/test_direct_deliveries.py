@@ -66,6 +66,18 @@ def test_the_connection_closes_where_it_is_not_to_be_kept(
         assert connection.socket.recv(1) == b""
 
 
+def test_a_connection_that_goes_amid_deliveries_leaves_no_error_in_the_log(own_redis: EmbeddedRedis) -> None:
+    with run_service(own_redis.url) as service:
+        with frozen(own_redis):
+            with raw_connection(service.port) as connection:
+                connection.send(whole(sample_body("sess_1")) + whole(sample_body("sess_2")) + HEALTHZ)
+                assert service.deliver(IGNORED).status_code == 200  # so the others were received, too
+        with client_of(own_redis.url) as client:
+            eventually(lambda: client.exists("{clerk}:session:sess_1"))
+        assert service.deliver(sample_body("sess_3")).status_code == 200
+        assert "Traceback" not in service.log_text()
+
+
 def test_a_mix_of_ways_on_one_connection_is_answered_in_order(service: ServiceProcess) -> None:
     large = sample_body("sess_large")[:-1] + b" " * 50_000 + b"}"
     sent = whole(sample_body("sess_mix_1")) + HEALTHZ + whole(large) + HEALTHZ
