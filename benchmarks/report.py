@@ -293,7 +293,7 @@ def _python() -> str:
 def _packages() -> str:
     names = (
         *("granian", "flask", "gunicorn", "fastapi", "uvicorn", "uvloop", "httptools"),
-        *("svix", "redis", "hiredis", "orjson", "pydantic"),
+        *("svix", "redis", "hiredis", "orjson", "msgspec", "pydantic"),
     )
     return ", ".join(f"{name} {version(name)}" for name in names)
 
