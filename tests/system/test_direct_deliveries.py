@@ -68,10 +68,9 @@ def test_the_connection_closes_where_it_is_not_to_be_kept(
 
 def test_a_connection_that_goes_amid_deliveries_leaves_no_error_in_the_log(own_redis: EmbeddedRedis) -> None:
     with run_service(own_redis.url) as service:
-        with frozen(own_redis):
-            with raw_connection(service.port) as connection:
-                connection.send(whole(sample_body("sess_1")) + whole(sample_body("sess_2")) + HEALTHZ)
-                assert service.deliver(IGNORED).status_code == 200  # so the others were received, too
+        with frozen(own_redis), raw_connection(service.port) as connection:
+            connection.send(whole(sample_body("sess_1")) + whole(sample_body("sess_2")) + HEALTHZ)
+            assert service.deliver(IGNORED).status_code == 200  # so the others were received, too
         with client_of(own_redis.url) as client:
             eventually(lambda: client.exists("{clerk}:session:sess_1"))
         assert service.deliver(sample_body("sess_3")).status_code == 200
