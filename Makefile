@@ -120,7 +120,8 @@ LOWEST = .lowest/bin/uv pip compile --quiet --python .lowest/bin/python --resolu
 	@touch $@
 
 # What tests need of npm: AsyncAPI's schema of its own documents, which is published nowhere else; axe-core, which
-# looks at the console's pages; and what the examples use. Where npm is missing, or its registry is out of reach, those tests are skipped, and say so.
+# looks at the console's pages; and what the examples use. Where npm is missing, or its registry is out of reach, those
+# tests are skipped, and say so.
 # (Not by `npm --prefix`, which would leave out the machine's own settings, like its certificates.)
 NPM_INSTALL := npm install --no-save --no-package-lock --no-audit --no-fund --no-update-notifier --loglevel error \
 	--fetch-retries 2 --fetch-retry-mintimeout 1000 --fetch-timeout 20000
