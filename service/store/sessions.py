@@ -158,7 +158,8 @@ class SessionStore(PartitionedStore):
     ) -> tuple[tuple[Any, ...], Callable[[list[bytes]], T]]:
         """Return the command that writes a state, and what reads the reply."""
         keys = partition.keys
-        asks_rights = self._rights_known.get(partition.number) != partition.pipeline.rights_version
+        version = partition.pipeline.rights_version
+        asks_rights = self._rights_known.get(partition.number) != version
         left_ms = MAX_TTL_MS if new.expire_at_ms is None else new.expire_at_ms - now_ms
         command = APPLY_SESSION.command(
             session_key=keys.session(new.session_id),
@@ -190,11 +191,11 @@ class SessionStore(PartitionedStore):
             partitions=partition.of,
             asks_rights=int(asks_rights),
         )
-        return command, partial(self._parse_asked, partition, parse) if asks_rights else parse
+        return command, partial(self._parse_asked, partition.number, version, parse) if asks_rights else parse
 
-    def _parse_asked(self, partition: Partition, parse: Callable[[list[bytes]], T], reply: list[bytes]) -> T:
+    def _parse_asked(self, number: int, version: int, parse: Callable[[list[bytes]], T], reply: list[bytes]) -> T:
         if reply[0] in {b"applied", b"stale"}:  # else the script had nothing to ask for
-            self._rights_known[partition.number] = partition.pipeline.rights_version
+            self._rights_known[number] = version  # not that of now: there may be a new connection meanwhile
         return parse(reply)
 
     def keep_dead_letter(self, delivery: Delivery, why: Unusable, now_ms: int) -> Outcome:
