@@ -58,7 +58,7 @@ class Frame:
             response = made if isinstance(made, Response) else _html(made)
             if response.status_code == 401:  # noqa: PLR2004
                 response.headers["WWW-Authenticate"] = "Bearer"
-            if response.status_code == 503:  # noqa: PLR2004
+            if response.status_code in {429, 503}:
                 response.headers["Retry-After"] = "5"
             return self.gate.dress(response, request, visit)
 

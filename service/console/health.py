@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
 from service.console.data import SECONDS, ConsoleStore, fields_of
+from service.console.groups import Group, Worker, groups_of, has_stream, workers_of
 from service.console.rows import Entry, loads
 from service.console.words import span, utc
 from service.errors import StoreUnavailableError
@@ -31,21 +32,12 @@ class Check(NamedTuple):
     """What it means, or what to do."""
 
 
-class Group(NamedTuple):
-    """A consumer group of the stream."""
-
-    name: str
-    consumers: int
-    pending: int
-    lag: str
-    last: str
-
-
 class Health(NamedTuple):
     """All that the page shows."""
 
     sections: dict[str, list[Check]]
     groups: list[Group]
+    workers: list[Worker]
 
 
 def look(store: ConsoleStore, *, dead_letter_max: int, stream_maxlen: int) -> Health:
@@ -54,7 +46,8 @@ def look(store: ConsoleStore, *, dead_letter_max: int, stream_maxlen: int) -> He
     started = time.perf_counter()
     backlog = store.queries.backlog(_RECONCILE)
     round_trip_ms = (time.perf_counter() - started) * 1000
-    groups = [group for part in store.partitions for group in _groups(part)]
+    groups = [group for part in store.partitions for group in groups_of(part)]
+    workers = [worker for part in store.partitions for worker in workers_of(part)]
     sections = {
         "Redis": [
             Check("Response time", "ok" if round_trip_ms < 50 else "warning", f"{round_trip_ms:.1f} ms"),  # noqa: PLR2004
@@ -74,7 +67,7 @@ def look(store: ConsoleStore, *, dead_letter_max: int, stream_maxlen: int) -> He
         ],
         "Reconcile": list(_reconcile(backlog.reconcile, now_ms)),
     }
-    return Health(sections, groups)
+    return Health(sections, groups, workers)
 
 
 def _info(part: Partition) -> dict[str, str]:
@@ -135,12 +128,15 @@ def _mega(count: int) -> str:
 def _stream(store: ConsoleStore, maxlen: int, now_ms: float) -> Iterator[Check]:
     for part in store.partitions:
         name = "Stream" if part.of == 1 else f"Stream {part.number}"
+        if not has_stream(part):
+            yield Check(name, "info", "empty", "Nothing was received yet.")
+            continue
         try:
             (reply,) = part.ask(("XINFO", "STREAM", part.keys.events), seconds=SECONDS)
         except StoreUnavailableError as error:
-            if "no such key" not in str(error.__cause__):
+            if "permission" not in str(error.__cause__):
                 raise
-            yield Check(name, "info", "empty", "Nothing was received yet.")
+            yield Check(name, "unknown", "not readable", "The relay's user lacks +xinfo: docs/redis.md, Rights.")
             continue
         info = fields_of(reply)
         if not info[b"last-entry"]:
@@ -185,25 +181,12 @@ def _letters(count: int, limit: int) -> Check:
     return Check("Dead letters", "warning" if count else "ok", f"{count:,} of {limit:,}", advice)
 
 
-def _groups(part: Partition) -> Iterator[Group]:
-    try:
-        (replies,) = part.ask(("XINFO", "GROUPS", part.keys.events), seconds=SECONDS)
-    except StoreUnavailableError:  # no stream yet, or a missing right
-        return
-    for reply in replies:
-        fields = fields_of(reply)
-        name, last = (fields.get(each, b"").decode(errors="replace") for each in (b"name", b"last-delivered-id"))
-        lag = fields.get(b"lag")  # Redis 6.2 does not tell
-        where = name if part.of == 1 else f"{name} (partition {part.number})"
-        numbers = int(fields.get(b"consumers", 0)), int(fields.get(b"pending", 0))
-        yield Group(where, *numbers, "unknown" if lag is None else f"{lag:,}", last)
-
-
 def _pending(groups: list[Group]) -> Iterator[Check]:
     if groups:
         pending = sum(group.pending for group in groups)
         workers = sum(group.consumers for group in groups)
-        shown = f"{len(groups)} groups, {workers} workers, {pending:,} pending"
+        counted = f"{len(groups)} group{'' if len(groups) == 1 else 's'}"
+        shown = f"{counted}, {workers} worker{'' if workers == 1 else 's'}, {pending:,} pending"
         idle = any(group.consumers == 0 for group in groups)
         yield Check("Consumer groups", "warning" if idle else "ok", shown, "A group has no consumer." if idle else "")
     else:

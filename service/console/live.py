@@ -41,20 +41,21 @@ class LiveFeed:
         self._store = store
         self._tabs: weakref.WeakSet[Tab] = weakref.WeakSet()
 
-    def open(self, cursors: Cursors, wanted: Filter, ends_at: float) -> "Tab":
+    def open(self, cursors: Cursors, wanted: Filter, ends_at: float, *, is_lost: bool = False) -> "Tab":
         """Return the events of one tab, until it is closed, or the visit ends.
 
         Args:
             cursors: behind what to begin.
             wanted: which entries to show; the others are not even counted.
             ends_at: when the visit ends, in Unix seconds.
+            is_lost: the tab was further back than `cursors`: it is told that events are missing.
 
         Raises:
             TooManyStreamsError: There are MAX_TABS open.
         """
         if sum(not tab.is_closed for tab in self._tabs) >= MAX_TABS:
             raise TooManyStreamsError(f"{MAX_TABS} tabs show the live feed already: close some.")
-        tab = Tab(self._store, cursors, wanted, ends_at)
+        tab = Tab(self._store, cursors, wanted, ends_at, is_lost=is_lost)
         self._tabs.add(tab)
         return tab
 
@@ -62,9 +63,11 @@ class LiveFeed:
 class Tab:
     """What one tab is sent, as bytes: iterated by threads, or on an event loop."""
 
-    def __init__(self, store: ConsoleStore, cursors: Cursors, wanted: Filter, ends_at: float) -> None:
+    def __init__(
+        self, store: ConsoleStore, cursors: Cursors, wanted: Filter, ends_at: float, *, is_lost: bool = False
+    ) -> None:
         self._store, self._wanted, self._ends_at = store, wanted, ends_at
-        self._cursors = cursors
+        self._cursors, self._is_lost = cursors, is_lost
         self._sent_at = -math.inf
         self._pause = 0.0
         """Seconds until the next step."""
@@ -117,7 +120,7 @@ class Tab:
     def _news(self) -> list[bytes]:
         """Return events for what is new."""
         shown: list[Entry] = []
-        cursors, count, is_lost = self._cursors, 0, False
+        cursors, count, is_lost = self._cursors, 0, self._is_lost
         for _ in range(MAX_PAGES):
             news = self._store.news(cursors, AWAY_SECONDS)
             cursors, is_lost = news.cursors, is_lost or news.lost
@@ -126,7 +129,8 @@ class Tab:
             shown = (shown + found)[-MAX_ROWS:]
             if not news.has_more:
                 break
-        self._cursors = cursors  # not before: if Redis fails on the way, all is read again
+        # Not before: if Redis fails on the way, all is read again.
+        self._cursors, self._is_lost = cursors, False
         events = [_event("resync", {})] if is_lost else []
         if shown or is_lost:
             data = {"rows": [row(entry) for entry in shown], "count": count}

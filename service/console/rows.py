@@ -1,12 +1,13 @@
 """One event of a session, as the live feed shows it: the same values in the page and in what the script gets."""
 
+import time
 from typing import Any, Final, NamedTuple, Self
 
 import orjson
 from clerk_session_feed import lenient_json
 from clerk_session_feed.models import OPEN_STATUSES
 
-from service.console.words import clock, place_of
+from service.console.words import moment, place_of, utc
 
 SOURCES: Final = {"synthetic": "expiry worker", "clerk-api": "Clerk's API", "relay": "revoked here"}
 """What is said of an event that is not one of Clerk's webhooks."""
@@ -78,7 +79,8 @@ def row(entry: Entry) -> dict[str, Any]:
     status, previous = str(session.get("status") or ""), message.get("previous_status")
     return {
         "cursor": entry.cursor,
-        "at": clock(entry.at_ms),
+        "at": moment(entry.at_ms, time.time() * 1000),
+        "utc": utc(entry.at_ms),
         "at_ms": entry.at_ms,
         "outcome": entry.outcome,
         "type": str(event.get("type") or "unreadable"),

@@ -26,6 +26,8 @@ LINK_SECONDS: Final = 600
 """Seconds in which a link that signs in can be opened."""
 MAX_LINKS: Final = 16
 """Links that can be open at the same time; the oldest is forgotten for another one."""
+MAX_GUESSES: Final = 20
+"""Wrong tokens that a process takes at once; one more for each second that has passed."""
 
 HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -90,6 +92,27 @@ class Links:
         return self._ends_at.pop(_digest(token), 0.0) > time.time()
 
 
+class Guesses:
+    """Bounds how many tokens can be tried: a few at once, then one a second, whoever tries them.
+
+    Whoever tries more keeps others from signing in by a token, too, but ends no visit, and stops no link.
+    """
+
+    def __init__(self) -> None:
+        self._used, self._at = 0.0, time.monotonic()
+
+    def check(self) -> None:
+        """Raise RefusedError if too many were wrong of late."""
+        now = time.monotonic()
+        self._used, self._at = max(0.0, self._used - (now - self._at)), now
+        if self._used > MAX_GUESSES - 1:
+            raise RefusedError(429, "Too many wrong tokens were sent: wait for a few seconds, and try again.")
+
+    def add(self) -> None:
+        """Count a wrong one."""
+        self._used += 1
+
+
 class Gate:
     """Lets requests in, and dresses the responses.
 
@@ -107,6 +130,7 @@ class Gate:
         self.takes_tokens: Final = bool(tokens)
         """Whether a token can be typed in; else only a link signs in."""
         self._tokens, self._hosts, self._cookie, self._who = tokens, hosts, cookie, who
+        self._guesses = Guesses()
         # The last one signs. Without tokens, visits end with the process.
         keys = [_key(token) for token in reversed(tokens or (secrets.token_urlsafe(32),))]
         serializer = functools.partial(URLSafeTimedSerializer, keys, signer_kwargs={"digest_method": hashlib.sha256})
@@ -136,10 +160,18 @@ class Gate:
             return self.new_visit()
 
     def who_has(self, token: str) -> str:
-        """Return for the log whose token this is; empty if it is nobody's. It takes as long for any of that length."""
+        """Return for the log whose token this is; empty if it is nobody's. It takes as long for any of that length.
+
+        Raises:
+            RefusedError: Too many wrong ones came of late: this one is not looked at.
+        """
+        self._guesses.check()
         sent = token.encode(errors="surrogateescape")
         are_equal = [hmac.compare_digest(sent, each.encode()) for each in self._tokens]
-        return f"CONSOLE_TOKEN {are_equal.index(True) + 1}" if any(are_equal) else ""
+        if any(are_equal):
+            return f"CONSOLE_TOKEN {are_equal.index(True) + 1}"
+        self._guesses.add()
+        return ""
 
     def new_visit(self, who: str = "") -> Visit:
         """Return a visit that the browser learns of by `dress`."""

@@ -109,10 +109,12 @@ class ConsoleBlueprint(Blueprint):
         """Send events of the live feed."""
         check_origin(request)
         text = request.headers.get("Last-Event-ID") or request.args.get("after", "")
-        cursors = read_cursors(text, len(self.store.partitions)) or self.store.newest()
+        cursors = read_cursors(text, len(self.store.partitions))
         if request.method == "HEAD":
             return Response(headers=_STREAM_HEADERS)
-        tab = self._live.open(cursors, _filter(request), visit.ends_at)
+        # Of cursors that can't be read, say from before the data was divided anew, nobody knows what came since.
+        is_lost = bool(text) and cursors is None
+        tab = self._live.open(cursors or self.store.newest(), _filter(request), visit.ends_at, is_lost=is_lost)
         if (streams := request.environ.get(STREAMS)) is None:
             return Response(tab, headers=_STREAM_HEADERS, direct_passthrough=True)
         streams.append(tab)  # the server sends it, without a thread or a greenlet

@@ -13,6 +13,12 @@ def clock(unix_ms: int) -> str:
     return _format(unix_ms, "%H:%M:%S.") + f"{unix_ms % 1000:03d}"
 
 
+def moment(unix_ms: int, now_ms: float) -> str:
+    """Return the time of day; of another day than now's, its day and time, as `11-28 09:17:25`. In UTC."""
+    is_today = _format(unix_ms, "%Y-%m-%d") == _format(now_ms, "%Y-%m-%d")
+    return clock(unix_ms) if is_today else _format(unix_ms, "%m-%d %H:%M:%S")
+
+
 def utc(unix_ms: float) -> str:
     """Return a time as `2026-11-29 09:17:25 UTC`; one that Python can't show, as Unix milliseconds."""
     return _format(unix_ms, "%Y-%m-%d %H:%M:%S UTC")

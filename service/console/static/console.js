@@ -37,10 +37,12 @@ function state(row) {
 function line(row, isCalm) {
   const type = element("td", "", row.type);
   if (row.from) type.append(" ", element("span", "tag", row.from));
+  const at = element("td", "num", row.at);
+  at.title = row.utc;
   return element(
     "tr",
     isCalm ? `${row.tone} new` : row.tone,
-    element("td", "num", row.at),
+    at,
     type,
     element("td", "", ...state(row)),
     element("td", "", link("sessions", row.session, "id open")),
