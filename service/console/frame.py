@@ -13,6 +13,9 @@ from service.console.security import PATH, Gate, RefusedError, Visit
 from service.errors import RelayError
 from service.telemetry import printable
 
+MAX_FORM_BYTES: Final = 16 * 1024
+"""Bytes of the largest form. The longest of ours has an address of the console and a token."""
+
 View = Callable[..., str | Response | tuple[str, int]]
 
 
@@ -44,13 +47,17 @@ class Frame:
             try:
                 visit = self.gate.visit(request)
                 if request.method == "POST":
+                    # Before anybody is signed in: to read a megabyte of short fields holds up the event loop.
+                    if (request.content_length or 0) > MAX_FORM_BYTES:
+                        raise exceptions.RequestEntityTooLarge
+                    request.max_content_length = MAX_FORM_BYTES
                     self.gate.check_form(request, visit)
                 if visit.is_signed_in or getattr(view, "is_open_to_all", False):
                     made = view(visit, **values)
                 else:
                     made = self.ask_for_token(visit)
             except RefusedError as refused:
-                made = self._problem(visit, refused.status, "Not for this console", str(refused))
+                made = self._problem(visit, refused.status, refused.title, str(refused))
             except RelayError as error:
                 made = self._problem(visit, error.status, error.title, str(error))
             except exceptions.HTTPException as error:

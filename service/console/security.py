@@ -49,9 +49,9 @@ HEADERS: Final = {
 class RefusedError(Exception):
     """The request is not for this console, or not from its pages. The text says why, and what to do."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, title: str = "Not for this console") -> None:
         super().__init__(text)
-        self.status = status
+        self.status, self.title = status, title
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,7 +106,8 @@ class Guesses:
         now = time.monotonic()
         self._used, self._at = max(0.0, self._used - (now - self._at)), now
         if self._used > MAX_GUESSES - 1:
-            raise RefusedError(429, "Too many wrong tokens were sent: wait for a few seconds, and try again.")
+            text = "Too many wrong tokens were sent: wait for a few seconds, and try again."
+            raise RefusedError(429, text, "Too many tries")
 
     def add(self) -> None:
         """Count a wrong one."""

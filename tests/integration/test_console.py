@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from service.app import RelayFlask, create_app
 from service.console.actions import Changes
 from service.console.live import Tab
 from service.console.rows import Filter
-from service.console.security import COOKIE, Gate
+from service.console.security import COOKIE, MAX_GUESSES, Gate
 from service.console.views import ConsoleBlueprint
 from service.dev.embedded import EmbeddedRedis
 
@@ -106,6 +107,48 @@ def test_a_bearer_token_needs_no_cookie(visitor: FlaskClient) -> None:
     as_sent = THIRD_TOKEN.encode().decode("latin-1")  # what a server makes of the bytes
     assert visitor.get("/console", headers={"Authorization": f"Bearer {as_sent}"}).status_code == 200
     assert visitor.get("/console", headers={"Authorization": "Bearer wrong"}).status_code == 401
+
+
+def test_tokens_can_not_be_tried_as_fast_as_one_likes(
+    app: RelayFlask, deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("service.console.security.time.monotonic", lambda: now)
+    gate = Gate((TOKEN,))
+    visitor, owner = (local_app(app, gate) for _ in range(2))
+    assert sign_in(owner).status_code == 303
+    wrong = {"Authorization": "Bearer wrong"}
+    tried = [visitor.get("/console", headers=wrong).status_code for _ in range(MAX_GUESSES + 1)]
+    assert tried == [401] * MAX_GUESSES + [429]
+    refused = visitor.get("/console", headers=BEARER)  # whoever is in does not get to know, either
+    assert refused.status_code == 429
+    assert refused.headers["Retry-After"]
+    assert owner.get("/console").status_code == 200
+    now += 1
+    assert visitor.get("/console", headers=BEARER).status_code == 200
+
+
+def test_who_is_in_stays_in_while_tokens_are_tried(app: RelayFlask, deliveries: Deliveries) -> None:
+    gate = Gate((TOKEN,))
+    owner = local_app(app, gate)
+    assert sign_in(owner).status_code == 303
+    for _ in range(2 * MAX_GUESSES):
+        owner.application.test_client().get("/console", headers={"Authorization": "Bearer wrong"})
+    assert owner.get("/console").status_code == 200
+
+
+@pytest.mark.parametrize("has_length", [True, False])
+def test_a_large_form_is_not_read(app: RelayFlask, visitor: FlaskClient, has_length: bool) -> None:
+    body = b"a=1&" * 20_000
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    if has_length:
+        assert visitor.post("/console/sign-in", data=body, headers=headers).status_code == 413
+    else:
+        environ = {"wsgi.input_terminated": True, "CONTENT_LENGTH": ""}
+        response = visitor.post(
+            "/console/sign-in", input_stream=BytesIO(body), headers=headers, environ_overrides=environ
+        )
+        assert response.status_code in {403, 413}
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -294,12 +337,21 @@ def test_what_is_no_id_is_not_looked_for(signed_in: FlaskClient, prefix: str) ->
 def test_health_names_what_is_wrong(signed_in: FlaskClient, deliveries: Deliveries, real_client: Any) -> None:
     deliveries.send(id="sess_1", user_id="user_1")
     real_client.xgroup_create("{clerk}:events", "gateway", "0")
+    real_client.xreadgroup("gateway", "gateway-<1>", {"{clerk}:events": ">"})
     real_client.zadd("{clerk}:expiry", {"sess_1": time.time() * 1000 - DAY_MS})
     real_client.hset("{clerk}:reconcile", mapping={"last_success_at": int(time.time() * 1000), "drift_gone": 3})
     text = signed_in.get("/console/health").text
     for expected in ("behind by 1 d", "gateway", "noeviction", "1 of about 5,000 entries", "gone 3", "Trim horizon"):
         assert expected in text
+    assert re.search(r"<td>gateway-&lt;1&gt;</td><td>gateway</td><td[^>]*>1</td>", text)
     assert re.search(r'class="error"><dt>Expiry worker', text)
+
+
+def test_health_of_an_empty_redis_logs_no_fault(
+    signed_in: FlaskClient, real_client: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert "Nothing was received yet" in signed_in.get("/console/health").text
+    assert "redis_failed" not in capfd.readouterr().err
 
 
 def dead_letter(deliveries: Deliveries) -> str:
@@ -341,11 +393,13 @@ def test_deliveries_take_the_fast_lane_beside_the_console(app: RelayFlask) -> No
     assert app.fast_lane.closed_by() == ""
 
 
-def test_a_redis_that_is_away_is_said_so() -> None:
+@pytest.mark.parametrize("path", [*PAGES[:-1], "/dead-letters/msg_1"])
+def test_each_page_says_that_redis_is_away(path: str) -> None:
     app = create_app(make_settings("redis://127.0.0.1:1/0", console_token=TOKEN))
-    response = app.test_client().get("/console", headers=BEARER)
+    response = app.test_client().get(f"/console{path}", headers=BEARER)
     app.store.close()
     assert response.status_code == 503
+    assert response.headers["Retry-After"]
     assert "Redis is unavailable" in response.text
 
 
@@ -414,6 +468,14 @@ def test_what_is_trimmed_is_not_skipped_silently(
     real_client.xtrim("{clerk}:events", maxlen=1, approximate=False)
     assert [name for name, _ in parsed(tab._step())] == ["resync", "rows"]
     assert rows(tab) == []
+
+
+@pytest.mark.parametrize("after", ["garbage", "0:1-0,1:1-0"])
+def test_a_tab_whose_place_is_not_known_is_told_so(signed_in: FlaskClient, deliveries: Deliveries, after: str) -> None:
+    deliveries.send(id="sess_1", user_id="user_1")
+    response = signed_in.get(f"/console/events?after={after}", buffered=False)
+    assert [name for name, _ in parsed(next(iter(response.response)))] == ["resync", "rows"]  # type: ignore[arg-type]
+    response.close()
 
 
 def test_a_feed_of_one_user_has_no_other(deliveries: Deliveries, open_tab: Callable[..., Tab]) -> None:

@@ -131,7 +131,8 @@ class Page:
         """
         script = axe_core()
         assert script is not None
-        self.evaluate(script.read_text())
+        if not self.evaluate("'axe' in window"):
+            self.evaluate(script.read_text())
         tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
         found = self.evaluate(f"axe.run(document, {{runOnly: {json.dumps(rules or tags)}}})")
         return [
