@@ -72,9 +72,9 @@ class ConsoleStore:
         self.queries: Final = queries
         self.partitions: Final = queries.partitions
 
-    def newest(self) -> Cursors:
+    def newest(self, seconds: float = SECONDS) -> Cursors:
         """Return the end of each partition's stream."""
-        replies = self._each(lambda part: (("XREVRANGE", part.keys.events, "+", "-", "COUNT", 1),))
+        replies = self._each(lambda part: (("XREVRANGE", part.keys.events, "+", "-", "COUNT", 1),), seconds)
         ends = zip(self.partitions, replies, strict=True)
         return {part.number: entries[0][0].decode() if entries else START for part, (entries,) in ends}
 

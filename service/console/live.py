@@ -1,13 +1,15 @@
 """The live part: server-sent events of what the stream gets, at most a few a second, whatever comes in.
 
-Each tab reads the stream on its own, from its own cursor, a few times a second: so it goes on without a gap after a
-lost connection (`Last-Event-ID`) and after Redis was away, and many events need one message, with their count.
+A few times a second one tab looks whether the stream has grown, for all tabs of the process. If it has, each reads it
+on its own, from its own cursor: so it goes on without a gap after a lost connection (`Last-Event-ID`) and after Redis
+was away, and many events need one message, with their count.
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import asyncio
 import contextlib
 import math
+import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -24,6 +26,8 @@ TICK_SECONDS: Final = 0.25
 """Seconds between two looks at the stream. What comes meanwhile is one message."""
 BEAT_SECONDS: Final = 0.6
 """Seconds after which a sign of life is sent if there is no news: the page misses two before it says so."""
+SHARED_SECONDS: Final = 0.15
+"""Seconds for which all tabs of a process believe one look at the end of the stream."""
 AWAY_SECONDS: Final = 1.0
 """Seconds that Redis may take; then the page is told that it is away."""
 MAX_ROWS: Final = 25
@@ -34,11 +38,39 @@ MAX_TABS: Final = 50
 """Tabs that one process serves at the same time."""
 
 
+class Ends:
+    """Where the stream ends, asked once for all tabs of a process: a tab that is there needs not read."""
+
+    def __init__(self, store: ConsoleStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._found: Cursors | StoreUnavailableError = {}
+        self._at = -math.inf
+
+    def are(self, cursors: Cursors) -> bool:
+        """Tell whether nothing is behind cursors, from what was seen in the last SHARED_SECONDS; this never waits."""
+        return time.monotonic() - self._at < SHARED_SECONDS and self._found == cursors
+
+    def look(self) -> Cursors:
+        """Return the ends, as they are or were within SHARED_SECONDS; raise StoreUnavailableError likewise."""
+        with self._lock:  # a failure is shared, too: else each tab would wait for its own, one after the other
+            if time.monotonic() - self._at >= SHARED_SECONDS:
+                try:
+                    self._found = self._store.newest(AWAY_SECONDS)
+                except StoreUnavailableError as error:
+                    self._found = error
+                self._at = time.monotonic()
+            found = self._found
+        if isinstance(found, StoreUnavailableError):
+            raise StoreUnavailableError(str(found))
+        return found
+
+
 class LiveFeed:
     """The tabs of one process."""
 
     def __init__(self, store: ConsoleStore) -> None:
-        self._store = store
+        self._store, self._ends = store, Ends(store)
         self._tabs: weakref.WeakSet[Tab] = weakref.WeakSet()
 
     def open(self, cursors: Cursors, wanted: Filter, ends_at: float, *, is_lost: bool = False) -> "Tab":
@@ -55,7 +87,7 @@ class LiveFeed:
         """
         if sum(not tab.is_closed for tab in self._tabs) >= MAX_TABS:
             raise TooManyStreamsError(f"{MAX_TABS} tabs show the live feed already: close some.")
-        tab = Tab(self._store, cursors, wanted, ends_at, is_lost=is_lost)
+        tab = Tab(self._store, self._ends, cursors, wanted, ends_at, is_lost=is_lost)
         self._tabs.add(tab)
         return tab
 
@@ -64,9 +96,16 @@ class Tab:
     """What one tab is sent, as bytes: iterated by threads, or on an event loop."""
 
     def __init__(
-        self, store: ConsoleStore, cursors: Cursors, wanted: Filter, ends_at: float, *, is_lost: bool = False
+        self,
+        store: ConsoleStore,
+        ends: Ends,
+        cursors: Cursors,
+        wanted: Filter,
+        ends_at: float,
+        *,
+        is_lost: bool = False,
     ) -> None:
-        self._store, self._wanted, self._ends_at = store, wanted, ends_at
+        self._store, self._ends, self._wanted, self._ends_at = store, ends, wanted, ends_at
         self._cursors, self._is_lost = cursors, is_lost
         self._sent_at = -math.inf
         self._pause = 0.0
@@ -97,17 +136,23 @@ class Tab:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(closed.wait(), self._pause)
                 return
-            if data := await asyncio.to_thread(self._step):
+            # Without a thread if that asks nobody.
+            data = self._step(is_idle=True) if self._is_idle() else await asyncio.to_thread(self._step)
+            if data:
                 yield data
 
-    def _step(self) -> bytes:
-        """Return what is to be sent now, and set the pause until the next step."""
+    def _is_idle(self) -> bool:
+        return not self._is_lost and self._ends.are(self._cursors)
+
+    def _step(self, *, is_idle: bool = False) -> bytes:
+        """Return what is to be sent now, and set the pause until the next step; if it is idle, without asking Redis."""
         began_at = time.monotonic()
         if time.time() >= self._ends_at:
             self.is_closed = True
             return _event("bye", {"reason": "signed_out"})
         try:
-            data, pause = b"".join(self._news()), TICK_SECONDS
+            is_idle = is_idle or (not self._is_lost and self._ends.look() == self._cursors)
+            data, pause = b"" if is_idle else b"".join(self._news()), TICK_SECONDS
         except StoreUnavailableError as error:
             data, pause = _event("away", {"detail": str(error)}), AWAY_SECONDS / 2
         if not data and began_at - self._sent_at > BEAT_SECONDS:

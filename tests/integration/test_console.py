@@ -416,7 +416,9 @@ def parsed(data: bytes) -> list[tuple[str, Any]]:
 
 
 @pytest.fixture
-def open_tab(app: RelayFlask) -> Callable[..., Tab]:
+def open_tab(app: RelayFlask, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tab]:
+    """Opens a tab, each step of which asks Redis."""
+    monkeypatch.setattr("service.console.live.SHARED_SECONDS", 0)
     console = app.blueprints["console"]
     assert isinstance(console, ConsoleBlueprint)
 
@@ -476,6 +478,19 @@ def test_a_tab_whose_place_is_not_known_is_told_so(signed_in: FlaskClient, deliv
     response = signed_in.get(f"/console/events?after={after}", buffered=False)
     assert [name for name, _ in parsed(next(iter(response.response)))] == ["resync", "rows"]  # type: ignore[arg-type]
     response.close()
+
+
+def test_tabs_without_news_share_one_look(
+    deliveries: Deliveries, open_tab: Callable[..., Tab], real_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliveries.send(id="sess_1", user_id="user_1")
+    first, *others = [open_tab() for _ in range(10)]
+    assert rows(first) == []
+    monkeypatch.setattr("service.console.live.SHARED_SECONDS", 60)
+    real_client.config_resetstat()
+    for tab in others:
+        assert rows(tab) == []
+    assert not {"cmdstat_xread", "cmdstat_xrevrange"} & set(real_client.info("commandstats"))
 
 
 def test_a_feed_of_one_user_has_no_other(deliveries: Deliveries, open_tab: Callable[..., Tab]) -> None:

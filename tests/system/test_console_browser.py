@@ -273,7 +273,7 @@ def test_many_sessions_make_no_page_slow(page: Page, local: Local, redis: Durabl
 @pytest.fixture
 def day(page: Page, redis: DurableRedis, deliveries: Deliveries) -> str:
     """The id of a dead letter of a day with something on each page."""
-    fill(redis.url, lives=12)
+    fill(redis.url, lives=6)
     with client_of(redis.url) as client:
         client.xgroup_create("{clerk}:events", "gateway", "0")
         client.xgroup_createconsumer("{clerk}:events", "gateway", "gateway-1")
