@@ -125,8 +125,8 @@ def run(
             for_clerk = clerk_trial.environment_of(clerk) | for_redis
             clerk_trial.reconcile(console, settings, os.environ | for_clerk, sessions, stop)
             _skip_messages(subscriber)
-        listening = f"Messages on the channel {settings.redis_channel}, as they come; the console shows more. Ctrl-C stops.\n"
-        console.print(listening, style="dim", markup=False)
+        listening = f"Messages on the channel {settings.redis_channel}, as they come; the console shows more."
+        console.print(f"{listening} Ctrl-C stops.\n", style="dim", markup=False)
         while not stop.is_set():
             if server.poll() is not None:
                 raise StartError(f"The relay ended by itself, with exit status {server.returncode}.")
