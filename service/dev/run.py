@@ -125,7 +125,7 @@ def run(
             for_clerk = clerk_trial.environment_of(clerk) | for_redis
             clerk_trial.reconcile(console, settings, os.environ | for_clerk, sessions, stop)
             _skip_messages(subscriber)
-        listening = f"Messages on the channel {settings.redis_channel}, as they come; the console shows more."
+        listening = f"Messages on {settings.redis_channel}, as they come; the console shows more."
         console.print(f"{listening} Ctrl-C stops.\n", style="dim", markup=False)
         while not stop.is_set():
             if server.poll() is not None:
