@@ -10,7 +10,7 @@ from support.events import event
 from service.console import explain
 from service.console.masking import masked
 from service.console.pages import render
-from service.console.words import place_of, span
+from service.console.words import moment, place_of, span
 
 SESSION: dict[str, Any] = {
     "id": "sess_1",
@@ -117,3 +117,9 @@ def test_everything_in_a_page_is_escaped() -> None:
     )  # fmt: skip
     assert "<img" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_a_time_of_another_day_has_its_date() -> None:
+    noon = 1_796_040_000_000  # 2026-11-30 12:00 UTC
+    assert moment(noon + 25, noon + HOUR_MS) == "12:00:00.025"
+    assert moment(noon, noon + DAY_MS) == "11-30 12:00:00"
