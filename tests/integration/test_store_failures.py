@@ -276,6 +276,7 @@ def test_all_rights_are_asked_for_once_for_each_connection_and_after_a_refusal(
             error = relay.begin(clerk_event(session_id=f"sess_{message_id}"), message_id).exception(timeout=30)
             return None if error is None else str(error)
 
+        assert outcome("msg_0") is None  # it was submitted before there was a connection
         assert outcome("msg_1") is None
         allow("-del")  # a right that only undoing takes
         assert outcome("msg_2") is None
