@@ -50,7 +50,7 @@ describe.each(["real", "fake"])("with a %s clock, it", (clock) => {
   it("grows too old while Redis is away, and no older after that", async () => {
     memory.fail();
     const now = performance.now.bind(performance);
-    vi.spyOn(performance, "now").mockImplementation(() => now() + 5000);
+    vi.spyOn(performance, "now").mockImplementation(() => now() + 5001);
     expect(() => mirror.status("sess_1")).toThrow(MirrorTooOldError);
     memory.restore();
     memory.end("sess_1");
