@@ -100,14 +100,14 @@ class RelayFlask(Flask):
         if not settings.read_tokens and not settings.console_tokens:
             return None
         # Not at the top: it takes memory that a relay without readers need not have.
-        from service.reads.blueprint import create_reads  # noqa: PLC0415
+        from service.app.reads.blueprint import create_reads  # noqa: PLC0415
         from service.store.reader import Reader  # noqa: PLC0415
 
         reader = Reader(settings)
         if settings.read_tokens:
             self.register_blueprint(create_reads(settings, reader))
         if settings.console_tokens:
-            from service.console import create_console  # noqa: PLC0415
+            from service.app.console import create_console  # noqa: PLC0415
 
             self.register_blueprint(create_console(settings, settings.console_tokens, reader.queries))
         return reader

@@ -11,9 +11,9 @@ import webbrowser
 import click
 from clerk_session_feed.errors import ConfigurationError
 
+from service.app.console.local import Local, serving
 from service.clerk.backend_api import BackendApi
 from service.config import ClerkSettings, LogSettings, ReconcileSettings, StoreSettings, load
-from service.console.local import Local, serving
 from service.errors import ClerkError
 from service.ingest import Ingest
 from service.store.dead_letters import DeadLetters, ReplayStore

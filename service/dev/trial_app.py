@@ -5,7 +5,7 @@ import time
 
 from service.app import RelayFlask
 from service.app import create_app as create_relay
-from service.console import ConsoleBlueprint
+from service.app.console import ConsoleBlueprint
 from service.dev import CONSOLE_LINK, TRIAL_PATH
 from service.telemetry.access_log import ADVICE_SECONDS
 

@@ -4,6 +4,7 @@ from typing import Final, get_args
 
 from clerk_session_feed.models import Cursor, Id, SessionMessage, StreamMessage
 
+from service.app.reads.limits import DEFAULT_LIMIT, DEFAULT_SECONDS, LARGEST_LIMIT, LONGEST_SECONDS
 from service.errors import (
     InvalidParameterError,
     NotFoundError,
@@ -12,7 +13,6 @@ from service.errors import (
     UnauthorizedError,
 )
 from service.models import Reason
-from service.reads.limits import DEFAULT_LIMIT, DEFAULT_SECONDS, LARGEST_LIMIT, LONGEST_SECONDS
 from service.schema.json_schema import Schema, schema
 from service.schema.json_schema import schemas as schemas_of
 from service.schema.openapi_parts import SCHEMAS, object_of, problems, response

@@ -17,11 +17,11 @@ from support.relay import make_settings, run_relay
 from werkzeug.test import TestResponse
 
 from service.app import RelayFlask, create_app
-from service.console.actions import Changes
-from service.console.live import Tab
-from service.console.rows import Filter
-from service.console.security import COOKIE, MAX_GUESSES, Gate
-from service.console.views import ConsoleBlueprint
+from service.app.console.actions import Changes
+from service.app.console.live import Tab
+from service.app.console.rows import Filter
+from service.app.console.security import COOKIE, MAX_GUESSES, Gate
+from service.app.console.views import ConsoleBlueprint
 from service.dev.embedded import EmbeddedRedis
 
 TOKEN, SECOND_TOKEN, THIRD_TOKEN = "first-token-of-the-console", "second-token-of-the-console", "troisième"
@@ -113,7 +113,7 @@ def test_tokens_can_not_be_tried_as_fast_as_one_likes(
     app: RelayFlask, deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("service.console.security.time.monotonic", lambda: now)
+    monkeypatch.setattr("service.app.console.security.time.monotonic", lambda: now)
     gate = Gate((TOKEN,))
     visitor, owner = (local_app(app, gate) for _ in range(2))
     assert sign_in(owner).status_code == 303
@@ -418,7 +418,7 @@ def parsed(data: bytes) -> list[tuple[str, Any]]:
 @pytest.fixture
 def open_tab(app: RelayFlask, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tab]:
     """Opens a tab, each step of which asks Redis."""
-    monkeypatch.setattr("service.console.live.SHARED_SECONDS", 0)
+    monkeypatch.setattr("service.app.console.live.SHARED_SECONDS", 0)
     console = app.blueprints["console"]
     assert isinstance(console, ConsoleBlueprint)
 
@@ -486,7 +486,7 @@ def test_tabs_without_news_share_one_look(
     deliveries.send(id="sess_1", user_id="user_1")
     first, *others = [open_tab() for _ in range(10)]
     assert rows(first) == []
-    monkeypatch.setattr("service.console.live.SHARED_SECONDS", 60)
+    monkeypatch.setattr("service.app.console.live.SHARED_SECONDS", 60)
     real_client.config_resetstat()
     for tab in others:
         assert rows(tab) == []
@@ -507,7 +507,7 @@ def test_a_feed_ends_with_the_visit(app: RelayFlask, open_tab: Callable[..., Tab
 def test_there_is_an_end_to_the_number_of_tabs(
     app: RelayFlask, signed_in: FlaskClient, open_tab: Callable[..., Tab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.console.live.MAX_TABS", 0)
+    monkeypatch.setattr("service.app.console.live.MAX_TABS", 0)
     assert signed_in.get("/console/events").status_code == 503
 
 
@@ -566,7 +566,7 @@ def test_a_link_signs_in_once(app: RelayFlask, deliveries: Deliveries) -> None:
 
 
 def test_a_link_ends_by_itself(app: RelayFlask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.console.security.LINK_SECONDS", -1)
+    monkeypatch.setattr("service.app.console.security.LINK_SECONDS", -1)
     gate = Gate((), who="tester")
     gate.links.add("one-time")
     assert local_app(app, gate).get("/console/open/one-time").status_code == 401

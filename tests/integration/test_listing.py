@@ -2,14 +2,13 @@
 
 import contextlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from support.constants import DAY_MS, HOUR_MS
 from support.events import clerk_event
-from support.relay import Relay, make_settings, run_relay
+from support.relay import Relay, make_settings
 
 from service.dev.embedded import EmbeddedRedis
 from service.store import listing
@@ -20,20 +19,8 @@ Put = Callable[..., None]
 
 
 @pytest.fixture
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-@pytest.fixture(params=[1, 3], ids=["whole", "3 partitions"])
-def partitions(request: pytest.FixtureRequest) -> int:
-    number: int = request.param
-    return number
-
-
-@pytest.fixture
-def relay(real_redis: EmbeddedRedis, real_client: Any, partitions: int, now_ms: int) -> Iterator[Relay]:
-    with run_relay(real_redis.url, now_ms=now_ms, partitions=partitions) as relay:
-        yield relay
+def relay(partitioned_relay: Relay) -> Relay:
+    return partitioned_relay
 
 
 @pytest.fixture

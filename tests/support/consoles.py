@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
+from service.app.console.actions import Changes
+from service.app.console.local import Local, serving
 from service.config import StoreSettings, load
-from service.console.actions import Changes
-from service.console.local import Local, serving
 from service.dev import simulator
 from support.constants import DAY_MS
 from support.relay import Relay, run_relay

@@ -7,6 +7,7 @@ that it did not start.
 import contextlib
 import functools
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,9 +31,12 @@ __all__ = [
     "client",
     "feed",
     "lasting_client",
+    "now_ms",
     "open_feed",
     "own_client",
     "own_redis",
+    "partitioned_relay",
+    "partitions",
     "real_client",
     "real_redis",
     "redis_binary",
@@ -116,6 +120,25 @@ def real_client(real_redis: EmbeddedRedis) -> Iterator[Any]:
 @pytest.fixture
 def relay(relay_redis: EmbeddedRedis, client: Any) -> Iterator[Relay]:
     with run_relay(relay_redis.url) as relay:
+        yield relay
+
+
+@pytest.fixture
+def now_ms() -> int:
+    """When this test began, in Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+@pytest.fixture(params=[1, 3], ids=["whole", "3 partitions"])
+def partitions(request: pytest.FixtureRequest) -> int:
+    number: int = request.param
+    return number
+
+
+@pytest.fixture
+def partitioned_relay(real_redis: EmbeddedRedis, real_client: Any, partitions: int, now_ms: int) -> Iterator[Relay]:
+    """One with its data whole, and one with its data divided, whose clock stands still."""
+    with run_relay(real_redis.url, now_ms=now_ms, partitions=partitions) as relay:
         yield relay
 
 

@@ -17,7 +17,7 @@ from support.consoles import Deliveries, add_sessions, console
 from support.redis_clients import client_of
 from support.relay import run_relay
 
-from service.console.local import Local
+from service.app.console.local import Local
 from service.dev.embedded import EmbeddedRedis
 
 SECONDS: Final = int(os.environ.get("CONSOLE_SECONDS", "60"))

@@ -17,7 +17,7 @@ from support.redis_servers import DurableRedis, durable_redis
 from support.relay import run_relay
 from support.services import ServiceProcess, run_service
 
-from service.console.local import Local
+from service.app.console.local import Local
 
 TOKEN = "a-token-of-the-console"
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"

@@ -7,10 +7,10 @@ import pytest
 from support.constants import DAY_MS, HOUR_MS, NOW_MS
 from support.events import event
 
-from service.console import explain
-from service.console.masking import masked
-from service.console.pages import render
-from service.console.words import moment, place_of, span
+from service.app.console import explain
+from service.app.console.masking import masked
+from service.app.console.pages import render
+from service.app.console.words import moment, place_of, span
 
 SESSION: dict[str, Any] = {
     "id": "sess_1",

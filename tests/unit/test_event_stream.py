@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from service.reads.stream import encode
+from service.app.reads.stream import encode
 from service.store.subscription import Notice
 
 

@@ -10,8 +10,8 @@ from itsdangerous import URLSafeSerializer
 from support.constants import NOW_MS
 from support.strategies import patient
 
-from service.reads import tokens
-from service.reads.tokens import EventTokens, Grant
+from service.app.reads import tokens
+from service.app.reads.tokens import EventTokens, Grant
 
 OLD: Final = "an-old-token-to-read-with"
 NEW: Final = "a-new-token-to-read-with"

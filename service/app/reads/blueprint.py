@@ -2,11 +2,11 @@
 
 from flask import Blueprint
 
+from service.app.reads.access import ReadAccess
+from service.app.reads.events import add_events
+from service.app.reads.sessions import add_sessions
+from service.app.reads.stored import add_stored
 from service.config import Settings
-from service.reads.access import ReadAccess
-from service.reads.events import add_events
-from service.reads.sessions import add_sessions
-from service.reads.stored import add_stored
 from service.store.reader import Reader
 
 

@@ -8,12 +8,12 @@ import orjson
 from clerk_session_feed.updates import now_ms
 from flask import Blueprint, Response, request
 
+from service.app.reads.access import ReadAccess
+from service.app.reads.limits import DEFAULT_SECONDS, LONGEST_SECONDS, MAX_STREAMS
+from service.app.reads.parameters import optional_id
+from service.app.reads.stream import EventStream
+from service.app.reads.tokens import EventTokens, Grant, is_id
 from service.errors import InvalidParameterError, TooManyStreamsError, UnauthorizedError
-from service.reads.access import ReadAccess
-from service.reads.limits import DEFAULT_SECONDS, LONGEST_SECONDS, MAX_STREAMS
-from service.reads.parameters import optional_id
-from service.reads.stream import EventStream
-from service.reads.tokens import EventTokens, Grant, is_id
 from service.store import positions
 from service.store.reader import Reader
 from service.store.subscription import Scope

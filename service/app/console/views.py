@@ -7,18 +7,18 @@ import structlog
 from flask import Blueprint, Request, Response, request
 from werkzeug import exceptions
 
+from service.app.console import explain, health, pages
+from service.app.console.actions import Actions, Changes
+from service.app.console.data import MAX_FOUND, ConsoleStore
+from service.app.console.frame import Frame, View, open_to_all, redirect_to
+from service.app.console.live import LiveFeed, read_cursors, write_cursors
+from service.app.console.masking import masked
+from service.app.console.rows import Filter, loads, row, tone
+from service.app.console.search import search
+from service.app.console.security import PATH, Gate, Visit, check_origin
+from service.app.console.summaries import is_first, listed, timeline
+from service.app.console.visits import Visits
 from service.config import StoreSettings
-from service.console import explain, health, pages
-from service.console.actions import Actions, Changes
-from service.console.data import MAX_FOUND, ConsoleStore
-from service.console.frame import Frame, View, open_to_all, redirect_to
-from service.console.live import LiveFeed, read_cursors, write_cursors
-from service.console.masking import masked
-from service.console.rows import Filter, loads, row, tone
-from service.console.search import search
-from service.console.security import PATH, Gate, Visit, check_origin
-from service.console.summaries import is_first, listed, timeline
-from service.console.visits import Visits
 from service.store.queries import Queries
 from service.waiting import STREAMS, read_body
 

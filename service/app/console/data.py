@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from clerk_session_feed.cursors import START, position
 from clerk_session_feed.models import ID
 
-from service.console.rows import Entry, loads
+from service.app.console.rows import Entry, loads
 from service.store.dead_letters import DeadLetter, Summary
 from service.store.partitions import Partition, results
 from service.store.queries import Queries

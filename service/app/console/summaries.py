@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from service.console.explain import changes, is_live
-from service.console.rows import Entry, loads, row, tone
-from service.console.words import place_of, span
+from service.app.console.explain import changes, is_live
+from service.app.console.rows import Entry, loads, row, tone
+from service.app.console.words import place_of, span
 
 
 def is_first(entry: Entry) -> bool:

@@ -7,10 +7,10 @@ from typing import Final
 import orjson
 from flask import Blueprint, Response, request
 
+from service.app.reads.access import ReadAccess
+from service.app.reads.answers import answer, page
+from service.app.reads.parameters import limit
 from service.errors import InvalidParameterError
-from service.reads.access import ReadAccess
-from service.reads.answers import answer, page
-from service.reads.parameters import limit
 from service.store.queries import Queries
 
 _AFTER: Final = re.compile(r"0|[1-9][0-9]{0,19}")

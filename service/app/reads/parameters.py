@@ -3,8 +3,8 @@
 from clerk_session_feed.models import ID
 from flask import request
 
+from service.app.reads.limits import DEFAULT_LIMIT, LARGEST_LIMIT
 from service.errors import InvalidParameterError
-from service.reads.limits import DEFAULT_LIMIT, LARGEST_LIMIT
 
 
 def check_id(name: str, value: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from service.console.data import SECONDS, fields_of
+from service.app.console.data import SECONDS, fields_of
 from service.errors import StoreUnavailableError
 from service.store.partitions import Partition
 from service.telemetry import printable

@@ -18,8 +18,8 @@ from typing import Any, Final
 import orjson
 from clerk_session_feed.cursors import whole_cursor
 
-from service.console.data import ConsoleStore, Cursors
-from service.console.rows import Entry, Filter, row
+from service.app.console.data import ConsoleStore, Cursors
+from service.app.console.rows import Entry, Filter, row
 from service.errors import StoreUnavailableError, TooManyStreamsError
 
 TICK_SECONDS: Final = 0.25
@@ -110,19 +110,23 @@ class Tab:
         self._sent_at = -math.inf
         self._pause = 0.0
         """Seconds until the next step."""
-        self.is_closed = False
+        self._closing = threading.Event()
         self._on_close: Callable[[], object] = lambda: None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing more is sent."""
+        return self._closing.is_set()
 
     def close(self) -> None:
         """End it. From the thread of the loop, or from any other if it is iterated by threads."""
-        self.is_closed = True
+        self._closing.set()
         self._on_close()
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield what is to be sent; this blocks the thread until there is something."""
         try:
-            while not self.is_closed:
-                time.sleep(self._pause)
+            while not self._closing.wait(self._pause):
                 if data := self._step():
                     yield data
         finally:
@@ -148,7 +152,7 @@ class Tab:
         """Return what is to be sent now, and set the pause until the next step; if it is idle, without asking Redis."""
         began_at = time.monotonic()
         if time.time() >= self._ends_at:
-            self.is_closed = True
+            self._closing.set()
             return _event("bye", {"reason": "signed_out"})
         try:
             is_idle = is_idle or (not self._is_lost and self._ends.look() == self._cursors)

@@ -4,10 +4,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
-from service.console.data import SECONDS, ConsoleStore, fields_of
-from service.console.groups import Group, Worker, groups_of, has_stream, workers_of
-from service.console.rows import Entry, loads
-from service.console.words import span, utc
+from service.app.console.data import SECONDS, ConsoleStore, fields_of
+from service.app.console.groups import Group, Worker, groups_of, has_stream, workers_of
+from service.app.console.rows import Entry, loads
+from service.app.console.words import span, utc
 from service.errors import StoreUnavailableError
 from service.store.partitions import Partition
 

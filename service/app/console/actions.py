@@ -11,8 +11,8 @@ from clerk_session_feed.models import ID
 from flask import request
 from werkzeug import exceptions
 
-from service.console.data import ConsoleStore
-from service.console.security import PATH, Visit
+from service.app.console.data import ConsoleStore
+from service.app.console.security import PATH, Visit
 
 log = structlog.get_logger(__name__)
 

@@ -4,8 +4,8 @@ import structlog
 from flask import Request, Response, request
 from werkzeug import exceptions
 
-from service.console.frame import Frame, View, open_to_all, redirect_to
-from service.console.security import PATH, Visit
+from service.app.console.frame import Frame, View, open_to_all, redirect_to
+from service.app.console.security import PATH, Visit
 
 log = structlog.get_logger(__name__)
 

@@ -7,7 +7,7 @@ import orjson
 from clerk_session_feed import lenient_json
 from clerk_session_feed.models import OPEN_STATUSES
 
-from service.console.words import moment, place_of, utc
+from service.app.console.words import moment, place_of, utc
 
 SOURCES: Final = {"synthetic": "expiry worker", "clerk-api": "Clerk's API", "relay": "revoked here"}
 """What is said of an event that is not one of Clerk's webhooks."""

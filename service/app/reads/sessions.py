@@ -4,10 +4,10 @@ from typing import Final
 
 from flask import Blueprint, Response, request
 
+from service.app.reads.access import ReadAccess
+from service.app.reads.answers import answer, page
+from service.app.reads.parameters import check_id, limit, optional_id
 from service.errors import InvalidParameterError, NotFoundError
-from service.reads.access import ReadAccess
-from service.reads.answers import answer, page
-from service.reads.parameters import check_id, limit, optional_id
 from service.store.listing import WANTED, list_sessions, read_stream_cursor
 from service.store.queries import Page, Queries
 

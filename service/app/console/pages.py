@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from service.console.words import span, utc
+from service.app.console.words import span, utc
 from service.telemetry import printable
 
 _FOLDER: Final = Path(__file__).parent

@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 from clerk_session_feed.models import OPEN_STATUSES, STATUSES
 
-from service.console.words import span, text_of, utc
+from service.app.console.words import span, text_of, utc
 
 QUIET: Final = frozenset({"updated_at", "object", "latest_activity.object", "latest_activity.id"})
 """Fields whose changes say nothing to people."""

@@ -7,9 +7,9 @@ from typing import Any, Final
 from flask import Response, redirect, request
 from werkzeug import exceptions
 
+from service.app.console import pages
+from service.app.console.security import PATH, Gate, RefusedError, Visit
 from service.config import StoreSettings, redis_address
-from service.console import pages
-from service.console.security import PATH, Gate, RefusedError, Visit
 from service.errors import RelayError
 from service.telemetry import printable
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from clerk_session_feed.models import ID
 
-from service.console.data import MAX_FOUND, SCANNED, SEARCH_SECONDS, ConsoleStore
+from service.app.console.data import MAX_FOUND, SCANNED, SEARCH_SECONDS, ConsoleStore
 
 
 @dataclasses.dataclass(slots=True)

@@ -14,10 +14,10 @@ from clerk_session_feed.errors import ConfigurationError
 from flask import Flask, Response, redirect
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from service.app.console.actions import Changes
+from service.app.console.security import COOKIE, HEADERS, PATH, Gate
+from service.app.console.views import ConsoleBlueprint
 from service.config import StoreSettings
-from service.console.actions import Changes
-from service.console.security import COOKIE, HEADERS, PATH, Gate
-from service.console.views import ConsoleBlueprint
 from service.store.queries import Queries
 
 _ADDRESS: Final = "127.0.0.1"
